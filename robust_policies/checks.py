@@ -1,0 +1,67 @@
+"""Checks of input at the package's boundary. Each returns the checked value or raises a `UserError`."""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+
+from robust_policies.errors import DeviceError, InvalidValueError, NonFiniteError, ShapeError
+
+
+def positive_int(name: str, value: Any, minimum: int = 1) -> int:
+    """Return `value` as an int of at least `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < minimum:
+        raise InvalidValueError(f"{name} is {value!r}; expected a whole number of at least {minimum}.")
+    return int(value)
+
+
+def finite_float(
+    name: str,
+    value: Any,
+    *,
+    above: float = -math.inf,
+    at_least: float = -math.inf,
+    at_most: float = math.inf,
+) -> float:
+    """Return `value` as a finite float with above < value, at_least <= value <= at_most."""
+    real = isinstance(value, Real) and not isinstance(value, bool)
+    if not real or not math.isfinite(value) or not above < value or not at_least <= value <= at_most:
+        wanted = [
+            text
+            for bound, text in ((above, f"> {above:g}"), (at_least, f">= {at_least:g}"), (at_most, f"<= {at_most:g}"))
+            if math.isfinite(bound)
+        ]
+        raise InvalidValueError(f"{name} is {value!r}; expected a finite number {' and '.join(wanted)}".rstrip() + ".")
+    return float(value)
+
+
+def finite_tensor(name: str, value: torch.Tensor) -> torch.Tensor:
+    """Return `value` if all its entries are finite."""
+    if not bool(torch.isfinite(value).all()):
+        count = int((~torch.isfinite(value)).sum())
+        raise NonFiniteError(f"{name} holds {count} NaN or infinite value(s) of {value.numel()}; expected finite numbers.")
+    return value
+
+
+def shape(name: str, value: Any, expected: tuple[int | None, ...]) -> None:
+    """Raise unless `value.shape` matches `expected` (None matches any size)."""
+    given = tuple(value.shape)
+    if len(given) != len(expected) or any(e is not None and e != g for g, e in zip(given, expected, strict=True)):
+        wanted = ", ".join("any" if e is None else str(e) for e in expected)
+        raise ShapeError(f"{name} has shape {given}; expected ({wanted}).")
+
+
+def device(name: str | torch.device) -> torch.device:
+    """Return the torch device `name`, or raise if this machine does not have it."""
+    try:
+        wanted = torch.device(name)
+    except RuntimeError as error:
+        raise DeviceError(f"Device {name!r} is not one PyTorch knows; expected 'cpu', 'cuda' or 'cuda:N'.") from error
+    if wanted.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (wanted.index or 0) >= count:
+            raise DeviceError(f"Device {str(name)!r} was asked for and PyTorch sees {count} CUDA device(s); use 'cpu'.")
+    return wanted

@@ -1,0 +1,1 @@
+"""Formulas for linear plants: the Youla parametrization and its bounds."""
