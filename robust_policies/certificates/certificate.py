@@ -1,0 +1,213 @@
+"""The certificate of a policy: what is proven of it, by which factors, on which arrays, and what is not."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import scipy
+import torch
+
+from robust_policies import __version__
+from robust_policies.certificates.files import read_json, write_json
+from robust_policies.errors import CorruptFileError, InvalidValueError
+
+SCHEMA = 1
+Status = Literal["PASS", "VIOLATED", "NOT_CERTIFIED"]
+STATUSES = ("PASS", "VIOLATED", "NOT_CERTIFIED")
+VIOLATION_MARGIN = 1e-6
+
+
+@dataclass(frozen=True)
+class Factor:
+    """One factor of the gain from raw observation to raw mean action, in the order the signal passes them."""
+
+    name: str
+    gain: float | None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` proved of one cell's explicit matrices.
+
+    `gamma` bounds the incremental l2 gain (None: only contraction was asked or proven), `rate` the contraction rate,
+    `overshoot` is sqrt(cond P), `margin` the smallest eigenvalue of the LMI, `shift` what rounding may have taken from it,
+    `tau` the multiplier of phi's bound and `ell` phi's Lipschitz bound. NOT_CERTIFIED never means unstable.
+    """
+
+    status: Literal["PASS", "NOT_CERTIFIED"]
+    gamma: float | None = None
+    rate: float | None = None
+    margin: float | None = None
+    shift: float | None = None
+    tau: float | None = None
+    ell: float | None = None
+    overshoot: float | None = None
+    reason: str = ""
+    claimed_gamma: float | None = None
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """The content of certificate.json.
+
+    `gamma_core` is the proven gain of the recurrent cell, `gamma_raw` of the whole chain raw observation -> raw mean
+    action. `empirical_lower` is the largest gain a search found for that chain, `witness` the file with the two input
+    sequences that show it, `ratio` = empirical_lower / gamma_raw. PASS with gamma_raw None proves contraction only.
+    """
+
+    status: Status
+    claim: str
+    gamma_core: float | None = None
+    gamma_raw: float | None = None
+    rate: float | None = None
+    overshoot: float | None = None
+    empirical_lower: float | None = None
+    ratio: float | None = None
+    witness: str | None = None
+    factors: tuple[Factor, ...] = ()
+    margin: float | None = None
+    arrays_sha256: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    reason: str = ""
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        if self.status not in STATUSES:
+            raise InvalidValueError(f"Certificate status is {self.status!r}; expected one of {', '.join(STATUSES)}.")
+        for name in ("gamma_core", "gamma_raw", "rate", "overshoot", "empirical_lower", "ratio", "margin"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+                raise InvalidValueError(f"Certificate {name} is {value!r}; expected a number or nothing.")
+            if value is not None and not math.isfinite(value):
+                raise InvalidValueError(f"Certificate {name} is {value!r}; expected a finite number or nothing.")
+
+    def with_search(self, lower: float, witness: str | None) -> Self:
+        """Return this certificate with the gain a search found; VIOLATED if that is above gamma_raw (1 + 1e-6).
+
+        Only a float64 witness counts: secants in float32 show false violations.
+        """
+        content = {item.name: getattr(self, item.name) for item in fields(self)}
+        ratio = lower / self.gamma_raw if self.gamma_raw else None
+        content.update(empirical_lower=lower, witness=witness, ratio=ratio)
+        if self.status == "PASS" and ratio is not None and ratio > 1 + VIOLATION_MARGIN:
+            content.update(status="VIOLATED", reason=f"two input sequences with gain {lower:.6g} were found")
+            content["claim"] = claim("VIOLATED", self.gamma_raw, self.rate, self.overshoot, content["reason"])
+        return type(self)(**content)
+
+    def to_json(self, path: str | Path) -> Path:
+        """Return `path` after writing the certificate there, whole or not at all."""
+        return write_json(path, {"schema": self.schema, **{k: v for k, v in asdict(self).items() if k != "schema"}})
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> Self:
+        """Return the certificate in `path`; raises MissingFileError, CorruptFileError or SchemaError."""
+        content = read_json(path, "certificate", SCHEMA)
+        known = {item.name for item in fields(cls)}
+        if unknown := sorted(set(content) - known):
+            raise CorruptFileError(f"{path} has unknown entries {', '.join(unknown)}; write it again with `certify`.")
+        try:
+            content["factors"] = tuple(Factor(**factor) for factor in content.get("factors", ()))
+            return cls(**content)
+        except (TypeError, InvalidValueError) as error:
+            raise CorruptFileError(
+                f"{path} is not a whole certificate ({error}); write it again with `certify`."
+            ) from error
+
+
+def claim(
+    status: str, gamma: float | None, rate: float | None, overshoot: float | None = None, reason: str = ""
+) -> str:
+    """Return one sentence or two that say what holds for the policy and what does not."""
+    limits = (
+        "This is about the mean action only (exploration noise and action clipping are not part of it) and about "
+        "the policy alone, open loop: it does not bound the return or prove stability of the closed loop."
+    )
+    if status == "VIOLATED":
+        bound = "the claimed bound" if gamma is None else f"the claimed gain {gamma:.6g}"
+        return f"Refuted: {reason or f'a float64 search found inputs above {bound}'}, which is above {bound}."
+    if status != "PASS":
+        return f"Nothing is proven: {reason or 'the check did not succeed'}. This does not mean that the policy is unstable."
+    parts = []
+    if gamma is not None:
+        parts.append(
+            "for any two observation sequences and the same initial state, the l2 norm of the difference of the mean "
+            f"actions is at most {upward(gamma):.6g} times the l2 norm of the difference of the raw observations"
+        )
+    if rate is not None and rate < 1:
+        over = "" if overshoot is None else f" {upward(overshoot):.6g} *"
+        parts.append(
+            "under the same observations, the states of two copies started differently approach each other like"
+            f"{over} {upward(rate):.6g}^t"
+        )
+    elif rate is not None:
+        parts.append(
+            "under the same observations, the states of two copies never move apart in the certificate's metric"
+        )
+    return f"Proven for the arrays that run, in exact arithmetic: {'; and '.join(parts)}. {limits}"
+
+
+def upward(value: float, digits: int = 6) -> float:
+    """Return `value` rounded up to `digits` significant digits, so that a printed bound is still a bound."""
+    if value <= 0 or not math.isfinite(value):
+        return value
+    unit = 10.0 ** (math.floor(math.log10(value)) - digits + 1)
+    return math.ceil(value / unit - 1e-9) * unit if abs(value / unit - round(value / unit)) > 1e-9 else value
+
+
+def array_hashes(arrays: Mapping[str, Any]) -> dict[str, str]:
+    """Return the sha256 of each array's dtype, shape and bytes (C order, little endian)."""
+    hashes = {}
+    for name, value in arrays.items():
+        array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+        array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+        hashes[name] = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode() + array.tobytes()).hexdigest()
+    return hashes
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what computed a certificate."""
+    return {
+        "robust-policies": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "scipy": scipy.__version__,
+    }
+
+
+def compose(
+    verification: Verification,
+    *,
+    before: Sequence[Factor] = (),
+    after: Sequence[Factor] = (),
+    arrays: Mapping[str, Any] | None = None,
+    cell_note: str = "",
+) -> Certificate:
+    """Return the certificate of the chain `before` -> cell -> `after`; its gain is the product of the factors' gains."""
+    factors = (*before, Factor("cell", verification.gamma, cell_note), *after)
+    gains = [factor.gain for factor in factors]
+    gamma_raw = None
+    if verification.status == "PASS" and all(gain is not None for gain in gains):
+        # Each product rounds by at most one unit in 2^53; the bound must not shrink by it.
+        gamma_raw = math.prod(float(gain) for gain in gains if gain is not None) * (1 + 4e-16 * (len(gains) + 1))
+    return Certificate(
+        status=verification.status,
+        claim=claim(verification.status, gamma_raw, verification.rate, verification.overshoot, verification.reason),
+        gamma_core=verification.gamma,
+        gamma_raw=gamma_raw,
+        rate=verification.rate,
+        overshoot=verification.overshoot,
+        factors=factors,
+        margin=verification.margin,
+        arrays_sha256=array_hashes(arrays or {}),
+        versions=versions(),
+        reason=verification.reason,
+    )
