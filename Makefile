@@ -1,0 +1,66 @@
+# Everything a newcomer or a contributor runs. `make help` lists it.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# PyTorch's own index of CPU builds, if your package index has none: make demo TORCH_INDEX=<its address>
+TORCH_INDEX ?=
+TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
+PYTEST_ARGS ?= -n 2
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup demo test test-fast lint type format bench clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST)
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# Without a GPU the CPU build of PyTorch is taken where the package index offers one: the default build for Linux brings
+# several gigabytes of CUDA libraries along.
+$(VENV)/.torch: constraints.txt | $(VENV)/bin/python
+	@if ! command -v nvidia-smi >/dev/null 2>&1; then \
+		$(BIN)/pip install -q $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) "torch==$(TORCH)+cpu" -c constraints.txt \
+		2>/dev/null || echo "No CPU build of PyTorch $(TORCH) on this package index: taking its default build (see TORCH_INDEX in the Makefile)."; \
+	fi
+	@$(BIN)/pip install -q "torch==$(TORCH)" -c constraints.txt
+	@touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt $(VENV)/.torch
+	@echo "Installing robust-policies into $(VENV) ..."
+	@$(BIN)/pip install -q -c constraints.txt -e ".[test]"
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.test
+	@$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
+	@touch $@
+
+setup: $(VENV)/.test ## make .venv and install
+
+demo: setup ## train, certify and stress-test a policy; writes results/demo/report.html
+	@BIN=$(BIN) sh benchmarks/demo.sh results/demo
+
+test: setup ## the whole test suite
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-fast: setup ## the suite without what trains to a threshold
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS) -m "not slow"
+
+lint: $(VENV)/.dev ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: $(VENV)/.dev ## pyright
+	$(BIN)/pyright
+
+format: $(VENV)/.dev ## ruff's formatter and its safe fixes
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup ## every benchmark; writes benchmarks/*.json
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/cells.py --output benchmarks/cells.json
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/envs.py --output benchmarks/envs.json
+
+clean: ## remove the virtual environment and build products
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

@@ -1,0 +1,30 @@
+"""Tasks and recipes are found by name and by path."""
+
+import pytest
+
+from robust_policies import assets
+from robust_policies.errors import MissingFileError, UnknownNameError
+
+
+def test_a_recipe_is_found_by_its_bare_name_and_by_its_path_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert assets.recipe_path("demo") == assets.recipe_path("train/demo.yaml")
+    assert assets.recipe_path("demo").is_file()
+
+
+def test_an_own_recipe_in_the_working_directory_comes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo.yaml").write_text("schema: 1\n")
+    assert assets.recipe_path("demo.yaml").resolve() == tmp_path / "demo.yaml"
+
+
+def test_a_typo_is_answered_with_the_closest_name():
+    with pytest.raises(UnknownNameError, match="Did you mean 'demo'"):
+        assets.recipe_path("dmo")
+    with pytest.raises(UnknownNameError, match="Did you mean 'pendulum'"):
+        assets.task_folder("pendlum")
+
+
+def test_a_path_elsewhere_is_never_replaced_by_a_recipe_of_the_package(tmp_path):
+    with pytest.raises(MissingFileError, match="does not exist"):
+        assets.recipe_path(tmp_path / "demo.yaml")
