@@ -39,7 +39,11 @@ $(VENV)/.dev: $(VENV)/.test
 setup: $(VENV)/.test ## make .venv and install
 
 demo: setup ## train, certify and stress-test a policy; writes results/demo/report.html
-	@BIN=$(BIN) sh benchmarks/demo.sh results/demo
+	@rm -rf results/demo
+	@$(BIN)/robust-policies train train/demo.yaml -o results/demo --no-report
+	@$(BIN)/robust-policies train train/demo_lstm.yaml -o results/demo/lstm --no-report
+	@$(BIN)/robust-policies report results/demo results/demo/lstm -o results/demo/report.html
+	@echo "The report: $(CURDIR)/results/demo/report.html"
 
 test: setup ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
