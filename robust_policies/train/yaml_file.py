@@ -1,0 +1,75 @@
+"""YAML as people expect it: 1e-3 is a number, a key given twice is an error, mistakes come with their line."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from robust_policies.errors import CorruptFileError, InvalidValueError, MissingFileError
+
+# YAML 1.1, which PyYAML follows, reads 1e-3 (no dot) as text; YAML 1.2 and everybody else read a number.
+_FLOAT = re.compile(
+    r"^[-+]?(?:\d[\d_]*\.[\d_]*(?:[eE][-+]?\d+)?|\.\d[\d_]*(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(?:inf|Inf|INF))$|^\.(?:nan|NaN|NAN)$"
+)
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with YAML 1.2's floats, refusing duplicate keys."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} is there twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that writes lists of numbers on one line."""
+
+    def represent_list(self, data: Any) -> yaml.SequenceNode:
+        return self.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True)
+
+
+_Dumper.add_representer(list, _Dumper.represent_list)
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    text = getattr(error, "problem", None) or str(error).splitlines()[0]
+    return f"line {mark.line + 1}, column {mark.column + 1}: {text}" if mark else text
+
+
+def read_yaml(path: str | Path) -> Any:
+    """Return the data in a YAML file; raise `MissingFileError`, or `CorruptFileError` with the line of the mistake."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise MissingFileError(f"File {str(path)!r} does not exist.") from error
+    except (UnicodeDecodeError, OSError) as error:
+        raise CorruptFileError(f"File {str(path)!r} cannot be read as text: {error}.") from error
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506  (a subclass of SafeLoader)
+    except yaml.YAMLError as error:
+        raise CorruptFileError(f"File {str(path)!r} is not valid YAML, {_problem(error)}.") from error
+
+
+def parse_scalar(text: str, where: str) -> Any:
+    """Return the value that `text` means in YAML (`4`, `1e-3`, `[32, 32]`, `null`, `relu`)."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506  (a subclass of SafeLoader)
+    except yaml.YAMLError as error:
+        raise InvalidValueError(f"{where} was given {text!r}, which is not a YAML value, {_problem(error)}.") from error
+
+
+def dump_yaml(data: Any) -> str:
+    """Return `data` as YAML text, keys in the given order."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
