@@ -1,1 +1,22 @@
-"""See the package documentation."""
+"""Recurrent networks whose stability and robustness hold by construction, and baselines behind the same interface."""
+
+from robust_policies.networks.activations import ACTIVATIONS
+from robust_policies.networks.baselines import GRUCell, LSTMCell, MLPCell
+from robust_policies.networks.cell import Cell
+from robust_policies.networks.guarantees import Contracting, Dissipative, Guarantee, Lipschitz
+from robust_policies.networks.registry import CELLS, cell_from_config, make_cell
+
+__all__ = [
+    "ACTIVATIONS",
+    "CELLS",
+    "Cell",
+    "Contracting",
+    "Dissipative",
+    "GRUCell",
+    "Guarantee",
+    "LSTMCell",
+    "Lipschitz",
+    "MLPCell",
+    "cell_from_config",
+    "make_cell",
+]

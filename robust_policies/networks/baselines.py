@@ -1,0 +1,178 @@
+"""Networks without a guarantee behind the same interface: LSTM, GRU and a memoryless MLP."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from robust_policies.errors import InvalidValueError
+from robust_policies.networks.activations import activation_named
+from robust_policies.networks.cell import Cell, hidden_widths
+
+
+class GatedMatrices(NamedTuple):
+    """Weights of an LSTM or GRU in torch's gate order, and of its output map y = C h + by."""
+
+    weight_ih: Tensor
+    weight_hh: Tensor
+    bias_ih: Tensor
+    bias_hh: Tensor
+    C: Tensor
+    by: Tensor
+
+
+class MLPMatrices(NamedTuple):
+    """Weights and biases of a multilayer perceptron, first layer first."""
+
+    weights: tuple[Tensor, ...]
+    biases: tuple[Tensor, ...]
+
+
+class _GatedCell(Cell):
+    """What LSTM and GRU share: torch's fused sequence kernel, cut where a reset falls inside the sequence."""
+
+    core: nn.RNNBase
+    output: nn.Linear
+
+    @abstractmethod
+    def _segment(self, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (hidden values (time, batch, h), final state) of a stretch without resets."""
+
+    def explicit(self) -> GatedMatrices:
+        """Return the weights."""
+        weight_ih, weight_hh, bias_ih, bias_hh = self.core.parameters()
+        return GatedMatrices(weight_ih, weight_hh, bias_ih, bias_hh, self.output.weight, self.output.bias)
+
+    def run(
+        self, explicit: GatedMatrices, inputs: Tensor, state: Tensor, starts: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return (outputs, final state), one kernel call for every stretch between resets."""
+        cuts = [0]
+        if starts is not None:
+            cuts += [t for t in starts.any(dim=1).nonzero().flatten().tolist() if t > 0]
+        hidden = []
+        for begin, end in zip(cuts, [*cuts[1:], inputs.shape[0]], strict=True):
+            if starts is not None:
+                state = state.masked_fill(starts[begin].unsqueeze(-1), 0.0)
+            values, state = self._segment(inputs[begin:end], state)
+            hidden.append(values)
+        values = hidden[0] if len(hidden) == 1 else torch.cat(hidden)
+        return functional.linear(values, explicit.C, explicit.by), state
+
+    def options(self) -> dict[str, Any]:
+        """Return the three sizes."""
+        return {"input_size": self.input_size, "state_size": self.state_size, "output_size": self.output_size}
+
+    def zero_output_(self) -> _GatedCell:
+        """Zero the output map."""
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+        return self
+
+
+class LSTMCell(_GatedCell):
+    """An LSTM with a linear output; its state is [h, c] side by side, so `state_size` is even."""
+
+    name = "lstm"
+
+    def __init__(self, input_size: int, state_size: int, output_size: int) -> None:
+        super().__init__(input_size, state_size, output_size)
+        if self.state_size % 2:
+            raise InvalidValueError(
+                f"state_size is {state_size}; an LSTM's state is [h, c] side by side: use an even number."
+            )
+        self.hidden_size = self.state_size // 2
+        self.core = nn.LSTM(self.input_size, self.hidden_size)
+        self.output = nn.Linear(self.hidden_size, self.output_size)
+
+    def step(self, explicit: GatedMatrices, state: Tensor, input: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (next state, output): c+ = f c + i g, h+ = o tanh(c+), y = C h+ + by."""
+        h, c = state.split(self.hidden_size, dim=-1)
+        gates = functional.linear(input, explicit.weight_ih, explicit.bias_ih)
+        gates = gates + functional.linear(h, explicit.weight_hh, explicit.bias_hh)
+        i, f, g, o = gates.chunk(4, dim=-1)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        h = torch.sigmoid(o) * torch.tanh(c)
+        return torch.cat((h, c), dim=-1), functional.linear(h, explicit.C, explicit.by)
+
+    def _segment(self, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        h, c = (part.contiguous().unsqueeze(0) for part in state.split(self.hidden_size, dim=-1))
+        values, (h, c) = self.core(inputs, (h, c))
+        return values, torch.cat((h[0], c[0]), dim=-1)
+
+
+class GRUCell(_GatedCell):
+    """A GRU with a linear output."""
+
+    name = "gru"
+
+    def __init__(self, input_size: int, state_size: int, output_size: int) -> None:
+        super().__init__(input_size, state_size, output_size)
+        self.core = nn.GRU(self.input_size, self.state_size)
+        self.output = nn.Linear(self.state_size, self.output_size)
+
+    def step(self, explicit: GatedMatrices, state: Tensor, input: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (next state, output): h+ = (1 - z) n + z h, y = C h+ + by."""
+        ir, iz, i_n = functional.linear(input, explicit.weight_ih, explicit.bias_ih).chunk(3, dim=-1)
+        hr, hz, hn = functional.linear(state, explicit.weight_hh, explicit.bias_hh).chunk(3, dim=-1)
+        z = torch.sigmoid(iz + hz)
+        n = torch.tanh(i_n + torch.sigmoid(ir + hr) * hn)
+        h = (1 - z) * n + z * state
+        return h, functional.linear(h, explicit.C, explicit.by)
+
+    def _segment(self, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        values, h = self.core(inputs, state.unsqueeze(0).contiguous())
+        return values, h[0]
+
+
+class MLPCell(Cell):
+    """A multilayer perceptron, memoryless: its state has width 0."""
+
+    name = "mlp"
+
+    def __init__(
+        self, input_size: int, hidden_sizes: Sequence[int], output_size: int, activation: str = "tanh"
+    ) -> None:
+        super().__init__(input_size, 0, output_size, memoryless=True)
+        self.hidden_sizes = hidden_widths(hidden_sizes)
+        self.activation = activation_named(activation)
+        widths = [self.input_size, *self.hidden_sizes, self.output_size]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+
+    def explicit(self) -> MLPMatrices:
+        """Return the weights."""
+        layers = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+        return MLPMatrices(tuple(layer.weight for layer in layers), tuple(layer.bias for layer in layers))
+
+    def step(self, explicit: MLPMatrices, state: Tensor, input: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (the empty state, output)."""
+        for weight, bias in zip(explicit.weights[:-1], explicit.biases[:-1], strict=True):
+            input = self.activation.function(functional.linear(input, weight, bias))
+        return state, functional.linear(input, explicit.weights[-1], explicit.biases[-1])
+
+    def run(self, explicit: MLPMatrices, inputs: Tensor, state: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return (outputs, the empty state), all time steps in one product."""
+        state, outputs = self.step(explicit, state, inputs)
+        return outputs, state
+
+    def options(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        return {
+            "input_size": self.input_size,
+            "hidden_sizes": list(self.hidden_sizes),
+            "output_size": self.output_size,
+            "activation": self.activation.name,
+        }
+
+    def zero_output_(self) -> MLPCell:
+        """Zero the last layer."""
+        last = self.layers[-1]
+        nn.init.zeros_(last.weight)  # pyright: ignore[reportArgumentType]
+        nn.init.zeros_(last.bias)  # pyright: ignore[reportArgumentType]
+        return self
