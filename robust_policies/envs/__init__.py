@@ -1,1 +1,34 @@
-"""See the package documentation."""
+"""Tasks as Gymnasium environments: vectorized on a device, single ones in numpy, and a bridge to Stable-Baselines3.
+
+Importing it registers the ids with Gymnasium and loads no torch; each name loads its module when it is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from robust_policies.envs.registration import ENV_IDS, register_tasks
+
+_HOME = {
+    "Plant": "plant",
+    "PendulumPlant": "pendulum",
+    "LinearPlant": "linear",
+    "PLANTS": "task",
+    "load_plant": "task",
+    "TorchVectorEnv": "vector",
+    "TaskEnv": "single",
+    "SB3VecEnv": "sb3",
+    "make_sb3_vec_env": "sb3",
+}
+
+__all__ = ["ENV_IDS", "register_tasks", *sorted(_HOME)]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+register_tasks()

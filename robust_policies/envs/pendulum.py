@@ -1,0 +1,121 @@
+"""The pendulum of Gymnasium's Pendulum-v1: a rod on a motor that must stand upright."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from robust_policies.checks import finite_float
+from robust_policies.envs.plant import NonNegativeNumber, Params, Plant, PositiveNumber, Section, TaskFile
+
+
+class Parameters(Section):
+    """The physical parameters."""
+
+    gravity: NonNegativeNumber = Field(json_schema_extra={"unit": "m/s^2"})
+    mass: PositiveNumber = Field(json_schema_extra={"unit": "kg"})
+    length: PositiveNumber = Field(json_schema_extra={"unit": "m"})
+
+
+class Limits(Section):
+    """What is clipped."""
+
+    torque: PositiveNumber = Field(json_schema_extra={"unit": "N m"})
+    speed: PositiveNumber = Field(json_schema_extra={"unit": "rad/s"})
+
+
+class Cost(Section):
+    """Weights of the squares in the cost of a step."""
+
+    angle: NonNegativeNumber = Field(json_schema_extra={"unit": "1/rad^2"})
+    speed: NonNegativeNumber = Field(json_schema_extra={"unit": "s^2/rad^2"})
+    torque: NonNegativeNumber = Field(json_schema_extra={"unit": "1/(N m)^2"})
+
+
+class Reset(Section):
+    """Half widths of the uniform start distribution."""
+
+    angle: NonNegativeNumber = Field(json_schema_extra={"unit": "rad"})
+    speed: NonNegativeNumber = Field(json_schema_extra={"unit": "rad/s"})
+
+
+class PendulumTask(TaskFile):
+    """The task.yaml of a pendulum."""
+
+    parameters: Parameters
+    limits: Limits
+    cost: Cost
+    reset: Reset
+
+
+class PendulumPlant(Plant):
+    """theta'' = 3 g / (2 l) sin(theta) + 3 u / (m l^2), theta = 0 upright, semi-implicit Euler, the speed clipped.
+
+    State (theta [rad, not wrapped], theta' [rad/s]); observation (cos theta, sin theta, theta'); action torque [N m].
+    The torque keeps the action's dtype, as in NumPy's promotion: float32 actions then give Gymnasium's very numbers.
+    Source: Gymnasium's gymnasium/envs/classic_control/pendulum.py (Pendulum-v1).
+    """
+
+    kind = "pendulum"
+    Task = PendulumTask
+    state_size = 2
+    observation_size = 3
+    reset_size = 2
+    reset_options = ("x_init", "y_init")
+    state_names = ("angle [rad]", "speed [rad/s]")
+    output_names = ("cos(angle)", "sin(angle)", "speed [rad/s]")
+
+    def __init__(self, task: PendulumTask) -> None:
+        super().__init__(task)
+        self.limits, self.cost, self.start = task.limits, task.cost, task.reset
+        self.parameters = task.parameters
+        self.action_limit = np.array([task.limits.torque])
+        self.observation_limit = np.array([1.0, 1.0, task.limits.speed])
+
+    def nominal(
+        self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64
+    ) -> dict[str, torch.Tensor]:
+        """Return gravity [m/s^2], mass [kg] and length [m] as 0-d tensors."""
+        return {
+            name: torch.tensor(value, dtype=dtype, device=device)
+            for name, value in self.parameters.model_dump().items()
+        }
+
+    def step(
+        self, state: torch.Tensor, action: torch.Tensor, params: Params, noise: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return (theta, theta') one time step later."""
+        angle, speed = state.unbind(-1)
+        torque = action[..., 0].clamp(-self.limits.torque, self.limits.torque)
+        mass, length = params["mass"], params["length"]
+        gain = 3.0 / (mass * length**2)
+        acceleration = 3.0 * params["gravity"] / (2.0 * length) * angle.sin() + gain * torque
+        speed = (speed + acceleration * self.time_step).clamp(-self.limits.speed, self.limits.speed)
+        return torch.stack((angle + speed * self.time_step, speed), dim=-1)
+
+    def observe(self, state: torch.Tensor, params: Params, noise: torch.Tensor | None = None) -> torch.Tensor:
+        """Return (cos theta, sin theta, theta')."""
+        angle, speed = state.unbind(-1)
+        return torch.stack((angle.cos(), angle.sin(), speed), dim=-1)
+
+    def reward(self, state: torch.Tensor, action: torch.Tensor, params: Params) -> torch.Tensor:
+        """Return -(theta^2 + 0.1 theta'^2 + 0.001 u^2), theta wrapped to [-pi, pi), with the task's weights."""
+        angle, speed = state.unbind(-1)
+        torque = action[..., 0].clamp(-self.limits.torque, self.limits.torque)
+        wrapped = torch.remainder(angle + math.pi, 2.0 * math.pi) - math.pi
+        return -(self.cost.angle * wrapped**2 + self.cost.speed * speed**2 + self.cost.torque * torque**2)
+
+    def initial(self, uniform: torch.Tensor, params: Params, options: Mapping[str, Any] | None = None) -> torch.Tensor:
+        """Return states uniform within the task's half widths; options `x_init`, `y_init` replace them, as in Gymnasium."""
+        given = options or {}
+        half = [
+            finite_float("reset option x_init", given.get("x_init", self.start.angle), at_least=0.0),
+            finite_float("reset option y_init", given.get("y_init", self.start.speed), at_least=0.0),
+        ]
+        high = torch.tensor(half, dtype=uniform.dtype, device=uniform.device)
+        return -high + 2.0 * high * uniform
