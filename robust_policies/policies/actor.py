@@ -1,0 +1,180 @@
+"""The deterministic part of a policy: observation -> scaling -> cell -> linear head -> mean action."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robust_policies import checks
+from robust_policies.errors import InvalidValueError
+from robust_policies.networks import Cell
+
+
+class Scaling(nn.Module):
+    """The fixed affine map (x - offset) / scale, and a cast to the module's dtype."""
+
+    offset: Tensor | None
+    scale: Tensor | None
+    kind: Tensor
+
+    def __init__(self, size: int, scale: Any = None, offset: Any = None) -> None:
+        super().__init__()
+        self.register_buffer("scale", fixed_vector("observation_scale", scale, size, positive=True))
+        self.register_buffer("offset", fixed_vector("observation_offset", offset, size))
+        self.register_buffer("kind", torch.empty(0), persistent=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the scaled inputs (..., size)."""
+        inputs = inputs.to(self.kind.dtype)
+        if self.offset is not None:
+            inputs = inputs - self.offset
+        return inputs if self.scale is None else inputs / self.scale
+
+
+class ScaledCell(nn.Module):
+    """A cell behind a `Scaling`.
+
+    It has the attributes sb3-contrib reads of an LSTM (`input_size`, `num_layers`, `hidden_size`); `hidden_size` is the
+    width of the state sb3-contrib stores, at least the cell's: actor and critic share one width there. `with_inputs` says
+    that a shared critic reads the scaled inputs beside the cell's output.
+    """
+
+    num_layers = 1
+
+    def __init__(self, cell: Cell, scaling: Scaling) -> None:
+        super().__init__()
+        self.cell = cell
+        self.scaling = scaling
+        self.input_size = cell.input_size
+        self.hidden_size = cell.state_size
+        self.with_inputs = False
+        self._cached: tuple[Any, Any] | None = None
+
+    def explicit(self) -> Any:
+        """Return the cell's explicit arrays; without gradients they are computed once per parameter value.
+
+        In-place updates raise a tensor's version counter and moves change its address. Writes through `.data` do
+        neither, so switching to training mode forgets the arrays too.
+        """
+        if torch.is_grad_enabled():
+            return self.cell.explicit()
+        key = [(parameter._version, parameter.data_ptr()) for parameter in self.cell.parameters()]
+        if self._cached is None or self._cached[0] != key:
+            self._cached = (key, self.cell.explicit())
+        return self._cached[1]
+
+    def train(self, mode: bool = True) -> ScaledCell:
+        """Return this module in training or evaluation mode; see `explicit` for what it forgets."""
+        if mode:
+            self._cached = None
+        return super().train(mode)
+
+    def step(self, state: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (next state (batch, nx), output (batch, ny)) for raw inputs (batch, nu)."""
+        return self.cell.step(self.explicit(), state, self.scaling(inputs))
+
+    def run(self, inputs: Tensor, state: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return (outputs (time, batch, ny), final state) for raw inputs (time, batch, nu)."""
+        return self.cell.run(self.explicit(), self.scaling(inputs), state, starts)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cached": None}
+
+
+class MeanHead(nn.Module):
+    """From the cell's output to the mean action (or logits): an optional linear map, then a fixed scale per action."""
+
+    scale: Tensor | None
+
+    def __init__(self, input_size: int, output_size: int, linear: bool, scale: Any = None) -> None:
+        super().__init__()
+        self.linear = nn.Linear(input_size, output_size) if linear else None
+        self.register_buffer("scale", fixed_vector("action_scale", scale, output_size))
+        if self.linear is not None:
+            nn.init.orthogonal_(self.linear.weight, 0.01)
+            nn.init.zeros_(self.linear.bias)
+
+    def forward(self, outputs: Tensor) -> Tensor:
+        """Return the mean action (..., na) of the cell's outputs (..., ny)."""
+        if self.linear is not None:
+            outputs = self.linear(outputs)
+        return outputs if self.scale is None else outputs * self.scale
+
+
+class FrozenNormalizer(nn.Module):
+    """The statistics of a VecNormalize at one moment: clamp((observation - mean) / std, -clip, clip), in float64."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Any, std: Any, clip: float) -> None:
+        super().__init__()
+        self.clip = checks.finite_float("clip", clip, above=0.0)
+        self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float64).flatten().clone())
+        self.register_buffer("std", torch.as_tensor(std, dtype=torch.float64).flatten().clone())
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Return normalised observations (..., nu)."""
+        return ((observations.to(self.mean.dtype) - self.mean) / self.std).clamp(-self.clip, self.clip)
+
+
+class Actor(nn.Module):
+    """Raw observations -> mean actions: optional frozen normaliser, scaled cell, head. Differentiable throughout."""
+
+    def __init__(self, body: ScaledCell, head: MeanHead, normalizer: FrozenNormalizer | None = None) -> None:
+        super().__init__()
+        self.body = body
+        self.head = head
+        self.normalizer = normalizer
+
+    @property
+    def cell(self) -> Cell:
+        """The recurrent cell."""
+        return self.body.cell
+
+    def forward(
+        self, observations: Tensor, state: Tensor | None = None, starts: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return (mean actions (time, batch, na), final state (batch, nx)) for raw observations (time, batch, nu).
+
+        `starts` (time, batch) bool resets the state to the initial state before that step. Raises ShapeError.
+        """
+        checks.shape("observations", observations, (None, None, self.cell.input_size))
+        time, batch = observations.shape[:2]
+        state = self.cell.initial_state(batch) if state is None else state
+        checks.shape("state", state, (batch, self.cell.state_size))
+        if starts is not None:
+            checks.shape("starts", starts, (time, batch))
+        outputs, state = self.body.run(self.normalized(observations), state, starts)
+        return self.head(outputs), state
+
+    def step(self, state: Tensor, observations: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (next state (batch, nx), mean action (batch, na)) for raw observations (batch, nu)."""
+        state, outputs = self.body.step(state, self.normalized(observations))
+        return state, self.head(outputs)
+
+    def normalized(self, observations: Tensor) -> Tensor:
+        """Return the observations after the frozen normaliser, if there is one."""
+        return observations if self.normalizer is None else self.normalizer(observations).float()
+
+
+def fixed_vector(name: str, value: Any, size: int, *, positive: bool = False) -> Tensor | None:
+    """Return a number or a list of `size` numbers as a vector of that size; None stays None."""
+    if value is None:
+        return None
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence | Tensor | int | float):
+        value = getattr(value, "tolist", lambda: value)()
+    try:
+        vector = torch.as_tensor(value, dtype=torch.get_default_dtype()).detach().clone()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidValueError(f"{name} is {value!r}; expected a number or a list of {size} numbers.") from error
+    if vector.ndim == 0:
+        vector = vector.expand(size).clone()
+    checks.shape(name, vector, (size,))
+    checks.finite_tensor(name, vector)
+    if positive and bool((vector <= 0).any()):
+        raise InvalidValueError(f"{name} is {vector.tolist()}; expected positive numbers.")
+    return vector
