@@ -4,16 +4,23 @@ from robust_policies.networks.activations import ACTIVATIONS
 from robust_policies.networks.baselines import GRUCell, LSTMCell, MLPCell
 from robust_policies.networks.cell import Cell
 from robust_policies.networks.guarantees import Contracting, Dissipative, Guarantee, Lipschitz
+from robust_policies.networks.lbdn import LBDN, LBDNCell
+from robust_policies.networks.r2dn import R2DN
 from robust_policies.networks.registry import CELLS, cell_from_config, make_cell
+from robust_policies.networks.ren import REN
 
 __all__ = [
     "ACTIVATIONS",
     "CELLS",
+    "LBDN",
+    "R2DN",
+    "REN",
     "Cell",
     "Contracting",
     "Dissipative",
     "GRUCell",
     "Guarantee",
+    "LBDNCell",
     "LSTMCell",
     "Lipschitz",
     "MLPCell",

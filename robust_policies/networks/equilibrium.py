@@ -14,9 +14,9 @@ from robust_policies.networks.activations import Activation
 def solve_equilibrium(b: Tensor, D11: Tensor, activation: Activation) -> Tensor:
     """Return w (batch, nv) with w = act(b + D11 w).
 
-    One autograd node whatever nv: forward substitution without a graph, then the implicit function theorem. Forward-mode
-    derivatives, functional transforms and second derivatives go through the plain substitution, which PyTorch
-    differentiates by itself.
+    One autograd node whatever nv: forward substitution without a graph, then the implicit function theorem.
+    Forward-mode derivatives, functional transforms and second derivatives go through the plain substitution, which
+    PyTorch differentiates by itself.
 
     Args:
         b: (batch, nv).

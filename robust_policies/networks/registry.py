@@ -10,8 +10,11 @@ from robust_policies.errors import InvalidValueError, UnknownNameError
 from robust_policies.networks.baselines import GRUCell, LSTMCell, MLPCell
 from robust_policies.networks.cell import Cell
 from robust_policies.networks.guarantees import Contracting, Lipschitz
+from robust_policies.networks.lbdn import LBDNCell
+from robust_policies.networks.r2dn import R2DN
+from robust_policies.networks.ren import REN
 
-CELLS: dict[str, type[Cell]] = {cell.name: cell for cell in (LSTMCell, GRUCell, MLPCell)}
+CELLS: dict[str, type[Cell]] = {cell.name: cell for cell in (R2DN, REN, LSTMCell, GRUCell, MLPCell, LBDNCell)}
 
 
 def make_cell(name: str, input_size: int, output_size: int, **kwargs: Any) -> Cell:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from robust_policies.networks.linalg import identity_like, regularized, scaled_gram
 from robust_policies.networks.r2dn_forms import implicit_e
+from robust_policies.networks.supply import Supply
 
 
 class ImplicitREN(NamedTuple):
@@ -39,31 +40,23 @@ class ImplicitREN(NamedTuple):
         return self.E.mT @ torch.linalg.solve(self.H33, self.E)
 
 
-class SupplyFactors(NamedTuple):
-    """The supply rate y'Q y + 2 u'S y + u'R u by LQ'LQ = -Q and LR'LR = R - S Q^-1 S', with shift = Q^-1 S'."""
-
-    LQ: Tensor
-    LR: Tensor
-    shift: Tensor
-
-
 def contracting(p: dict[str, Tensor], rate: float, eps: float | None) -> ImplicitREN:
     """Return the contracting REN: H = p^2 X'X/|X|^2 + eps I."""
     return _from_gram(regularized(scaled_gram(p["X"], p["p"]), eps), p, p["D22"], rate)
 
 
-def dissipative(p: dict[str, Tensor], supply: SupplyFactors, rate: float, eps: float | None) -> ImplicitREN:
+def dissipative(p: dict[str, Tensor], supply: Supply, rate: float, eps: float | None) -> ImplicitREN:
     """Return the REN that obeys the supply rate, Lipschitz bounds included.
 
     D22 = -Q^-1 S' + LQ^-1 N LR with |N| < 1, and with mQ = [C2, D21, 0], T = D22'Q + S, mR = [T C2, T D21 - D12', B2'],
     R1 = LR'(I - N'N) LR the Gram matrix pays for inputs and outputs:
         H = p^2 X'X/|X|^2 + eps I + mR' R1^-1 mR - mQ' Q mQ.
     """
-    LQ, LR, shift = supply
+    LQ, LR = -(supply.LQ_inverse.mT @ supply.Q), supply.LR
     C2, D21, D12, B2 = p["C2"], p["D21"], p["D12"], p["B2"]
     N, M = _contraction(p["X3"], p["Y3"], p["Z3"], C2.shape[0], B2.shape[1], eps)
-    D22 = torch.linalg.solve_triangular(LQ, N @ LR, upper=True) - shift
-    # D22'Q + S = -LR'N'LQ: the shift cancels against S.
+    D22 = supply.LQ_inverse @ N @ LR - supply.shift
+    # T = D22'Q + S: the shift cancels against S.
     T = -(LR.mT @ N.mT @ LQ)
     mR = torch.cat((T @ C2, T @ D21 - D12.mT, B2.mT), dim=1)
     mQ = LQ @ torch.cat((C2, D21, C2.new_zeros(C2.shape[0], B2.shape[0])), dim=1)
@@ -72,9 +65,7 @@ def dissipative(p: dict[str, Tensor], supply: SupplyFactors, rate: float, eps: f
     return _from_gram(regularized(H, eps), p, D22, rate)
 
 
-def _contraction(
-    X3: Tensor, Y3: Tensor, Z3: Tensor, ny: int, nu: int, eps: float | None
-) -> tuple[Tensor, Tensor]:
+def _contraction(X3: Tensor, Y3: Tensor, Z3: Tensor, ny: int, nu: int, eps: float | None) -> tuple[Tensor, Tensor]:
     """Return N (ny, nu), |N| < 1, and M = X3'X3 + eps I + Y3 - Y3' + Z3'Z3.
 
     N = [(I - M)(I + M)^-1; -2 Z3 (I + M)^-1] for ny >= nu, else [(I + M)^-1 (I - M), -2 (I + M)^-1 Z3'].

@@ -1,0 +1,243 @@
+"""The R2DN: a linear system in feedback with a 1-Lipschitz deep network (arXiv 2504.01250).
+
+x+ = A x + B1 w + B2 u + bx,  v = C1 x + D12 u + bv,  y = C2 x + D21 w + D22 u + by,  w = phi(v).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from robust_policies import checks
+from robust_policies.errors import InvalidValueError
+from robust_policies.networks import r2dn_forms as forms
+from robust_policies.networks.activations import activation_named
+from robust_policies.networks.cell import Cell, hidden_widths
+from robust_policies.networks.guarantees import Contracting, Dissipative, Guarantee, Lipschitz, as_guarantee
+from robust_policies.networks.lbdn import LayerMatrices, explicit_layers, sandwich_layers
+from robust_policies.networks.linalg import frobenius, full_precision
+from robust_policies.networks.scan import scan
+from robust_policies.networks.supply import Supply, supply_of
+
+
+class R2DNExplicit(NamedTuple):
+    """The arrays that run: the linear part, the biases, and phi as explicit layers (first layer first)."""
+
+    A: Tensor
+    B1: Tensor
+    B2: Tensor
+    C1: Tensor
+    C2: Tensor
+    D12: Tensor
+    D21: Tensor
+    D22: Tensor
+    bx: Tensor
+    bv: Tensor
+    by: Tensor
+    layers: tuple[LayerMatrices, ...]
+
+
+class R2DN(Cell):
+    """Robust recurrent deep network.
+
+    Args:
+        input_size: nu.
+        state_size: nx.
+        output_size: ny.
+        features: nv, the width of v and w.
+        hidden_sizes: widths inside phi; at least one unless `linear_output` is False.
+        activation: a name in `ACTIVATIONS`.
+        guarantee: Contracting(), Lipschitz(gamma) or Dissipative(Q, S, R).
+        rate: upper bound of the contraction rate, 0 < rate <= 1.
+        init: "random", or "long_memory" for A close to rate * I.
+        linear_output: phi's last layer is linear (the published architecture) or a full sandwich layer.
+        eps: absolute regularization of H; None (recommended) scales it with trace(H).
+    """
+
+    name = "r2dn"
+    guarantee: Guarantee
+    rate: float
+
+    def __init__(
+        self,
+        input_size: int,
+        state_size: int,
+        output_size: int,
+        features: int,
+        hidden_sizes: Sequence[int],
+        activation: str = "relu",
+        guarantee: Guarantee | Mapping[str, Any] = Contracting(),  # noqa: B008 (frozen)
+        rate: float = 1.0,
+        init: str = "random",
+        linear_output: bool = True,
+        eps: float | None = None,
+    ) -> None:
+        super().__init__(input_size, state_size, output_size)
+        nu, nx, ny = self.input_size, self.state_size, self.output_size
+        self.features = nv = checks.positive_int("features", features)
+        self.hidden_sizes = hidden_widths(hidden_sizes)
+        self.linear_output = bool(linear_output)
+        if self.linear_output and not self.hidden_sizes:
+            raise InvalidValueError(
+                "hidden_sizes is empty; a phi with a linear last layer needs a hidden layer: (32,)."
+            )
+        self.activation = activation_named(activation)
+        self.guarantee = as_guarantee(guarantee, nu, ny)
+        self.rate = checks.finite_float("rate", rate, above=0.0, at_most=1.0)
+        self.eps = None if eps is None else checks.finite_float("eps", eps, above=0.0)
+        if init not in ("random", "long_memory"):
+            raise InvalidValueError(f"init is {init!r}; expected 'random' or 'long_memory'.")
+        self.init = init
+
+        shapes = {"X": (2 * nx, 2 * nx), "Y": (nx, nx), "B1": (nx, nv), "B2": (nx, nu), "C1": (nv, nx), "C2": (ny, nx)}
+        if isinstance(self.guarantee, Contracting):
+            shapes |= {"D12": (nv, nu), "D21": (ny, nv), "D22": (ny, nu)}
+        else:
+            shapes |= {"Mv": (nv, nu), "Mw": (ny, nv), "Mu": (ny, nu)}
+        for key, size in shapes.items():
+            self.register_parameter(key, nn.Parameter(nn.init.xavier_normal_(torch.empty(size))))
+        self.p = nn.Parameter(frobenius(self.X.detach()).reshape(1))
+        for key, size in (("bx", nx), ("bv", nv), ("by", ny)):
+            self.register_parameter(key, nn.Parameter(torch.zeros(size)))
+        self._direct = (*shapes, "p")
+        trainable = isinstance(self.guarantee, Lipschitz) and self.guarantee.trainable
+        self.log_gamma = nn.Parameter(torch.tensor([math.log(self.guarantee.gamma)])) if trainable else None
+        self.network = sandwich_layers([nv, *self.hidden_sizes, nv], linear_output=self.linear_output)
+        if init == "long_memory":
+            self._remember()
+
+    @property
+    def gamma(self) -> float | None:
+        """The certified incremental l2 gain, None unless the guarantee is Lipschitz."""
+        if not isinstance(self.guarantee, Lipschitz):
+            return None
+        return self.guarantee.gamma if self.log_gamma is None else math.exp(float(self.log_gamma))
+
+    def linear_part(self) -> forms.LinearPart:
+        """Return the matrices around phi and the implicit E, H22 they came from."""
+        direct = {key: getattr(self, key) for key in self._direct}
+        if isinstance(self.guarantee, Contracting):
+            return forms.contracting(direct, self.rate, self.eps)
+        return forms.dissipative(direct, self._supply(), self.rate, self.eps)
+
+    def explicit(self) -> R2DNExplicit:
+        """Return the arrays that run."""
+        with full_precision(self.X):
+            linear = self.linear_part()
+            return R2DNExplicit(*linear[:8], self.bx, self.bv, self.by, explicit_layers(self.network))
+
+    def step(self, explicit: R2DNExplicit, state: Tensor, input: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (next state, output) by the model's equations as they stand."""
+        e = explicit
+        with full_precision(state):
+            w = state @ e.C1.mT + input @ e.D12.mT + e.bv
+            for layer in e.layers:
+                w = layer.apply(w, self.activation)
+            output = state @ e.C2.mT + w @ e.D21.mT + input @ e.D22.mT + e.by
+            return state @ e.A.mT + w @ e.B1.mT + input @ e.B2.mT + e.bx, output
+
+    def run(
+        self, explicit: R2DNExplicit, inputs: Tensor, state: Tensor, starts: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return (outputs, final state) by the collapsed scan."""
+        e = explicit
+        with full_precision(inputs):
+            first = e.layers[0].in_map()
+            active = e.layers if self.layers_active == len(e.layers) else e.layers[:-1]
+            ins, outs = [layer.in_map() for layer in active[1:]], [layer.out_map() for layer in active]
+            out, constant = outs[-1], None
+            if len(active) < len(e.layers):
+                out, constant = e.layers[-1].B @ out, e.layers[-1].b
+            weights = [inner @ outer for inner, outer in zip(ins, outs[:-1], strict=True)]
+            biases = [layer.b for layer in active[1:]]
+            bx = e.bx if constant is None else e.bx + e.B1 @ constant
+            by = e.by if constant is None else e.by + e.D21 @ constant
+            drive_bias = torch.cat((bx, first @ e.bv + active[0].b))
+            drive = nn.functional.linear(inputs, torch.cat((e.B2, first @ e.D12)), drive_bias)
+            AM = torch.cat((e.A, first @ e.C1))
+            states, last, final = scan(self.activation, starts, drive, state, AM, e.B1 @ out, weights, biases)
+            outputs = nn.functional.linear(inputs, e.D22, by) + states @ e.C2.mT + last @ (e.D21 @ out).mT
+            return outputs, final
+
+    @property
+    def layers_active(self) -> int:
+        """Number of phi's layers that have an activation."""
+        return len(self.network) - int(self.linear_output)
+
+    def metric(self) -> Tensor:
+        """Return P = E' H22^-1 E (nx, nx), float64 on the CPU; the guarantee's LMI holds with it and tau = 1."""
+        with torch.no_grad():
+            copy = self.double_copy()
+            assert isinstance(copy, R2DN)
+            return copy.linear_part().metric()
+
+    def options(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        return {
+            "input_size": self.input_size,
+            "state_size": self.state_size,
+            "output_size": self.output_size,
+            "features": self.features,
+            "hidden_sizes": list(self.hidden_sizes),
+            "activation": self.activation.name,
+            "guarantee": self.guarantee.config(),
+            "rate": self.rate,
+            "init": self.init,
+            "linear_output": self.linear_output,
+            "eps": self.eps,
+        }
+
+    @torch.no_grad()
+    def zero_output_(self) -> R2DN:
+        """Zero C2, D21, D22 and by; the gradient with respect to them is not zero.
+
+        Raises:
+            InvalidValueError: the supply rate does not allow a zero output (R must be positive definite if S is not 0).
+        """
+        self.C2.zero_()
+        self.by.zero_()
+        if isinstance(self.guarantee, Contracting):
+            self.D21.zero_()
+            self.D22.zero_()
+            return self
+        self.Mw.zero_()
+        self.Mu.zero_()
+        if isinstance(self.guarantee, Dissipative) and bool(self.guarantee.S.any()):
+            supply = self._supply().to(torch.float64)
+            U = supply.zero_feedthrough()
+            root = torch.linalg.cholesky(torch.eye(U.shape[1], dtype=U.dtype, device=U.device) - U.mT @ U)
+            self.Mv.zero_()
+            self.Mu.copy_(torch.linalg.solve_triangular(root, U.mT, upper=False).mT)
+        return self
+
+    def _supply(self) -> Supply:
+        return supply_of(self.guarantee, self.log_gamma, self.input_size, self.output_size, self.X)
+
+    @torch.no_grad()
+    def _remember(self) -> None:
+        """Set X, p, Y so that A = rate (1 - delta), delta from 1/20 to 1/200, after shrinking what enters H besides X."""
+        nx = self.state_size
+        a = self.rate * (1 - torch.logspace(math.log10(0.05), math.log10(0.005), nx, dtype=torch.float64))
+        eye = torch.eye(nx, dtype=torch.float64)
+        off = torch.diag(a) * self.rate**2
+        base = torch.cat((torch.cat((eye * self.rate**2, off), 1), torch.cat((off, eye * self.rate**4), 1)))
+        copy = self.double_copy()
+        assert isinstance(copy, R2DN)
+        direct = {key: getattr(copy, key) for key in copy._direct}
+        if isinstance(self.guarantee, Contracting):
+            cost = forms.block_diagonal(direct["C1"].mT @ direct["C1"], direct["B1"] @ direct["B1"].mT)
+        else:
+            cost = forms.unit_gain_gram(direct, forms.feedthrough(direct["Mv"], direct["Mw"], direct["Mu"]))
+        ratio = torch.linalg.eigvalsh(base)[0] / torch.linalg.eigvalsh(cost)[-1].clamp(min=1e-12)
+        shrink = float((0.5 * ratio).sqrt().clamp(max=1.0))
+        inputs = ("B1",) if isinstance(self.guarantee, Contracting) else ("B1", "B2", "C2")
+        for key in ("C1", *inputs):
+            getattr(self, key).mul_(shrink)
+        root = torch.linalg.cholesky(base - shrink**2 * cost).mT
+        self.X.copy_(root)
+        self.p.copy_(frobenius(root))
+        self.Y.zero_()

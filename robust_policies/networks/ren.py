@@ -1,0 +1,223 @@
+"""The REN: a linear system in feedback with one implicit layer of neurons (Revay, Wang & Manchester, IEEE TAC 2023).
+
+x+ = A x + B1 w + B2 u + bx,  v = C1 x + D11 w + D12 u + bv,  y = C2 x + D21 w + D22 u + by,  w = act(v).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from robust_policies import checks
+from robust_policies.errors import InvalidValueError
+from robust_policies.networks import ren_forms as forms
+from robust_policies.networks.activations import activation_named
+from robust_policies.networks.cell import Cell
+from robust_policies.networks.equilibrium import solve_equilibrium
+from robust_policies.networks.guarantees import Contracting, Dissipative, Guarantee, Lipschitz, as_guarantee
+from robust_policies.networks.linalg import frobenius, full_precision
+from robust_policies.networks.supply import Supply, supply_of
+
+
+class RENExplicit(NamedTuple):
+    """The arrays that run."""
+
+    A: Tensor
+    B1: Tensor
+    B2: Tensor
+    C1: Tensor
+    C2: Tensor
+    D11: Tensor
+    D12: Tensor
+    D21: Tensor
+    D22: Tensor
+    bx: Tensor
+    bv: Tensor
+    by: Tensor
+
+
+class REN(Cell):
+    """Recurrent equilibrium network.
+
+    Args:
+        input_size: nu.
+        state_size: nx.
+        output_size: ny.
+        features: nv, the number of neurons.
+        activation: a name in `ACTIVATIONS`.
+        guarantee: Contracting(), Lipschitz(gamma) or Dissipative(Q, S, R).
+        rate: upper bound of the contraction rate, 0 < rate <= 1.
+        init: "random", or "long_memory" for A close to rate * I.
+        eps: absolute regularization of H; None (recommended) scales it with trace(H).
+    """
+
+    name = "ren"
+    guarantee: Guarantee
+    rate: float
+
+    def __init__(
+        self,
+        input_size: int,
+        state_size: int,
+        output_size: int,
+        features: int,
+        activation: str = "relu",
+        guarantee: Guarantee | Mapping[str, Any] = Contracting(),  # noqa: B008 (frozen)
+        rate: float = 1.0,
+        init: str = "random",
+        eps: float | None = None,
+    ) -> None:
+        super().__init__(input_size, state_size, output_size)
+        nu, nx, ny = self.input_size, self.state_size, self.output_size
+        self.features = nv = checks.positive_int("features", features)
+        self.activation = activation_named(activation)
+        self.guarantee = as_guarantee(guarantee, nu, ny)
+        self.rate = checks.finite_float("rate", rate, above=0.0, at_most=1.0)
+        self.eps = None if eps is None else checks.finite_float("eps", eps, above=0.0)
+        if init not in ("random", "long_memory"):
+            raise InvalidValueError(f"init is {init!r}; expected 'random' or 'long_memory'.")
+        self.init = init
+
+        size = 2 * nx + nv
+        shapes = {"X": (size, size), "Y1": (nx, nx), "B2": (nx, nu), "C2": (ny, nx), "D12": (nv, nu), "D21": (ny, nv)}
+        if isinstance(self.guarantee, Contracting):
+            shapes |= {"D22": (ny, nu)}
+        else:
+            small = min(nu, ny)
+            shapes |= {"X3": (small, small), "Y3": (small, small), "Z3": (abs(nu - ny), small)}
+        for key, shape in shapes.items():
+            value = torch.empty(shape)
+            self.register_parameter(key, nn.Parameter(nn.init.xavier_normal_(value) if value.numel() else value))
+        if init == "long_memory":
+            self._remember()
+        self.p = nn.Parameter(frobenius(self.X.detach()).reshape(1))
+        for key, width in (("bx", nx), ("bv", nv), ("by", ny)):
+            self.register_parameter(key, nn.Parameter(torch.zeros(width)))
+        self._direct = (*shapes, "p")
+        trainable = isinstance(self.guarantee, Lipschitz) and self.guarantee.trainable
+        self.log_gamma = nn.Parameter(torch.tensor([math.log(self.guarantee.gamma)])) if trainable else None
+
+    @property
+    def gamma(self) -> float | None:
+        """The certified incremental l2 gain, None unless the guarantee is Lipschitz."""
+        if not isinstance(self.guarantee, Lipschitz):
+            return None
+        return self.guarantee.gamma if self.log_gamma is None else math.exp(float(self.log_gamma))
+
+    def implicit(self) -> forms.ImplicitREN:
+        """Return the matrices, the implicit E and H33 they came from, and the multiplier of the activation."""
+        direct = {key: getattr(self, key) for key in self._direct}
+        if isinstance(self.guarantee, Contracting):
+            return forms.contracting(direct, self.rate, self.eps)
+        return forms.dissipative(direct, self._supply(), self.rate, self.eps)
+
+    def explicit(self) -> RENExplicit:
+        """Return the arrays that run."""
+        with full_precision(self.X):
+            return RENExplicit(*self.implicit()[:9], self.bx, self.bv, self.by)
+
+    def step(self, explicit: RENExplicit, state: Tensor, input: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (next state, output) by the model's equations as they stand."""
+        e = explicit
+        with full_precision(state):
+            w = solve_equilibrium(state @ e.C1.mT + input @ e.D12.mT + e.bv, e.D11, self.activation)
+            output = state @ e.C2.mT + w @ e.D21.mT + input @ e.D22.mT + e.by
+            return state @ e.A.mT + w @ e.B1.mT + input @ e.B2.mT + e.bx, output
+
+    def run(self, explicit: RENExplicit, inputs: Tensor, state: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return (outputs, final state); what does not depend on the state is one product over all time steps."""
+        e = explicit
+        nx = self.state_size
+        with full_precision(inputs):
+            drive = nn.functional.linear(inputs, torch.cat((e.B2, e.D12)), torch.cat((e.bx, e.bv)))
+            AC_T, B1_T = torch.cat((e.A, e.C1)).mT, e.B1.mT
+            keep = None if starts is None else (~starts).to(inputs.dtype).unsqueeze(-1)
+            states, neurons = [], []
+            for t in range(inputs.shape[0]):
+                if keep is not None:
+                    state = state * keep[t]
+                states.append(state)
+                z = torch.addmm(drive[t], state, AC_T)
+                w = solve_equilibrium(z[:, nx:], e.D11, self.activation)
+                neurons.append(w)
+                state = torch.addmm(z[:, :nx], w, B1_T)
+            outputs = nn.functional.linear(inputs, e.D22, e.by)
+            outputs = outputs + torch.stack(states) @ e.C2.mT + torch.stack(neurons) @ e.D21.mT
+            return outputs, state
+
+    def metric(self) -> Tensor:
+        """Return P = E' H33^-1 E (nx, nx), float64 on the CPU; the guarantee's LMI holds with it and `multiplier()`."""
+        return self._implicit64().metric()
+
+    def multiplier(self) -> Tensor:
+        """Return the diagonal (nv,) of Lam, float64 on the CPU: (v - w)'Lam w >= 0 for slopes in [0, 1]."""
+        return self._implicit64().multiplier
+
+    def options(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        return {
+            "input_size": self.input_size,
+            "state_size": self.state_size,
+            "output_size": self.output_size,
+            "features": self.features,
+            "activation": self.activation.name,
+            "guarantee": self.guarantee.config(),
+            "rate": self.rate,
+            "init": self.init,
+            "eps": self.eps,
+        }
+
+    @torch.no_grad()
+    def zero_output_(self) -> REN:
+        """Zero C2, D21, by and the feedthrough (to rounding); the gradient with respect to them is not zero.
+
+        Raises:
+            InvalidValueError: a supply rate with S other than zero, whose feedthrough is not centred at zero.
+        """
+        if isinstance(self.guarantee, Dissipative) and bool(self.guarantee.S.any()):
+            raise InvalidValueError("zero_output_ of a REN needs S = 0 in Dissipative(Q, S, R); use R2DN, or skip it.")
+        self.C2.zero_()
+        self.D21.zero_()
+        self.by.zero_()
+        if isinstance(self.guarantee, Contracting):
+            self.D22.zero_()
+            return self
+        # M = I makes N = 0, and the regularization of M is relative to X3'X3.
+        eye = torch.eye(self.X3.shape[0], dtype=torch.float64)
+        amount = float(forms.regularized(eye, self.eps)[0, 0])
+        self.X3.copy_(eye / math.sqrt(amount) if self.eps is None else eye * math.sqrt(2.0 - amount))
+        self.Y3.zero_()
+        self.Z3.zero_()
+        return self
+
+    def _implicit64(self) -> forms.ImplicitREN:
+        with torch.no_grad():
+            copy = self.double_copy()
+            assert isinstance(copy, REN)
+            return copy.implicit()
+
+    def _supply(self) -> Supply:
+        eps = self.eps or 0.0
+        return supply_of(self.guarantee, self.log_gamma, self.input_size, self.output_size, self.X, eps)
+
+    @torch.no_grad()
+    def _remember(self) -> None:
+        """Set X so that H11 = rate^2 I, H33 = rate^4 I, H31 = rate^2 diag(a), hence A near a in [0.95, 0.995] rate.
+
+        What else enters H under a gain bound is made small: it would push A towards zero.
+        """
+        nx, nv = self.state_size, self.features
+        a = self.rate * (1 - torch.logspace(math.log10(0.05), math.log10(0.005), nx))
+        X = 0.01 * self.X
+        X[:nx, :nx] += torch.eye(nx) * self.rate
+        X[:nx, nx + nv :] += torch.diag(a) * self.rate
+        X[nx : nx + nv, nx : nx + nv] += torch.eye(nv)
+        X[nx + nv :, nx + nv :] += torch.diag((self.rate**2 - a.square()).sqrt()) * self.rate
+        self.X.copy_(X)
+        if not isinstance(self.guarantee, Contracting):
+            for matrix in (self.B2, self.C2, self.D12, self.D21):
+                matrix.mul_(0.05)
