@@ -218,6 +218,7 @@ class REN(Cell):
         X[nx : nx + nv, nx : nx + nv] += torch.eye(nv)
         X[nx + nv :, nx + nv :] += torch.diag((self.rate**2 - a.square()).sqrt()) * self.rate
         self.X.copy_(X)
+        self.Y1.zero_()
         if not isinstance(self.guarantee, Contracting):
             for matrix in (self.B2, self.C2, self.D12, self.D21):
                 matrix.mul_(0.05)
