@@ -22,7 +22,7 @@ _HOME = {
     "make_sb3_vec_env": "sb3",
 }
 
-__all__ = ["ENV_IDS", "register_tasks", *sorted(_HOME)]  # noqa: PLE0604
+__all__ = ["ENV_IDS", "register_tasks", *sorted(_HOME)]
 
 
 def __getattr__(name: str) -> Any:

@@ -110,12 +110,15 @@ class PendulumPlant(Plant):
         wrapped = torch.remainder(angle + math.pi, 2.0 * math.pi) - math.pi
         return -(self.cost.angle * wrapped**2 + self.cost.speed * speed**2 + self.cost.torque * torque**2)
 
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Raise unless the options are half widths, `x_init` [rad] and `y_init` [rad/s]."""
+        super().check_options(options)
+        for name, value in options.items():
+            finite_float(f"reset option {name}", value, at_least=0.0)
+
     def initial(self, uniform: torch.Tensor, params: Params, options: Mapping[str, Any] | None = None) -> torch.Tensor:
-        """Return states uniform within the task's half widths; options `x_init`, `y_init` replace them, as in Gymnasium."""
+        """Return states uniform within the task's half widths, or options `x_init`, `y_init` as in Gymnasium."""
         given = options or {}
-        half = [
-            finite_float("reset option x_init", given.get("x_init", self.start.angle), at_least=0.0),
-            finite_float("reset option y_init", given.get("y_init", self.start.speed), at_least=0.0),
-        ]
+        half = [float(given.get("x_init", self.start.angle)), float(given.get("y_init", self.start.speed))]
         high = torch.tensor(half, dtype=uniform.dtype, device=uniform.device)
         return -high + 2.0 * high * uniform

@@ -35,12 +35,12 @@ class TaskFile(Section):
 
 
 class Plant(ABC):
-    """A plant: the equations of one kind of task. Its methods are pure, batched and differentiable; none works in place.
+    """The equations of one kind of task: pure, batched, differentiable methods, none of which works in place.
 
-    States are (..., state_size), actions (..., action_size), observations (..., observation_size) tensors of any floating
-    dtype on any device. `params` maps names to tensors: the value for all, or one per environment with a leading batch
-    dimension. Noise arguments are standard normal numbers (..., process_noise_size) and (..., measurement_noise_size);
-    leave them out for the noise-free plant. Nothing here draws random numbers.
+    States (..., state_size), actions (..., action_size) and observations (..., observation_size) are tensors of any
+    floating dtype on any device. `params` maps names to tensors: the value for all, or one per environment with a
+    leading batch dimension. Noise arguments are standard normal numbers (..., process_noise_size) and
+    (..., measurement_noise_size); leave them out for the noise-free plant. Nothing here draws random numbers.
     """
 
     kind: ClassVar[str]
@@ -97,7 +97,7 @@ class Plant(ABC):
         return torch.zeros(state.shape[:-1], dtype=torch.bool, device=state.device)
 
     def check_options(self, options: Mapping[str, Any]) -> None:
-        """Raise `UnknownNameError` for a reset option that this plant does not know."""
+        """Raise `UnknownNameError` or `InvalidValueError` for a reset option that this plant cannot take."""
         for name in options:
             if name not in self.reset_options:
                 raise UnknownNameError.among("reset option", name, (*self.reset_options, "state", "reset_mask"))

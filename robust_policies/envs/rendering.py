@@ -42,7 +42,8 @@ class Renderer:
             raise InvalidValueError("Rendering needs pygame; install it with: pip install pygame-ce.") from error
         if steps == 0:
             self._trace.clear()
-        self._trace.append((observation, state, action))
+        # Copies: the arrays may be views of the environment's buffers.
+        self._trace.append((observation.copy(), state.copy(), action.copy()))
         if self.plant.kind == "pendulum":
             picture = _pendulum(pygame, float(state[0]), float(action[0] / self.plant.action_limit[0]))
         else:

@@ -66,16 +66,14 @@ class TaskEnv(gymnasium.Env):
     def reset(
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Return the first observation and an empty info; options as of the vectorized environment, without the mask."""
+        """Return the first observation and an empty info; options: "state" (state_size,) and the plant's own."""
         if seed is not None:
             seed = checks.positive_int("seed", seed, minimum=0)
         given = dict(options or {})
         if "reset_mask" in given:
-            raise InvalidValueError(
-                "reset_mask was given to a single environment; expected it only for vectorized ones."
-            )
+            raise InvalidValueError("reset_mask was given to a single environment; leave it out.")
         if "state" in given:
-            given["state"] = np.asarray(given["state"], dtype=np.float64)[None]
+            given["state"] = self._batch.start_state(np.asarray(given["state"], dtype=np.float64)[None])
         self.plant.check_options({name: value for name, value in given.items() if name != "state"})
         super().reset(seed=seed)
         self._take_generator()
@@ -98,13 +96,13 @@ class TaskEnv(gymnasium.Env):
         # A single environment may be stepped on after its end, as Gymnasium's own may.
         batch._ended = None
         try:
-            observation, reward, terminated, truncated, info = batch.step(given[None])
+            observation, _, terminated, truncated, info = batch.step(given[None])
         except UserError as error:
             raise type(error)(str(error).replace("actions", "action")) from error
         if noisy:
             batch._streams.store(0, self.np_random.bit_generator)
         self._show()
-        return observation[0].numpy(), float(reward[0]), bool(terminated[0]), bool(truncated[0]), info
+        return observation[0].numpy(), float(batch._reward[0]), bool(terminated[0]), bool(truncated[0]), info
 
     def _take_generator(self) -> None:
         """Let the N = 1 environment draw from `np_random`, which a user may have replaced."""

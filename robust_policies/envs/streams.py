@@ -85,9 +85,7 @@ class Streams:
         """Take over the states of NumPy bit generators, which must be PCG64."""
         wrong = next((g for g in generators if not isinstance(g, np.random.PCG64)), None)
         if wrong is not None:
-            raise InvalidValueError(
-                f"np_random uses {type(wrong).__name__}; expected a generator on numpy.random.PCG64."
-            )
+            raise InvalidValueError(f"np_random uses {type(wrong).__name__}; expected numpy.random.PCG64.")
         numbers = [generator.state["state"] for generator in generators]
         index = torch.tensor(list(rows), dtype=torch.int64, device=self.device)
         self.state[:, index] = _split([number["state"] for number in numbers], self.device)
@@ -133,7 +131,7 @@ def uniforms_for_normals(size: int) -> int:
 
 
 def normals(uniform: torch.Tensor, size: int) -> torch.Tensor:
-    """Return `size` standard normal numbers a row from uniform ones (n, uniforms_for_normals(size)), by Box and Muller."""
+    """Return standard normal numbers (n, size) from uniform (n, uniforms_for_normals(size)), by Box and Muller."""
     first, second = uniform.chunk(2, dim=-1)
     radius = (-2.0 * torch.log1p(-first)).sqrt()
     angle = 2.0 * math.pi * second

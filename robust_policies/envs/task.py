@@ -50,9 +50,7 @@ def task_file(task: str | Path) -> Path:
     path = folder if folder.suffix in {".yaml", ".yml"} else folder / "task.yaml"
     if not path.is_file():
         known = ", ".join(assets.task_names())
-        raise MissingFileError(
-            f"{path} does not exist; expected a folder with a task.yaml, or one of the tasks {known}."
-        )
+        raise MissingFileError(f"{path} does not exist; expected a folder with a task.yaml, or one of {known}.")
     return path
 
 

@@ -52,8 +52,8 @@ class TorchVectorEnv(VectorEnv):
     neighbours do. `reset()` without a seed continues the generators.
 
     Autoreset: SAME_STEP returns the start observation at once and puts the last one into info["final_obs"] (dense: the
-    rows that info["_final_obs"] marks are the episodes that ended); NEXT_STEP ignores the next action of an ended episode
-    and resets it then; DISABLED expects `reset(options={"reset_mask": ...})`, a NumPy or torch bool array.
+    rows that info["_final_obs"] marks are the episodes that ended); NEXT_STEP ignores the next action of an ended
+    episode and resets it then; DISABLED expects `reset(options={"reset_mask": ...})`, a NumPy or torch bool array.
 
     `plant` holds the differentiable functions step, observe and reward, `params` what they take: replace an entry by a
     tensor with a leading dimension of num_envs for per-environment physics.
@@ -96,6 +96,7 @@ class TorchVectorEnv(VectorEnv):
         self._state = torch.zeros((self.num_envs, self.plant.state_size), dtype=self.state_dtype, device=self.device)
         self._observation = torch.zeros(self.observation_space.shape or (), dtype=self.dtype, device=self.device)
         self._action = torch.zeros((self.num_envs, self.plant.action_size), dtype=self.state_dtype, device=self.device)
+        self._reward = torch.zeros(self.num_envs, dtype=self.state_dtype, device=self.device)
         self._elapsed = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
         self._ended: torch.Tensor | None = None
         self._steps_surely_running = 0
@@ -137,11 +138,11 @@ class TorchVectorEnv(VectorEnv):
         Args:
             seed: environment i is seeded with seed + i, or with seed[i] (None: continue its generator).
             options: "reset_mask" (num_envs,) bool, NumPy or torch: reset only these, the others' observations stay;
-                "state" (num_envs, state_size): start there; a plant's own options, like the pendulum's x_init and y_init.
+                "state" (num_envs, state_size): start there; a plant's own, like the pendulum's x_init and y_init.
         """
         given = dict(options or {})
         rows = self._masked_rows(given.pop("reset_mask")) if "reset_mask" in given else None
-        start = self._start_state(given.pop("state")) if "state" in given else None
+        start = self.start_state(given.pop("state")) if "state" in given else None
         self.plant.check_options(given)
         if rows is not None and not self._started:
             raise InvalidValueError("reset_mask was given before the first reset; call reset() once without it.")
@@ -183,14 +184,15 @@ class TorchVectorEnv(VectorEnv):
         if ended is not None and kept is not None:
             self._streams.state[:, ended] = kept
         self._action.copy_(action)
-        reward = plant.reward(self._state, action, params).to(self.dtype)
+        self._reward.copy_(plant.reward(self._state, action, params))
         self._state.copy_(plant.step(self._state, action, params, process))
         self._observation.copy_(plant.observe(self._state, params, measurement))
         self._elapsed += 1
         self._steps_surely_running -= 1
         if ended is not None:
             self._begin(ended, {}, None)
-            reward[ended] = 0.0
+            self._reward[ended] = 0.0
+        reward = self._reward.to(self.dtype, copy=True)
         self._ended = None
         info: dict[str, Any] = {}
         if self._steps_surely_running > 0 and not plant.terminates:
@@ -270,21 +272,17 @@ class TorchVectorEnv(VectorEnv):
             action = torch.as_tensor(np.ascontiguousarray(actions), device=self.device)
         elif isinstance(actions, torch.Tensor):
             if not actions.dtype.is_floating_point:
-                raise ShapeError(
-                    f"actions have dtype {actions.dtype}; expected a floating dtype such as torch.float32."
-                )
+                raise ShapeError(f"actions have dtype {actions.dtype}; expected torch.float32 or torch.float64.")
             if actions.device.type != self.device.type or self.device.index not in {None, actions.device.index}:
-                raise ShapeError(
-                    f"actions are on device {actions.device}; expected {self.device}, where the environment is."
-                )
+                raise ShapeError(f"actions are on device {actions.device}; expected {self.device}.")
             checks.shape("actions", actions, (self.num_envs, self.plant.action_size))
             action = actions.detach()
         else:
             raise ShapeError(f"actions are of type {type(actions).__name__}; expected a torch tensor or a NumPy array.")
         if not bool(torch.isfinite(action).all()):
             bad = (~torch.isfinite(action)).any(-1).nonzero().squeeze(-1).tolist()
-            raise NonFiniteError(f"actions hold NaN or infinite values for {len(bad)} environment(s), the first {bad[0]}; "
-                                 "expected finite numbers.")  # fmt: skip
+            message = f"actions hold NaN or infinite values for {len(bad)} environment(s), the first {bad[0]}"
+            raise NonFiniteError(f"{message}; expected finite numbers.")
         return action
 
     def _masked_rows(self, mask: Any) -> torch.Tensor:
@@ -298,7 +296,8 @@ class TorchVectorEnv(VectorEnv):
             raise InvalidValueError("reset_mask marks no environment; expected at least one True.")
         return rows
 
-    def _start_state(self, state: Any) -> torch.Tensor:
+    def start_state(self, state: Any) -> torch.Tensor:
+        """Return the reset option "state" as a checked tensor (num_envs, state_size)."""
         start = torch.as_tensor(state, dtype=self.state_dtype, device=self.device)
         checks.shape("options['state']", start, (self.num_envs, self.plant.state_size))
         return checks.finite_tensor("options['state']", start)
@@ -307,9 +306,7 @@ class TorchVectorEnv(VectorEnv):
         whole = isinstance(seed, Integral) and not isinstance(seed, bool)
         seeds = [int(seed) + i for i in range(self.num_envs)] if whole else seed  # type: ignore[arg-type]
         if not isinstance(seeds, (list, tuple, np.ndarray)) or len(seeds) != self.num_envs:
-            raise InvalidValueError(
-                f"seed is {seed!r}; expected a whole number or {self.num_envs} of them, one for each."
-            )
+            raise InvalidValueError(f"seed is {seed!r}; expected a whole number or {self.num_envs} of them.")
         return [None if one is None else checks.positive_int("seed", one, minimum=0) for one in seeds]
 
     def _seed(self, seeds: list[int | None], rows: torch.Tensor | None) -> None:
@@ -324,8 +321,9 @@ class TorchVectorEnv(VectorEnv):
     def _ensure_seeded(self, fresh: bool = False) -> None:
         """Seed the generators at random if nobody has; `fresh`: the caller is about to seed every one."""
         if self._seeds is None and not fresh:
-            self._seeds = np.random.default_rng().integers(0, 2**63, self.num_envs).tolist()
-            self._streams.seed(range(self.num_envs), self._seeds)
+            seeds: list[int] = np.random.default_rng().integers(0, 2**63, self.num_envs).tolist()
+            self._streams.seed(range(self.num_envs), seeds)
+            self._seeds = seeds
 
     def render(self) -> tuple[np.ndarray | None, ...] | None:
         """Return one picture (height, width, 3) uint8 for each environment; see `render_one` for many of them."""
@@ -334,9 +332,7 @@ class TorchVectorEnv(VectorEnv):
     def render_one(self, row: int = 0) -> np.ndarray | None:
         """Return the picture of environment `row` (None if it is shown in a window: render_mode "human")."""
         if self.render_mode is None:
-            raise InvalidValueError(
-                "render was called without a render_mode; make the environment with render_mode='rgb_array'."
-            )
+            raise InvalidValueError("render was called without a render_mode; make it with render_mode='rgb_array'.")
         if not 0 <= row < self.num_envs:
             raise UnknownNameError(f"Environment {row} does not exist; expected 0 to {self.num_envs - 1}.")
         from robust_policies.envs.rendering import Renderer

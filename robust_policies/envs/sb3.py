@@ -1,0 +1,171 @@
+"""Our environments as Stable-Baselines3's VecEnv, without its cost per environment and step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+
+from robust_policies import checks
+from robust_policies.envs.registration import NAMESPACE, register_tasks
+from robust_policies.envs.vector import TorchVectorEnv
+from robust_policies.errors import InvalidValueError, UnknownNameError
+
+
+class SB3VecEnv(VecEnv):
+    """A SAME_STEP `TorchVectorEnv` for Stable-Baselines3: NumPy in and out, float32 rewards, one info dict each.
+
+    An info is empty except where an episode has ended: there it holds what SB3 reads, "terminal_observation",
+    "TimeLimit.truncated" and, as its Monitor writes it, "episode" = {"r": return, "l": length, "t": seconds}.
+    """
+
+    def __init__(self, env: TorchVectorEnv) -> None:
+        if env.autoreset_mode is not AutoresetMode.SAME_STEP:
+            raise InvalidValueError(f"autoreset_mode is {env.autoreset_mode.name}; expected SAME_STEP for SB3VecEnv.")
+        self.env = env
+        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
+        self.metadata = {**env.metadata}
+        self._actions: np.ndarray | None = None
+        self._returns = np.zeros(env.num_envs, dtype=np.float64)
+        self._lengths = np.zeros(env.num_envs, dtype=np.int64)
+        self._began = time.time()
+
+    def reset(self) -> np.ndarray:
+        """Return the first observations (num_envs, observation_size); seeds given by `seed` are used once."""
+        options = self._options[0]
+        if any(given != options for given in self._options):
+            raise InvalidValueError(
+                "set_options was given different options per environment; expected the same for all."
+            )
+        seeds = self._seeds if any(seed is not None for seed in self._seeds) else None
+        observation, _ = self.env.reset(seed=seeds, options=options)
+        self._reset_seeds()
+        self._reset_options()
+        self._returns[:] = 0.0
+        self._lengths[:] = 0
+        return observation.cpu().numpy()
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Keep the actions (num_envs, action_size) for `step_wait`."""
+        self._actions = actions
+
+    def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+        """Return observations, rewards, dones and infos."""
+        if self._actions is None:
+            raise InvalidValueError("step_wait was called without step_async; call step(actions).")
+        actions, self._actions = self._actions, None
+        observation, reward, terminated, truncated, info = self.env.step(actions)
+        rewards = reward.to(torch.float32).cpu().numpy()
+        self._returns += rewards
+        self._lengths += 1
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        if "final_obs" not in info:
+            return observation.cpu().numpy(), rewards, np.zeros(self.num_envs, dtype=bool), infos
+        dones = info["_final_obs"].cpu().numpy()
+        self._describe_ended(infos, dones, info["final_obs"], truncated & ~terminated)
+        return observation.cpu().numpy(), rewards, dones, infos
+
+    def _describe_ended(
+        self, infos: list[dict[str, Any]], dones: np.ndarray, final: torch.Tensor, truncated: torch.Tensor
+    ) -> None:
+        ended = dones.nonzero()[0]
+        final_observations = final.cpu().numpy()[ended]
+        seconds = round(time.time() - self._began, 6)
+        rows = zip(
+            ended.tolist(),
+            final_observations,
+            truncated.cpu().numpy()[ended].tolist(),
+            self._returns[ended].tolist(),
+            self._lengths[ended].tolist(),
+            strict=True,
+        )
+        for row, observation, limit, total, length in rows:
+            infos[row] = {
+                "terminal_observation": observation,
+                "TimeLimit.truncated": limit,
+                "episode": {"r": round(total, 6), "l": length, "t": seconds},
+            }
+        self._returns[ended] = 0.0
+        self._lengths[ended] = 0
+
+    def close(self) -> None:
+        """Close the environment."""
+        self.env.close()
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        """Return the vectorized environment's attribute once for each of `indices`."""
+        return [getattr(self.env, attr_name) for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        """Set an attribute of the vectorized environment; only for all environments at once."""
+        if indices is not None:
+            raise InvalidValueError("set_attr was given indices; expected none, all environments share one object.")
+        setattr(self.env, attr_name, value)
+
+    def env_method(self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any) -> list[Any]:
+        """Refuse: there is no object per environment whose method could be called."""
+        raise InvalidValueError(
+            f"env_method({method_name!r}) was called; use the vectorized environment's own, `.env`."
+        )
+
+    def env_is_wrapped(self, wrapper_class: type[gymnasium.Wrapper], indices: Any = None) -> list[bool]:
+        """Return True for SB3's Monitor, whose episode statistics this class writes, and False for all else."""
+        return [wrapper_class is Monitor for _ in self._get_indices(indices)]
+
+    def get_images(self) -> list[np.ndarray | None]:
+        """Return one picture for each environment."""
+        return list(self.env.render() or [None] * self.num_envs)
+
+    def render(self, mode: str | None = None) -> np.ndarray | None:
+        """Return the tiled pictures, or show environment 0 in a window if the render mode is "human"."""
+        if self.render_mode == "human":
+            self.env.render_one(0)
+            return None
+        return super().render(mode)
+
+
+def make_sb3_vec_env(
+    env_id: str,
+    num_envs: int = 1,
+    seed: int | None = None,
+    device: str | torch.device = "cpu",
+    env_kwargs: Mapping[str, Any] | None = None,
+) -> VecEnv:
+    """Return `num_envs` copies of a Gymnasium id for Stable-Baselines3.
+
+    Our ids give an `SB3VecEnv` on `device`; any other id gives SB3's `DummyVecEnv` of monitored environments. `seed`
+    seeds environment i with seed + i at the first reset. Raises `UnknownNameError`, with the closest id, for an id that
+    is not registered.
+    """
+    register_tasks()
+    num_envs = checks.positive_int("num_envs", num_envs)
+    if seed is not None:
+        seed = checks.positive_int("seed", seed, minimum=0)
+    name = env_id.rpartition(":")[2]
+    if ":" not in env_id and name not in gymnasium.registry:
+        raise UnknownNameError.among("environment", env_id, _nearby(env_id))
+    kwargs = dict(env_kwargs or {})
+    if name.startswith(f"{NAMESPACE}/"):
+        env = gymnasium.make_vec(env_id, num_envs=num_envs, device=device, autoreset_mode="SAME_STEP", **kwargs)
+        bridge = SB3VecEnv(env)  # type: ignore[arg-type]
+        if seed is not None:
+            bridge.seed(seed)
+            bridge.action_space.seed(seed)
+        return bridge
+    return make_vec_env(env_id, n_envs=num_envs, seed=seed, env_kwargs=kwargs, vec_env_cls=DummyVecEnv)
+
+
+def _nearby(env_id: str) -> list[str]:
+    """Return our ids and those that resemble `env_id`: the registry is too long to list."""
+    import difflib
+
+    ours = [name for name in gymnasium.registry if name.startswith(f"{NAMESPACE}/")]
+    return [*ours, *difflib.get_close_matches(env_id, set(gymnasium.registry) - set(ours), n=5, cutoff=0.5)]
