@@ -1,7 +1,7 @@
 """Lipschitz-bounded deep network (LBDN) of sandwich layers, after Wang and Manchester (ICML 2023).
 
-A sandwich layer is h -> sqrt2 A' Psi act(sqrt2 Psi^-1 B h + b) with A A' + B B' = I and Psi > 0 diagonal: 1-Lipschitz for
-every activation of slope in [0, 1]. The linear last layer is h -> B h + b with |B| <= 1.
+A sandwich layer is h -> sqrt2 A' Psi act(sqrt2 Psi^-1 B h + b) with A A' + B B' = I and Psi > 0 diagonal: 1-Lipschitz
+for every activation of slope in [0, 1]. The linear last layer is h -> B h + b with |B| <= 1.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ _SQRT2 = math.sqrt(2.0)
 class LayerMatrices(NamedTuple):
     """Explicit arrays of one layer with n_in inputs and n_out outputs.
 
-    A (n_out, n_out), B (n_out, n_in), psi (n_out,), b (n_out,): h -> sqrt2 A' diag(psi) act(sqrt2 diag(psi)^-1 B h + b).
+    A (n_out, n_out), B (n_out, n_in), psi (n_out,), b (n_out,):
+    h -> sqrt2 A' diag(psi) act(sqrt2 diag(psi)^-1 B h + b).
     A and psi are None for a linear layer h -> B h + b.
     """
 
@@ -119,7 +120,7 @@ class LBDN(nn.Module):
     @property
     def gamma(self) -> float:
         """The certified Lipschitz bound."""
-        return self._gamma if self.log_gamma is None else math.exp(float(self.log_gamma))
+        return self._gamma if self.log_gamma is None else math.exp(float(self.log_gamma.detach()))
 
     def explicit(self) -> LBDNExplicit:
         """Return the arrays that run."""

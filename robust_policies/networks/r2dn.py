@@ -115,7 +115,7 @@ class R2DN(Cell):
         """The certified incremental l2 gain, None unless the guarantee is Lipschitz."""
         if not isinstance(self.guarantee, Lipschitz):
             return None
-        return self.guarantee.gamma if self.log_gamma is None else math.exp(float(self.log_gamma))
+        return self.guarantee.gamma if self.log_gamma is None else math.exp(float(self.log_gamma.detach()))
 
     def linear_part(self) -> forms.LinearPart:
         """Return the matrices around phi and the implicit E, H22 they came from."""
@@ -219,7 +219,7 @@ class R2DN(Cell):
 
     @torch.no_grad()
     def _remember(self) -> None:
-        """Set X, p, Y so that A = rate (1 - delta), delta from 1/20 to 1/200, after shrinking what enters H besides X."""
+        """Set X, p, Y so that A = rate (1 - delta), delta from 1/20 to 1/200; what else enters H is shrunk to fit."""
         nx = self.state_size
         a = self.rate * (1 - torch.logspace(math.log10(0.05), math.log10(0.005), nx, dtype=torch.float64))
         eye = torch.eye(nx, dtype=torch.float64)

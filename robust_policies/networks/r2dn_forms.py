@@ -98,7 +98,8 @@ def unit_gain_gram(p: dict[str, Tensor], D: Feedthrough) -> Tensor:
 def dissipative(p: dict[str, Tensor], supply: Supply, rate: float, eps: float | None) -> LinearPart:
     """Return the R2DN that obeys the supply rate, Lipschitz bounds included: H, E, one solve with E, then unscale.
 
-    Completing M(P) > 0 by Schur complement gives [[E + E' - H22/rate^2 - Cb'Cb, -Cb'Db, H21'], [., R, Bc'], [., ., H22]] > 0,
+    Completing M(P) > 0 by Schur complement gives
+        [[E + E' - H22/rate^2 - Cb'Cb, -Cb'Db, H21'], [., R, Bc'], [., ., H22]] > 0,
     met by H = p^2 X'X/|X|^2 + eps I + `unit_gain_gram`; every strictly feasible model is reached.
     """
     nx, nv = p["B1"].shape

@@ -29,7 +29,7 @@ def scan(
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (states (time, batch, nx) seen by each step, last activations (time, batch, n_L), final state (batch, nx)).
+    """Return (states (time, batch, nx) seen by each step, last activations (time, batch, n_L), final state).
 
     Args:
         activation: applied after every product but the last.
@@ -82,7 +82,7 @@ class _Scan(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         activation = ACTIVATIONS[name]
         nx, layers = state.shape[1], len(rest) // 2
-        time, batch, width = drive.shape
+        time, batch = drive.shape[:2]
         z = torch.empty_like(drive, memory_format=torch.contiguous_format)
         states = drive.new_empty(time + 1, batch, nx)
         hidden = [z[..., nx:]] + [drive.new_empty(time, batch, W.shape[0]) for W in rest[:layers]]
@@ -141,7 +141,7 @@ def _fast_backward(ctx: Any, saved: Sequence[Tensor], grads: Sequence[Tensor]) -
     drive, state, AM, Bt, *rest = saved[: 4 + 2 * layers]
     states, last, z, *between = saved[4 + 2 * layers :]
     weights = rest[:layers]
-    time, batch, width = drive.shape
+    time, batch = drive.shape[:2]
     nx = state.shape[1]
     hidden = [z[..., nx:], *between, last] if layers else [last]
     grad_states, grad_last, grad_final = grads
