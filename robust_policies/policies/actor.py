@@ -38,8 +38,8 @@ class ScaledCell(nn.Module):
     """A cell behind a `Scaling`.
 
     It has the attributes sb3-contrib reads of an LSTM (`input_size`, `num_layers`, `hidden_size`); `hidden_size` is the
-    width of the state sb3-contrib stores, at least the cell's: actor and critic share one width there. `with_inputs` says
-    that a shared critic reads the scaled inputs beside the cell's output.
+    width of the state sb3-contrib stores, at least the cell's: actor and critic share one width there.
+    `with_inputs` says that a shared critic reads the scaled inputs beside the cell's output.
     """
 
     num_layers = 1
@@ -158,7 +158,7 @@ class Actor(nn.Module):
 
     def normalized(self, observations: Tensor) -> Tensor:
         """Return the observations after the frozen normaliser, if there is one."""
-        return observations if self.normalizer is None else self.normalizer(observations).float()
+        return observations if self.normalizer is None else self.normalizer(observations)
 
 
 def fixed_vector(name: str, value: Any, size: int, *, positive: bool = False) -> Tensor | None:

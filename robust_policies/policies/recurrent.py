@@ -9,12 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from gymnasium import spaces
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
-from stable_baselines3.common.distributions import (
-    BernoulliDistribution,
-    CategoricalDistribution,
-    Distribution,
-    MultiCategoricalDistribution,
-)
 from stable_baselines3.common.torch_layers import CombinedExtractor, MlpExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
@@ -22,6 +16,7 @@ from torch import Tensor, nn
 from robust_policies import checks
 from robust_policies.errors import InvalidValueError, UnknownNameError
 from robust_policies.networks import Cell, make_cell
+from robust_policies.policies.actions import parameter_count
 from robust_policies.policies.actor import Actor, MeanHead, ScaledCell, Scaling
 
 if TYPE_CHECKING:
@@ -81,8 +76,8 @@ class RecurrentCellPolicy(RecurrentActorCriticPolicy):
             raise UnknownNameError.among("critic", critic, CRITICS)
         if critic != "own" and critic_kwargs:
             raise InvalidValueError(
-                f"critic_kwargs is {dict(critic_kwargs)} for the critic {critic!r}, which has no cell of its own; leave it "
-                "out, or give the width of its layers as net_arch=dict(vf=[...])."
+                f"critic_kwargs is {dict(critic_kwargs)} for the critic {critic!r}, which has no cell of its own; "
+                "leave it out, or give the width of its layers as net_arch=dict(vf=[...])."
             )
         self._options: dict[str, Any] = {
             "cell": cell,
@@ -118,7 +113,7 @@ class RecurrentCellPolicy(RecurrentActorCriticPolicy):
 
     @property
     def actor(self) -> Actor:
-        """The deterministic actor, from features (a flat observation) to the mean action; it shares this policy's weights."""
+        """The deterministic actor, features (a flat observation) -> mean action; it shares this policy's weights."""
         return Actor(self.lstm_actor, self.action_net)  # pyright: ignore[reportArgumentType]
 
     def certificate(self, env: VecEnv | None = None) -> Certificate:
@@ -137,7 +132,7 @@ class RecurrentCellPolicy(RecurrentActorCriticPolicy):
     def _build_mlp_extractor(self) -> None:
         outputs = self._options["cell_output_size"]
         if outputs is None:
-            outputs = action_parameters(self.action_dist, self.action_space)
+            outputs = parameter_count(self.action_space)
         outputs = checks.positive_int("cell_output_size", outputs)
         critic = self._options["critic"]
         critic_input = {
@@ -159,7 +154,7 @@ class RecurrentCellPolicy(RecurrentActorCriticPolicy):
         actor = make_cell(options["cell"], self.features_dim, heads.latent_dim_pi, **options["cell_kwargs"])
         self.action_net = MeanHead(
             heads.latent_dim_pi,
-            action_parameters(self.action_dist, self.action_space),
+            parameter_count(self.action_space),
             linear=options["cell_output_size"] is not None,
             scale=options["action_scale"],
         )
@@ -254,22 +249,13 @@ class _Heads(nn.Module):
         return self.value_net(latent)
 
 
-def action_parameters(distribution: Distribution, space: spaces.Space) -> int:
-    """Return how many numbers the actor gives: the mean's, or all logits'."""
-    if isinstance(distribution, CategoricalDistribution | BernoulliDistribution):
-        return int(distribution.action_dim if isinstance(distribution, CategoricalDistribution) else distribution.action_dims)
-    if isinstance(distribution, MultiCategoricalDistribution):
-        return int(sum(distribution.action_dims))
-    return spaces.flatdim(space)
-
-
 def _value_layers(net_arch: Any) -> dict[str, list[int]]:
     if net_arch is None:
         return {"pi": [], "vf": [64, 64]}
     layers = net_arch if isinstance(net_arch, Mapping) else {"vf": net_arch}
     if layers.get("pi"):
         raise InvalidValueError(
-            f"net_arch has pi={layers['pi']}; the actor is the cell and its linear head: enlarge the cell (cell_kwargs) instead."
+            f"net_arch has pi={layers['pi']}; the actor is the cell and its linear head: enlarge the cell instead."
         )
     for key in layers:
         if key not in {"pi", "vf"}:
@@ -283,6 +269,8 @@ def _check_options(given: Mapping[str, Any]) -> None:
     own = {k for k, p in inspect.signature(RecurrentCellPolicy.__init__).parameters.items() if p.kind is p.KEYWORD_ONLY}
     for name in given:
         if name in _UPSTREAM_LSTM:
-            raise InvalidValueError(f"{name} is an option of sb3-contrib's LSTM; use cell, cell_kwargs and critic instead.")
+            raise InvalidValueError(
+                f"{name} is an option of sb3-contrib's LSTM; use cell, cell_kwargs and critic instead."
+            )
         if name not in known:
             raise UnknownNameError.among("policy option", name, known | own)
