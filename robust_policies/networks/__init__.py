@@ -3,6 +3,7 @@
 from robust_policies.networks.activations import ACTIVATIONS
 from robust_policies.networks.baselines import GRUCell, LSTMCell, MLPCell
 from robust_policies.networks.cell import Cell
+from robust_policies.networks.convert import from_flax
 from robust_policies.networks.guarantees import Contracting, Dissipative, Guarantee, Lipschitz
 from robust_policies.networks.lbdn import LBDN, LBDNCell
 from robust_policies.networks.r2dn import R2DN
@@ -25,5 +26,6 @@ __all__ = [
     "Lipschitz",
     "MLPCell",
     "cell_from_config",
+    "from_flax",
     "make_cell",
 ]

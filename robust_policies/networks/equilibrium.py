@@ -41,9 +41,11 @@ class _Equilibrium(torch.autograd.Function):
         b, D11, w = ctx.saved_tensors
         (grad,) = grads
         if torch.is_grad_enabled():
-            # A derivative of this backward is asked for: the plain path builds the graph it needs.
-            plain = _substitute_plain(b, D11, ctx.activation)
-            wanted = [x for x, need in zip((b, D11), ctx.needs_input_grad, strict=False) if need]
+            # A derivative of this backward is asked for: the plain path builds the graph it needs. The aliases keep
+            # the graph that joins the inputs out of it: b of a later step depends on D11 too.
+            aliases = (b.view_as(b), D11.view_as(D11))
+            plain = _substitute_plain(*aliases, ctx.activation)
+            wanted = [x for x, need in zip(aliases, ctx.needs_input_grad, strict=False) if need]
             found = iter(torch.autograd.grad(plain, wanted, grad, create_graph=True))
             return *(next(found) if need else None for need in ctx.needs_input_grad[:2]), None
         # v = b + D11 w, w = act(v), J = diag(act'(v)): the gradient g of w obeys g = grad + D11' J g.

@@ -61,6 +61,21 @@ class R2DN(Cell):
     name = "r2dn"
     guarantee: Guarantee
     rate: float
+    X: nn.Parameter
+    Y: nn.Parameter
+    B1: nn.Parameter
+    B2: nn.Parameter
+    C1: nn.Parameter
+    C2: nn.Parameter
+    D12: nn.Parameter
+    D21: nn.Parameter
+    D22: nn.Parameter
+    Mv: nn.Parameter
+    Mw: nn.Parameter
+    Mu: nn.Parameter
+    bx: nn.Parameter
+    bv: nn.Parameter
+    by: nn.Parameter
 
     def __init__(
         self,
@@ -104,8 +119,9 @@ class R2DN(Cell):
         for key, size in (("bx", nx), ("bv", nv), ("by", ny)):
             self.register_parameter(key, nn.Parameter(torch.zeros(size)))
         self._direct = (*shapes, "p")
-        trainable = isinstance(self.guarantee, Lipschitz) and self.guarantee.trainable
-        self.log_gamma = nn.Parameter(torch.tensor([math.log(self.guarantee.gamma)])) if trainable else None
+        self.log_gamma: nn.Parameter | None = None
+        if isinstance(self.guarantee, Lipschitz) and self.guarantee.trainable:
+            self.log_gamma = nn.Parameter(torch.tensor([math.log(self.guarantee.gamma)]))
         self.network = sandwich_layers([nv, *self.hidden_sizes, nv], linear_output=self.linear_output)
         if init == "long_memory":
             self._remember()

@@ -58,6 +58,19 @@ class REN(Cell):
     name = "ren"
     guarantee: Guarantee
     rate: float
+    X: nn.Parameter
+    Y1: nn.Parameter
+    B2: nn.Parameter
+    C2: nn.Parameter
+    D12: nn.Parameter
+    D21: nn.Parameter
+    D22: nn.Parameter
+    X3: nn.Parameter
+    Y3: nn.Parameter
+    Z3: nn.Parameter
+    bx: nn.Parameter
+    bv: nn.Parameter
+    by: nn.Parameter
 
     def __init__(
         self,
@@ -98,15 +111,16 @@ class REN(Cell):
         for key, width in (("bx", nx), ("bv", nv), ("by", ny)):
             self.register_parameter(key, nn.Parameter(torch.zeros(width)))
         self._direct = (*shapes, "p")
-        trainable = isinstance(self.guarantee, Lipschitz) and self.guarantee.trainable
-        self.log_gamma = nn.Parameter(torch.tensor([math.log(self.guarantee.gamma)])) if trainable else None
+        self.log_gamma: nn.Parameter | None = None
+        if isinstance(self.guarantee, Lipschitz) and self.guarantee.trainable:
+            self.log_gamma = nn.Parameter(torch.tensor([math.log(self.guarantee.gamma)]))
 
     @property
     def gamma(self) -> float | None:
         """The certified incremental l2 gain, None unless the guarantee is Lipschitz."""
         if not isinstance(self.guarantee, Lipschitz):
             return None
-        return self.guarantee.gamma if self.log_gamma is None else math.exp(float(self.log_gamma))
+        return self.guarantee.gamma if self.log_gamma is None else math.exp(float(self.log_gamma.detach()))
 
     def implicit(self) -> forms.ImplicitREN:
         """Return the matrices, the implicit E and H33 they came from, and the multiplier of the activation."""
