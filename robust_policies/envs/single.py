@@ -98,7 +98,9 @@ class TaskEnv(gymnasium.Env):
         try:
             observation, _, terminated, truncated, info = batch.step(given[None])
         except UserError as error:
-            raise type(error)(str(error).replace("actions", "action")) from error
+            raise type(error)(
+                str(error).replace("actions have", "action has").replace("actions hold", "action holds")
+            ) from error
         if noisy:
             batch._streams.store(0, self.np_random.bit_generator)
         self._show()

@@ -2,7 +2,6 @@
 
 import gymnasium
 import numpy as np
-import pytest
 import torch
 
 import robust_policies.envs  # noqa: F401

@@ -26,7 +26,10 @@ def test_make_and_make_vec_without_importing_the_package(name, tmp_path):
 
 
 def test_the_order_of_imports_does_not_matter(tmp_path):
-    code = "import robust_policies.envs, gymnasium, sys; print('robust_policies/Linear-v0' in gymnasium.registry, 'torch' in sys.modules)"
+    code = (
+        "import robust_policies.envs, gymnasium, sys\n"
+        "print('robust_policies/Linear-v0' in gymnasium.registry, 'torch' in sys.modules)"
+    )
     assert run(code, tmp_path) == ["True", "False"]
     code = "from gymnasium.envs.registration import registry; print('robust_policies/Linear-v0' in registry)"
     assert run(code, tmp_path) == ["True"]

@@ -42,7 +42,7 @@ def test_a_generator_put_in_by_hand_is_used(env_id):
     [
         (np.zeros(2), ShapeError, r"action has shape \(2,\); expected \(1\)"),
         (np.float32(0.0), ShapeError, r"shape \(\)"),
-        (np.array([1]), ShapeError, "action have dtype int64|dtype int64"),
+        (np.array([1]), ShapeError, "dtype int64"),
         (np.array([np.nan]), NonFiniteError, "NaN"),
     ],
 )
@@ -67,7 +67,7 @@ def test_bad_resets_are_refused_and_nothing_changes():
         {"options": {"reset_mask": np.ones(1, bool)}},
         {"options": {"y": 1}},
     ):
-        with pytest.raises(ValueError, match="expected|Known|leave"):
+        with pytest.raises(ValueError, match=r"expected|Known|leave"):
             env.reset(**arguments)
         assert np.array_equal(env.state, state) and env.np_random.bit_generator.state == generator
     with pytest.raises(InvalidValueError, match="finite"):

@@ -83,5 +83,5 @@ def test_missing_and_unreadable_files(tmp_path):
 
 def test_gymnasium_passes_the_message_on(own_task):
     folder = own_task("linear", put("parameters", "B", value=[[1.0]]))
-    with pytest.raises(UserError, match="parameters.B"):
+    with pytest.raises(UserError, match=r"parameters\.B"):
         gymnasium.make("robust_policies/Linear-v0", task=str(folder))

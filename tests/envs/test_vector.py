@@ -164,7 +164,7 @@ def test_bad_constructions_are_refused():
         TorchVectorEnv("pendulum", 0)
     with pytest.raises(InvalidValueError, match="dtype is 'float16'"):
         TorchVectorEnv("pendulum", dtype="float16")
-    with pytest.raises(InvalidValueError, match="autoreset_mode is 'never'.*SAME_STEP"):
+    with pytest.raises(InvalidValueError, match=r"autoreset_mode is 'never'.*SAME_STEP"):
         TorchVectorEnv("pendulum", autoreset_mode="never")
     with pytest.raises(InvalidValueError, match="max_episode_steps is -3"):
         TorchVectorEnv("pendulum", max_episode_steps=-3)
