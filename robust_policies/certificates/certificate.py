@@ -38,8 +38,8 @@ class Verification:
     """What `verify` proved of one cell's explicit matrices.
 
     `gamma` bounds the incremental l2 gain (None: only contraction was asked or proven), `rate` the contraction rate,
-    `overshoot` is sqrt(cond P), `margin` the smallest eigenvalue of the LMI, `shift` what rounding may have taken from it,
-    `tau` the multiplier of phi's bound and `ell` phi's Lipschitz bound. NOT_CERTIFIED never means unstable.
+    `overshoot` is sqrt(cond P), `margin` the smallest eigenvalue of the LMI, `shift` what rounding may
+    have taken from it, `tau` the multiplier of phi's bound and `ell` phi's Lipschitz bound. NOT_CERTIFIED never means unstable.
     """
 
     status: Literal["PASS", "NOT_CERTIFIED"]
@@ -134,7 +134,8 @@ def claim(
         bound = "the claimed bound" if gamma is None else f"the claimed gain {gamma:.6g}"
         return f"Refuted: {reason or f'a float64 search found inputs above {bound}'}, which is above {bound}."
     if status != "PASS":
-        return f"Nothing is proven: {reason or 'the check did not succeed'}. This does not mean that the policy is unstable."
+        why = reason or "the check did not succeed"
+        return f"Nothing is proven: {why}. This does not mean that the policy is unstable."
     parts = []
     if gamma is not None:
         parts.append(
@@ -191,7 +192,7 @@ def compose(
     arrays: Mapping[str, Any] | None = None,
     cell_note: str = "",
 ) -> Certificate:
-    """Return the certificate of the chain `before` -> cell -> `after`; its gain is the product of the factors' gains."""
+    """Return the certificate of the chain `before` -> cell -> `after`; its gain is the product of the factors'."""
     factors = (*before, Factor("cell", verification.gamma, cell_note), *after)
     gains = [factor.gain for factor in factors]
     gamma_raw = None

@@ -5,9 +5,10 @@ V = x'P x the dissipation inequality
 
     V+ - rate^2 V  <=  [y; u]' supply [y; u]  -  [v; w]' multiplier [v; w]
 
-follows, with z = (x, w, u), from M(P) = F' K F >= 0, where F stacks the maps from z to the signals (x, x+, v, w, y, u) and
-K = blk(rate^2 P, -P, -multiplier, supply). The multiplier's form is nonnegative for every admissible phi: tau (ell^2 |v|^2 -
-|w|^2) for a phi with Lipschitz bound ell, 2 w'Lam (v - w) for activations with slopes in [0, 1] neuron by neuron.
+follows, with z = (x, w, u), from M(P) = F' K F >= 0, where F stacks the maps from z to the signals
+(x, x+, v, w, y, u) and K = blk(rate^2 P, -P, -multiplier, supply). The multiplier's form is nonnegative for every
+admissible phi: tau (ell^2 |v|^2 - |w|^2) for a phi with Lipschitz bound ell, 2 w'Lam (v - w) for activations with slopes
+in [0, 1] neuron by neuron.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def gain_supply(gamma: float, ny: int, nu: int) -> Array:
 
 def signal_maps(model: Matrices, with_input: bool) -> tuple[Array, Array]:
     """Return F_x, the maps to (x, x+), and F_r, to (v, w[, y, u]), of z = (x, w[, u])."""
-    nx, nv, nu, ny = model.sizes
+    nx, nv, nu, _ = model.sizes
     if with_input:
         F_x = np.block([[np.eye(nx), np.zeros((nx, nv + nu))], [model.A, model.B1, model.B2]])
         F_r = np.block([
@@ -140,9 +141,8 @@ def prove_positive(F: Array, K: Array) -> Proof:
 def layer_bound(inner: Array, outer: Array, psi: Array | None = None) -> float:
     """Return a Lipschitz bound of h -> outer act(inner h + b), act with slopes in [0, 1] neuron by neuron.
 
-    With B = psi inner / sqrt 2 and A' = outer / (psi sqrt 2): if A A' + B B' <= s I then the bound is max(1, s); psi (n,)
-    positive is free, the best is searched by nothing here: the sandwich layer's own is the hint. `inner` (n, n_in),
-    `outer` (n_out, n).
+    With B = psi inner / sqrt 2 and A' = outer / (psi sqrt 2): if A A' + B B' <= s I then the bound is max(1, s). Any
+    positive psi (n,) proves a bound; a sandwich layer's own proves 1. `inner` (n, n_in), `outer` (n_out, n).
     """
     scale = np.ones(inner.shape[0]) if psi is None else np.asarray(psi, dtype=np.float64)
     B = scale[:, None] * inner / math.sqrt(2)
