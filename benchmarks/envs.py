@@ -87,9 +87,8 @@ def main() -> None:
         },
         "unit": "environment steps per second",
     }
-    print(
-        f"{'num_envs':>8} {'Pendulum':>12} {'float32':>12} {'Linear':>12} {'SB3 bridge':>12} {'Gymnasium':>12} {'ratio':>7}"
-    )
+    titles = ("Pendulum", "float32", "Linear", "SB3 bridge", "Gymnasium")
+    print(f"{'num_envs':>8} " + " ".join(f"{title:>12}" for title in titles) + f" {'ratio':>7}")
     for size in SIZES:
         candidates = {
             "pendulum": ours(size, arguments.device),
