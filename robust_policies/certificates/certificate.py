@@ -39,7 +39,8 @@ class Verification:
 
     `gamma` bounds the incremental l2 gain (None: only contraction was asked or proven), `rate` the contraction rate,
     `overshoot` is sqrt(cond P), `margin` the smallest eigenvalue of the LMI, `shift` what rounding may
-    have taken from it, `tau` the multiplier of phi's bound and `ell` phi's Lipschitz bound. NOT_CERTIFIED never means unstable.
+    have taken from it, `tau` the multiplier of phi's bound and `ell` phi's Lipschitz bound.
+    NOT_CERTIFIED never means unstable.
     """
 
     status: Literal["PASS", "NOT_CERTIFIED"]

@@ -7,8 +7,8 @@ V = x'P x the dissipation inequality
 
 follows, with z = (x, w, u), from M(P) = F' K F >= 0, where F stacks the maps from z to the signals
 (x, x+, v, w, y, u) and K = blk(rate^2 P, -P, -multiplier, supply). The multiplier's form is nonnegative for every
-admissible phi: tau (ell^2 |v|^2 - |w|^2) for a phi with Lipschitz bound ell, 2 w'Lam (v - w) for activations with slopes
-in [0, 1] neuron by neuron.
+admissible phi: tau (ell^2 |v|^2 - |w|^2) for a phi with Lipschitz bound ell, 2 w'Lam (v - w) for activations with
+slopes in [0, 1] neuron by neuron.
 """
 
 from __future__ import annotations
@@ -119,9 +119,14 @@ def prove_positive(F: Array, K: Array) -> Proof:
     Rounding of the two products is bounded entrywise by g_k |F|'|K||F|, g_k = k u / (1 - k u); that of the Cholesky
     factorization by g_{n+2} / (1 - g_{n+2}) tr|M| (Rump, "Verification of positive definiteness", BIT 2006). If the
     factorization of M minus both bounds ends, M is positive definite. K's entries may carry 8 roundings of their own.
+    M is first scaled to a diagonal near 1 by powers of two, a congruence without rounding; margin and shift are of that.
     """
     n = F.shape[1]
     with np.errstate(all="ignore"):
+        diagonal = np.einsum("ij,ij->j", F, K @ F)
+        usable = np.isfinite(diagonal) & (diagonal > 0)
+        exponent = np.where(usable, np.clip(np.round(-0.5 * np.log2(np.where(usable, diagonal, 1.0))), -200, 200), 0)
+        F = F * np.exp2(exponent)
         M = F.T @ (K @ F)
         M = 0.5 * (M + M.T)
         bound = _growth(2 * (F.shape[0] + 8)) * (np.abs(F).T @ (np.abs(K) @ np.abs(F)))
