@@ -156,7 +156,9 @@ class LinearPlant(Plant):
     def _constant(self, name: str, like: torch.Tensor) -> torch.Tensor:
         key = (name, like.device, like.dtype)
         if key not in self._constants:
-            self._constants[key] = torch.tensor(getattr(self, name), dtype=like.dtype, device=like.device)
+            # A tensor first made in inference mode could never be part of a gradient later.
+            with torch.inference_mode(False):
+                self._constants[key] = torch.tensor(getattr(self, name), dtype=like.dtype, device=like.device)
         return self._constants[key]
 
     def clip(self, action: torch.Tensor) -> torch.Tensor:

@@ -109,6 +109,18 @@ def test_gradients_flow_through_the_plant():
     assert torch.autograd.gradcheck(run, (state, action, noise, *own))
 
 
+def test_gradients_flow_after_a_run_in_inference_mode():
+    env = TorchVectorEnv("linear", 2)
+    with torch.inference_mode():
+        env.reset(seed=0)
+        env.step(torch.zeros(2, 1))
+    action = torch.zeros(2, 1, dtype=torch.float64, requires_grad=True)
+    following = env.plant.step(env.state, action, env.params)
+    env.plant.reward(following, action, env.params).sum().backward()
+    assert action.grad is not None and action.grad.abs().sum() > 0
+    env.step(torch.zeros(2, 1))
+
+
 def test_a_picture_has_three_panels():
     env = gymnasium.make(ID, render_mode="rgb_array")
     env.reset(seed=0)
