@@ -51,6 +51,7 @@ class ScaledCell(nn.Module):
         self.input_size = cell.input_size
         self.hidden_size = cell.state_size
         self.with_inputs = False
+        self._watched = tuple(cell.parameters())
         self._cached: tuple[Any, Any] | None = None
 
     def explicit(self) -> Any:
@@ -61,7 +62,7 @@ class ScaledCell(nn.Module):
         """
         if torch.is_grad_enabled():
             return self.cell.explicit()
-        key = [(parameter._version, parameter.data_ptr()) for parameter in self.cell.parameters()]
+        key = [(parameter._version, parameter.data_ptr()) for parameter in self._watched]
         if self._cached is None or self._cached[0] != key:
             self._cached = (key, self.cell.explicit())
         return self._cached[1]
@@ -71,6 +72,11 @@ class ScaledCell(nn.Module):
         if mode:
             self._cached = None
         return super().train(mode)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> ScaledCell:
+        super()._apply(fn, recurse)
+        self._watched = tuple(self.cell.parameters())
+        return self
 
     def step(self, state: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Return (next state (batch, nx), output (batch, ny)) for raw inputs (batch, nu)."""

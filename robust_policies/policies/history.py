@@ -29,8 +29,8 @@ def history_space(space: spaces.Space, window: int) -> spaces.Box:
 class _Window:
     """The windows (count, window, n + 1) of several environments."""
 
-    def __init__(self, count: int, window: int, size: int) -> None:
-        self.values = np.zeros((count, window, size + 1), dtype=np.float32)
+    def __init__(self, count: int, window: int, width: int) -> None:
+        self.values = np.zeros((count, window, width), dtype=np.float32)
 
     def clear(self, index: Any = slice(None)) -> None:
         self.values[index] = 0.0
@@ -50,8 +50,9 @@ class HistoryWrapper(gymnasium.Wrapper, gymnasium.utils.RecordConstructorArgs):
         gymnasium.utils.RecordConstructorArgs.__init__(self, window=window)
         gymnasium.Wrapper.__init__(self, env)
         window = checks.positive_int("window", window)
-        self.observation_space = history_space(env.observation_space, window)
-        self._history = _Window(1, window, self.observation_space.shape[1] - 1)
+        space = history_space(env.observation_space, window)
+        self.observation_space = space
+        self._history = _Window(1, *space.shape)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         """Return the window that holds the first observation alone."""
@@ -68,14 +69,15 @@ class HistoryWrapper(gymnasium.Wrapper, gymnasium.utils.RecordConstructorArgs):
 class VecHistory(VecEnvWrapper):
     """A Stable-Baselines3 VecEnv with windows; wrap it around a VecNormalize, not inside one.
 
-    Where an episode ended, the observation is the new episode's window, and `infos[i]["terminal_observation"]` the old one's.
+    Where an episode ended, the observation is the new episode's window, and `infos[i]["terminal_observation"]` the
+    old one's.
     """
 
     def __init__(self, venv: VecEnv, window: int = 16) -> None:
         window = checks.positive_int("window", window)
         space = history_space(venv.observation_space, window)
         super().__init__(venv, observation_space=space)
-        self._history = _Window(venv.num_envs, window, space.shape[1] - 1)
+        self._history = _Window(venv.num_envs, *space.shape)
 
     def reset(self) -> np.ndarray:
         """Return the windows that hold the first observations alone."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from gymnasium import spaces
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.torch_layers import CombinedExtractor, MlpExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
@@ -128,6 +129,17 @@ class RecurrentCellPolicy(RecurrentActorCriticPolicy):
         from robust_policies.policies.certify import certify_policy
 
         return certify_policy(self, env)
+
+    def evaluate_actions(
+        self, obs: Tensor, actions: Tensor, lstm_states: RNNStates, episode_starts: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (values, log-probabilities, entropies) of stored actions.
+
+        Those of a MultiBinary space come from the buffer as integers, of which no log-probability can be computed.
+        """
+        if isinstance(self.action_space, spaces.MultiBinary):
+            actions = actions.float()
+        return super().evaluate_actions(obs, actions, lstm_states, episode_starts)
 
     def _build_mlp_extractor(self) -> None:
         outputs = self._options["cell_output_size"]

@@ -22,6 +22,7 @@ from robust_policies.errors import (
     NonFiniteError,
     ShapeError,
     UnknownNameError,
+    UserError,
 )
 from robust_policies.networks import cell_from_config
 from robust_policies.policies.actions import parameter_count, space_from_json, space_to_json
@@ -84,6 +85,8 @@ def load_policy(path: str | Path, *, allow_pickle: bool = False) -> DeployedPoli
         weights_path = json_path.with_name(Path(content["weights"]["file"]).name)
         expected = content["weights"]["sha256"]
         policy = _build(content)
+    except UserError:
+        raise
     except (KeyError, TypeError, AttributeError) as error:
         raise CorruptFileError(f"{json_path} lacks or garbles the entry {error}; save the policy again.") from error
     _read_weights(policy, weights_path, expected)

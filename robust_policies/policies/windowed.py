@@ -19,8 +19,8 @@ from robust_policies.policies.actor import Scaling
 class WindowedExtractor(BaseFeaturesExtractor):
     """The output of a cell that ran over a window of past observations, started from its initial state.
 
-    It is not the recurrent policy cut short: everything older than the window is forgotten at once. Of a contracting cell
-    the difference is at most overshoot * rate^window times the state's size, so choose window well above 1 / (1 - rate).
+    It is not quite the recurrent policy: what is older than the window is forgotten at once. For a contracting cell the
+    difference of the states is at most overshoot * rate^window times their size: take window well above 1 / (1 - rate).
 
     Args:
         observation_space: of `HistoryWrapper` or `VecHistory`: a Box (window, n + 1) whose last column says which rows
