@@ -22,47 +22,43 @@ class Activation:
         name: the name in `ACTIVATIONS`.
         function: the differentiable map.
         inplace: the same map, overwriting its argument (no gradient).
-        backward: `backward(grad, output, out)` writes grad * slope into `out`, the slope taken from the map's output.
+        slope: `slope(output, out)` writes the derivative into `out`, known from the map's output alone.
     """
 
     name: str
     function: Callable[[Tensor], Tensor]
     inplace: Callable[[Tensor], Tensor]
-    backward: Callable[[Tensor, Tensor, Tensor], Tensor]
+    slope: Callable[[Tensor, Tensor], Tensor]
 
 
-def _from_slope(slope: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    return lambda grad, output, out: torch.mul(grad, slope(output), out=out)
+def _one_minus_square(h: Tensor, out: Tensor) -> Tensor:
+    return torch.addcmul(h.new_ones(()), h, h, value=-1, out=out)
 
-
-_threshold_backward = torch.ops.aten.threshold_backward.grad_input
-_tanh_backward = torch.ops.aten.tanh_backward.grad_input
-_sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
 
 _ALL = (
-    Activation("relu", torch.relu, torch.relu_, lambda g, h, out: _threshold_backward(g, h, 0, grad_input=out)),
-    Activation("tanh", torch.tanh, torch.tanh_, lambda g, h, out: _tanh_backward(g, h, grad_input=out)),
-    Activation("sigmoid", torch.sigmoid, torch.sigmoid_, lambda g, h, out: _sigmoid_backward(g, h, grad_input=out)),
-    Activation("identity", lambda x: x, lambda x: x, lambda g, h, out: out.copy_(g)),
+    Activation("relu", torch.relu, torch.relu_, lambda h, out: torch.gt(h, 0, out=out)),
+    Activation("tanh", torch.tanh, torch.tanh_, _one_minus_square),
+    Activation("sigmoid", torch.sigmoid, torch.sigmoid_, lambda h, out: torch.addcmul(h, h, h, value=-1, out=out)),
+    Activation("identity", lambda x: x, lambda x: x, lambda h, out: out.fill_(1.0)),
     Activation(
         "leaky_relu",
         lambda x: functional.leaky_relu(x, _LEAK),
         lambda x: functional.leaky_relu_(x, _LEAK),
-        _from_slope(lambda h: torch.where(h > 0, 1.0, _LEAK).to(h.dtype)),
+        lambda h, out: torch.gt(h, 0, out=out).clamp_(min=_LEAK),
     ),
-    Activation("elu", functional.elu, functional.elu_, _from_slope(lambda h: torch.clamp(h + 1, max=1.0))),
+    Activation("elu", functional.elu, functional.elu_, lambda h, out: torch.add(h, 1, out=out).clamp_(max=1.0)),
     Activation(
         "softplus",
         functional.softplus,
         lambda x: x.copy_(functional.softplus(x)),
-        _from_slope(lambda h: -torch.expm1(-h)),
+        lambda h, out: torch.expm1(-h, out=out).neg_(),
     ),
-    Activation("hardtanh", functional.hardtanh, functional.hardtanh_, _from_slope(lambda h: (h.abs() < 1).to(h.dtype))),
+    Activation("hardtanh", functional.hardtanh, functional.hardtanh_, lambda h, out: torch.lt(h.abs(), 1, out=out)),
     Activation(
         "softsign",
         functional.softsign,
         lambda x: x.div_(x.abs() + 1),
-        _from_slope(lambda h: (1 - h.abs()).square()),
+        lambda h, out: torch.sub(1, h.abs(), out=out).square_(),
     ),
 )
 

@@ -49,7 +49,7 @@ class _Equilibrium(torch.autograd.Function):
             found = iter(torch.autograd.grad(plain, wanted, grad, create_graph=True))
             return *(next(found) if need else None for need in ctx.needs_input_grad[:2]), None
         # v = b + D11 w, w = act(v), J = diag(act'(v)): the gradient g of w obeys g = grad + D11' J g.
-        slope = ctx.activation.backward(torch.ones_like(w), w, torch.empty_like(w))
+        slope = ctx.activation.slope(w, torch.empty_like(w))
         transposed = -(torch.tril(D11, -1).mT * slope.unsqueeze(1))
         total = torch.linalg.solve_triangular(transposed, grad.unsqueeze(2), upper=True, unitriangular=True).squeeze(2)
         through = slope * total

@@ -145,20 +145,18 @@ class REN(Cell):
     def run(self, explicit: RENExplicit, inputs: Tensor, state: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return (outputs, final state); what does not depend on the state is one product over all time steps."""
         e = explicit
-        nx = self.state_size
         with full_precision(inputs):
-            drive = nn.functional.linear(inputs, torch.cat((e.B2, e.D12)), torch.cat((e.bx, e.bv)))
-            AC_T, B1_T = torch.cat((e.A, e.C1)).mT, e.B1.mT
+            drive_x = nn.functional.linear(inputs, e.B2, e.bx)
+            drive_v = nn.functional.linear(inputs, e.D12, e.bv)
+            A_T, B1_T, C1_T = e.A.mT, e.B1.mT, e.C1.mT
             keep = None if starts is None else (~starts).to(inputs.dtype).unsqueeze(-1)
             states, neurons = [], []
-            for t in range(inputs.shape[0]):
-                if keep is not None:
-                    state = state * keep[t]
+            for t, (x_part, v_part) in enumerate(zip(drive_x.unbind(), drive_v.unbind(), strict=True)):
+                state = state if keep is None else state * keep[t]
                 states.append(state)
-                z = torch.addmm(drive[t], state, AC_T)
-                w = solve_equilibrium(z[:, nx:], e.D11, self.activation)
+                w = solve_equilibrium(torch.addmm(v_part, state, C1_T), e.D11, self.activation)
                 neurons.append(w)
-                state = torch.addmm(z[:, :nx], w, B1_T)
+                state = torch.addmm(torch.addmm(x_part, state, A_T), w, B1_T)
             outputs = nn.functional.linear(inputs, e.D22, e.by)
             outputs = outputs + torch.stack(states) @ e.C2.mT + torch.stack(neurons) @ e.D21.mT
             return outputs, state

@@ -82,35 +82,32 @@ class _Scan(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         activation = ACTIVATIONS[name]
         nx, layers = state.shape[1], len(rest) // 2
-        time, batch = drive.shape[:2]
-        z = torch.empty_like(drive, memory_format=torch.contiguous_format)
-        states = drive.new_empty(time + 1, batch, nx)
-        hidden = [z[..., nx:]] + [drive.new_empty(time, batch, W.shape[0]) for W in rest[:layers]]
-        states[0] = state
-
-        x_at, z_at, drive_at, carry_at = states.unbind(), z.unbind(), drive.unbind(), z[..., :nx].unbind()
-        h_at = tuple(zip(*(h.unbind() for h in hidden), strict=True))
-        AM_T, Bt_T = AM.t(), Bt.t()
-        maps = [(b, W.t()) for W, b in zip(rest[:layers], rest[layers:], strict=True)]
+        # Every buffer starts as what its product is added to; carry[t] ends as the state after step t.
+        z = drive.clone(memory_format=torch.contiguous_format)
+        carry, hidden = z[..., :nx], [z[..., nx:]]
+        for b in rest[layers:]:
+            hidden.append(b.expand(*drive.shape[:2], -1).clone(memory_format=torch.contiguous_format))
         resets = _reset_steps(starts)
         keep = None if starts is None else (~starts).to(drive.dtype).unsqueeze(-1)
-        act, addmm = activation.inplace, torch.addmm
-        for t in range(time):
-            x = x_at[t]
+        AM_T, Bt_T = AM.t(), Bt.t()
+        maps = [(k, W.t()) for k, W in enumerate(rest[:layers], 1)]
+        act = activation.inplace
+        x = first = state.clone()
+        h_at = zip(*(h.unbind() for h in hidden), strict=True)
+        for t, (z_t, x_next, values) in enumerate(zip(z.unbind(), carry.unbind(), h_at, strict=True)):
             if t in resets and keep is not None:
                 x.mul_(keep[t])
-            addmm(drive_at[t], x, AM_T, out=z_at[t])
-            values = h_at[t]
+            z_t.addmm_(x, AM_T)
             h = act(values[0])
-            for k, (b, W_T) in enumerate(maps, 1):
-                h = act(addmm(b, h, W_T, out=values[k]))
-            addmm(carry_at[t], h, Bt_T, out=x_at[t + 1])
+            for k, W_T in maps:
+                h = act(values[k].addmm_(h, W_T))
+            x = x_next.addmm_(h, Bt_T)
 
+        states = torch.cat((first.unsqueeze(0), carry[:-1]))
         last = hidden[-1] if layers else hidden[-1].contiguous()
-        final = states[time].clone()
         ctx.activation, ctx.starts, ctx.resets, ctx.layers = activation, starts, resets, layers
         ctx.save_for_backward(drive, state, AM, Bt, *rest, states, last, z, *hidden[1:-1])
-        return states[:time], last, final
+        return states, last, x.clone()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -146,30 +143,34 @@ def _fast_backward(ctx: Any, saved: Sequence[Tensor], grads: Sequence[Tensor]) -
     hidden = [z[..., nx:], *between, last] if layers else [last]
     grad_states, grad_last, grad_final = grads
 
+    # G holds the gradients [of the state after step t, of the first layer's product]; each delta starts as the slope.
     G = torch.empty_like(z)
+    carry = G[..., :nx]
+    carry[:-1] = grad_states[1:]
+    carry[-1] = grad_final
     deltas = [G[..., nx:]] + [drive.new_empty(time, batch, W.shape[0]) for W in weights]
-    G_at, gx_at = G.unbind(), G[..., :nx].unbind()
-    delta_at = tuple(zip(*(d.unbind() for d in deltas), strict=True))
-    h_at = tuple(zip(*(h.unbind() for h in hidden), strict=True))
-    grad_x_at, grad_h_at = grad_states.unbind(), grad_last.unbind()
-    below = [drive.new_empty(batch, d.shape[-1]) for d in deltas]
+    for h, delta in zip(hidden, deltas, strict=True):
+        ctx.activation.slope(h, delta)
+    top = grad_last.clone(memory_format=torch.contiguous_format)
+    below = [drive.new_empty(batch, W.shape[1]) for W in weights]
     chain = [(k, weights[k - 1], below[k - 1]) for k in range(layers, 0, -1)]
-    grad_state = torch.empty_like(state, memory_format=torch.contiguous_format)
+    grad_state = grad_states[0].clone(memory_format=torch.contiguous_format)
     keep = None if ctx.starts is None else (~ctx.starts).to(drive.dtype).unsqueeze(-1)
-    slope, addmm, mm, resets, top = ctx.activation.backward, torch.addmm, torch.mm, ctx.resets, below[-1]
-    gx_at[time - 1].copy_(grad_final)
+    mm, resets, carry_at = torch.mm, ctx.resets, carry.unbind()
+    delta_at = tuple(zip(*(d.unbind() for d in deltas), strict=True))
+    G_at, top_at = G.unbind(), top.unbind()
     for t in range(time - 1, -1, -1):
-        h, delta = h_at[t], delta_at[t]
-        g = addmm(grad_h_at[t], gx_at[t], Bt, out=top)
+        delta = delta_at[t]
+        g = top_at[t].addmm_(carry_at[t], Bt)
         for k, W, buffer in chain:
-            g = mm(slope(g, h[k], delta[k]), W, out=buffer)
-        slope(g, h[0], delta[0])
-        gx = addmm(grad_x_at[t], G_at[t], AM, out=gx_at[t - 1] if t else grad_state)
+            g = mm(delta[k].mul_(g), W, out=buffer)
+        delta[0].mul_(g)
+        gx = (carry_at[t - 1] if t else grad_state).addmm_(G_at[t], AM)
         if t in resets and keep is not None:
             gx.mul_(keep[t])
 
     G_flat = G.flatten(0, 1)
-    grad_AM = G_flat.t() @ states[:time].flatten(0, 1)
+    grad_AM = G_flat.t() @ states.flatten(0, 1)
     grad_Bt = G_flat[:, :nx].t() @ last.flatten(0, 1)
     flat = [h.flatten(0, 1) for h in hidden[:-1]] if layers else []
     d_flat = [d.flatten(0, 1) for d in deltas[1:]]

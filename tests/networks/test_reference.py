@@ -23,11 +23,7 @@ def load(path, dtype):
 
 def name_in_cell(key):
     """Return our parameter's name for a flax key."""
-    return (
-        key.replace("network/", "network.")
-        .replace("layers_", "" if key.startswith("network/") else "layers.")
-        .replace("/", ".")
-    )
+    return key.replace("layers_", "" if key.startswith("network/") else "layers.").replace("/", ".")
 
 
 def close(actual, expected, relative, label):
