@@ -33,13 +33,8 @@ class ShortEpisodes(gymnasium.Env):
 
     def step(self, action):
         self.left -= 1
-        return (
-            self._observe(),
-            float(self.np_random.normal()),
-            self.left == 0 and self.length % 2 == 0,
-            self.left == 0,
-            {},
-        )
+        ended = self.left == 0
+        return self._observe(), float(self.np_random.normal()), ended and self.length % 2 == 0, ended, {}
 
     def _observe(self):
         return self.np_random.normal(size=3).astype("float32")

@@ -23,7 +23,7 @@ from robust_policies.errors import (
 )
 from robust_policies.policies import load_policy, save_policy
 
-SPACES = [spaces.Discrete(3), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(3), spaces.Box(-1.0, np.inf, (2, 2))]
+SPACES = [spaces.Discrete(3), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(3), spaces.Box(-1.0, 0.25, (2, 2))]
 
 
 @pytest.fixture
