@@ -119,7 +119,7 @@ def prove_positive(F: Array, K: Array) -> Proof:
     Rounding of the two products is bounded entrywise by g_k |F|'|K||F|, g_k = k u / (1 - k u); that of the Cholesky
     factorization by g_{n+2} / (1 - g_{n+2}) tr|M| (Rump, "Verification of positive definiteness", BIT 2006). If the
     factorization of M minus both bounds ends, M is positive definite. K's entries may carry 8 roundings of their own.
-    M is first scaled to a diagonal near 1 by powers of two, a congruence without rounding; margin and shift are of that.
+    M is first scaled to a diagonal near 1 by powers of two, a congruence without rounding; both numbers are of that.
     """
     n = F.shape[1]
     with np.errstate(all="ignore"):
