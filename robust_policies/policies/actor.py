@@ -53,6 +53,7 @@ class ScaledCell(nn.Module):
         self.with_inputs = False
         self._watched = tuple(cell.parameters())
         self._cached: tuple[Any, Any] | None = None
+        self.register_load_state_dict_post_hook(_watch_again)
 
     def explicit(self) -> Any:
         """Return the cell's explicit arrays; without gradients they are computed once per parameter value.
@@ -75,7 +76,7 @@ class ScaledCell(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> ScaledCell:
         super()._apply(fn, recurse)
-        self._watched = tuple(self.cell.parameters())
+        _watch_again(self)
         return self
 
     def step(self, state: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,6 +89,12 @@ class ScaledCell(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cached": None}
+
+
+def _watch_again(module: ScaledCell, _: Any = None) -> None:
+    """Look the cell's parameters up again: moving or loading a module may put other tensors in their place."""
+    module._watched = tuple(module.cell.parameters())
+    module._cached = None
 
 
 class MeanHead(nn.Module):

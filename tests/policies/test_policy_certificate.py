@@ -32,7 +32,9 @@ def test_the_gain_is_the_product_of_named_factors_and_bounds_what_happens(cell, 
     gains = {factor.name: factor.gain for factor in certificate.factors}
     assert list(gains) == ["observation scale", "cell", "head", "action scale", "action clip"]
     assert gains["observation scale"] == pytest.approx(2.0) and gains["action scale"] == 3.0
-    norm = 1.0 if head is None else float(torch.linalg.matrix_norm(policy.action_net.linear.weight.double(), 2))
+    norm = (
+        1.0 if head is None else float(torch.linalg.matrix_norm(policy.action_net.linear.weight.detach().double(), 2))
+    )
     assert gains["head"] == pytest.approx(norm, rel=1e-6) and gains["head"] >= norm * (1 - 1e-12)
     assert certificate.gamma_core == pytest.approx(SMALL[cell]["gamma"], rel=1e-3)
     assert certificate.gamma_raw == pytest.approx(np.prod(list(gains.values())), rel=1e-12)
