@@ -28,14 +28,15 @@ def finite_float(
 ) -> float:
     """Return `value` as a finite float with above < value, at_least <= value <= at_most."""
     real = isinstance(value, Real) and not isinstance(value, bool)
-    if not real or not math.isfinite(value) or not above < value or not at_least <= value <= at_most:
+    number = float(value) if real else math.nan
+    if not math.isfinite(number) or not above < number or not at_least <= number <= at_most:
         wanted = [
             text
             for bound, text in ((above, f"> {above:g}"), (at_least, f">= {at_least:g}"), (at_most, f"<= {at_most:g}"))
             if math.isfinite(bound)
         ]
         raise InvalidValueError(f"{name} is {value!r}; expected a finite number {' and '.join(wanted)}".rstrip() + ".")
-    return float(value)
+    return number
 
 
 def finite_tensor(name: str, value: torch.Tensor) -> torch.Tensor:

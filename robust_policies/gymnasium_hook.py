@@ -1,7 +1,7 @@
 """Register this package's ids when Gymnasium is imported, so that `gymnasium.make(id)` works by itself.
 
 Gymnasium read the entry-point group `gymnasium.envs` until version 1.0 took its plug-ins away. In its place the file
-`robust_policies.pth`, installed beside the package, puts a one-line finder in front of `sys.meta_path`; when
+`robust_policies_gymnasium.pth`, installed beside the package, puts a one-line finder in front of `sys.meta_path`; when
 `gymnasium.envs` is imported for the first time that finder asks `find` below. Nothing of this package is loaded before.
 """
 
