@@ -40,8 +40,8 @@ setup: $(VENV)/.test ## make .venv and install
 
 demo: setup ## train, certify and stress-test a policy; writes results/demo/report.html
 	@rm -rf results/demo
-	@$(BIN)/robust-policies train train/demo.yaml -o results/demo --no-report
-	@$(BIN)/robust-policies train train/demo_lstm.yaml -o results/demo/lstm --no-report
+	@$(BIN)/robust-policies train train/pendulum_r2dn_gamma6.yaml -o results/demo --no-report
+	@$(BIN)/robust-policies train train/pendulum_lstm.yaml -o results/demo/lstm --no-report
 	@$(BIN)/robust-policies report results/demo results/demo/lstm -o results/demo/report.html
 	@echo "The report: $(CURDIR)/results/demo/report.html"
 

@@ -72,7 +72,7 @@ def test_an_environment_of_the_wheel_runs_without_importing_the_package(wheel, t
 def test_the_checkout_finds_them_from_another_folder(tmp_path):
     _, tasks, recipes = ask(QUESTION, tmp_path)
     assert "pendulum" in tasks
-    assert "demo" in recipes
+    assert "pendulum_lstm" in recipes
 
 
 def test_the_pinned_versions_cover_the_declared_dependencies():
