@@ -1,7 +1,7 @@
 """Lower bounds of the incremental l2 gain: two input sequences that show it, in float64.
 
-A value found is a fact about the two sequences; how far it lies below a proven bound says that the bound is loose or the
-search weak, never which of the two.
+A value found is a fact about the two sequences; how far it lies below a proven bound says that the bound is loose or
+the search weak, never which of the two.
 """
 
 from __future__ import annotations
@@ -82,11 +82,13 @@ def empirical_gain(
     power_iterations: int = 15,
     adam_iterations: int = 150,
     bases: Any = None,
+    input_scale: Any = None,
 ) -> GainResult:
     """Return the largest incremental l2 gain over `steps` steps that a search finds for a cell, actor or policy.
 
     Power iteration on the linearization along base sequences (noise, steps and sinusoids of log-spaced sizes, and the
-    recorded `bases` (time, n, nu) if given), Adam on base and difference for the log secant gain, power iteration again.
+    recorded `bases` (time, n, nu) if given), Adam on base and difference for the log secant gain, power iteration.
+    `input_scale` (nu,) multiplies the generated bases.
 
     Raises:
         DivergedError: the model's outputs are not finite.
@@ -95,6 +97,8 @@ def empirical_gain(
     run, nu = running_map(model)
     generator = torch.Generator().manual_seed(seed)
     base = _bases(steps, batch, nu, generator)
+    if input_scale is not None:
+        base = base * torch.as_tensor(np.asarray(input_scale), dtype=torch.float64)
     if bases is not None:
         recorded = torch.as_tensor(bases, dtype=torch.float64)[:steps]
         checks.shape("bases", recorded, (steps, None, nu))
