@@ -1,0 +1,210 @@
+"""The run folder: its names, its provenance, and what may be written into it when."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from robust_policies.certificates.files import read_json, write_atomic, write_json
+from robust_policies.errors import CorruptFileError, InvalidValueError, MissingFileError
+from robust_policies.train.recipe import Recipe, parse_recipe
+from robust_policies.train.yaml_file import read_yaml
+
+RUN_SCHEMA = 1
+_PACKAGES = ("robust-policies", "torch", "numpy", "gymnasium", "stable-baselines3", "sb3-contrib", "safetensors")
+
+
+class RunFolder:
+    """The files of one training run, by name."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.recipe = self.path / "recipe.yaml"
+        self.policy_zip = self.path / "policy.zip"
+        self.policy_json = self.path / "policy.json"
+        self.policy_safetensors = self.path / "policy.safetensors"
+        self.certificate = self.path / "certificate.json"
+        self.evaluation = self.path / "evaluation.json"
+        self.tensorboard = self.path / "tensorboard"
+        self.checkpoints = self.path / "checkpoints"
+        self.report = self.path / "report.html"
+        self.provenance = self.path / "provenance.json"
+
+    def read_recipe(self) -> Recipe:
+        """Return the resolved recipe that the folder was made with."""
+        return parse_recipe(read_yaml(self.recipe), str(self.recipe))
+
+    def read_provenance(self) -> dict[str, Any]:
+        """Return provenance.json; raise `SchemaError` if a newer version wrote it."""
+        return read_json(self.provenance, "provenance", RUN_SCHEMA)
+
+    def begin(self, recipe: Recipe, resume: bool) -> bool:
+        """Make the folder ready for training `recipe`; return whether an earlier run is being continued.
+
+        Raises:
+            InvalidValueError: the folder holds files and `resume` is off, or holds a run of another recipe.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise InvalidValueError(f"Output {str(self.path)!r} is a file; expected a folder, new or empty.")
+        used = self.path.is_dir() and any(self.path.iterdir())
+        if used and not resume:
+            raise InvalidValueError(
+                f"Output folder {str(self.path)!r} is not empty; add --resume to continue the run in it, "
+                "choose another with -o, or delete it."
+            )
+        if used:
+            if not self.recipe.is_file():
+                raise InvalidValueError(
+                    f"{str(self.path)!r} has no recipe.yaml, so there is no run to resume; choose another folder with -o."
+                )
+            if self.provenance.is_file():
+                self.read_provenance()
+            _same_recipe(self.read_recipe(), recipe, self.path)
+            remove_leftovers(self.checkpoints)
+            return True
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_atomic(self.recipe, lambda file: file.write(recipe.to_yaml().encode()))
+        except OSError as error:
+            raise InvalidValueError(
+                f"Output folder {str(self.path)!r} cannot be written ({error.strerror}); choose another with -o."
+            ) from error
+        return False
+
+    def write_provenance(self, **facts: Any) -> None:
+        """Write provenance.json: `facts` beside the command, versions, commit and machine."""
+        content = {
+            "schema": RUN_SCHEMA,
+            "command": shlex.join(["robust-policies", *sys.argv[1:]]),
+            "written": datetime.now(UTC).isoformat(timespec="seconds"),
+            **facts,
+            "versions": versions(),
+            **git_state(),
+            "machine": machine(),
+        }
+        write_json(self.provenance, content)
+
+
+def open_run(path: str | Path) -> RunFolder:
+    """Return the run folder at `path` after checking that it is one, of a schema this version reads.
+
+    Raises:
+        MissingFileError: no such folder, or its training has not finished.
+        SchemaError: a newer version of this package wrote it.
+    """
+    run = RunFolder(path)
+    if not run.path.is_dir():
+        raise MissingFileError(f"Run folder {str(path)!r} does not exist; make one with: robust-policies train RECIPE -o {path}")
+    if run.provenance.is_file():
+        run.read_provenance()
+    if run.recipe.is_file():
+        run.read_recipe()
+    if not run.policy_json.is_file() or not run.policy_safetensors.is_file():
+        hint = "its training has not finished: continue it with --resume" if run.recipe.is_file() else "it is no run folder"
+        raise MissingFileError(f"Run folder {str(path)!r} has no policy.json and policy.safetensors; {hint}.")
+    return run
+
+
+def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat
+
+
+def _same_recipe(old: Recipe, new: Recipe, path: Path) -> None:
+    before, after = _flat(old.resolved()), _flat(new.resolved())
+    # How a finished policy is evaluated does not touch its training.
+    changed = sorted(
+        key
+        for key in before.keys() | after.keys()
+        if before.get(key) != after.get(key) and not key.startswith("evaluation.") and key != "description"
+    )
+    if changed:
+        key = changed[0]
+        more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+        raise InvalidValueError(
+            f"Cannot resume {str(path)!r} with a changed recipe: {key} was {before.get(key)!r} and is now "
+            f"{after.get(key)!r}{more}; resume with the same recipe, or train into another folder with -o."
+        )
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Yield a new folder that takes the name `target` when the block succeeds, and vanishes when it fails."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        yield temporary
+        for path in temporary.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        if target.exists():
+            shutil.rmtree(target)
+        temporary.rename(target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what a killed run left half-written: names that begin with a dot."""
+    for path in folder.glob(".*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide what a run computes."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_state() -> dict[str, Any]:
+    """Return the commit of the checkout this package runs from, and whether files differ from it; None without one."""
+    root = Path(__file__).resolve().parents[2]
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    if not (root / ".git").exists():
+        return {"git_commit": None, "git_modified": None}
+    status = git("status", "--porcelain", "--untracked-files=no")
+    return {"git_commit": git("rev-parse", "HEAD"), "git_modified": None if status is None else bool(status)}
+
+
+def machine() -> dict[str, Any]:
+    """Return processor, cores and operating system."""
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        model = names[0] if names else model
+    return {"cpu": model, "cores": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}"}
+
+
+def missing_checkpoint_part(path: Path) -> CorruptFileError:
+    """Return the error for a checkpoint that lacks a file."""
+    return CorruptFileError(f"Checkpoint {str(path)!r} is incomplete; delete it to resume from an earlier one.")
