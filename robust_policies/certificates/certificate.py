@@ -128,7 +128,7 @@ def claim(
 ) -> str:
     """Return one sentence or two that say what holds for the policy and what does not."""
     limits = (
-        "This is about the mean action only (exploration noise and action clipping are not part of it) and about "
+        "This is about the mean action only (exploration noise is not part of it) and about "
         "the policy alone, open loop: it does not bound the return or prove stability of the closed loop."
     )
     if status == "VIOLATED":

@@ -23,7 +23,7 @@ from robust_policies.evaluation.run import pooled
 # Okabe and Ito's colours, distinguishable with any colour vision; markers tell the policies apart without colour.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-STYLE = {
+STYLE: Any = {
     "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
     "svg.fonttype": "path", "svg.hashsalt": "robust-policies", "figure.constrained_layout.use": True,
 }  # fmt: skip

@@ -30,10 +30,10 @@ def sphere(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 PERTURBATIONS: dict[str, Draw] = {"uniform": uniform, "gaussian": gaussian, "l2": sphere}
 DESCRIPTIONS = {
-    "uniform": "uniform in +-size, each component",
-    "gaussian": "Gaussian with standard deviation size, each component",
-    "l2": "random direction, l2 norm size at each step",
-    "pgd": "searched by projected gradient, l2 norm at most size at each step",
+    "uniform": "uniform in +-size",
+    "gaussian": "standard deviation size",
+    "l2": "random direction, norm size",
+    "pgd": "searched, norm at most size",
 }
 
 

@@ -58,7 +58,7 @@ def render(runs: Sequence[Run]) -> str:
     parts = [
         f"<h1>{_e(names)}</h1>",
         "<p class='lead'>What is proven of these control policies, and the worst that was found when the observations "
-        "they read are perturbed. The certificate is a statement about the policy alone; the returns are measurements.</p>",
+        "they read are perturbed. The certificate is about the policy alone; the returns are measurements.</p>",
         _notes(runs), "<h2>At a glance</h2>", _glance(runs), "<h2>What is proven</h2>", *(map(_certificate, runs)),
         _gain_section(runs), _return_section(runs), _training(runs),
         "<h2>How to reproduce</h2>", *(map(_reproduce, runs)),
@@ -171,8 +171,8 @@ def _gain_section(runs: Sequence[Run]) -> str:
     caption = (
         "Bar: the gain that is proven, an upper bound. Dot: the largest gain a search found, a lower bound with its "
         "two input sequences saved in float64. A distance between the two means a loose bound or a weak search: the "
-        "picture cannot say which. A dot alone: nothing is proven, and larger gains may exist. The gain is an open-loop "
-        "property of the policy; it does not bound the closed loop's return."
+        "picture cannot say which. A dot alone: nothing is proven, and larger gains may exist. The gain is an "
+        "open-loop property of the policy; it does not bound the closed loop's return."
     )
     return "<h2>Proven and found gain</h2>" + _figure(figures.gains_figure(shown), "Proven and found gain", caption)
 
@@ -235,5 +235,11 @@ def _reproduce(run: Run) -> str:
     evaluation = run.evaluation
     if evaluation is not None:
         keys = ("suite", "episodes", "seeds", "attack_budget", "seconds")
-        rows.append(["evaluation", _e(", ".join(f"{k} {evaluation[k]}" for k in keys if k in evaluation))])
+        rows.append(["evaluation", _e("; ".join(_setting(k, evaluation[k]) for k in keys if k in evaluation))])
     return f"<h3>{_name(run)}</h3><pre>{commands}</pre>" + (_table(["", ""], rows) if rows else "")
+
+
+def _setting(name: str, value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key.replace('_', ' ')} {item}" for key, item in value.items())
+    return f"{name} {', '.join(map(str, value)) if isinstance(value, list) else value}"
