@@ -101,7 +101,7 @@ def assemble(model: Matrices, P: Array, rate: float, multiplier: Array, supply: 
     """Return (F, K) with M = F' K F; `supply` None leaves out the input and output: contraction alone."""
     F_x, F_r = signal_maps(model, supply is not None)
     blocks = [rate * rate * P, -P, -multiplier] + ([] if supply is None else [supply])
-    return np.vstack([F_x, F_r]), scipy.linalg.block_diag(*blocks)
+    return np.vstack([F_x, F_r]), np.asarray(scipy.linalg.block_diag(*blocks))
 
 
 @dataclass(frozen=True)
