@@ -67,11 +67,13 @@ class Dissipative:
         checks.shape("Q", self.Q, (ny, ny))
         checks.shape("R", self.R, (nu, nu))
         checks.shape("S", self.S, (nu, ny))
-        for name, matrix in (("Q", self.Q), ("R", self.R)):
-            if not torch.allclose(matrix, matrix.mT, rtol=1e-12, atol=1e-12):
+        for name in ("Q", "R"):
+            matrix = getattr(self, name)
+            if not torch.allclose(matrix, matrix.mT, rtol=1e-6, atol=1e-6 * float(matrix.abs().max())):
                 raise InvalidValueError(
                     f"{name} is not symmetric; expected {name} = {name}': pass ({name} + {name}')/2."
                 )
+            object.__setattr__(self, name, (matrix + matrix.mT) / 2)
         largest = float(torch.linalg.eigvalsh(self.Q)[-1])
         if largest >= 0:
             raise InvalidValueError(
