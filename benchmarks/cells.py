@@ -45,7 +45,7 @@ def count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def recurrent_of_equal_size(kind: type[nn.RNNBase], inputs: int, target: int) -> nn.RNNBase:
+def recurrent_of_equal_size(kind: type[nn.LSTM] | type[nn.GRU], inputs: int, target: int) -> nn.RNNBase:
     """Return the single-layer recurrent network whose parameter count is closest to `target`."""
     gates = 4 if kind is nn.LSTM else 3
     hidden = min(range(1, 2000), key=lambda h: abs(gates * h * (h + inputs + 2) - target))
