@@ -12,8 +12,7 @@ import torch
 from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.vec_env import VecEnv, VecMonitor, VecNormalize
-from stable_baselines3.common.vec_env.util import is_vecenv_wrapped
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from robust_policies import checks
 from robust_policies.certificates.files import write_atomic
@@ -54,9 +53,7 @@ def make_env(recipe: Recipe, num_envs: int, seed: int, device: str, training: bo
     Training environments divide rewards by the running deviation of the return if the recipe says so; observations are
     never normalised by running statistics, which would change what a certificate is about.
     """
-    env: VecEnv = make_sb3_vec_env(recipe.task.id, num_envs, seed, device=device, **recipe.task.kwargs)
-    if not is_vecenv_wrapped(env, VecMonitor) and not isinstance(env, VecMonitor):
-        env = VecMonitor(env)
+    env = make_sb3_vec_env(recipe.task.id, num_envs, seed, device=device, env_kwargs=recipe.task.kwargs)
     if training and recipe.algorithm.normalize_reward:
         env = VecNormalize(env, norm_obs=False, norm_reward=True, gamma=recipe.algorithm.discount)
     return env
