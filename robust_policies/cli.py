@@ -1,6 +1,401 @@
-"""The command line."""
+"""The command line. Heavy imports stand inside the commands, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from robust_policies import __version__
+from robust_policies.errors import InvalidValueError, RobustPoliciesError
+
+# Typer carries its own copy of click in newer versions; this is the base of every wrong option or argument in both.
+_UsageError: Any = typer.BadParameter.__bases__[0]
+
+app = typer.Typer(
+    name="robust-policies",
+    help="Recurrent control policies that are stable and robust by construction: train, certify, stress, report.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    epilog="Exit status: 0 done, 1 failed or not certified, 2 wrong input. --debug anywhere shows tracebacks.",
+)
 
 
-def main() -> None:
-    """Run the command line."""
-    raise SystemExit("not built yet")
+class Listing(StrEnum):
+    """What `list` can show."""
+
+    envs = "envs"
+    recipes = "recipes"
+    policies = "policies"
+    attacks = "attacks"
+    perturbations = "perturbations"
+
+
+class Render(StrEnum):
+    """How `enjoy` shows an episode."""
+
+    human = "human"
+    video = "video"
+    none = "none"
+
+
+class Format(StrEnum):
+    """What `export` writes."""
+
+    safetensors = "safetensors"
+    onnx = "onnx"
+
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="run folder made by `train`")]
+Folders = Annotated[list[Path], typer.Argument(metavar="DIR...", help="one or several run folders")]
+Episodes = Annotated[int | None, typer.Option(min=1, help="episodes for each size and seed")]
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"robust-policies {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _globals(
+    version: Annotated[
+        bool, typer.Option("--version", help="show the version and end", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    """See the application's help."""
+
+
+@app.command("list")
+def list_(what: Annotated[Listing, typer.Argument(help="what to list")]) -> None:
+    """List environments, recipes, policy cells, attacks or perturbations, one a line."""
+    entries = _entries(what)
+    width = max(map(len, entries), default=0)
+    for name, text in entries.items():
+        typer.echo(f"{name:<{width}}  {text}".rstrip())
+
+
+@app.command()
+def train(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="YAML file, or the name of a recipe (`list recipes`)")
+    ],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE ...", help="change the recipe: policy.gamma=4")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="in place of the recipe's seed")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N")] = "cpu",
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="DIR", help="run folder [default: results/RECIPE]")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="continue the run in DIR from its last checkpoint")] = False,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads; small networks are fastest with one")] = 1,
+    evaluation: Annotated[bool, typer.Option("--evaluate/--no-evaluate", help="certify and evaluate it too")] = True,
+    report_: Annotated[
+        bool, typer.Option("--report/--no-report", help="write report.html (needs the evaluation)")
+    ] = True,
+) -> None:
+    """Train a recipe, then certify and evaluate the policy and write a report, all into one run folder."""
+    import torch
+    from rich.console import Console
+
+    from robust_policies import train as training
+    from robust_policies.train.progress import reporter_for
+
+    torch.set_num_threads(threads)
+    resolved = training.load_recipe(recipe, set_, seed)
+    folder = output or Path("results") / Path(recipe).stem
+    _check_evaluation(resolved.evaluation)
+    result = training.train(resolved, folder, device=device, resume=resume, reporter=reporter_for(Console()))
+    best = "" if result.best_reward is None else f", best mean return {result.best_reward:.1f}"
+    typer.echo(f"Trained {result.num_timesteps} steps in {result.seconds:.0f} s{best}: {folder}")
+    if not evaluation:
+        return
+    _certify(folder)
+    _evaluate(folder, {})
+    if report_:
+        _report([folder], None)
+
+
+@app.command()
+def certify(folder: Folder) -> None:
+    """Prove the gain and contraction of the policy that runs; exit status 1 if nothing could be proven."""
+    from robust_policies.train import open_run
+
+    open_run(folder)
+    if not _certify(folder):
+        raise typer.Exit(1)
+
+
+@app.command()
+def evaluate(
+    folders: Folders,
+    suite: Annotated[str | None, typer.Option(help="quick or standard [default: the recipe's]")] = None,
+    budget: Annotated[
+        str | None, typer.Option("--budget", "--sizes", help="perturbation sizes, such as 0,0.1,0.2")
+    ] = None,
+    episodes: Episodes = None,
+    seeds: Annotated[str | None, typer.Option(help="evaluation seeds, such as 0-4 or 0,3")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="Gymnasium id, repeatable [default: the recipe's]")] = None,
+) -> None:
+    """Measure return under observation noise and attacks; writes evaluation.json into each run folder."""
+    from robust_policies.train import open_run
+
+    given = {
+        "suite": suite,
+        "sizes": None if budget is None else _numbers("--budget", budget),
+        "episodes": episodes,
+        "seeds": None if seeds is None else _seeds(seeds),
+        "tasks": task or None,
+    }
+    given = {key: value for key, value in given.items() if value is not None}
+    for folder in folders:
+        open_run(folder)
+    for folder in folders:
+        _evaluate(folder, given)
+
+
+@app.command()
+def report(
+    folders: Folders,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="HTML file [default: DIR/report.html]")
+    ] = None,
+) -> None:
+    """Write one self-contained HTML file about one or several run folders, and overview.png beside it."""
+    _report(folders, output)
+
+
+@app.command()
+def export(
+    folder: Folder,
+    format: Annotated[Format, typer.Option(help="safetensors: policy.json and policy.safetensors, no pickle")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="folder [default: DIR/export]")] = None,
+) -> None:
+    """Write the policy for use elsewhere."""
+    from robust_policies.policies import load_policy, save_policy
+    from robust_policies.train import open_run
+
+    open_run(folder)
+    if format is Format.onnx:
+        raise InvalidValueError("Export to onnx was asked for and is not available yet; use --format safetensors.")
+    typer.echo(f"Exported: {save_policy(load_policy(folder), output or folder / 'export').parent}")
+
+
+@app.command()
+def enjoy(
+    folder: Folder,
+    render: Annotated[Render, typer.Option(help="a window, a video file in DIR/videos, or nothing")] = Render.human,
+    env: Annotated[str | None, typer.Option(help="Gymnasium id [default: the recipe's]")] = None,
+    episodes: Annotated[int, typer.Option(min=1)] = 3,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Run the policy in an environment and show it."""
+    from robust_policies.evaluation.enjoy import enjoy_run
+    from robust_policies.train import open_run
+
+    run = open_run(folder)
+    recipe = run.read_recipe() if run.recipe.is_file() else None
+    if env is None and recipe is None:
+        raise InvalidValueError(f"{folder} has no recipe.yaml that names an environment; give one with --env ID.")
+    kwargs = recipe.task.kwargs if recipe is not None and env in (None, recipe.task.id) else {}
+    env_id = env or (recipe.task.id if recipe is not None else "")
+    for number, total in enumerate(enjoy_run(folder, env_id, kwargs, render.value, episodes, seed), 1):
+        typer.echo(f"episode {number}: return {total:.1f}")
+    if render is Render.video:
+        typer.echo(f"Videos: {folder / 'videos'}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit; `arguments` None means those of the process."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    given = _spread_set([argument for argument in given if argument != "--debug"])
+    try:
+        _check_command(given)
+        status = typer.main.get_command(app).main(given, prog_name="robust-policies", standalone_mode=False)
+    except BaseException as error:
+        if debug and not isinstance(error, SystemExit):
+            raise
+        status = _status_of(error)
+    sys.stdout.flush()
+    raise SystemExit(status if isinstance(status, int) else 0)
+
+
+def _status_of(error: BaseException) -> int:
+    """Return the exit status of an error after printing its line."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 1
+    if isinstance(error, typer.Exit):
+        return error.exit_code
+    if isinstance(error, _UsageError):
+        line = " ".join(error.format_message().split())
+        if not line:
+            # The help was shown because no command was given.
+            return 2
+        context = getattr(error, "ctx", None)
+        where = "" if context is None else f" See: {context.command_path} --help"
+        return _fail(f"{line}{_option_hint(error)}{where}", 2)
+    if isinstance(error, RobustPoliciesError):
+        return _fail(str(error), error.exit_status)
+    if isinstance(error, (KeyboardInterrupt, typer.Abort)):
+        return _fail("interrupted", 1)
+    return _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1)
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def _option_hint(error: Any) -> str:
+    """Return the closest option where an unknown one was given and the message does not name it yet."""
+    name, context = getattr(error, "option_name", None), getattr(error, "ctx", None)
+    if not name or context is None or "ossible" in error.format_message() or "mean" in error.format_message():
+        return ""
+    known = [option for parameter in context.command.params for option in parameter.opts]
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+def _check_command(arguments: Sequence[str]) -> None:
+    commands = sorted(typer.main.get_command(app).commands)  # pyright: ignore[reportAttributeAccessIssue]
+    first = next((argument for argument in arguments if not argument.startswith("-")), None)
+    if first is not None and first not in commands:
+        close = difflib.get_close_matches(first, commands, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise InvalidValueError(f"Unknown command {first!r}.{hint} Known: {', '.join(commands)}.")
+
+
+def _spread_set(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with `--set a=1 b=2` written as `--set a=1 --set b=2`."""
+    spread: list[str] = []
+    setting = False
+    for argument in arguments:
+        if setting and spread[-1] != "--set" and "=" in argument and not argument.startswith("-"):
+            spread.append("--set")
+        elif argument.startswith("-"):
+            setting = argument == "--set"
+        spread.append(argument)
+    return spread
+
+
+def _entries(what: Listing) -> dict[str, str]:
+    """Return {name: one line about it}."""
+    from robust_policies import assets
+
+    if what is Listing.envs:
+        from robust_policies.envs import ENV_IDS, load_plant
+
+        return {env_id: load_plant(_task_of(env_id)).task.description for env_id in ENV_IDS}
+    if what is Listing.recipes:
+        from robust_policies.train import load_recipe
+
+        return {
+            name: load_recipe(assets.recipes_folder() / f"{name}.yaml").description for name in assets.recipe_names()
+        }
+    if what is Listing.policies:
+        from robust_policies.networks import CELLS
+
+        return {name: (cell.__doc__ or "").strip().splitlines()[0] for name, cell in CELLS.items()}
+    from robust_policies.evaluation.attacks import ATTACKS
+    from robust_policies.evaluation.perturbations import DESCRIPTIONS, PERTURBATIONS
+
+    if what is Listing.attacks:
+        return dict(ATTACKS)
+    return {name: DESCRIPTIONS[name] for name in PERTURBATIONS}
+
+
+def _task_of(env_id: str) -> str:
+    import gymnasium
+
+    return gymnasium.spec(env_id).kwargs["task"]
+
+
+def _check_evaluation(section: Any) -> None:
+    """Raise for an evaluation that could not run, before hours of training."""
+    from robust_policies.evaluation.suites import suite_named
+
+    suite_named(section.suite)
+
+
+def _certify(folder: Path) -> bool:
+    from robust_policies.evaluation import certify_run
+
+    certificate = certify_run(folder)
+    typer.echo(f"{certificate.status}: {certificate.claim}")
+    if certificate.empirical_lower is not None:
+        of = "" if certificate.ratio is None else f", {certificate.ratio:.2f} of the proven one"
+        typer.echo(f"Largest gain found by search: {certificate.empirical_lower:.4g}{of}.")
+    return certificate.status == "PASS"
+
+
+def _evaluate(folder: Path, given: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from robust_policies.evaluation import evaluate_run
+    from robust_policies.train import RunFolder
+
+    run = RunFolder(folder)
+    options: dict[str, Any] = {}
+    if run.recipe.is_file():
+        section = run.read_recipe().evaluation
+        options = {"tasks": section.tasks or None, "suite": section.suite, "sizes": section.sizes}
+        options |= {"episodes": section.episodes, "seeds": section.seeds}
+        if "suite" in given:
+            options = {"tasks": section.tasks or None}
+    console = Console()
+    with Progress(console=console, disable=not console.is_terminal) as bar:
+        job = bar.add_task("evaluating", total=1.0)
+        found = evaluate_run(
+            folder,
+            **{**options, **given},
+            progress=lambda done, text: bar.update(job, completed=done, description=f"evaluating {text}"),
+        )
+    for failure in found["failures"]:
+        typer.echo(f"Not evaluated: {failure['task']} {failure['perturbation']}: {failure['reason']}", err=True)
+    for task in found["tasks"]:
+        rows = [row for row in found["rows"] if row["task"] == task and row["size"] == 0.0]
+        if rows:
+            returns = [
+                value for row in rows if row["perturbation"] == rows[0]["perturbation"] for value in row["returns"]
+            ]
+            typer.echo(
+                f"{task}: mean return {sum(returns) / len(returns):.1f} over {len(returns)} episodes, unperturbed"
+            )
+    typer.echo(f"Evaluated in {found['seconds']:.0f} s: {run.evaluation}")
+
+
+def _report(folders: Sequence[Path], output: Path | None) -> None:
+    from robust_policies.evaluation import write_report
+
+    typer.echo(f"Report: {write_report(folders, output)}")
+
+
+def _numbers(option: str, text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InvalidValueError(
+            f"{option} is {text!r}; expected numbers separated by commas, such as 0,0.1,0.2."
+        ) from error
+
+
+def _seeds(text: str) -> list[int]:
+    seeds: list[int] = []
+    try:
+        for part in text.split(","):
+            first, dash, last = part.partition("-")
+            seeds += range(int(first), int(last) + 1) if dash else [int(first)]
+    except ValueError as error:
+        raise InvalidValueError(f"--seeds is {text!r}; expected such as 0-4 or 0,3.") from error
+    if not seeds:
+        raise InvalidValueError(f"--seeds is {text!r}, which names none; expected such as 0-4 or 0,3.")
+    return seeds

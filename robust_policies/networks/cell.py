@@ -115,7 +115,7 @@ class Cell(nn.Module, ABC):
         Raises:
             NotCertifiableError: the cell has no guarantee.
         """
-        raise NotCertifiableError(f"A {type(self).__name__} has no contraction metric; use R2DN or REN.")
+        raise NotCertifiableError(f"{type(self).__name__} has no contraction metric; use R2DN or REN.")
 
     def explicit64(self) -> Any:
         """Return `explicit()` computed in float64 on the CPU, without gradient: what a certificate is built from."""

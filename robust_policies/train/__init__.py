@@ -1,1 +1,16 @@
-"""See the package documentation."""
+"""Training: recipe -> algorithm -> run folder."""
+
+from robust_policies.train.folder import RunFolder, open_run
+from robust_policies.train.recipe import Recipe, load_recipe, parse_recipe
+from robust_policies.train.runner import TrainingInterruptedError, TrainResult, train
+
+__all__ = [
+    "Recipe",
+    "RunFolder",
+    "TrainResult",
+    "TrainingInterruptedError",
+    "load_recipe",
+    "open_run",
+    "parse_recipe",
+    "train",
+]

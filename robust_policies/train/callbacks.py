@@ -91,7 +91,9 @@ class RunCallback(BaseCallback):
     def _on_step(self) -> bool:
         if self.n_calls % 8 == 0:
             returns = [info["r"] for info in self.model.ep_info_buffer or ()]
-            self.reporter.update(self.num_timesteps, float(np.mean(returns)) if returns else None, self.state.best_reward)
+            self.reporter.update(
+                self.num_timesteps, float(np.mean(returns)) if returns else None, self.state.best_reward
+            )
         self.interrupted = self.stop.requested
         return not self.interrupted
 

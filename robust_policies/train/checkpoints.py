@@ -142,7 +142,15 @@ def read_checkpoint(
         progress = Progress(**state["progress"])
         restore_normalizer(normalizer, state["normalizer"])
         restore_random_state(state["random"])
-    except (zipfile.BadZipFile, pickle.UnpicklingError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
+    except (
+        zipfile.BadZipFile,
+        pickle.UnpicklingError,
+        SafetensorError,
+        RuntimeError,
+        ValueError,
+        KeyError,
+        TypeError,
+    ) as error:
         raise CorruptFileError(
             f"Checkpoint {str(newest)!r} cannot be read ({type(error).__name__}); delete it to resume from an earlier one."
         ) from error

@@ -105,13 +105,19 @@ def open_run(path: str | Path) -> RunFolder:
     """
     run = RunFolder(path)
     if not run.path.is_dir():
-        raise MissingFileError(f"Run folder {str(path)!r} does not exist; make one with: robust-policies train RECIPE -o {path}")
+        raise MissingFileError(
+            f"Run folder {str(path)!r} does not exist; make one with: robust-policies train RECIPE -o {path}"
+        )
     if run.provenance.is_file():
         run.read_provenance()
     if run.recipe.is_file():
         run.read_recipe()
     if not run.policy_json.is_file() or not run.policy_safetensors.is_file():
-        hint = "its training has not finished: continue it with --resume" if run.recipe.is_file() else "it is no run folder"
+        hint = (
+            "its training has not finished: continue it with --resume"
+            if run.recipe.is_file()
+            else "it is no run folder"
+        )
         raise MissingFileError(f"Run folder {str(path)!r} has no policy.json and policy.safetensors; {hint}.")
     return run
 
@@ -200,7 +206,9 @@ def machine() -> dict[str, Any]:
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
         model = names[0] if names else model
     return {"cpu": model, "cores": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}"}
 

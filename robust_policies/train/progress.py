@@ -114,8 +114,6 @@ class Bar:
         self.bar.stop()
 
 
-
-
 def reporter_for(console: Console) -> Reporter:
     """Return a bar where the console is a terminal, lines where it is not."""
     return Bar(console) if console.is_terminal else Lines(console)

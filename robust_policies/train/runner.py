@@ -33,7 +33,7 @@ _SEEDS = 2**31
 class TrainingInterruptedError(RobustPoliciesError):
     """Training was stopped by Ctrl-C or SIGTERM after a checkpoint was written."""
 
-    exit_status = 130
+    exit_status = 1
 
 
 @dataclass(frozen=True)
