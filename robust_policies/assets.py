@@ -16,7 +16,9 @@ def _folder(packed: str, beside: str) -> Path:
     for folder in (_PACKAGE / packed, _PACKAGE.parent / beside):
         if folder.is_dir():
             return folder
-    raise MissingFileError(f"Neither {packed}/ in the package nor {beside}/ beside it exists; reinstall robust-policies.")
+    raise MissingFileError(
+        f"Neither {packed}/ in the package nor {beside}/ beside it exists; reinstall robust-policies."
+    )
 
 
 def tasks_folder() -> Path:

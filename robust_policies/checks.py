@@ -43,7 +43,9 @@ def finite_tensor(name: str, value: torch.Tensor) -> torch.Tensor:
     """Return `value` if all its entries are finite."""
     if not bool(torch.isfinite(value).all()):
         count = int((~torch.isfinite(value)).sum())
-        raise NonFiniteError(f"{name} holds {count} NaN or infinite value(s) of {value.numel()}; expected finite numbers.")
+        raise NonFiniteError(
+            f"{name} holds {count} NaN or infinite value(s) of {value.numel()}; expected finite numbers."
+        )
     return value
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import sys
 from collections.abc import Sequence
 from enum import StrEnum
@@ -223,25 +224,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BaseException as error:
         if debug and not isinstance(error, SystemExit):
             raise
-        status = _status_of(error)
+        status = _status_of(error, given)
     sys.stdout.flush()
     raise SystemExit(status if isinstance(status, int) else 0)
 
 
-def _status_of(error: BaseException) -> int:
+def _status_of(error: BaseException, given: Sequence[str]) -> int:
     """Return the exit status of an error after printing its line."""
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
     if isinstance(error, typer.Exit):
         return error.exit_code
     if isinstance(error, _UsageError):
-        line = " ".join(error.format_message().split())
+        line = " ".join(error.format_message().split())  # pyright: ignore[reportAttributeAccessIssue]
         if not line:
             # The help was shown because no command was given.
             return 2
         context = getattr(error, "ctx", None)
         where = "" if context is None else f" See: {context.command_path} --help"
-        return _fail(f"{line}{_option_hint(error)}{where}", 2)
+        return _fail(f"{line}{_value_given(error, given)}{_option_hint(error)}{where}", 2)
     if isinstance(error, RobustPoliciesError):
         return _fail(str(error), error.exit_status)
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
@@ -252,6 +253,15 @@ def _status_of(error: BaseException) -> int:
 def _fail(message: str, status: int) -> int:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return status
+
+
+def _value_given(error: Any, given: Sequence[str]) -> str:
+    """Return what was given to the option a wrong value is about."""
+    options = getattr(getattr(error, "param", None), "opts", [])
+    for option, value in itertools.pairwise(given):
+        if option in options:
+            return f"; {option} was given {value!r}."
+    return ""
 
 
 def _option_hint(error: Any) -> str:

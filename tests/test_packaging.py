@@ -11,9 +11,12 @@ import pytest
 from robust_policies import assets
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-QUESTION = (
-    "from robust_policies import assets; print(assets.__file__); print(assets.task_names()); print(assets.recipe_names())"
-)
+QUESTION = """
+from robust_policies import assets
+print(assets.__file__)
+print(assets.task_names())
+print(assets.recipe_names())
+"""
 
 
 @pytest.fixture(scope="module")

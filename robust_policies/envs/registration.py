@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from robust_policies.errors import UnknownNameError
+
 NAMESPACE = "robust_policies"
 _TASKS = {"Pendulum-v0": "pendulum", "Linear-v0": "linear"}
 ENV_IDS = tuple(f"{NAMESPACE}/{name}" for name in _TASKS)
@@ -23,3 +25,15 @@ def register_tasks() -> None:
                 vector_entry_point="robust_policies.envs.vector:TorchVectorEnv",
                 kwargs={"task": task},
             )
+
+
+def unknown_environment(env_id: str) -> UnknownNameError:
+    """Return the error for an id Gymnasium does not know, naming our ids and those that resemble it, not all."""
+    import difflib
+
+    from gymnasium.envs.registration import registry
+
+    others = set(registry) - set(ENV_IDS)
+    return UnknownNameError.among(
+        "environment", env_id, [*ENV_IDS, *difflib.get_close_matches(env_id, others, n=5, cutoff=0.5)]
+    )

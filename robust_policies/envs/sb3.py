@@ -15,9 +15,9 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from robust_policies import checks
-from robust_policies.envs.registration import NAMESPACE, register_tasks
+from robust_policies.envs.registration import NAMESPACE, register_tasks, unknown_environment
 from robust_policies.envs.vector import TorchVectorEnv
-from robust_policies.errors import InvalidValueError, UnknownNameError
+from robust_policies.errors import InvalidValueError
 
 
 class SB3VecEnv(VecEnv):
@@ -151,8 +151,17 @@ def make_sb3_vec_env(
         seed = checks.positive_int("seed", seed, minimum=0)
     name = env_id.rpartition(":")[2]
     if ":" not in env_id and name not in gymnasium.registry:
-        raise UnknownNameError.among("environment", env_id, _nearby(env_id))
+        raise unknown_environment(env_id)
     kwargs = dict(env_kwargs or {})
+    try:
+        return _make(env_id, name, num_envs, seed, device, kwargs)
+    except TypeError as error:
+        if not kwargs:
+            raise
+        raise InvalidValueError(f"{env_id} does not take the options {kwargs}: {error}.") from error
+
+
+def _make(env_id: str, name: str, num_envs: int, seed: int | None, device: Any, kwargs: dict[str, Any]) -> VecEnv:
     if name.startswith(f"{NAMESPACE}/"):
         env = gymnasium.make_vec(env_id, num_envs=num_envs, device=device, autoreset_mode="SAME_STEP", **kwargs)
         bridge = SB3VecEnv(env)  # type: ignore[arg-type]
@@ -161,11 +170,3 @@ def make_sb3_vec_env(
             bridge.action_space.seed(seed)
         return bridge
     return make_vec_env(env_id, n_envs=num_envs, seed=seed, env_kwargs=kwargs, vec_env_cls=DummyVecEnv)
-
-
-def _nearby(env_id: str) -> list[str]:
-    """Return our ids and those that resemble `env_id`: the registry is too long to list."""
-    import difflib
-
-    ours = [name for name in gymnasium.registry if name.startswith(f"{NAMESPACE}/")]
-    return [*ours, *difflib.get_close_matches(env_id, set(gymnasium.registry) - set(ours), n=5, cutoff=0.5)]

@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from robust_policies.envs.registration import unknown_environment
 from robust_policies.errors import DeviceError, InvalidValueError, UnknownNameError
 from robust_policies.policies import load_policy
 
@@ -52,7 +53,7 @@ def _make(env_id: str, env_kwargs: dict[str, Any], render: str, folder: Path) ->
     try:
         env = gymnasium.make(env_id, render_mode=mode, **env_kwargs)
     except gymnasium.error.UnregisteredEnv as error:
-        raise UnknownNameError.among("environment", env_id, gymnasium.registry) from error
+        raise unknown_environment(env_id) from error
     except gymnasium.error.Error as error:
         raise InvalidValueError(f"{env_id} cannot be made with render_mode={mode!r}: {error}") from error
     if render != "video":

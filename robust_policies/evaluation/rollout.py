@@ -12,7 +12,7 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import Tensor
 
-from robust_policies.envs.registration import NAMESPACE
+from robust_policies.envs.registration import NAMESPACE, unknown_environment
 from robust_policies.envs.vector import TorchVectorEnv
 from robust_policies.errors import DivergedError, InvalidValueError, ShapeError, UnknownNameError
 from robust_policies.evaluation.attacks import FrozenActor, closed_loop_attack, deviation_attack
@@ -57,7 +57,7 @@ class Task:
                 makers = [lambda: gymnasium.make(env_id, **options) for _ in range(count)]
                 self.env = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.DISABLED)
         except gymnasium.error.UnregisteredEnv as error:
-            raise UnknownNameError.among("environment", env_id, gymnasium.registry) from error
+            raise unknown_environment(env_id) from error
         inner = self.env.unwrapped if hasattr(self.env, "unwrapped") else self.env
         self.torch_env: TorchVectorEnv | None = inner if isinstance(inner, TorchVectorEnv) else None
         self.action_shape = self.env.single_action_space.shape

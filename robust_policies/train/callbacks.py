@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from robust_policies.errors import DivergedError
@@ -54,8 +55,8 @@ class StopRequest:
 class RunCallback(BaseCallback):
     """Evaluates, keeps the best policy, writes checkpoints and shows progress.
 
-    All of it happens between two updates: there weights, optimizer and counters belong together, so a run resumed from a
-    checkpoint repeats no update and skips none.
+    All of it happens between two updates: there weights, optimizer and counters belong together, so a run resumed from
+    a checkpoint repeats no update and skips none.
     """
 
     def __init__(
@@ -110,6 +111,11 @@ class RunCallback(BaseCallback):
         self._take_snapshot()
         self._save()
 
+    @property
+    def _on_policy(self) -> OnPolicyAlgorithm:
+        assert isinstance(self.model, OnPolicyAlgorithm)
+        return self.model
+
     def _mark(self) -> None:
         bad = [name for name, value in self.model.policy.state_dict().items() if not torch.isfinite(value).all()]
         if bad:
@@ -128,7 +134,7 @@ class RunCallback(BaseCallback):
 
     def _save(self) -> None:
         self._saved = self.state.num_timesteps
-        write_checkpoint(self.run.checkpoints, self.model, self.state, self.best, self._snapshot)
+        write_checkpoint(self.run.checkpoints, self._on_policy, self.state, self.best, self._snapshot)
 
     def _evaluate(self) -> None:
         # The same starts every time, so that two evaluations differ by the policy alone.
@@ -148,7 +154,7 @@ class RunCallback(BaseCallback):
         self.logger.dump(self.num_timesteps)
         if self.state.best_reward is None or mean > self.state.best_reward:
             self.state.best_reward, self.state.best_timesteps = mean, self.num_timesteps
-            self.best = weights(self.model)
+            self.best = weights(self._on_policy)
             save_policy(self.model, self.run.checkpoints / "best")
 
 

@@ -83,7 +83,7 @@ def normalizer_state(env: VecNormalize | None) -> dict[str, float] | None:
 def restore_normalizer(env: VecNormalize | None, state: dict[str, float] | None) -> None:
     """Set the statistics of `env` to a state from `normalizer_state`."""
     if env is not None and state is not None:
-        env.ret_rms.mean, env.ret_rms.var = np.float64(state["mean"]), np.float64(state["var"])
+        env.ret_rms.mean, env.ret_rms.var = np.array(state["mean"]), np.array(state["var"])
         env.ret_rms.count = state["count"]
 
 
@@ -152,7 +152,8 @@ def read_checkpoint(
         TypeError,
     ) as error:
         raise CorruptFileError(
-            f"Checkpoint {str(newest)!r} cannot be read ({type(error).__name__}); delete it to resume from an earlier one."
+            f"Checkpoint {str(newest)!r} cannot be read ({type(error).__name__}); delete it to resume from an "
+            "earlier one."
         ) from error
     model.num_timesteps, model._n_updates = progress.num_timesteps, progress.n_updates
     return progress, best

@@ -66,7 +66,8 @@ class RunFolder:
         if used:
             if not self.recipe.is_file():
                 raise InvalidValueError(
-                    f"{str(self.path)!r} has no recipe.yaml, so there is no run to resume; choose another folder with -o."
+                    f"{str(self.path)!r} has no recipe.yaml, so there is no run to resume; choose another "
+                    "folder with -o."
                 )
             if self.provenance.is_file():
                 self.read_provenance()

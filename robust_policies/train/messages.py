@@ -91,7 +91,8 @@ def one_line(error: ValidationError, model: type[BaseModel], source: str) -> Use
         here = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == section]
         hint = f" Did you mean {meant!r}?" if meant else ""
         return UnknownNameError(
-            f"{source}: unknown key {path!r}.{hint} Known{f' in {section}' if section else ''}: {', '.join(here)}.{tail}"
+            f"{source}: unknown key {path!r}.{hint} Known{f' in {section}' if section else ''}: "
+            f"{', '.join(here)}.{tail}"
         )
     if first["type"] == "missing":
         return InvalidValueError(f"{source}: the key {path!r} is missing; add it.{tail}")

@@ -57,7 +57,7 @@ class PolicySection(_Section):
 class AlgorithmSection(_Section):
     """PPO's settings under Stable-Baselines3's names, except `discount`, which it calls gamma."""
 
-    name: Literal["recurrent_ppo", "ppo"] = "recurrent_ppo"
+    name: Literal["recurrent_ppo"] = "recurrent_ppo"
     total_steps: int = Field(ge=1, description="environment steps, all environments together")
     n_steps: int = Field(default=128, ge=2, description="steps of each environment between two updates")
     batch_size: int = Field(default=128, ge=2)

@@ -16,8 +16,9 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from robust_policies import checks
 from robust_policies.certificates.files import write_atomic
+from robust_policies.envs.registration import unknown_environment
 from robust_policies.envs.sb3 import make_sb3_vec_env
-from robust_policies.errors import RobustPoliciesError, UnknownNameError
+from robust_policies.errors import RobustPoliciesError
 from robust_policies.policies import RecurrentCellPolicy, save_policy
 from robust_policies.train.callbacks import RunCallback, StopRequest, diverging
 from robust_policies.train.checkpoints import Progress, read_checkpoint
@@ -65,7 +66,7 @@ def check_tasks(ids: list[str]) -> None:
         try:
             gymnasium.spec(name)
         except gymnasium.error.Error as error:
-            raise UnknownNameError.among("environment", name, gymnasium.registry) from error
+            raise unknown_environment(name) from error
 
 
 def make_model(recipe: Recipe, env: VecEnv, device: str = "cpu") -> OnPolicyAlgorithm:
@@ -159,8 +160,8 @@ def train(
                     model.logger.close()
             if callback.interrupted:
                 raise TrainingInterruptedError(
-                    f"Stopped after {progress.num_timesteps} of {recipe.algorithm.total_steps} steps; the checkpoint is in "
-                    f"{run.checkpoints}. To go on, run the same command with --resume."
+                    f"Stopped after {progress.num_timesteps} of {recipe.algorithm.total_steps} steps; the checkpoint "
+                    f"is in {run.checkpoints}. To go on, run the same command with --resume."
                 )
             best = callback.best
         seconds = time.monotonic() - began
@@ -175,7 +176,7 @@ def train(
             best_mean_reward=progress.best_reward,
             best_timesteps=progress.best_timesteps,
         )
-        write_atomic(run.policy_zip, model.save)
+        write_atomic(run.policy_zip, lambda file: model.save(file))  # pyright: ignore[reportArgumentType]
         save_policy(model, run.path)
     finally:
         env.close()

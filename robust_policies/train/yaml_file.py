@@ -59,7 +59,7 @@ def read_yaml(path: str | Path) -> Any:
     except (UnicodeDecodeError, OSError) as error:
         raise CorruptFileError(f"File {str(path)!r} cannot be read as text: {error}.") from error
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506  (a subclass of SafeLoader)
+        return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise CorruptFileError(f"File {str(path)!r} is not valid YAML, {_problem(error)}.") from error
 
@@ -67,7 +67,7 @@ def read_yaml(path: str | Path) -> Any:
 def parse_scalar(text: str, where: str) -> Any:
     """Return the value that `text` means in YAML (`4`, `1e-3`, `[32, 32]`, `null`, `relu`)."""
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506  (a subclass of SafeLoader)
+        return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise InvalidValueError(f"{where} was given {text!r}, which is not a YAML value, {_problem(error)}.") from error
 
