@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import sys
+import traceback
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -222,8 +223,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _check_command(given)
         status = typer.main.get_command(app).main(given, prog_name="robust-policies", standalone_mode=False)
     except BaseException as error:
-        if debug and not isinstance(error, SystemExit):
-            raise
+        if debug and not isinstance(error, (SystemExit, typer.Exit)):
+            traceback.print_exc()
         status = _status_of(error, given)
     sys.stdout.flush()
     raise SystemExit(status if isinstance(status, int) else 0)

@@ -204,7 +204,7 @@ def test_a_mistake_is_one_line_and_exit_status_2(arguments, words, tmp_path):
 
 def test_debug_shows_the_traceback(tmp_path):
     done = run("certify", "nowhere", "--debug", cwd=tmp_path)
-    assert done.returncode != 0
+    assert done.returncode == 2
     assert "Traceback" in done.stderr
     assert "MissingFileError" in done.stderr
 

@@ -52,7 +52,7 @@ def verify(cell_or_policy: Any, explicit: Any = None) -> Verification:
     cell = getattr(cell_or_policy, "cell", cell_or_policy)
     if getattr(cell, "guarantee", None) is None:
         raise NotCertifiableError(
-            f"A {type(cell).__name__} has no gain by construction; use the cell 'r2dn', 'ren' or 'lbdn' with gamma=..."
+            f"{type(cell).__name__} has no gain by construction; use the cell 'r2dn', 'ren' or 'lbdn' with gamma=..."
         )
     with torch.no_grad():
         explicit = cell.explicit() if explicit is None else explicit

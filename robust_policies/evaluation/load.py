@@ -20,7 +20,10 @@ PROVENANCE_SCHEMA = 1
 
 
 def load_runs(folders: Sequence[Path]) -> list[Run]:
-    """Return what can be shown of each folder; labels are the folders' names, made unique by their parents'."""
+    """Return what can be shown of each folder.
+
+    Labels are the folders' names, made unique by their parents', behind the cell's name where they do not hold it.
+    """
     names = [folder.resolve().name for folder in folders]
     runs = []
     for index, folder in enumerate(folders):
@@ -43,6 +46,9 @@ def load_runs(folders: Sequence[Path]) -> list[Run]:
                 notes.append(str(error))
         resolved = folder.resolve()
         label = names[index] if names.count(names[index]) == 1 else f"{resolved.parent.name}/{resolved.name}"
+        cell = (evaluation or {}).get("cell")
+        if cell and cell not in label:
+            label = f"{cell} ({label})"
         runs.append(Run(folder, label, index, evaluation, certificate, provenance, training_curve(folder), notes))
     return runs
 

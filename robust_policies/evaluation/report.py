@@ -190,7 +190,8 @@ def _return_section(runs: Sequence[Run]) -> str:
         }.get(attack, "")
         caption = (
             "Mean return and 95% bootstrap interval; the same start states and noise at every size. "
-            f"{how} A stronger attack may exist."
+            f"{how} An attack keeps, episode by episode, the worst it found at this size or a smaller one. "
+            "A stronger attack may exist."
         )
         parts.append(f"<h3>{_e(task)}</h3>")
         parts.append(_figure(figures.curves_figure(runs, task, kinds), f"Return against size in {task}", caption))
@@ -228,7 +229,11 @@ def _reproduce(run: Run) -> str:
     train = command if isinstance(command, str) else f"robust-policies train {run.folder / 'recipe.yaml'} -o NEW_FOLDER"
     commands = f"{_e(train)}\nrobust-policies certify {folder}\nrobust-policies evaluate {folder}\n"
     commands += f"robust-policies report {folder}"
-    rows = [[_e(key), _e(provenance[key])] for key in ("seed", "written", "commit", "machine") if provenance.get(key)]
+    rows = [
+        [_e(key.replace("_", " ")), _e(_setting("", provenance[key]).strip())]
+        for key in ("seed", "num_timesteps", "training_seconds", "written", "git_commit", "machine")
+        if provenance.get(key) is not None
+    ]
     versions = provenance.get("versions")
     if isinstance(versions, dict):
         rows.append(["versions", _e(", ".join(f"{key} {value}" for key, value in versions.items()))])

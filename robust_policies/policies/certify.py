@@ -54,7 +54,7 @@ def certify_deployed(policy: DeployedPolicy) -> Certificate:
         )
     if cell.guarantee is None:
         raise NotCertifiableError(
-            f"A {type(cell).__name__} has no gain by construction; use the cell 'r2dn', 'ren' or 'lbdn' with gamma=..."
+            f"{type(cell).__name__} has no gain by construction; use the cell 'r2dn', 'ren' or 'lbdn' with gamma=..."
         )
     before, after = factors(policy.actor)
     return compose(verify(cell), before=before, after=after, arrays=running_arrays(policy.actor), cell_note=cell.name)
