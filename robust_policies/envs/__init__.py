@@ -22,7 +22,19 @@ _HOME = {
     "make_sb3_vec_env": "sb3",
 }
 
-__all__ = ["ENV_IDS", "register_tasks", *sorted(_HOME)]
+__all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
+    "ENV_IDS",
+    "PLANTS",
+    "LinearPlant",
+    "PendulumPlant",
+    "Plant",
+    "SB3VecEnv",
+    "TaskEnv",
+    "TorchVectorEnv",
+    "load_plant",
+    "make_sb3_vec_env",
+    "register_tasks",
+]
 
 
 def __getattr__(name: str) -> Any:
