@@ -6,9 +6,18 @@ Importing it registers the ids with Gymnasium and loads no torch; each name load
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from robust_policies.envs.registration import ENV_IDS, register_tasks
+
+if TYPE_CHECKING:
+    from robust_policies.envs.linear import LinearPlant
+    from robust_policies.envs.pendulum import PendulumPlant
+    from robust_policies.envs.plant import Plant
+    from robust_policies.envs.sb3 import SB3VecEnv, make_sb3_vec_env
+    from robust_policies.envs.single import TaskEnv
+    from robust_policies.envs.task import PLANTS, load_plant
+    from robust_policies.envs.vector import TorchVectorEnv
 
 _HOME = {
     "Plant": "plant",
@@ -22,7 +31,7 @@ _HOME = {
     "make_sb3_vec_env": "sb3",
 }
 
-__all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [
     "ENV_IDS",
     "PLANTS",
     "LinearPlant",

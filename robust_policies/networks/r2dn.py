@@ -12,16 +12,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from robust_policies import checks
 from robust_policies.errors import InvalidValueError
 from robust_policies.networks import r2dn_forms as forms
-from robust_policies.networks.activations import activation_named
-from robust_policies.networks.cell import Cell, hidden_widths
-from robust_policies.networks.guarantees import Contracting, Dissipative, Guarantee, Lipschitz, as_guarantee
+from robust_policies.networks.cell import hidden_widths
+from robust_policies.networks.guarantees import Contracting, Dissipative, Guarantee
 from robust_policies.networks.lbdn import LayerMatrices, explicit_layers, sandwich_layers
 from robust_policies.networks.linalg import frobenius, full_precision
+from robust_policies.networks.robust_cell import RobustCell
 from robust_policies.networks.scan import scan
-from robust_policies.networks.supply import Supply, supply_of
 
 
 class R2DNExplicit(NamedTuple):
@@ -41,7 +39,7 @@ class R2DNExplicit(NamedTuple):
     layers: tuple[LayerMatrices, ...]
 
 
-class R2DN(Cell):
+class R2DN(RobustCell):
     """Robust recurrent deep network.
 
     Args:
@@ -59,23 +57,12 @@ class R2DN(Cell):
     """
 
     name = "r2dn"
-    guarantee: Guarantee
-    rate: float
-    X: nn.Parameter
     Y: nn.Parameter
     B1: nn.Parameter
-    B2: nn.Parameter
     C1: nn.Parameter
-    C2: nn.Parameter
-    D12: nn.Parameter
-    D21: nn.Parameter
-    D22: nn.Parameter
     Mv: nn.Parameter
     Mw: nn.Parameter
     Mu: nn.Parameter
-    bx: nn.Parameter
-    bv: nn.Parameter
-    by: nn.Parameter
 
     def __init__(
         self,
@@ -91,54 +78,29 @@ class R2DN(Cell):
         linear_output: bool = True,
         eps: float | None = None,
     ) -> None:
-        super().__init__(input_size, state_size, output_size)
-        nu, nx, ny = self.input_size, self.state_size, self.output_size
-        self.features = nv = checks.positive_int("features", features)
+        super().__init__(input_size, state_size, output_size, features, activation, guarantee, rate, init, eps)
+        nu, nx, ny, nv = self.input_size, self.state_size, self.output_size, self.features
         self.hidden_sizes = hidden_widths(hidden_sizes)
         self.linear_output = bool(linear_output)
         if self.linear_output and not self.hidden_sizes:
             raise InvalidValueError(
                 "hidden_sizes is empty; a phi with a linear last layer needs a hidden layer: (32,)."
             )
-        self.activation = activation_named(activation)
-        self.guarantee = as_guarantee(guarantee, nu, ny)
-        self.rate = checks.finite_float("rate", rate, above=0.0, at_most=1.0)
-        self.eps = None if eps is None else checks.finite_float("eps", eps, above=0.0)
-        if init not in ("random", "long_memory"):
-            raise InvalidValueError(f"init is {init!r}; expected 'random' or 'long_memory'.")
-        self.init = init
-
         shapes = {"X": (2 * nx, 2 * nx), "Y": (nx, nx), "B1": (nx, nv), "B2": (nx, nu), "C1": (nv, nx), "C2": (ny, nx)}
-        if isinstance(self.guarantee, Contracting):
+        if self.contracting_only:
             shapes |= {"D12": (nv, nu), "D21": (ny, nv), "D22": (ny, nu)}
         else:
             shapes |= {"Mv": (nv, nu), "Mw": (ny, nv), "Mu": (ny, nu)}
-        for key, size in shapes.items():
-            self.register_parameter(key, nn.Parameter(nn.init.xavier_normal_(torch.empty(size))))
-        self.p = nn.Parameter(frobenius(self.X.detach()).reshape(1))
-        for key, size in (("bx", nx), ("bv", nv), ("by", ny)):
-            self.register_parameter(key, nn.Parameter(torch.zeros(size)))
-        self._direct = (*shapes, "p")
-        self.log_gamma: nn.Parameter | None = None
-        if isinstance(self.guarantee, Lipschitz) and self.guarantee.trainable:
-            self.log_gamma = nn.Parameter(torch.tensor([math.log(self.guarantee.gamma)]))
+        self.register_direct(shapes)
         self.network = sandwich_layers([nv, *self.hidden_sizes, nv], linear_output=self.linear_output)
         if init == "long_memory":
             self._remember()
 
-    @property
-    def gamma(self) -> float | None:
-        """The certified incremental l2 gain, None unless the guarantee is Lipschitz."""
-        if not isinstance(self.guarantee, Lipschitz):
-            return None
-        return self.guarantee.gamma if self.log_gamma is None else math.exp(float(self.log_gamma.detach()))
-
     def linear_part(self) -> forms.LinearPart:
         """Return the matrices around phi and the implicit E, H22 they came from."""
-        direct = {key: getattr(self, key) for key in self._direct}
-        if isinstance(self.guarantee, Contracting):
-            return forms.contracting(direct, self.rate, self.eps)
-        return forms.dissipative(direct, self._supply(), self.rate, self.eps)
+        if self.contracting_only:
+            return forms.contracting(self.direct(), self.rate, self.eps)
+        return forms.dissipative(self.direct(), self.supply(), self.rate, self.eps)
 
     def explicit(self) -> R2DNExplicit:
         """Return the arrays that run."""
@@ -194,17 +156,9 @@ class R2DN(Cell):
     def options(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
         return {
-            "input_size": self.input_size,
-            "state_size": self.state_size,
-            "output_size": self.output_size,
-            "features": self.features,
+            **super().options(),
             "hidden_sizes": list(self.hidden_sizes),
-            "activation": self.activation.name,
-            "guarantee": self.guarantee.config(),
-            "rate": self.rate,
-            "init": self.init,
             "linear_output": self.linear_output,
-            "eps": self.eps,
         }
 
     @torch.no_grad()
@@ -216,22 +170,19 @@ class R2DN(Cell):
         """
         self.C2.zero_()
         self.by.zero_()
-        if isinstance(self.guarantee, Contracting):
+        if self.contracting_only:
             self.D21.zero_()
             self.D22.zero_()
             return self
         self.Mw.zero_()
         self.Mu.zero_()
         if isinstance(self.guarantee, Dissipative) and bool(self.guarantee.S.any()):
-            supply = self._supply().to(torch.float64)
+            supply = self.supply().to(torch.float64)
             U = supply.zero_feedthrough()
             root = torch.linalg.cholesky(torch.eye(U.shape[1], dtype=U.dtype, device=U.device) - U.mT @ U)
             self.Mv.zero_()
             self.Mu.copy_(torch.linalg.solve_triangular(root, U.mT, upper=False).mT)
         return self
-
-    def _supply(self) -> Supply:
-        return supply_of(self.guarantee, self.log_gamma, self.input_size, self.output_size, self.X)
 
     @torch.no_grad()
     def _remember(self) -> None:
@@ -243,14 +194,14 @@ class R2DN(Cell):
         base = torch.cat((torch.cat((eye * self.rate**2, off), 1), torch.cat((off, eye * self.rate**4), 1)))
         copy = self.double_copy()
         assert isinstance(copy, R2DN)
-        direct = {key: getattr(copy, key) for key in copy._direct}
-        if isinstance(self.guarantee, Contracting):
+        direct = copy.direct()
+        if self.contracting_only:
             cost = forms.block_diagonal(direct["C1"].mT @ direct["C1"], direct["B1"] @ direct["B1"].mT)
         else:
             cost = forms.unit_gain_gram(direct, forms.feedthrough(direct["Mv"], direct["Mw"], direct["Mu"]))
         ratio = torch.linalg.eigvalsh(base)[0] / torch.linalg.eigvalsh(cost)[-1].clamp(min=1e-12)
         shrink = float((0.5 * ratio).sqrt().clamp(max=1.0))
-        inputs = ("B1",) if isinstance(self.guarantee, Contracting) else ("B1", "B2", "C2")
+        inputs = ("B1",) if self.contracting_only else ("B1", "B2", "C2")
         for key in ("C1", *inputs):
             getattr(self, key).mul_(shrink)
         root = torch.linalg.cholesky(base - shrink**2 * cost).mT

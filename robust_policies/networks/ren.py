@@ -12,15 +12,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from robust_policies import checks
 from robust_policies.errors import InvalidValueError
 from robust_policies.networks import ren_forms as forms
-from robust_policies.networks.activations import activation_named
-from robust_policies.networks.cell import Cell
 from robust_policies.networks.equilibrium import solve_equilibrium
-from robust_policies.networks.guarantees import Contracting, Dissipative, Guarantee, Lipschitz, as_guarantee
+from robust_policies.networks.guarantees import Contracting, Dissipative, Guarantee
 from robust_policies.networks.linalg import frobenius, full_precision
-from robust_policies.networks.supply import Supply, supply_of
+from robust_policies.networks.robust_cell import RobustCell
 
 
 class RENExplicit(NamedTuple):
@@ -40,7 +37,7 @@ class RENExplicit(NamedTuple):
     by: Tensor
 
 
-class REN(Cell):
+class REN(RobustCell):
     """Recurrent equilibrium network.
 
     Args:
@@ -56,21 +53,10 @@ class REN(Cell):
     """
 
     name = "ren"
-    guarantee: Guarantee
-    rate: float
-    X: nn.Parameter
     Y1: nn.Parameter
-    B2: nn.Parameter
-    C2: nn.Parameter
-    D12: nn.Parameter
-    D21: nn.Parameter
-    D22: nn.Parameter
     X3: nn.Parameter
     Y3: nn.Parameter
     Z3: nn.Parameter
-    bx: nn.Parameter
-    bv: nn.Parameter
-    by: nn.Parameter
 
     def __init__(
         self,
@@ -84,50 +70,24 @@ class REN(Cell):
         init: str = "random",
         eps: float | None = None,
     ) -> None:
-        super().__init__(input_size, state_size, output_size)
-        nu, nx, ny = self.input_size, self.state_size, self.output_size
-        self.features = nv = checks.positive_int("features", features)
-        self.activation = activation_named(activation)
-        self.guarantee = as_guarantee(guarantee, nu, ny)
-        self.rate = checks.finite_float("rate", rate, above=0.0, at_most=1.0)
-        self.eps = None if eps is None else checks.finite_float("eps", eps, above=0.0)
-        if init not in ("random", "long_memory"):
-            raise InvalidValueError(f"init is {init!r}; expected 'random' or 'long_memory'.")
-        self.init = init
-
+        super().__init__(input_size, state_size, output_size, features, activation, guarantee, rate, init, eps)
+        nu, nx, ny, nv = self.input_size, self.state_size, self.output_size, self.features
         size = 2 * nx + nv
         shapes = {"X": (size, size), "Y1": (nx, nx), "B2": (nx, nu), "C2": (ny, nx), "D12": (nv, nu), "D21": (ny, nv)}
-        if isinstance(self.guarantee, Contracting):
+        if self.contracting_only:
             shapes |= {"D22": (ny, nu)}
         else:
             small = min(nu, ny)
             shapes |= {"X3": (small, small), "Y3": (small, small), "Z3": (abs(nu - ny), small)}
-        for key, shape in shapes.items():
-            value = torch.empty(shape)
-            self.register_parameter(key, nn.Parameter(nn.init.xavier_normal_(value) if value.numel() else value))
+        self.register_direct(shapes)
         if init == "long_memory":
             self._remember()
-        self.p = nn.Parameter(frobenius(self.X.detach()).reshape(1))
-        for key, width in (("bx", nx), ("bv", nv), ("by", ny)):
-            self.register_parameter(key, nn.Parameter(torch.zeros(width)))
-        self._direct = (*shapes, "p")
-        self.log_gamma: nn.Parameter | None = None
-        if isinstance(self.guarantee, Lipschitz) and self.guarantee.trainable:
-            self.log_gamma = nn.Parameter(torch.tensor([math.log(self.guarantee.gamma)]))
-
-    @property
-    def gamma(self) -> float | None:
-        """The certified incremental l2 gain, None unless the guarantee is Lipschitz."""
-        if not isinstance(self.guarantee, Lipschitz):
-            return None
-        return self.guarantee.gamma if self.log_gamma is None else math.exp(float(self.log_gamma.detach()))
 
     def implicit(self) -> forms.ImplicitREN:
         """Return the matrices, the implicit E and H33 they came from, and the multiplier of the activation."""
-        direct = {key: getattr(self, key) for key in self._direct}
-        if isinstance(self.guarantee, Contracting):
-            return forms.contracting(direct, self.rate, self.eps)
-        return forms.dissipative(direct, self._supply(), self.rate, self.eps)
+        if self.contracting_only:
+            return forms.contracting(self.direct(), self.rate, self.eps)
+        return forms.dissipative(self.direct(), self.supply(self.eps or 0.0), self.rate, self.eps)
 
     def explicit(self) -> RENExplicit:
         """Return the arrays that run."""
@@ -169,20 +129,6 @@ class REN(Cell):
         """Return the diagonal (nv,) of Lam, float64 on the CPU: (v - w)'Lam w >= 0 for slopes in [0, 1]."""
         return self._implicit64().multiplier
 
-    def options(self) -> dict[str, Any]:
-        """Return the constructor's arguments."""
-        return {
-            "input_size": self.input_size,
-            "state_size": self.state_size,
-            "output_size": self.output_size,
-            "features": self.features,
-            "activation": self.activation.name,
-            "guarantee": self.guarantee.config(),
-            "rate": self.rate,
-            "init": self.init,
-            "eps": self.eps,
-        }
-
     @torch.no_grad()
     def zero_output_(self) -> REN:
         """Zero C2, D21, by and the feedthrough (to rounding); the gradient with respect to them is not zero.
@@ -195,7 +141,7 @@ class REN(Cell):
         self.C2.zero_()
         self.D21.zero_()
         self.by.zero_()
-        if isinstance(self.guarantee, Contracting):
+        if self.contracting_only:
             self.D22.zero_()
             return self
         # M = I makes N = 0, and the regularization of M is relative to X3'X3.
@@ -212,10 +158,6 @@ class REN(Cell):
             assert isinstance(copy, REN)
             return copy.implicit()
 
-    def _supply(self) -> Supply:
-        eps = self.eps or 0.0
-        return supply_of(self.guarantee, self.log_gamma, self.input_size, self.output_size, self.X, eps)
-
     @torch.no_grad()
     def _remember(self) -> None:
         """Set X so that H11 = rate^2 I, H33 = rate^4 I, H31 = rate^2 diag(a), hence A near a in [0.95, 0.995] rate.
@@ -230,7 +172,8 @@ class REN(Cell):
         X[nx : nx + nv, nx : nx + nv] += torch.eye(nv)
         X[nx + nv :, nx + nv :] += torch.diag((self.rate**2 - a.square()).sqrt()) * self.rate
         self.X.copy_(X)
+        self.p.copy_(frobenius(X))
         self.Y1.zero_()
-        if not isinstance(self.guarantee, Contracting):
+        if not self.contracting_only:
             for matrix in (self.B2, self.C2, self.D12, self.D21):
                 matrix.mul_(0.05)

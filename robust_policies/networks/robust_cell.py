@@ -1,0 +1,115 @@
+"""What R2DN and REN share: a guarantee, a contraction rate, free parameters and the trained or fixed gain bound."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robust_policies import checks
+from robust_policies.errors import InvalidValueError
+from robust_policies.networks.activations import activation_named
+from robust_policies.networks.cell import Cell
+from robust_policies.networks.guarantees import Contracting, Guarantee, Lipschitz, as_guarantee
+from robust_policies.networks.linalg import frobenius
+from robust_policies.networks.supply import Supply, supply_of
+
+INITS = ("random", "long_memory")
+
+
+class RobustCell(Cell):
+    """A linear system in feedback with a nonlinearity, whose guarantee holds for every value of its parameters.
+
+    Args:
+        input_size, state_size, output_size: nu, nx, ny.
+        features: nv, the width of the nonlinearity.
+        activation: a name in `ACTIVATIONS`.
+        guarantee: Contracting(), Lipschitz(gamma) or Dissipative(Q, S, R), or the config of one.
+        rate: upper bound of the contraction rate, 0 < rate <= 1.
+        init: "random", or "long_memory" for A close to rate * I.
+        eps: absolute regularization of the Gram matrix H; None scales it with trace(H).
+    """
+
+    guarantee: Guarantee
+    rate: float
+    X: nn.Parameter
+    B2: nn.Parameter
+    C2: nn.Parameter
+    D12: nn.Parameter
+    D21: nn.Parameter
+    D22: nn.Parameter
+    bx: nn.Parameter
+    bv: nn.Parameter
+    by: nn.Parameter
+
+    def __init__(
+        self,
+        input_size: int,
+        state_size: int,
+        output_size: int,
+        features: int,
+        activation: str,
+        guarantee: Guarantee | Mapping[str, Any],
+        rate: float,
+        init: str,
+        eps: float | None,
+    ) -> None:
+        super().__init__(input_size, state_size, output_size)
+        self.features = checks.positive_int("features", features)
+        self.activation = activation_named(activation)
+        self.guarantee = as_guarantee(guarantee, self.input_size, self.output_size)
+        self.rate = checks.finite_float("rate", rate, above=0.0, at_most=1.0)
+        self.eps = None if eps is None else checks.finite_float("eps", eps, above=0.0)
+        if init not in INITS:
+            raise InvalidValueError(f"init is {init!r}; expected 'random' or 'long_memory'.")
+        self.init = init
+
+    def register_direct(self, shapes: Mapping[str, tuple[int, int]]) -> None:
+        """Create the free matrices `shapes`, the size p of X, the biases, and log(gamma) if it is trained."""
+        for key, shape in shapes.items():
+            value = torch.empty(shape)
+            self.register_parameter(key, nn.Parameter(nn.init.xavier_normal_(value) if value.numel() else value))
+        self.p = nn.Parameter(frobenius(self.X.detach()).reshape(1))
+        for key, width in (("bx", self.state_size), ("bv", self.features), ("by", self.output_size)):
+            self.register_parameter(key, nn.Parameter(torch.zeros(width)))
+        self._direct = (*shapes, "p")
+        self.log_gamma: nn.Parameter | None = None
+        if isinstance(self.guarantee, Lipschitz) and self.guarantee.trainable:
+            self.log_gamma = nn.Parameter(torch.tensor([math.log(self.guarantee.gamma)]))
+
+    @property
+    def contracting_only(self) -> bool:
+        """Whether the guarantee is contraction without a supply rate."""
+        return isinstance(self.guarantee, Contracting)
+
+    @property
+    def gamma(self) -> float | None:
+        """The certified incremental l2 gain, None unless the guarantee is Lipschitz."""
+        if not isinstance(self.guarantee, Lipschitz):
+            return None
+        return self.guarantee.gamma if self.log_gamma is None else math.exp(float(self.log_gamma.detach()))
+
+    def direct(self) -> dict[str, Tensor]:
+        """Return the free matrices and p, by name."""
+        return {key: getattr(self, key) for key in self._direct}
+
+    def supply(self, eps: float = 0.0) -> Supply:
+        """Return the supply rate of a Lipschitz or dissipative guarantee, tightened by `eps`."""
+        return supply_of(self.guarantee, self.log_gamma, self.input_size, self.output_size, self.X, eps)
+
+    def options(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        return {
+            "input_size": self.input_size,
+            "state_size": self.state_size,
+            "output_size": self.output_size,
+            "features": self.features,
+            "activation": self.activation.name,
+            "guarantee": self.guarantee.config(),
+            "rate": self.rate,
+            "init": self.init,
+            "eps": self.eps,
+        }
