@@ -71,6 +71,7 @@ class Lines:
             f"{steps}/{self.speed.total} steps  mean return {_text(reward)}  best evaluation {_text(best)}  "
             f"{speed:.0f} steps/s  {left:.0f} s left",
             highlight=False,
+            soft_wrap=True,
         )
 
     def stop(self) -> None:
