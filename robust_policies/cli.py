@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import itertools
 import sys
 import traceback
 from collections.abc import Sequence
@@ -14,10 +13,8 @@ from typing import Annotated, Any
 import typer
 
 from robust_policies import __version__
-from robust_policies.errors import InvalidValueError, RobustPoliciesError
-
-# Typer carries its own copy of click in newer versions; this is the base of every wrong option or argument in both.
-_UsageError: Any = typer.BadParameter.__bases__[0]
+from robust_policies.cli_errors import exit_status
+from robust_policies.errors import InvalidValueError
 
 app = typer.Typer(
     name="robust-policies",
@@ -225,54 +222,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BaseException as error:
         if debug and not isinstance(error, (SystemExit, typer.Exit)):
             traceback.print_exc()
-        status = _status_of(error, given)
+        status = exit_status(error, given)
     sys.stdout.flush()
     raise SystemExit(status if isinstance(status, int) else 0)
-
-
-def _status_of(error: BaseException, given: Sequence[str]) -> int:
-    """Return the exit status of an error after printing its line."""
-    if isinstance(error, SystemExit):
-        return error.code if isinstance(error.code, int) else 1
-    if isinstance(error, typer.Exit):
-        return error.exit_code
-    if isinstance(error, _UsageError):
-        line = " ".join(error.format_message().split())  # pyright: ignore[reportAttributeAccessIssue]
-        if not line:
-            # The help was shown because no command was given.
-            return 2
-        context = getattr(error, "ctx", None)
-        where = "" if context is None else f" See: {context.command_path} --help"
-        return _fail(f"{line}{_value_given(error, given)}{_option_hint(error)}{where}", 2)
-    if isinstance(error, RobustPoliciesError):
-        return _fail(str(error), error.exit_status)
-    if isinstance(error, (KeyboardInterrupt, typer.Abort)):
-        return _fail("interrupted", 1)
-    return _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1)
-
-
-def _fail(message: str, status: int) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return status
-
-
-def _value_given(error: Any, given: Sequence[str]) -> str:
-    """Return what was given to the option a wrong value is about."""
-    options = getattr(getattr(error, "param", None), "opts", [])
-    for option, value in itertools.pairwise(given):
-        if option in options:
-            return f"; {option} was given {value!r}."
-    return ""
-
-
-def _option_hint(error: Any) -> str:
-    """Return the closest option where an unknown one was given and the message does not name it yet."""
-    name, context = getattr(error, "option_name", None), getattr(error, "ctx", None)
-    if not name or context is None or "ossible" in error.format_message() or "mean" in error.format_message():
-        return ""
-    known = [option for parameter in context.command.params for option in parameter.opts]
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" Did you mean {close[0]}?" if close else ""
 
 
 def _check_command(arguments: Sequence[str]) -> None:
