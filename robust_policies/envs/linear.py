@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 
-from robust_policies.envs.plant import NonNegativeNumber, Number, Params, Plant, PositiveNumber, Section, TaskFile
+from robust_policies.envs.plant import (
+    NonNegativeNumber,
+    Number,
+    Params,
+    Plant,
+    PositiveNumber,
+    Section,
+    TaskFile,
+    units,
+)
 from robust_policies.envs.streams import normals, uniforms_for_normals
 from robust_policies.errors import InvalidValueError, ShapeError
 
@@ -118,8 +128,8 @@ class LinearPlant(Plant):
     kind = "linear"
     Task = LinearTask
 
-    def __init__(self, task: LinearTask) -> None:
-        super().__init__(task)
+    def __init__(self, task: LinearTask, folder: Path | None = None) -> None:
+        super().__init__(task, folder)
         self.A = _matrix("parameters.A", task.parameters.A, (len(task.parameters.A), len(task.parameters.A)))
         self.state_size = len(self.A)
         self.B = _matrix("parameters.B", task.parameters.B, (self.state_size, None))
@@ -130,8 +140,12 @@ class LinearPlant(Plant):
         self.E = _noise("noise.process", task.noise.process, self.state_size)
         self.F = _noise("noise.measurement", task.noise.measurement, self.observation_size)
         self.process_noise_size, self.measurement_noise_size = self.E.shape[1], self.F.shape[1]
-        self.action_limit = _vector("limits.action", task.limits.action, actions)
-        self.observation_limit = np.full(self.observation_size, np.inf)
+        self.action_high = _vector("limits.action", task.limits.action, actions)
+        self.observation_high = np.full(self.observation_size, np.inf)
+        self.action_low, self.observation_low = -self.action_high, -self.observation_high
+        self.action_names = tuple(f"u{i + 1}" for i in range(actions))
+        self.disturbance_names = tuple(f"at {name}" for name in self.action_names)
+        self.parameter_units = units(Parameters)
         self.mean = _vector("reset.mean", task.reset.mean, self.state_size)
         self.spread = _vector("reset.spread", task.reset.spread, self.state_size)
         self.distribution = task.reset.distribution
@@ -163,14 +177,22 @@ class LinearPlant(Plant):
 
     def clip(self, action: torch.Tensor) -> torch.Tensor:
         """Return the action within +-limits.action."""
-        limit = self._constant("action_limit", action)
+        limit = self._constant("action_high", action)
         return action.clamp(-limit, limit)
 
     def step(
-        self, state: torch.Tensor, action: torch.Tensor, params: Params, noise: torch.Tensor | None = None
+        self,
+        state: torch.Tensor,
+        action: torch.Tensor,
+        params: Params,
+        noise: torch.Tensor | None = None,
+        disturbance: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return A x + B clip(u) + E w."""
-        following = _apply(params["A"], state) + _apply(params["B"], self.clip(action.to(state.dtype)))
+        """Return A x + B (clip(u) + d) + E w."""
+        pushed = self.clip(action.to(state.dtype))
+        if disturbance is not None:
+            pushed = pushed + disturbance
+        following = _apply(params["A"], state) + _apply(params["B"], pushed)
         return following if noise is None else following + _apply(self._constant("E", state), noise)
 
     def observe(self, state: torch.Tensor, params: Params, noise: torch.Tensor | None = None) -> torch.Tensor:
@@ -178,7 +200,9 @@ class LinearPlant(Plant):
         output = _apply(params["C"], state)
         return output if noise is None else output + _apply(self._constant("F", state), noise)
 
-    def reward(self, state: torch.Tensor, action: torch.Tensor, params: Params) -> torch.Tensor:
+    def reward(
+        self, state: torch.Tensor, action: torch.Tensor, following: torch.Tensor, params: Params
+    ) -> torch.Tensor:
         """Return -(x' Q x + u' R u) for the state before the step and the clipped action."""
         action = self.clip(action.to(state.dtype))
         cost = (state @ self._constant("Q", state) * state).sum(-1)

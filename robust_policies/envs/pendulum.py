@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,16 @@ import torch
 from pydantic import Field
 
 from robust_policies.checks import finite_float
-from robust_policies.envs.plant import NonNegativeNumber, Params, Plant, PositiveNumber, Section, TaskFile
+from robust_policies.envs.plant import (
+    NonNegativeNumber,
+    Params,
+    Plant,
+    PositiveNumber,
+    Section,
+    TaskFile,
+    tensors,
+    units,
+)
 
 
 class Parameters(Section):
@@ -69,29 +79,37 @@ class PendulumPlant(Plant):
     reset_options = ("x_init", "y_init")
     state_names = ("angle [rad]", "speed [rad/s]")
     output_names = ("cos(angle)", "sin(angle)", "speed [rad/s]")
+    action_names = ("torque [N m]",)
+    disturbance_names = ("torque [N m]",)
+    parameter_units = units(Parameters)
 
-    def __init__(self, task: PendulumTask) -> None:
-        super().__init__(task)
+    def __init__(self, task: PendulumTask, folder: Path | None = None) -> None:
+        super().__init__(task, folder)
         self.limits, self.cost, self.start = task.limits, task.cost, task.reset
         self.parameters = task.parameters
-        self.action_limit = np.array([task.limits.torque])
-        self.observation_limit = np.array([1.0, 1.0, task.limits.speed])
+        self.action_high = np.array([task.limits.torque])
+        self.observation_high = np.array([1.0, 1.0, task.limits.speed])
+        self.action_low, self.observation_low = -self.action_high, -self.observation_high
 
     def nominal(
         self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64
     ) -> dict[str, torch.Tensor]:
         """Return gravity [m/s^2], mass [kg] and length [m] as 0-d tensors."""
-        return {
-            name: torch.tensor(value, dtype=dtype, device=device)
-            for name, value in self.parameters.model_dump().items()
-        }
+        return tensors(self.parameters, device, dtype)
 
     def step(
-        self, state: torch.Tensor, action: torch.Tensor, params: Params, noise: torch.Tensor | None = None
+        self,
+        state: torch.Tensor,
+        action: torch.Tensor,
+        params: Params,
+        noise: torch.Tensor | None = None,
+        disturbance: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return (theta, theta') one time step later."""
+        """Return (theta, theta') one time step later; the disturbance is a torque beside the motor's, not clipped."""
         angle, speed = state.unbind(-1)
         torque = action[..., 0].clamp(-self.limits.torque, self.limits.torque)
+        if disturbance is not None:
+            torque = torque + disturbance[..., 0]
         mass, length = params["mass"], params["length"]
         gain = 3.0 / (mass * length**2)
         acceleration = 3.0 * params["gravity"] / (2.0 * length) * angle.sin() + gain * torque
@@ -103,7 +121,9 @@ class PendulumPlant(Plant):
         angle, speed = state.unbind(-1)
         return torch.stack((angle.cos(), angle.sin(), speed), dim=-1)
 
-    def reward(self, state: torch.Tensor, action: torch.Tensor, params: Params) -> torch.Tensor:
+    def reward(
+        self, state: torch.Tensor, action: torch.Tensor, following: torch.Tensor, params: Params
+    ) -> torch.Tensor:
         """Return -(theta^2 + 0.1 theta'^2 + 0.001 u^2), theta wrapped to [-pi, pi), with the task's weights."""
         angle, speed = state.unbind(-1)
         torque = action[..., 0].clamp(-self.limits.torque, self.limits.torque)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -16,6 +17,9 @@ Params = Mapping[str, torch.Tensor]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeNumber = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+COMMON_RESET_OPTIONS = ("state", "parameters", "randomize", "reset_mask")
 
 
 class Section(BaseModel):
@@ -32,19 +36,25 @@ class TaskFile(Section):
     description: str = ""
     time_step: PositiveNumber = Field(json_schema_extra={"unit": "s"})
     max_episode_steps: PositiveInt = Field(json_schema_extra={"unit": "steps"})
+    randomize: dict[str, tuple[PositiveNumber, PositiveNumber]] = Field(
+        default={}, json_schema_extra={"unit": "factors of the nominal value, lowest and highest"}
+    )
 
 
 class Plant(ABC):
     """The equations of one kind of task: pure, batched, differentiable methods, none of which works in place.
 
     States (..., state_size), actions (..., action_size) and observations (..., observation_size) are tensors of any
-    floating dtype on any device. `params` maps names to tensors: the value for all, or one per environment with a
-    leading batch dimension. Noise arguments are standard normal numbers (..., process_noise_size) and
-    (..., measurement_noise_size); leave them out for the noise-free plant. Nothing here draws random numbers.
+    floating dtype on any device. Physical parameters are a mapping of names to tensors, the value for all or one per
+    environment with a leading batch dimension; `prepare` turns them into the `params` that all other methods take, once
+    per parameter value (a linear plant discretises its matrices there). Noise arguments are standard normal numbers
+    (..., process_noise_size) and (..., measurement_noise_size), the disturbance (..., len(disturbance_names)) is in
+    the units of its names; leave them out for the undisturbed plant. Nothing here draws random numbers.
     """
 
     kind: ClassVar[str]
     Task: ClassVar[type[TaskFile]]
+    differentiable: ClassVar[bool] = True
     terminates: bool = False
     process_noise_size: int = 0
     measurement_noise_size: int = 0
@@ -55,28 +65,46 @@ class Plant(ABC):
     observation_size: int
     state_names: tuple[str, ...]
     output_names: tuple[str, ...]
-    action_limit: np.ndarray
-    observation_limit: np.ndarray
+    action_names: tuple[str, ...]
+    disturbance_names: tuple[str, ...] = ()
+    parameter_units: Mapping[str, str]
+    action_low: np.ndarray
+    action_high: np.ndarray
+    observation_low: np.ndarray
+    observation_high: np.ndarray
+    discrete_actions: np.ndarray | None = None
+    """The action (n, action_size) that each of n choices means; None: the actions are continuous."""
 
-    def __init__(self, task: TaskFile) -> None:
+    def __init__(self, task: TaskFile, folder: Path | None = None) -> None:
+        """Keep the task file, and the folder it came from (for plants whose task names further files)."""
         self.task = task
+        self.folder = folder
         self.time_step = task.time_step
         self.max_episode_steps = task.max_episode_steps
 
     @property
     def action_size(self) -> int:
         """The number of actions."""
-        return len(self.action_limit)
+        return len(self.action_high)
 
     @abstractmethod
     def nominal(
         self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64
     ) -> dict[str, torch.Tensor]:
-        """Return the physical parameters of the task file as tensors, the `params` of the other methods."""
+        """Return the physical parameters of the task file as tensors, in the units of `parameter_units`."""
+
+    def prepare(self, physical: Params) -> Params:
+        """Return what the other methods take as `params`, computed from physical parameters once per value."""
+        return physical
 
     @abstractmethod
     def step(
-        self, state: torch.Tensor, action: torch.Tensor, params: Params, noise: torch.Tensor | None = None
+        self,
+        state: torch.Tensor,
+        action: torch.Tensor,
+        params: Params,
+        noise: torch.Tensor | None = None,
+        disturbance: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return the state (..., state_size) one time step later; actions beyond the limits are clipped."""
 
@@ -85,8 +113,10 @@ class Plant(ABC):
         """Return the observation (..., observation_size) of `state`."""
 
     @abstractmethod
-    def reward(self, state: torch.Tensor, action: torch.Tensor, params: Params) -> torch.Tensor:
-        """Return the reward (...) for taking `action` in `state` (the state before the step)."""
+    def reward(
+        self, state: torch.Tensor, action: torch.Tensor, following: torch.Tensor, params: Params
+    ) -> torch.Tensor:
+        """Return the reward (...) for the step from `state` with `action` to `following`."""
 
     @abstractmethod
     def initial(self, uniform: torch.Tensor, params: Params, options: Mapping[str, Any] | None = None) -> torch.Tensor:
@@ -100,4 +130,16 @@ class Plant(ABC):
         """Raise `UnknownNameError` or `InvalidValueError` for a reset option that this plant cannot take."""
         for name in options:
             if name not in self.reset_options:
-                raise UnknownNameError.among("reset option", name, (*self.reset_options, "state", "reset_mask"))
+                raise UnknownNameError.among("reset option", name, (*self.reset_options, *COMMON_RESET_OPTIONS))
+
+
+def tensors(
+    values: BaseModel, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64
+) -> dict[str, torch.Tensor]:
+    """Return a section's numbers as tensors by name."""
+    return {name: torch.tensor(value, dtype=dtype, device=device) for name, value in values.model_dump().items()}
+
+
+def units(section: type[BaseModel]) -> dict[str, str]:
+    """Return the unit that a section states for each of its numbers."""
+    return {name: str((field.json_schema_extra or {}).get("unit", "")) for name, field in section.model_fields.items()}  # type: ignore[union-attr]

@@ -5,7 +5,30 @@ from __future__ import annotations
 from robust_policies.errors import UnknownNameError
 
 NAMESPACE = "robust_policies"
-_TASKS = {"Pendulum-v0": "pendulum", "Linear-v0": "linear"}
+_TASKS = {
+    "Pendulum-v0": "pendulum",
+    "PendulumNoVelocity-v0": "pendulum_no_velocity",
+    "CartPole-v0": "cartpole",
+    "CartPoleContinuous-v0": "cartpole_continuous",
+    "CartPoleSwingUp-v0": "cartpole_swingup",
+    "QubeServo-v0": "qube_servo",
+    "MagLev-v0": "maglev",
+    "QuadrotorPlanar-v0": "quadrotor_planar",
+    "Quadrotor-v0": "quadrotor",
+    "Linear-v0": "linear",
+    "DoubleIntegrator-v0": "double_integrator",
+    "MassSpringDamper-v0": "mass_spring_damper",
+    "AircraftPitch-v0": "aircraft_pitch",
+    "DCMotor-v0": "dc_motor",
+    "DoyleLQG-v0": "doyle_lqg",
+    "YoulaExample-v0": "youla_example",
+    "InvertedPendulum-v0": "inverted_pendulum",
+    "InvertedDoublePendulum-v0": "inverted_double_pendulum",
+    "Reacher-v0": "reacher",
+    "Hopper-v0": "hopper",
+    "HalfCheetah-v0": "half_cheetah",
+    "Walker2d-v0": "walker2d",
+}
 ENV_IDS = tuple(f"{NAMESPACE}/{name}" for name in _TASKS)
 
 

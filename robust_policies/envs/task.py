@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib
+import importlib.util
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from robust_policies import assets
-from robust_policies.envs.linear import LinearPlant
-from robust_policies.envs.pendulum import PendulumPlant
 from robust_policies.envs.plant import Plant
 from robust_policies.errors import CorruptFileError, InvalidValueError, MissingFileError, UnknownNameError, UserError
 
-PLANTS: dict[str, type[Plant]] = {plant.kind: plant for plant in (PendulumPlant, LinearPlant)}
+PLANTS = {
+    "pendulum": "pendulum:PendulumPlant",
+    "cartpole": "cartpole:CartPolePlant",
+    "qube": "qube:QubePlant",
+    "maglev": "maglev:MagLevPlant",
+    "quadrotor_planar": "quadrotor_planar:PlanarQuadrotorPlant",
+    "quadrotor": "quadrotor:QuadrotorPlant",
+    "linear": "linear:LinearPlant",
+    "held_disturbance": "held_disturbance:HeldDisturbancePlant",
+    "mujoco": "mujoco.plant:MujocoPlant",
+}
+"""The plants of this package by the name that task.yaml gives them: module and class, loaded when one is used."""
 
 
 def load_plant(task: str | Path) -> Plant:
@@ -30,16 +44,67 @@ def load_plant(task: str | Path) -> Plant:
         raise CorruptFileError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(content, dict):
         raise CorruptFileError(f"{path} holds {type(content).__name__}; expected a mapping with the key 'plant'.")
-    kind = content.get("plant")
-    if kind not in PLANTS:
-        raise UnknownNameError(f"{path}: {UnknownNameError.among('plant', str(kind), PLANTS)}")
-    plant = PLANTS[kind]
+    plant = plant_class(content.get("plant"), path)
     try:
-        return plant(plant.Task.model_validate(content))
+        made = plant(plant.Task.model_validate(content), path.parent)
+        unknown = next((name for name in made.task.randomize if name not in made.nominal()), None)
+        if unknown is not None:
+            raise UnknownNameError(f"randomize: {UnknownNameError.among('parameter', unknown, list(made.nominal()))}")
+        return made
     except ValidationError as error:
         raise _explain(path, plant.Task, error) from error
     except UserError as error:
         raise type(error)(f"{path}: {error}") from error
+
+
+def plant_class(name: Any, path: Path) -> type[Plant]:
+    """Return the class that `plant:` of the task file at `path` names.
+
+    A plain name is one of `PLANTS`; `file.py:Class` is a class in a Python file beside the task file, and
+    `package.module:Class` one that can be imported: naming it there is what runs that code.
+    """
+    if not isinstance(name, str):
+        raise InvalidValueError(f"{path}: plant is {name!r}; expected one of {', '.join(PLANTS)}, or file.py:Class.")
+    place, separator, class_name = name.partition(":")
+    if not separator:
+        if name not in PLANTS:
+            raise UnknownNameError(f"{path}: {UnknownNameError.among('plant', name, PLANTS)} Or file.py:Class.")
+        module_name, class_name = PLANTS[name].split(":")
+        return getattr(importlib.import_module(f"robust_policies.envs.{module_name}"), class_name)
+    module = _module_beside(path.parent / place, path) if place.endswith(".py") else _module(place, path)
+    found = getattr(module, class_name, None)
+    if not (isinstance(found, type) and issubclass(found, Plant)):
+        raise UnknownNameError(f"{path}: {place} has no class {class_name!r} that is a robust_policies.envs.Plant.")
+    return found
+
+
+def _module(name: str, path: Path) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise MissingFileError(
+            f"{path}: plant names the module {name!r}, which cannot be imported: {error}."
+        ) from error
+
+
+def _module_beside(file: Path, path: Path) -> ModuleType:
+    """Return the module in `file`, under a name of its own, so that its classes can be pickled in this process."""
+    if not file.is_file():
+        raise MissingFileError(f"{path}: plant names {file.name}, which is not beside it; expected {file}.")
+    name = f"robust_policies_task_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:16]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise CorruptFileError(f"{path}: {file} is not a Python file that can be loaded.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise CorruptFileError(f"{path}: {file.name} does not run: {type(error).__name__}: {error}.") from error
+    return module
 
 
 def task_file(task: str | Path) -> Path:

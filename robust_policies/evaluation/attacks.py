@@ -131,8 +131,9 @@ def closed_loop_attack(
         for perturbation in delta:
             h, action = actor.step(h, plant.observe(x, params).to(dtype) + perturbation)
             action = actor.clip(action)
-            total = total + plant.reward(x, action, params)
-            x = plant.step(x, action, params)
+            following = plant.step(x, action, params)
+            total = total + plant.reward(x, action, following, params)
+            x = following
         return total
 
     with torch.no_grad():
