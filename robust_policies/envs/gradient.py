@@ -45,12 +45,12 @@ def transition(
 ) -> Transition:
     """Return the step of a plant, unchecked; see `step`."""
     following = plant.step(state, action, params, process, disturbance)
-    return Transition(
-        following,
-        plant.observe(following, params, measurement),
-        plant.reward(state, action, following, params),
-        plant.terminated(following, params),
-    )
+    if plant.terminates:
+        terminated = plant.terminated(following, params)
+    else:
+        terminated = torch.zeros(following.shape[:-1], dtype=torch.bool, device=following.device)
+    reward = plant.reward(state, action, following, params)
+    return Transition(following, plant.observe(following, params, measurement), reward, terminated)
 
 
 def step(

@@ -1,4 +1,4 @@
-"""From continuous time to one time step: Runge-Kutta for nonlinear plants, the exact zero-order hold for linear ones."""
+"""From continuous time to one time step: Runge-Kutta, and the exact zero-order hold of linear plants."""
 
 from __future__ import annotations
 

@@ -126,6 +126,26 @@ class Plant(ABC):
         """Return where (...) the episode ends because of `state`; asked only if `terminates`."""
         return torch.zeros(state.shape[:-1], dtype=torch.bool, device=state.device)
 
+    def take(self, params: Params, rows: torch.Tensor) -> Params:
+        """Return prepared parameters for the environments `rows` (indices) of a batch."""
+        return {name: value[rows] if self._one_each(name, value) else value for name, value in params.items()}
+
+    def put(self, params: Params, rows: torch.Tensor, part: Params) -> None:
+        """Write `part`, prepared parameters for `rows`, into those of the batch, in place."""
+        for name, value in params.items():
+            if self._one_each(name, value):
+                value[rows] = part[name]
+
+    def _one_each(self, name: str, value: torch.Tensor) -> bool:
+        if not hasattr(self, "_dimensions"):
+            self._dimensions = {name: value.ndim for name, value in self.prepare(self.nominal()).items()}
+        return value.ndim > self._dimensions[name]
+
+    def use(self, backend: str, device: torch.device, num_envs: int) -> None:
+        """Choose what computes the steps; torch is the only choice unless a plant says otherwise."""
+        if backend not in {"auto", "torch"}:
+            raise UnknownNameError(f"backend is {backend!r}; a {self.kind} task has only 'torch' ('auto' takes it).")
+
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Raise `UnknownNameError` or `InvalidValueError` for a reset option that this plant cannot take."""
         for name in options:

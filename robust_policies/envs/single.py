@@ -11,7 +11,8 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from robust_policies import checks
-from robust_policies.envs.plant import Params, Plant
+from robust_policies.envs.parameters import PhysicalParameters, checked_ranges
+from robust_policies.envs.plant import COMMON_RESET_OPTIONS, Params, Plant
 from robust_policies.envs.vector import RENDER_MODES, TorchVectorEnv
 from robust_policies.errors import InvalidValueError, ShapeError, UserError
 
@@ -25,7 +26,13 @@ class TaskEnv(gymnasium.Env):
     metadata = {"render_modes": RENDER_MODES, "render_fps": 30}  # noqa: RUF012
 
     def __init__(
-        self, task: str | Path, *, max_episode_steps: int | None = None, render_mode: str | None = None
+        self,
+        task: str | Path,
+        *,
+        max_episode_steps: int | None = None,
+        render_mode: str | None = None,
+        randomize: bool | Mapping[str, Any] = False,
+        backend: str = "auto",
     ) -> None:
         self._batch = TorchVectorEnv(
             task,
@@ -33,6 +40,8 @@ class TaskEnv(gymnasium.Env):
             autoreset_mode=AutoresetMode.DISABLED,
             max_episode_steps=max_episode_steps,
             render_mode=render_mode,
+            randomize=randomize,
+            backend=backend,
         )
         self.render_mode = render_mode
         self.metadata = {**self.metadata, "render_fps": self._batch.metadata["render_fps"]}
@@ -46,9 +55,24 @@ class TaskEnv(gymnasium.Env):
         return self._batch.plant
 
     @property
-    def params(self) -> Params:
-        """The physical parameters that the plant's functions take."""
+    def params(self) -> PhysicalParameters:
+        """The physical parameters; assign `params["mass"] = 2.0` to change one."""
         return self._batch.params
+
+    @property
+    def prepared(self) -> Params:
+        """What the plant's functions take, computed from `params`."""
+        return self._batch.prepared
+
+    @property
+    def disturbance(self) -> np.ndarray | None:
+        """The disturbance (channels,) that acts in every step, in the units of `plant.disturbance_names`, or None."""
+        held = self._batch.disturbance
+        return None if held is None else held[0].numpy()
+
+    @disturbance.setter
+    def disturbance(self, value: Any) -> None:
+        self._batch.disturbance = None if value is None else np.asarray(value, dtype=np.float64)[None]
 
     @property
     def state(self) -> np.ndarray:
@@ -66,7 +90,10 @@ class TaskEnv(gymnasium.Env):
     def reset(
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Return the first observation and an empty info; options: "state" (state_size,) and the plant's own."""
+        """Return the first observation and an empty info.
+
+        Options: "state" (state_size,), "parameters" by name, "randomize" as the constructor's, and the plant's own.
+        """
         if seed is not None:
             seed = checks.positive_int("seed", seed, minimum=0)
         given = dict(options or {})
@@ -74,7 +101,11 @@ class TaskEnv(gymnasium.Env):
             raise InvalidValueError("reset_mask was given to a single environment; leave it out.")
         if "state" in given:
             given["state"] = self._batch.start_state(np.asarray(given["state"], dtype=np.float64)[None])
-        self.plant.check_options({name: value for name, value in given.items() if name != "state"})
+        if given.get("randomize") is not None:
+            checked_ranges(self.plant, given["randomize"])
+        for name, value in dict(given.get("parameters") or {}).items():
+            self.params.checked(name, value)
+        self.plant.check_options({k: v for k, v in given.items() if k not in COMMON_RESET_OPTIONS})
         super().reset(seed=seed)
         self._take_generator()
         observation, info = self._batch.reset(options=given)
@@ -88,7 +119,7 @@ class TaskEnv(gymnasium.Env):
             given = np.asarray(action)
         except ValueError as error:
             raise ShapeError(f"action is not an array of numbers: {error}.") from error
-        checks.shape("action", given, (self.plant.action_size,))
+        checks.shape("action", given, self.action_space.shape or ())
         batch = self._batch
         noisy = batch.plant.process_noise_size + batch.plant.measurement_noise_size > 0
         if noisy:

@@ -3,42 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from robust_policies import checks
-from robust_policies.envs.plant import Plant
+from robust_policies.envs import given
+from robust_policies.envs.compiled import transition_of
+from robust_policies.envs.parameters import PhysicalParameters, checked_ranges
+from robust_policies.envs.plant import Params, Plant
 from robust_policies.envs.streams import Streams, normals, uniforms_for_normals
 from robust_policies.envs.task import load_plant
-from robust_policies.errors import InvalidValueError, NonFiniteError, ShapeError, UnknownNameError
+from robust_policies.errors import InvalidValueError, UnknownNameError
 
 RENDER_MODES = ["human", "rgb_array"]
-_DTYPES = {"float32": torch.float32, "float64": torch.float64}
-
-
-def float_dtype(name: str, value: torch.dtype | str) -> torch.dtype:
-    """Return torch.float32 or torch.float64, given as such or by name."""
-    dtype = _DTYPES.get(str(value).removeprefix("torch."))
-    if dtype is None:
-        raise InvalidValueError(f"{name} is {value!r}; expected torch.float32 or torch.float64.")
-    return dtype
-
-
-def autoreset(value: AutoresetMode | str) -> AutoresetMode:
-    """Return the autoreset mode given as such, as 'SAME_STEP' or as Gymnasium's 'SameStep'."""
-    for mode in AutoresetMode:
-        if value is mode or value in {mode.name, mode.value}:
-            return mode
-    raise InvalidValueError(
-        f"autoreset_mode is {value!r}; expected one of {', '.join(mode.name for mode in AutoresetMode)}."
-    )
 
 
 class TorchVectorEnv(VectorEnv):
@@ -55,8 +37,13 @@ class TorchVectorEnv(VectorEnv):
     rows that info["_final_obs"] marks are the episodes that ended); NEXT_STEP ignores the next action of an ended
     episode and resets it then; DISABLED expects `reset(options={"reset_mask": ...})`, a NumPy or torch bool array.
 
-    `plant` holds the differentiable functions step, observe and reward, `params` what they take: replace an entry by a
-    tensor with a leading dimension of num_envs for per-environment physics.
+    `plant` holds the equations, `params` the physical parameters: assign one value for all or one per environment
+    (`PhysicalParameters`), or give `randomize`, factors of the nominal values drawn at every reset (True: the ranges of
+    the task file). `prepared` is what the plant's functions take. `disturbance` (num_envs, channels), in the units of
+    `plant.disturbance_names`, acts in every step until it is set again; None: nothing.
+
+    `backend` chooses what computes a MuJoCo task's physics: "c", "warp" or "auto" (Warp on CUDA); `compile` puts the
+    step of the other tasks through torch.compile, and into a CUDA graph on a GPU.
     """
 
     def __init__(
@@ -71,13 +58,17 @@ class TorchVectorEnv(VectorEnv):
         max_episode_steps: int | None = None,
         seed: int | Sequence[int | None] | None = None,
         render_mode: str | None = None,
+        randomize: bool | Mapping[str, Any] = False,
+        backend: str = "auto",
+        compile: bool = False,
     ) -> None:
         self.plant: Plant = load_plant(task)
         self.num_envs = checks.positive_int("num_envs", num_envs)
         self.device = checks.device(device)
-        self.dtype = float_dtype("dtype", dtype)
-        self.state_dtype = float_dtype("state_dtype", state_dtype)
-        self.autoreset_mode = autoreset(autoreset_mode)
+        self.dtype = given.float_dtype("dtype", dtype)
+        self.state_dtype = given.float_dtype("state_dtype", state_dtype)
+        self.autoreset_mode = given.autoreset(autoreset_mode)
+        self.plant.use(backend, self.device, self.num_envs)
         limit = self.plant.max_episode_steps if max_episode_steps is None else max_episode_steps
         self.max_episode_steps = checks.positive_int("max_episode_steps", limit)
         if render_mode is not None and render_mode not in RENDER_MODES:
@@ -85,12 +76,15 @@ class TorchVectorEnv(VectorEnv):
         self.render_mode = render_mode
         rate = max(1, round(1.0 / self.plant.time_step))
         self.metadata = {"render_modes": RENDER_MODES, "render_fps": rate, "autoreset_mode": self.autoreset_mode}
-        self.single_observation_space = _box(self.plant.observation_limit, self.dtype)
-        self.single_action_space = _box(self.plant.action_limit, self.dtype)
+        self.single_observation_space, self.single_action_space = given.spaces(self.plant, self.dtype)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
-        self.params: dict[str, torch.Tensor] = self.plant.nominal(self.device)
-        self._batched = {name: value.ndim + 1 for name, value in self.params.items()}
+        self.params = PhysicalParameters(self.plant, self.num_envs, self.device)
+        self._randomize(randomize)
+        self._actions = given.Actions(self.plant, self.num_envs, self.device)
+        self._compile = compile
+        self._transition = transition_of(self.plant, compile, self.device)
+        self._disturbance: torch.Tensor | None = None
         self._streams = Streams(self.num_envs, self.device)
         self._seeds: list[int] | None = None
         self._state = torch.zeros((self.num_envs, self.plant.state_size), dtype=self.state_dtype, device=self.device)
@@ -103,7 +97,37 @@ class TorchVectorEnv(VectorEnv):
         self._started = False
         self._renderers: list[Any] = []
         if seed is not None:
-            self._seed(self._seed_list(seed), None)
+            self._seed(given.seed_list(seed, self.num_envs), None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Compiled functions cannot be copied; a copy compiles its own."""
+        return {name: value for name, value in self.__dict__.items() if name != "_transition"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._transition = transition_of(self.plant, self._compile, self.device)
+
+    @property
+    def prepared(self) -> Params:
+        """What the plant's functions take, computed from `params`."""
+        return self.params.prepared
+
+    @property
+    def disturbance(self) -> torch.Tensor | None:
+        """A copy of the disturbance (num_envs, channels) that acts in every step, None if there is none."""
+        return None if self._disturbance is None else self._disturbance.clone()
+
+    @disturbance.setter
+    def disturbance(self, value: Any) -> None:
+        if value is None:
+            self._disturbance = None
+            return
+        channels = len(self.plant.disturbance_names)
+        if not channels:
+            raise InvalidValueError(f"disturbance was set, but a {self.plant.kind} task has no disturbance input.")
+        tensor = torch.as_tensor(value, dtype=self.state_dtype, device=self.device).detach()
+        checks.shape("disturbance", tensor, (self.num_envs, channels))
+        self._disturbance = checks.finite_tensor("disturbance", tensor).clone()
 
     @property
     def state(self) -> torch.Tensor:
@@ -138,19 +162,33 @@ class TorchVectorEnv(VectorEnv):
         Args:
             seed: environment i is seeded with seed + i, or with seed[i] (None: continue its generator).
             options: "reset_mask" (num_envs,) bool, NumPy or torch: reset only these, the others' observations stay;
-                "state" (num_envs, state_size): start there; a plant's own, like the pendulum's x_init and y_init.
+                "state" (num_envs, state_size): start there; "parameters": physical parameters by name, for all or one
+                for each environment; "randomize": as the constructor's, from now on; a plant's own, like the
+                pendulum's x_init and y_init.
         """
-        given = dict(options or {})
-        rows = self._masked_rows(given.pop("reset_mask")) if "reset_mask" in given else None
-        start = self.start_state(given.pop("state")) if "state" in given else None
-        self.plant.check_options(given)
+        wanted = dict(options or {})
+        mask, start = wanted.pop("reset_mask", None), wanted.pop("state", None)
+        rows = None if mask is None else given.reset_rows(mask, self.num_envs, self.device)
+        start = None if start is None else self.start_state(start)
+        assigned = wanted.pop("parameters", {})
+        if not isinstance(assigned, Mapping):
+            raise InvalidValueError(
+                f"reset option parameters is {assigned!r}; expected a mapping such as {{'mass': 2.0}}."
+            )
+        values = {name: self.params.checked(name, value) for name, value in assigned.items()}
+        randomize = wanted.pop("randomize", None)
+        if randomize is not None:
+            checked_ranges(self.plant, randomize)
+        self.plant.check_options(wanted)
         if rows is not None and not self._started:
             raise InvalidValueError("reset_mask was given before the first reset; call reset() once without it.")
         if seed is not None:
-            self._seed(self._seed_list(seed), rows)
+            self._seed(given.seed_list(seed, self.num_envs), rows)
+        if randomize is not None:
+            self._randomize(randomize)
         self._ensure_seeded()
         with torch.no_grad():
-            self._begin(rows, given, start)
+            self._begin(rows, wanted, start, values)
         if rows is None or self._ended is None:
             self._ended = None
         else:
@@ -172,21 +210,24 @@ class TorchVectorEnv(VectorEnv):
         if self._ended is not None and self.autoreset_mode is AutoresetMode.DISABLED:
             raise InvalidValueError(f"{len(self._ended)} episode(s) have ended and autoreset is DISABLED; call "
                                     "reset(options={'reset_mask': terminated | truncated}) first.")  # fmt: skip
-        action = self._checked(actions)
+        action = self._actions(actions)
         with torch.no_grad():
             return self._advance(action)
 
     def _advance(self, action: torch.Tensor) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        plant, params, ended = self.plant, self.params, self._ended
+        plant, ended = self.plant, self._ended
         # An ended episode of NEXT_STEP takes no step now, so its generator must not advance for one.
         kept = None if ended is None else self._streams.state[:, ended]
         process, measurement = self._noise()
         if ended is not None and kept is not None:
             self._streams.state[:, ended] = kept
+        following, observation, gained, terminated = self._transition(
+            self._state, action, self.params.prepared, process, measurement, self._disturbance
+        )
         self._action.copy_(action)
-        self._reward.copy_(plant.reward(self._state, action, params))
-        self._state.copy_(plant.step(self._state, action, params, process))
-        self._observation.copy_(plant.observe(self._state, params, measurement))
+        self._reward.copy_(gained)
+        self._state.copy_(following)
+        self._observation.copy_(observation)
         self._elapsed += 1
         self._steps_surely_running -= 1
         if ended is not None:
@@ -196,13 +237,11 @@ class TorchVectorEnv(VectorEnv):
         self._ended = None
         info: dict[str, Any] = {}
         if self._steps_surely_running > 0 and not plant.terminates:
-            running = torch.zeros((2, self.num_envs), dtype=torch.bool, device=self.device)
-            return self._observation.clone(), reward, running[0], running[1], info
+            return self._observation.clone(), reward, terminated, torch.zeros_like(terminated), info
         truncated = self._elapsed >= self.max_episode_steps
-        if plant.terminates:
-            terminated = plant.terminated(self._state, params)
-        else:
-            terminated = torch.zeros_like(truncated)
+        if self._compile or ended is not None:
+            # A captured graph writes into the same tensor again.
+            terminated = terminated.clone()
         if ended is not None:
             terminated[ended] = False
         done = terminated | truncated
@@ -220,15 +259,28 @@ class TorchVectorEnv(VectorEnv):
             self._count_running()
         return self._observation.clone(), reward, terminated, truncated, info
 
-    def _begin(self, rows: torch.Tensor | None, options: Mapping[str, Any], start: torch.Tensor | None) -> None:
+    def _begin(
+        self,
+        rows: torch.Tensor | None,
+        options: Mapping[str, Any],
+        start: torch.Tensor | None,
+        values: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
         """Begin new episodes in `rows` (None: all)."""
-        plant, params = self.plant, self._params_of(rows)
-        size, noise = plant.reset_size, plant.measurement_noise_size
-        uniform = self._streams.uniform(size + uniforms_for_normals(noise), rows)
+        plant, size, noise = self.plant, self.plant.reset_size, self.plant.measurement_noise_size
+        drawn = size + uniforms_for_normals(noise)
+        uniform = self._streams.uniform(drawn + len(self._ranges), rows)
+        if self._ranges:
+            self.params.draw(self._ranges, uniform[:, drawn:], rows)
+        if values and rows is None:
+            self.params.update(values)
+        elif values and rows is not None:
+            self.params.assign_rows(values, rows)
+        params = self.params.prepared if rows is None else plant.take(self.params.prepared, rows)
         state = plant.initial(uniform[:, :size], params, options).to(self.state_dtype)
         if start is not None:
             state = start if rows is None else start[rows]
-        measurement = normals(uniform[:, size:], noise).to(self.state_dtype) if noise else None
+        measurement = normals(uniform[:, size:drawn], noise).to(self.state_dtype) if noise else None
         observation = plant.observe(state, params, measurement).to(self.dtype)
         if rows is None:
             self._state.copy_(state)
@@ -256,58 +308,19 @@ class TorchVectorEnv(VectorEnv):
         drawn = normals(self._streams.uniform(uniforms_for_normals(total)), total).to(self.state_dtype)
         return (drawn[:, :process] if process else None), (drawn[:, process:] if measurement else None)
 
-    def _params_of(self, rows: torch.Tensor | None) -> dict[str, torch.Tensor]:
-        if rows is None:
-            return self.params
-        return {
-            name: value[rows] if value.ndim == self._batched[name] else value for name, value in self.params.items()
-        }
-
-    def _checked(self, actions: torch.Tensor | np.ndarray) -> torch.Tensor:
-        """Return the actions as a tensor on the device, or raise."""
-        if isinstance(actions, np.ndarray):
-            if not np.issubdtype(actions.dtype, np.floating):
-                raise ShapeError(f"actions have dtype {actions.dtype}; expected a floating dtype such as float32.")
-            checks.shape("actions", actions, (self.num_envs, self.plant.action_size))
-            action = torch.as_tensor(np.ascontiguousarray(actions), device=self.device)
-        elif isinstance(actions, torch.Tensor):
-            if not actions.dtype.is_floating_point:
-                raise ShapeError(f"actions have dtype {actions.dtype}; expected torch.float32 or torch.float64.")
-            if actions.device.type != self.device.type or self.device.index not in {None, actions.device.index}:
-                raise ShapeError(f"actions are on device {actions.device}; expected {self.device}.")
-            checks.shape("actions", actions, (self.num_envs, self.plant.action_size))
-            action = actions.detach()
-        else:
-            raise ShapeError(f"actions are of type {type(actions).__name__}; expected a torch tensor or a NumPy array.")
-        if not bool(torch.isfinite(action).all()):
-            bad = (~torch.isfinite(action)).any(-1).nonzero().squeeze(-1).tolist()
-            message = f"actions hold NaN or infinite values for {len(bad)} environment(s), the first {bad[0]}"
-            raise NonFiniteError(f"{message}; expected finite numbers.")
-        return action
-
-    def _masked_rows(self, mask: Any) -> torch.Tensor:
-        if not isinstance(mask, (np.ndarray, torch.Tensor)):
-            raise ShapeError(f"reset_mask is {type(mask).__name__}; expected a NumPy or torch array of bool.")
-        if str(mask.dtype).removeprefix("torch.") != "bool":
-            raise ShapeError(f"reset_mask has dtype {mask.dtype}; expected bool.")
-        checks.shape("reset_mask", mask, (self.num_envs,))
-        rows = torch.as_tensor(mask, device=self.device).nonzero().squeeze(-1)
-        if not len(rows):
-            raise InvalidValueError("reset_mask marks no environment; expected at least one True.")
-        return rows
+    def _randomize(self, wanted: bool | Mapping[str, Any]) -> None:
+        """Draw the parameters that `wanted` names at every reset from now on; the others become nominal again."""
+        before = getattr(self, "_ranges", {})
+        self._ranges = checked_ranges(self.plant, wanted)
+        for name in before:
+            del self.params[name]
+        self.params.spread(self._ranges)
 
     def start_state(self, state: Any) -> torch.Tensor:
         """Return the reset option "state" as a checked tensor (num_envs, state_size)."""
         start = torch.as_tensor(state, dtype=self.state_dtype, device=self.device)
         checks.shape("options['state']", start, (self.num_envs, self.plant.state_size))
         return checks.finite_tensor("options['state']", start)
-
-    def _seed_list(self, seed: int | Sequence[int | None]) -> list[int | None]:
-        whole = isinstance(seed, Integral) and not isinstance(seed, bool)
-        seeds = [int(seed) + i for i in range(self.num_envs)] if whole else seed  # type: ignore[arg-type]
-        if not isinstance(seeds, (list, tuple, np.ndarray)) or len(seeds) != self.num_envs:
-            raise InvalidValueError(f"seed is {seed!r}; expected a whole number or {self.num_envs} of them.")
-        return [None if one is None else checks.positive_int("seed", one, minimum=0) for one in seeds]
 
     def _seed(self, seeds: list[int | None], rows: torch.Tensor | None) -> None:
         self._ensure_seeded(fresh=all(one is not None for one in seeds) and rows is None)
@@ -349,8 +362,3 @@ class TorchVectorEnv(VectorEnv):
         for renderer in self._renderers:
             renderer.close()
         self._renderers = []
-
-
-def _box(limit: np.ndarray, dtype: torch.dtype) -> gymnasium.spaces.Box:
-    kind = np.float32 if dtype is torch.float32 else np.float64
-    return gymnasium.spaces.Box(-limit.astype(kind), limit.astype(kind), dtype=kind)
