@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from robust_policies.envs.registration import ENV_IDS, register_tasks
+from robust_policies.envs.registration import ENV_IDS, register_task, register_tasks
 
 if TYPE_CHECKING:
     from robust_policies.envs.linear import LinearPlant
@@ -42,6 +42,7 @@ __all__ = [
     "TorchVectorEnv",
     "load_plant",
     "make_sb3_vec_env",
+    "register_task",
     "register_tasks",
 ]
 

@@ -33,4 +33,15 @@ def transition_of(plant: Plant, compile: bool, device: torch.device) -> Step:
         raise InvalidValueError(f"compile=True was given for a {plant.kind} task, whose physics is not torch's; leave "
                                 "it out (on a GPU MuJoCo-Warp replays a CUDA graph anyway).")  # fmt: skip
     mode = "reduce-overhead" if device.type == "cuda" else None
-    return torch.compile(step, fullgraph=True, dynamic=False, mode=mode)
+    compiled = torch.compile(step, fullgraph=True, dynamic=False, mode=mode)
+    warm = False
+
+    def compiled_after_a_plain_step(*given: Any) -> Transition:
+        nonlocal warm
+        if not warm:
+            # Constants that a plant keeps per device and dtype are made here, outside the compiled graph.
+            step(*given)
+            warm = True
+        return compiled(*given)
+
+    return compiled_after_a_plain_step
