@@ -1,15 +1,20 @@
-"""Linear plants from matrices: x+ = A x + B u + E w, y = C x + F v, quadratic cost."""
+"""Linear plants from matrices: x+ = A x + B u + G d + E w, y = C x + F v, quadratic cost."""
 
 from __future__ import annotations
 
+import keyword
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, PlainValidator, model_validator
+from pydantic_core import PydanticCustomError
 
+from robust_policies.envs.expressions import ExpressionMatrix
+from robust_policies.envs.integrate import zero_order_hold
 from robust_policies.envs.plant import (
     NonNegativeNumber,
     Number,
@@ -26,12 +31,38 @@ from robust_policies.errors import InvalidValueError, ShapeError
 Matrix = list[list[Number]]
 
 
-class Parameters(Section):
-    """The matrices of the plant, one step of `time_step` each."""
+def _entry(value: Any) -> float | str:
+    """Return a matrix entry: a finite number, or the text of an expression."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not isinstance(value, str) and not (number and math.isfinite(value)):
+        raise PydanticCustomError("entry", "expected a finite number or an expression in quotes")
+    return value
 
-    A: Matrix = Field(json_schema_extra={"unit": "state by state"})
-    B: Matrix = Field(json_schema_extra={"unit": "state by action"})
-    C: Matrix = Field(json_schema_extra={"unit": "output by state"})
+
+EntryMatrix = list[list[Annotated[float | str, PlainValidator(_entry)]]]
+
+
+class Parameters(Section):
+    """The matrices of the plant, of one step of `time_step` each, or of continuous time where `continuous` is true."""
+
+    A: EntryMatrix = Field(json_schema_extra={"unit": "state by state"})
+    B: EntryMatrix = Field(json_schema_extra={"unit": "state by action"})
+    C: EntryMatrix = Field(json_schema_extra={"unit": "output by state"})
+    G: EntryMatrix | None = Field(default=None, json_schema_extra={"unit": "state by disturbance"})
+
+
+class Quantity(Section):
+    """A named physical parameter."""
+
+    value: Number
+    unit: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_value_and_unit(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping) or not set(given) <= {"value", "unit"}:
+            raise PydanticCustomError("quantity", "expected a mapping such as {{value: 1.0, unit: kg}}")
+        return given
 
 
 class Limits(Section):
@@ -64,33 +95,44 @@ class Reset(Section):
 
 
 class Names(Section):
-    """Labels for drawings."""
+    """Labels, with units in brackets."""
 
     state: list[str]
     output: list[str]
+    action: list[str] | None = None
+    disturbance: list[str] | None = None
+
+
+class Optimum(Section):
+    """The least stationary cost a step of any policy, where actions are never clipped."""
+
+    lqr: NonNegativeNumber = Field(json_schema_extra={"unit": "cost per step, the state known"})
+    lqg: NonNegativeNumber = Field(json_schema_extra={"unit": "cost per step, from the outputs up to now"})
 
 
 class LinearTask(TaskFile):
     """The task.yaml of a linear plant."""
 
+    physical: dict[str, Quantity] = Field(default={})
+    continuous: bool = False
     parameters: Parameters
     limits: Limits
     cost: Cost
     noise: Noise = Noise()
     reset: Reset
     names: Names | None = None
+    optimum: Optimum | None = None
 
 
 def _matrix(name: str, rows: Matrix, shape: tuple[int | None, int | None]) -> np.ndarray:
-    """Return the matrix if its rows are equally long and its shape fits (None fits any)."""
-    widths = {len(row) for row in rows}
-    if len(widths) != 1 or 0 in widths:
-        raise ShapeError(f"{name} has rows of {sorted(widths)} numbers; expected a matrix, every row equally long.")
-    given = (len(rows), widths.pop())
-    if any(wanted is not None and wanted != size for wanted, size in zip(shape, given, strict=True)):
-        wanted = " by ".join("any" if size is None else str(size) for size in shape)
-        raise ShapeError(f"{name} is {given[0]} by {given[1]}; expected {wanted} to fit the other matrices.")
-    return np.array(rows, dtype=np.float64)
+    """Return a matrix of numbers if its shape fits (None fits any)."""
+    return np.array(ExpressionMatrix(name, rows, shape).entries, dtype=np.float64).reshape(len(rows), -1)
+
+
+def _labels(kind: str, given: list[str] | None, default: list[str]) -> tuple[str, ...]:
+    if given is not None and len(given) != len(default):
+        raise ShapeError(f"names.{kind} has {len(given)} label(s); expected {len(default)}.")
+    return tuple(default if given is None else given)
 
 
 def _vector(name: str, values: list[float], size: int) -> np.ndarray:
@@ -123,18 +165,24 @@ def _apply(matrix: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
 
 
 class LinearPlant(Plant):
-    """x+ = A x + B u + E w, y = C x + F v, reward -(x' Q x + u' R u), with w and v independent standard normal."""
+    """x+ = A x + B u + G d + E w, y = C x + F v, reward -(x' Q x + u' R u), with w, v independent standard normal.
+
+    `A`, `B`, `C`, `G`, `E`, `F`, `Q` and `R` are the matrices of one time step at the nominal parameters, as arrays.
+    """
 
     kind = "linear"
     Task = LinearTask
 
     def __init__(self, task: LinearTask, folder: Path | None = None) -> None:
         super().__init__(task, folder)
-        self.A = _matrix("parameters.A", task.parameters.A, (len(task.parameters.A), len(task.parameters.A)))
-        self.state_size = len(self.A)
-        self.B = _matrix("parameters.B", task.parameters.B, (self.state_size, None))
-        self.C = _matrix("parameters.C", task.parameters.C, (None, self.state_size))
-        self.observation_size, actions = len(self.C), self.B.shape[1]
+        self._read_matrices(task)
+        prepared = {name: value.numpy() for name, value in self.prepare(self.nominal()).items()}
+        for name, value in prepared.items():
+            if not np.isfinite(value).all():
+                raise InvalidValueError(f"parameters.{name} has no finite value at the nominal physical parameters; "
+                                        "expected expressions that do not divide by zero or overflow.")  # fmt: skip
+        self.A, self.B, self.C, self.G = (prepared[name] for name in "ABCG")
+        self.state_size, self.observation_size, actions = len(self.A), len(self.C), self.B.shape[1]
         self.Q = _weight("cost.Q", task.cost.Q, self.state_size)
         self.R = _weight("cost.R", task.cost.R, actions)
         self.E = _noise("noise.process", task.noise.process, self.state_size)
@@ -143,9 +191,6 @@ class LinearPlant(Plant):
         self.action_high = _vector("limits.action", task.limits.action, actions)
         self.observation_high = np.full(self.observation_size, np.inf)
         self.action_low, self.observation_low = -self.action_high, -self.observation_high
-        self.action_names = tuple(f"u{i + 1}" for i in range(actions))
-        self.disturbance_names = tuple(f"at {name}" for name in self.action_names)
-        self.parameter_units = units(Parameters)
         self.mean = _vector("reset.mean", task.reset.mean, self.state_size)
         self.spread = _vector("reset.spread", task.reset.spread, self.state_size)
         self.distribution = task.reset.distribution
@@ -153,19 +198,65 @@ class LinearPlant(Plant):
         self.terminates = task.limits.state is not None
         if task.limits.state is not None:
             self.state_limit = _vector("limits.state", task.limits.state, self.state_size)
-        names = task.names
-        self.state_names = tuple(names.state if names else (f"x{i + 1}" for i in range(self.state_size)))
-        self.output_names = tuple(names.output if names else (f"y{i + 1}" for i in range(self.observation_size)))
-        if (len(self.state_names), len(self.output_names)) != (self.state_size, self.observation_size):
-            raise ShapeError(f"names has {len(self.state_names)} states and {len(self.output_names)} outputs; expected "
-                             f"{self.state_size} and {self.observation_size}.")  # fmt: skip
+        self._read_names(task.names)
         self._constants: dict[tuple[str, torch.device, torch.dtype], torch.Tensor] = {}
+
+    def _read_matrices(self, task: LinearTask) -> None:
+        """Read the matrices and the physical parameters in them."""
+        self.continuous, self.physical, given = task.continuous, task.physical, task.parameters
+        for name in self.physical:
+            if not name.isidentifier() or keyword.iskeyword(name) or name in Parameters.model_fields:
+                raise InvalidValueError(f"physical: {name!r} cannot be a parameter's name; expected a word of letters, "
+                                        f"digits and _, none of {', '.join(Parameters.model_fields)}.")  # fmt: skip
+        states = len(given.A)
+        self.matrices = {
+            "A": ExpressionMatrix("parameters.A", given.A, (states, states), self.physical),
+            "B": ExpressionMatrix("parameters.B", given.B, (states, None), self.physical),
+            "C": ExpressionMatrix("parameters.C", given.C, (None, states), self.physical),
+        }
+        if given.G is not None:
+            self.matrices["G"] = ExpressionMatrix("parameters.G", given.G, (states, None), self.physical)
+        used = set().union(*(matrix.names for matrix in self.matrices.values()))
+        unused = next((name for name in self.physical if name not in used), None)
+        if unused is not None:
+            raise InvalidValueError(f"physical: {unused!r} is in no matrix; expected every parameter in an expression.")
+        self._numbers = {name: m.numbers for name, m in self.matrices.items() if m.numbers is not None}
+        stated = {name: quantity.unit for name, quantity in self.physical.items()}
+        self.parameter_units = stated | {name: units(Parameters)[name] for name in self._numbers}
+
+    def _read_names(self, names: Names | None) -> None:
+        sizes = (self.state_size, self.observation_size, self.B.shape[1], self.G.shape[1])
+        plain = [[f"{letter}{i + 1}" for i in range(size)] for letter, size in zip("xyud", sizes, strict=True)]
+        self.state_names = _labels("state", names and names.state, plain[0])
+        self.output_names = _labels("output", names and names.output, plain[1])
+        self.action_names = _labels("action", names and names.action, plain[2])
+        entering = plain[3] if "G" in self.matrices else [f"at {name}" for name in self.action_names]
+        self.disturbance_names = _labels("disturbance", names and names.disturbance, entering)
 
     def nominal(
         self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64
     ) -> dict[str, torch.Tensor]:
-        """Return A (n, n), B (n, nu) and C (ny, n)."""
-        return {name: torch.tensor(getattr(self, name), dtype=dtype, device=device) for name in ("A", "B", "C")}
+        """Return the physical parameters as 0-d tensors, and of A, B, C and G the given matrices without names."""
+        values = {name: quantity.value for name, quantity in self.physical.items()} | self._numbers
+        return {name: torch.as_tensor(value, dtype=dtype, device=device).clone() for name, value in values.items()}
+
+    def prepare(self, physical: Params) -> Params:
+        """Return A (n, n), B (n, nu), C (ny, n) and G (n, nd) of one time step, with the parameters' leading dimension.
+
+        Computed in float64, as a stiff plant needs, and returned in the parameters' number type. Without a G of its own
+        the disturbance enters where the actions do.
+        """
+        double = {name: value.to(torch.float64) for name, value in physical.items()}
+        values = {name: double[name] if name in self._numbers else m(double) for name, m in self.matrices.items()}
+        A, B, C = values["A"], values["B"], values["C"]
+        G = values.get("G", B)
+        if self.continuous:
+            batch = torch.broadcast_shapes(B.shape[:-2], G.shape[:-2])
+            inputs = torch.cat((B.expand(*batch, *B.shape[-2:]), G.expand(*batch, *G.shape[-2:])), dim=-1)
+            A, held = zero_order_hold(A, inputs, self.time_step)
+            B, G = held[..., : B.shape[-1]], held[..., B.shape[-1] :]
+        dtype = next(iter(physical.values())).dtype
+        return {"A": A.to(dtype), "B": B.to(dtype), "C": C.to(dtype), "G": G.to(dtype)}
 
     def _constant(self, name: str, like: torch.Tensor) -> torch.Tensor:
         key = (name, like.device, like.dtype)
@@ -188,11 +279,10 @@ class LinearPlant(Plant):
         noise: torch.Tensor | None = None,
         disturbance: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return A x + B (clip(u) + d) + E w."""
-        pushed = self.clip(action.to(state.dtype))
+        """Return A x + B clip(u) + G d + E w."""
+        following = _apply(params["A"], state) + _apply(params["B"], self.clip(action.to(state.dtype)))
         if disturbance is not None:
-            pushed = pushed + disturbance
-        following = _apply(params["A"], state) + _apply(params["B"], pushed)
+            following = following + _apply(params["G"], disturbance.to(state.dtype))
         return following if noise is None else following + _apply(self._constant("E", state), noise)
 
     def observe(self, state: torch.Tensor, params: Params, noise: torch.Tensor | None = None) -> torch.Tensor:
