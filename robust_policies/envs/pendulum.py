@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from robust_policies.envs.plant import (
     tensors,
     units,
 )
+from robust_policies.errors import InvalidValueError
+
+_OUTPUTS = {"cos": "cos(angle)", "sin": "sin(angle)", "speed": "speed [rad/s]"}
 
 
 class Parameters(Section):
@@ -61,12 +64,14 @@ class PendulumTask(TaskFile):
     limits: Limits
     cost: Cost
     reset: Reset
+    observed: list[Literal["cos", "sin", "speed"]] = Field(default=["cos", "sin", "speed"], min_length=1)
 
 
 class PendulumPlant(Plant):
     """theta'' = 3 g / (2 l) sin(theta) + 3 u / (m l^2), theta = 0 upright, semi-implicit Euler, the speed clipped.
 
-    State (theta [rad, not wrapped], theta' [rad/s]); observation (cos theta, sin theta, theta'); action torque [N m].
+    State (theta [rad, not wrapped], theta' [rad/s]); observation (cos theta, sin theta, theta'), or those of them that
+    the task file lists; action torque [N m].
     The torque keeps the action's dtype, as in NumPy's promotion: float32 actions then give Gymnasium's very numbers.
     Source: Gymnasium's gymnasium/envs/classic_control/pendulum.py (Pendulum-v1).
     """
@@ -74,11 +79,9 @@ class PendulumPlant(Plant):
     kind = "pendulum"
     Task = PendulumTask
     state_size = 2
-    observation_size = 3
     reset_size = 2
     reset_options = ("x_init", "y_init")
     state_names = ("angle [rad]", "speed [rad/s]")
-    output_names = ("cos(angle)", "sin(angle)", "speed [rad/s]")
     action_names = ("torque [N m]",)
     disturbance_names = ("torque [N m]",)
     parameter_units = units(Parameters)
@@ -88,7 +91,12 @@ class PendulumPlant(Plant):
         self.limits, self.cost, self.start = task.limits, task.cost, task.reset
         self.parameters = task.parameters
         self.action_high = np.array([task.limits.torque])
-        self.observation_high = np.array([1.0, 1.0, task.limits.speed])
+        self.observed = tuple(task.observed)
+        if len(set(self.observed)) != len(self.observed):
+            raise InvalidValueError(f"observed is {task.observed}; expected each of cos, sin and speed at most once.")
+        self.observation_size = len(self.observed)
+        self.output_names = tuple(_OUTPUTS[name] for name in self.observed)
+        self.observation_high = np.array([task.limits.speed if name == "speed" else 1.0 for name in self.observed])
         self.action_low, self.observation_low = -self.action_high, -self.observation_high
 
     def nominal(
@@ -114,12 +122,13 @@ class PendulumPlant(Plant):
         gain = 3.0 / (mass * length**2)
         acceleration = 3.0 * params["gravity"] / (2.0 * length) * angle.sin() + gain * torque
         speed = (speed + acceleration * self.time_step).clamp(-self.limits.speed, self.limits.speed)
-        return torch.stack((angle + speed * self.time_step, speed), dim=-1)
+        return torch.stack((angle + speed * self.time_step, speed), dim=-1).to(state.dtype)
 
     def observe(self, state: torch.Tensor, params: Params, noise: torch.Tensor | None = None) -> torch.Tensor:
-        """Return (cos theta, sin theta, theta')."""
+        """Return cos theta, sin theta and theta', or those of them that the task file lists, in its order."""
         angle, speed = state.unbind(-1)
-        return torch.stack((angle.cos(), angle.sin(), speed), dim=-1)
+        measured = {"cos": angle.cos, "sin": angle.sin, "speed": lambda: speed}
+        return torch.stack([measured[name]() for name in self.observed], dim=-1)
 
     def reward(
         self, state: torch.Tensor, action: torch.Tensor, following: torch.Tensor, params: Params
@@ -129,6 +138,12 @@ class PendulumPlant(Plant):
         torque = action[..., 0].clamp(-self.limits.torque, self.limits.torque)
         wrapped = torch.remainder(angle + math.pi, 2.0 * math.pi) - math.pi
         return -(self.cost.angle * wrapped**2 + self.cost.speed * speed**2 + self.cost.torque * torque**2)
+
+    def energy(self, state: torch.Tensor, params: Params) -> torch.Tensor:
+        """Return the energy m l^2 theta'^2 / 6 + m g l cos(theta) / 2 (...) in J, for a uniform rod."""
+        angle, speed = state.unbind(-1)
+        moment = params["mass"] * params["length"]
+        return moment * params["length"] * speed**2 / 6.0 + moment * params["gravity"] * angle.cos() / 2.0
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Raise unless the options are half widths, `x_init` [rad] and `y_init` [rad/s]."""
