@@ -1,0 +1,1 @@
+"""Pictures of the plants: one file each, all on the same canvas."""
