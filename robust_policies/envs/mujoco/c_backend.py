@@ -1,0 +1,115 @@
+"""MuJoCo's C library on the CPU: `mujoco.rollout` with a pool of threads, no Python per environment."""
+
+# MuJoCo's compiled binding has no type stubs.
+# pyright: reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import mujoco
+import numpy as np
+import torch
+from mujoco import rollout
+
+from robust_policies.envs.mujoco.backend import Advanced, Evaluated
+from robust_policies.envs.mujoco.parameters import MujocoParams
+
+_CTRL = int(mujoco.mjtState.mjSTATE_CTRL.value)
+_PUSH = _CTRL | int(mujoco.mjtState.mjSTATE_XFRC_APPLIED.value)
+# A simulation that becomes unstable is reset by MuJoCo, and with it its clock, which starts above zero here.
+_CLOCK = 1.0
+_INLINE = 8
+
+
+class _Buffers(NamedTuple):
+    initial: np.ndarray
+    warm: np.ndarray
+    control: np.ndarray
+    states: np.ndarray
+    sensors: np.ndarray
+
+
+class CBackend:
+    """The backend on the CPU. Results are bit for bit the same for any number of threads."""
+
+    def __init__(self, model: mujoco.MjModel, body: int, threads: int | None = None) -> None:
+        """Prepare for models of this model's sizes; the disturbance pushes the body of number `body`."""
+        self.model, self.body = model, body
+        self.threads = torch.get_num_threads() if threads is None else threads
+        self._data = [mujoco.MjData(model) for _ in range(max(1, self.threads))]
+        self._inline = rollout.Rollout(nthread=0)
+        self._pool = rollout.Rollout(nthread=self.threads) if self.threads > 1 else self._inline
+        self._buffers: dict[tuple[int, bool], _Buffers] = {}
+
+    def advance(
+        self, physics: torch.Tensor, control: torch.Tensor, push: torch.Tensor | None, params: MujocoParams, steps: int
+    ) -> Advanced:
+        """Take `steps` time steps; see `Backend.advance`."""
+        return self._roll(physics, control, push, params.for_rows(len(physics)), steps)
+
+    def evaluate(
+        self, physics: torch.Tensor, control: torch.Tensor, push: torch.Tensor | None, params: MujocoParams
+    ) -> Evaluated:
+        """Return accelerations and sensors, from one explicit Euler step: v + h a, sensors before it."""
+        after = self._roll(physics, control, push, params.for_rows(len(physics), explicit=True), 1)
+        velocities = slice(self.model.nq, self.model.nq + self.model.nv)
+        change = after.physics[:, velocities] - physics.to("cpu", torch.float64)[:, velocities]
+        return Evaluated(change / self.model.opt.timestep, after.sensors, after.failed)
+
+    def _roll(
+        self,
+        physics: torch.Tensor,
+        control: torch.Tensor,
+        push: torch.Tensor | None,
+        models: list[mujoco.MjModel],
+        steps: int,
+    ) -> Advanced:
+        count, model = len(physics), self.model
+        buffers = self._room(count, steps, push is not None)
+        buffers.initial[:, 0] = _CLOCK
+        torch.from_numpy(buffers.initial)[:, 1:] = physics
+        controls = torch.from_numpy(buffers.control)
+        controls[..., : model.nu] = control.unsqueeze(1)
+        if push is not None:
+            start = model.nu + 6 * self.body
+            controls[..., start : start + 6] = push.unsqueeze(1)
+        inline = self.threads < 2 or count < _INLINE
+        (self._inline if inline else self._pool).rollout(
+            models,
+            self._data[:1] if inline else self._data,
+            buffers.initial,
+            buffers.control,
+            control_spec=_CTRL if push is None else _PUSH,
+            skip_checks=True,
+            nstep=steps,
+            initial_warmstart=buffers.warm,
+            state=buffers.states,
+            sensordata=buffers.sensors,
+        )
+        last = torch.from_numpy(buffers.states)[:, -1]
+        late = _CLOCK + (steps - 0.5) * model.opt.timestep
+        failed = ~((last[:, 0] > late) & torch.isfinite(last).all(-1))
+        return Advanced(last[:, 1:], torch.from_numpy(buffers.sensors)[:, -1], failed)
+
+    def _room(self, count: int, steps: int, push: bool) -> _Buffers:
+        """Return buffers for `count` rows, the first rows of ones that grow when that is not enough."""
+        room = self._buffers.get((steps, push))
+        if room is None or len(room.initial) < count:
+            model, columns = self.model, self.model.nu + (6 * self.model.nbody if push else 0)
+            size = mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_FULLPHYSICS.value)
+            room = _Buffers(
+                np.zeros((count, size)),
+                np.zeros((count, model.nv)),
+                np.zeros((count, steps, columns)),
+                np.zeros((count, steps, size)),
+                np.zeros((count, steps, model.nsensordata)),
+            )
+            self._buffers[steps, push] = room
+        return _Buffers(*(array[:count] for array in room))
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.close()
+        if self._pool is not self._inline:
+            self._inline.close()

@@ -1,0 +1,190 @@
+"""MuJoCo-Warp on a GPU: all worlds advance together in float32, a step replayed as one CUDA graph.
+
+On the CPU it gives the same results slowly, which is for testing. Tensors are exchanged through views of Warp's memory:
+nothing leaves the device.
+"""
+
+# MuJoCo's compiled binding has no type stubs.
+# pyright: reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import mujoco
+import numpy as np
+import torch
+
+from robust_policies.envs.mujoco.backend import Advanced, Evaluated
+from robust_policies.envs.mujoco.parameters import UNITS, MujocoParams
+from robust_policies.envs.mujoco.task import WarpSizes
+from robust_policies.errors import InvalidValueError
+
+_DERIVED = (
+    "body_subtreemass",
+    "body_invweight0",
+    "dof_invweight0",
+    "tendon_length0",
+    "tendon_invweight0",
+    "actuator_acc0",
+)
+
+
+def _load() -> tuple[Any, Any]:
+    """Return the modules warp and mujoco_warp, or raise `InvalidValueError` with what to install."""
+    try:
+        return importlib.import_module("warp"), importlib.import_module("mujoco_warp")
+    except ImportError as error:
+        raise InvalidValueError(
+            f"backend is 'warp', which needs the package {error.name}; install it with "
+            "`pip install robust-policies[warp]`, or use backend='c'."
+        ) from error
+
+
+class _Worlds:
+    """The memory of one number of worlds, and the graphs recorded on it."""
+
+    def __init__(self, data: Any, views: dict[str, torch.Tensor]) -> None:
+        self.data, self.views = data, views
+        self.graphs: dict[int, Any] = {}
+
+
+class WarpBackend:
+    """The backend on a CUDA device (on the CPU for testing)."""
+
+    def __init__(self, model: mujoco.MjModel, body: int, device: torch.device, sizes: WarpSizes) -> None:
+        """Check that MuJoCo-Warp can run the model; raise `InvalidValueError` with the feature that it cannot."""
+        self.wp, self.mjw = _load()
+        self.model, self.body, self.device, self.sizes = model, body, device, sizes
+        if device.type == "cpu":
+            warnings.warn("MuJoCo-Warp runs on the CPU here, which is slow and meant for testing; use backend='c', or "
+                          "a CUDA device.", UserWarning, stacklevel=2)  # fmt: skip
+        self._warp_device = self.wp.device_from_torch(device)
+        self._worlds: dict[int, _Worlds] = {}
+        self._of: tuple[MujocoParams | None, int] = (None, 0)
+        self._many = 0
+        self._model = self._put(model)
+
+    def _put(self, model: mujoco.MjModel) -> Any:
+        try:
+            with self.wp.ScopedDevice(self._warp_device):
+                return self.mjw.put_model(model)
+        except (NotImplementedError, ValueError) as error:
+            raise InvalidValueError(
+                f"backend is 'warp', and MuJoCo-Warp cannot run a feature of the model: {' '.join(str(error).split())} "
+                "Expected a model without it; use backend='c'."
+            ) from error
+
+    def advance(
+        self, physics: torch.Tensor, control: torch.Tensor, push: torch.Tensor | None, params: MujocoParams, steps: int
+    ) -> Advanced:
+        """Take `steps` time steps; see `Backend.advance`."""
+        worlds = self._fill(physics, control, push, params)
+        self._run(worlds, steps)
+        after, sensors = self._physics(worlds), worlds.views["sensordata"].to(torch.float64)
+        return Advanced(after, sensors, ~torch.isfinite(after).all(-1))
+
+    def evaluate(
+        self, physics: torch.Tensor, control: torch.Tensor, push: torch.Tensor | None, params: MujocoParams
+    ) -> Evaluated:
+        """Return accelerations and sensors at a state."""
+        worlds = self._fill(physics, control, push, params)
+        self._run(worlds, 0)
+        acceleration = worlds.views["qacc"].to(torch.float64)
+        sensors = worlds.views["sensordata"].to(torch.float64)
+        return Evaluated(acceleration, sensors, ~torch.isfinite(acceleration).all(-1))
+
+    def _physics(self, worlds: _Worlds) -> torch.Tensor:
+        parts = [worlds.views[name] for name in ("qpos", "qvel", "act")[: 3 if self.model.na else 2]]
+        return torch.cat(parts, dim=-1).to(torch.float64)
+
+    def _fill(
+        self, physics: torch.Tensor, control: torch.Tensor, push: torch.Tensor | None, params: MujocoParams
+    ) -> _Worlds:
+        self._use(params, len(physics))
+        worlds = self._worlds_of(len(physics))
+        nq, nv, views = self.model.nq, self.model.nv, worlds.views
+        views["qpos"].copy_(physics[:, :nq])
+        views["qvel"].copy_(physics[:, nq : nq + nv])
+        if self.model.na:
+            views["act"].copy_(physics[:, nq + nv :])
+        if self.model.nu:
+            views["ctrl"].copy_(control)
+        views["qacc_warmstart"].zero_()
+        views["time"].zero_()
+        pushed = views["xfrc_applied"][:, self.body]
+        pushed.zero_() if push is None else pushed.copy_(push)
+        return worlds
+
+    def _worlds_of(self, count: int) -> _Worlds:
+        if count not in self._worlds:
+            with self.wp.ScopedDevice(self._warp_device):
+                data = self.mjw.make_data(
+                    self.model, nworld=count, nconmax=self.sizes.contacts, njmax=self.sizes.constraints
+                )
+            names = ["qpos", "qvel", "qacc", "qacc_warmstart", "time", "xfrc_applied", "sensordata"]
+            names += (["act"] if self.model.na else []) + (["ctrl"] if self.model.nu else [])
+            self._worlds[count] = _Worlds(data, {name: self.wp.to_torch(getattr(data, name)) for name in names})
+        return self._worlds[count]
+
+    def _run(self, worlds: _Worlds, steps: int) -> None:
+        """Take `steps` time steps, or with 0 only evaluate; recorded as a graph the first time on a GPU."""
+
+        def launch() -> None:
+            for _ in range(steps):
+                self.mjw.step(self._model, worlds.data)
+            if not steps:
+                self.mjw.forward(self._model, worlds.data)
+
+        if self.device.type == "cpu":
+            with self.wp.ScopedDevice(self._warp_device):
+                launch()
+            return
+        stream = self.wp.stream_from_torch(torch.cuda.current_stream(self.device))
+        with self.wp.ScopedStream(stream):
+            if steps not in worlds.graphs:
+                worlds.graphs[steps] = self._record(worlds, launch)
+            self.wp.capture_launch(worlds.graphs[steps])
+
+    def _record(self, worlds: _Worlds, launch: Callable[[], None]) -> Any:
+        """Return the graph of `launch`, whose first run compiles kernels and must not be recorded."""
+        kept = {name: view.clone() for name, view in worlds.views.items()}
+        launch()
+        for name, view in worlds.views.items():
+            view.copy_(kept[name])
+        with self.wp.ScopedCapture(device=self._warp_device) as capture:
+            launch()
+        return capture.graph
+
+    def _use(self, params: MujocoParams, count: int) -> None:
+        """Bring the physical parameters onto the device, in place where the model is there already."""
+        if self._of == (params, params.version):
+            return
+        models = params.models
+        if len(models) > 1 or self._many != len(models):
+            params.for_rows(count)
+        if self._many != len(models):
+            self._model = self._put(models[0])
+            self._worlds = {number: _Worlds(worlds.data, worlds.views) for number, worlds in self._worlds.items()}
+        names = [name for name in (*UNITS, *_DERIVED) if name == "gravity" or hasattr(self._model, name)]
+        for name in names:
+            self._write(name, models, replace=self._many != len(models))
+        self._many, self._of = len(models), (params, params.version)
+
+    def _write(self, name: str, models: list[mujoco.MjModel], replace: bool) -> None:
+        owner, source = (self._model.opt, "opt") if name == "gravity" else (self._model, "")
+        values = np.stack([getattr(model.opt if source else model, name) for model in models]).astype(np.float32)
+        if not values.size:
+            return
+        if replace:
+            old = getattr(owner, name)
+            setattr(owner, name, self.wp.array(values, dtype=old.dtype, device=self._warp_device))
+        else:
+            self.wp.to_torch(getattr(owner, name)).copy_(torch.from_numpy(values))
+
+    def close(self) -> None:
+        """Release the worlds."""
+        self._worlds.clear()
