@@ -1,67 +1,73 @@
 """Every environment in every autoreset mode against Gymnasium's contract for vectorized ones.
 
-The oracle is Gymnasium's own SyncVectorEnv of our single environment: both are run side by side.
+The oracle is Gymnasium's own SyncVectorEnv of our single environment: both are run side by side, and episodes end at
+different times, by terminations, time limits and partial resets.
 """
+
+import copy
+import pickle
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
+from env_cases import (
+    MODES,
+    begin,
+    close,
+    ours,
+    planned_actions,
+    still_action,
+    theirs,
+    way_into_termination,
+    wild_actions,
+)
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
 from robust_policies.envs import ENV_IDS
+from robust_policies.errors import InvalidValueError, UserError
 
-MODES = list(AutoresetMode)
-STEPS = 12
-
-
-def ours(env_id, mode, count=3, **kwargs):
-    return gymnasium.make_vec(env_id, num_envs=count, autoreset_mode=mode, max_episode_steps=STEPS, **kwargs)
+every_id = pytest.mark.parametrize("env_id", ENV_IDS)
+every_mode = pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
+LIMIT = 11
 
 
-def theirs(env_id, mode, count=3):
-    return gymnasium.vector.SyncVectorEnv(
-        [lambda: gymnasium.make(env_id, max_episode_steps=STEPS) for _ in range(count)], autoreset_mode=mode
-    )
-
-
-def close(tensor, array):
-    np.testing.assert_allclose(tensor.numpy(), array, rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize("env_id", ENV_IDS)
-@pytest.mark.parametrize("mode", MODES)
-def test_attributes(env_id, mode):
+@every_id
+@every_mode
+def test_attributes_and_metadata(env_id, mode):
     env = ours(env_id, mode)
-    assert isinstance(env, gymnasium.vector.VectorEnv)
-    assert env.metadata["autoreset_mode"] is mode
-    assert env.spec.id == env_id and env.num_envs == 3 and not env.closed
+    assert isinstance(env, gymnasium.vector.VectorEnv) and env.unwrapped is env
+    assert env.metadata["autoreset_mode"] is mode and ours(env_id, mode.value).metadata["autoreset_mode"] is mode
+    assert env.spec.id == env_id and env.num_envs == 3 and not env.closed and env.render_mode is None
     assert env.observation_space == batch_space(env.single_observation_space, 3)
     assert env.action_space == batch_space(env.single_action_space, 3)
     single = gymnasium.make(env_id)
     assert env.single_observation_space == single.observation_space
     assert env.single_action_space == single.action_space
+    assert set(single.metadata["render_modes"]) == set(env.metadata["render_modes"]) == {"human", "rgb_array"}
+    assert env.metadata["render_fps"] == single.metadata["render_fps"] and "autoreset_mode" not in single.metadata
     assert repr(env) == f"TorchVectorEnv({env_id}, num_envs=3)"
+    env.close()
     env.close()
     assert env.closed
 
 
-@pytest.mark.parametrize("env_id", ENV_IDS)
-@pytest.mark.parametrize("mode", MODES)
+@every_id
+@every_mode
 def test_same_as_gymnasiums_vector_of_the_single_environment(env_id, mode):
-    mine, oracle = ours(env_id, mode), theirs(env_id, mode)
-    oracle.action_space.seed(0)
-    observation, info = mine.reset(seed=123)
-    expected, _ = oracle.reset(seed=123)
-    close(observation, expected)
-    assert info == {} and mine.np_random_seed == oracle.np_random_seed
-    for step in range(3 * STEPS):
+    mine = ours(env_id, mode, max_episode_steps=LIMIT)
+    oracle = theirs(env_id, mode, max_episode_steps=LIMIT)
+    assert mine.action_space == oracle.action_space and mine.observation_space == oracle.observation_space
+    begin(env_id, mine, oracle)
+    assert mine.np_random_seed == oracle.np_random_seed == (123, 124, 125)
+    kinds, times = set(), set()
+    for step, actions in enumerate(planned_actions(env_id, mine.single_action_space, 2 * LIMIT + 6)):
         # The first environment is reset early, so that the episodes do not all end together.
         if step == 5:
             mask = np.array([True, False, False])
-            close(mine.reset(options={"reset_mask": mask})[0], oracle.reset(options={"reset_mask": mask})[0])
-        actions = oracle.action_space.sample()
+            given = torch.as_tensor(mask) if mode is AutoresetMode.NEXT_STEP else mask
+            close(mine.reset(options={"reset_mask": given})[0], oracle.reset(options={"reset_mask": mask.copy()})[0])
         observation, reward, terminated, truncated, info = mine.step(torch.as_tensor(actions))
         expected = oracle.step(actions)
         close(observation, expected[0])
@@ -73,62 +79,165 @@ def test_same_as_gymnasiums_vector_of_the_single_environment(env_id, mode):
             assert info["_final_obs"].tolist() == ended.tolist() == info["_final_info"].tolist()
             close(info["final_obs"][torch.as_tensor(ended)], np.stack(expected[4]["final_obs"][ended]))
             assert info["final_info"] == {}
-        if mode is AutoresetMode.DISABLED and truncated.any():
-            options = {"reset_mask": truncated}
-            expected_options = {"reset_mask": truncated.numpy().copy()}
-            close(mine.reset(options=options)[0], oracle.reset(options=expected_options)[0])
+        for row in (terminated | truncated).nonzero().flatten().tolist():
+            kinds.add("terminated" if terminated[row] else "truncated")
+            times.add((row, step))
+        if mode is AutoresetMode.DISABLED and (terminated | truncated).any():
+            mask = terminated | truncated
+            expected_options = {"reset_mask": mask.numpy().copy()}
+            close(mine.reset(options={"reset_mask": mask})[0], oracle.reset(options=expected_options)[0])
+    assert "truncated" in kinds and len({step for _, step in times}) >= 2
+    assert ("terminated" in kinds) == (way_into_termination(env_id) is not None)
 
 
-@pytest.mark.parametrize("env_id", ENV_IDS)
-@pytest.mark.parametrize("mode", MODES)
-def test_same_seed_same_rollout(env_id, mode):
-    first, second = ours(env_id, mode), ours(env_id, mode)
-    assert torch.equal(first.reset(seed=9)[0], second.reset(seed=9)[0])
-    for _ in range(STEPS):
-        actions = torch.as_tensor(first.action_space.sample())
-        for mine, other in zip(first.step(actions)[:4], second.step(actions)[:4], strict=True):
-            assert torch.equal(mine, other)
+@every_id
+@every_mode
+def test_a_termination_at_the_time_limit_is_both(env_id, mode):
+    if way_into_termination(env_id) is None:
+        env = ours(env_id, mode, count=1)
+        env.reset(seed=0)
+        assert not env.plant.terminates and not env.step(still_action(env.action_space))[2].any()
+        return
+    free = ours(env_id, mode)
+    begin(env_id, free)
+    actions = planned_actions(env_id, free.single_action_space, 8)
+    due = next(step for step, action in enumerate(actions, 1) if free.step(action)[2][1])
+    env, oracle = (make(env_id, mode, max_episode_steps=due) for make in (ours, theirs))
+    begin(env_id, env, oracle)
+    for step, action in enumerate(actions[:due], 1):
+        _, _, terminated, truncated, info = env.step(action)
+        expected = oracle.step(action)
+        assert truncated.tolist() == expected[3].tolist() == [step == due] * 3
+        assert terminated.tolist() == expected[2].tolist()
+    assert terminated[1] and truncated[1]
+    if mode is AutoresetMode.SAME_STEP:
+        assert info["_final_obs"].all() and (env.elapsed == 0).all()
 
 
-@pytest.mark.parametrize("env_id", ENV_IDS)
-def test_observations_lie_in_the_space_and_numpy_actions_are_taken(env_id):
-    env = ours(env_id, AutoresetMode.SAME_STEP)
-    observation, _ = env.reset(seed=0)
-    for _ in range(2 * STEPS):
-        assert observation.numpy() in env.observation_space
-        observation, reward, *_ = env.step(env.action_space.sample())
-        assert torch.is_tensor(observation) and reward.shape == (3,) and reward.dtype == torch.float32
-
-
-@pytest.mark.parametrize("env_id", ENV_IDS)
-def test_one_environment_in_a_batch_works(env_id):
-    env = ours(env_id, AutoresetMode.SAME_STEP, count=1)
+@every_id
+@every_mode
+def test_time_limits_count_each_episode_from_its_own_start(env_id, mode):
+    env = ours(env_id, mode, count=2, max_episode_steps=4)
+    still = np.stack([still_action(env.single_action_space)] * 2)
     env.reset(seed=0)
-    for _ in range(STEPS):
-        observation, _, _, truncated, _ = env.step(torch.zeros(1, 1))
-    assert observation.shape[0] == 1 and truncated.tolist() == [True]
+    env.step(still)
+    env.step(still)
+    env.reset(options={"reset_mask": np.array([False, True])})
+    flags = [env.step(still)[3].tolist() for _ in range(2)]
+    assert flags == [[False, False], [True, False]]
+    if mode is AutoresetMode.DISABLED:
+        with pytest.raises(InvalidValueError, match="1 episode"):
+            env.step(still)
+        env.reset(options={"reset_mask": np.array([True, False])})
+    assert env.step(still)[3].tolist() == [False, False]
+    # NEXT_STEP spent one step on the first environment's reset.
+    assert env.elapsed.tolist() == ([0, 3] if mode is AutoresetMode.NEXT_STEP else [1, 3])
+    assert env.step(still)[3].tolist() == [False, True]
 
 
-@pytest.mark.parametrize("env_id", ENV_IDS)
-@pytest.mark.parametrize("vectorization", ["sync", "vector_entry_point"])
-def test_make_vec_takes_both_ways(env_id, vectorization):
-    env = gymnasium.make_vec(env_id, num_envs=2, vectorization_mode=vectorization)
-    observation, _ = env.reset(seed=0)
-    assert observation.shape == env.observation_space.shape
-    assert env.spec.kwargs["vectorization_mode"] == vectorization
-    again = gymnasium.make_vec(env.spec)
-    assert again.num_envs == 2 and np.allclose(again.reset(seed=0)[0], observation)
+@every_id
+def test_next_step_ignores_the_action_after_an_end(env_id):
+    def run(change):
+        env = ours(env_id, AutoresetMode.NEXT_STEP, count=2, max_episode_steps=2)
+        actions = wild_actions(env.single_action_space, (6, 2))
+        actions[2] = actions[change]
+        env.reset(seed=1)
+        return [env.step(action)[:4] for action in actions]
+
+    first, second = run(2), run(3)
+    for step, (mine, other) in enumerate(zip(first, second, strict=True)):
+        assert all(torch.equal(a, b) for a, b in zip(mine, other, strict=True)), step
+    assert (first[2][1] == 0).all() and not (first[2][2] | first[2][3]).any()
 
 
-@pytest.mark.parametrize("env_id", ENV_IDS)
-def test_a_hundred_thousand_random_steps_stay_finite_and_in_bounds(env_id):
-    env = gymnasium.make_vec(env_id, num_envs=500)
-    observation, _ = env.reset(seed=0)
-    generator = torch.Generator().manual_seed(0)
-    high = torch.as_tensor(env.single_observation_space.high)
-    limit = torch.as_tensor(env.single_action_space.high)
-    for _ in range(250):
-        actions = (2.0 * torch.rand(500, 1, generator=generator) - 1.0) * limit * 1.5
-        observation, reward, *_ = env.step(actions)
-        assert torch.isfinite(observation).all() and torch.isfinite(reward).all()
-        assert (observation.abs() <= high).all()
+@every_id
+@every_mode
+def test_observations_rewards_and_flags_are_tensors_in_their_spaces(env_id, mode):
+    env = ours(env_id, mode, max_episode_steps=6)
+    observation, info = env.reset(seed=0)
+    assert info == {}
+    for actions in wild_actions(env.single_action_space, (8, 3)):
+        assert observation.dtype == torch.float32 and observation.numpy() in env.observation_space
+        observation, reward, terminated, truncated, info = env.step(actions)
+        assert reward.shape == (3,) and reward.dtype == torch.float32
+        assert terminated.shape == truncated.shape == (3,) and terminated.dtype == truncated.dtype == torch.bool
+        if "final_obs" in info:
+            assert info["final_obs"].shape == observation.shape
+            assert info["final_obs"].numpy() in env.observation_space
+        if mode is AutoresetMode.DISABLED and (terminated | truncated).any():
+            observation, _ = env.reset(options={"reset_mask": terminated | truncated})
+
+
+@every_id
+@every_mode
+def test_same_seed_same_rollout(env_id, mode):
+    first, second = ours(env_id, mode, max_episode_steps=5), ours(env_id, mode, max_episode_steps=5)
+    assert torch.equal(first.reset(seed=9)[0], second.reset(seed=9)[0])
+    for actions in wild_actions(first.single_action_space, (12, 3)):
+        mine, other = first.step(actions), second.step(actions)
+        assert all(torch.equal(a, b) for a, b in zip(mine[:4], other[:4], strict=True))
+        assert set(mine[4]) == set(other[4])
+        if mode is AutoresetMode.DISABLED and (mine[2] | mine[3]).any():
+            assert torch.equal(first.reset()[0], second.reset()[0])
+
+
+@every_id
+@every_mode
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda env: pickle.loads(pickle.dumps(env))], ids=["deep", "pickle"])
+def test_copies_continue_alike(env_id, mode, copied):
+    env = ours(env_id, mode, max_episode_steps=3)
+    actions = wild_actions(env.single_action_space, (5, 3))
+    env.reset(seed=0)
+    for action in actions[:3] if mode is not AutoresetMode.DISABLED else actions[:2]:
+        env.step(action)
+    other = copied(env)
+    assert other.np_random_seed == env.np_random_seed and other.metadata == env.metadata
+    for action in actions[3:] if mode is not AutoresetMode.DISABLED else actions[:1]:
+        for mine, its in zip(env.step(action)[:4], other.step(action)[:4], strict=True):
+            assert torch.equal(mine, its)
+    assert torch.equal(env.reset()[0], other.reset()[0])
+
+
+@every_id
+@every_mode
+def test_one_environment_in_a_batch_works(env_id, mode):
+    env = ours(env_id, mode, count=1, max_episode_steps=3)
+    env.reset(seed=0)
+    for _ in range(3):
+        observation, reward, terminated, truncated, _ = env.step(still_action(env.single_action_space)[None])
+    assert observation.shape == (1, *env.single_observation_space.shape) and reward.shape == (1,)
+    assert truncated.tolist() == [True] and terminated.shape == (1,)
+
+
+@every_id
+def test_bad_actions_are_refused_and_nothing_changes(env_id):
+    env = ours(env_id)
+    env.reset(seed=0)
+    good = wild_actions(env.single_action_space, (3,))
+    env.step(good)
+    held = [env.state, env.elapsed, env._streams.state.clone()]
+    bad = [good[:2], np.concatenate((good, good[:1])), good[..., None], good.tolist(), None, 0, good.astype(bool)]
+    if isinstance(env.single_action_space, gymnasium.spaces.Discrete):
+        bad += [good.astype(float), np.full(3, env.single_action_space.n), np.full(3, -1)]
+    else:
+        bad += [good.astype(int), np.full_like(good, np.nan), np.full_like(good, np.inf), torch.as_tensor(good).long()]
+    bad += [good.astype(object), torch.as_tensor(good, device="meta")]
+    for actions in bad:
+        with pytest.raises(UserError, match=r"actions.*expected"):
+            env.step(actions)
+        now = [env.state, env.elapsed, env._streams.state]
+        assert all(torch.equal(a, b) for a, b in zip(held, now, strict=True))
+
+
+@every_id
+def test_parameters_of_each_environment_change_only_that_environment(env_id):
+    env, nominal = ours(env_id), ours(env_id)
+    actions = wild_actions(env.single_action_space, (4, 3))
+    names = list(env.params)
+    for name in names:
+        value = env.params[name]
+        env.params[name] = torch.stack((value, 1.05 * value, value))
+    assert torch.equal(env.reset(seed=3)[0][::2], nominal.reset(seed=3)[0][::2])
+    for action in actions:
+        close(env.step(action)[0][::2], nominal.step(action)[0][::2])
+    assert not torch.equal(env.state[1], nominal.state[1]), names
