@@ -7,6 +7,7 @@ import torch
 
 import robust_policies.envs  # noqa: F401
 from robust_policies.envs import TorchVectorEnv, load_plant
+from robust_policies.errors import InvalidValueError
 
 OURS, THEIRS = "robust_policies/Pendulum-v0", "Pendulum-v1"
 
@@ -74,7 +75,7 @@ def test_gradients_flow_through_the_plant():
     def run(state, action, *values):
         given = dict(zip(names, values, strict=True))
         following = plant.step(state, action, given)
-        return following, plant.observe(following, given), plant.reward(state, action, given)
+        return following, plant.observe(following, given), plant.reward(state, action, following, given)
 
     inputs = (state, action, *(params[name] for name in names))
     assert torch.autograd.gradcheck(run, inputs)
@@ -87,6 +88,107 @@ def test_every_environment_may_have_its_own_mass():
     env.params["mass"] = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
     env.step(torch.ones(3, 1))
     torch.testing.assert_close(env.state[:, 1], 3.0 / env.params["mass"] * 0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_batch_with_parameters_of_its_own_equals_a_loop(dtype):
+    plant = load_plant("pendulum")
+    generator = torch.Generator().manual_seed(0)
+    state, action = torch.randn(6, 2, generator=generator).to(dtype), torch.randn(6, 1, generator=generator).to(dtype)
+    factors = torch.rand(3, 6, generator=generator, dtype=torch.float64) + 0.5
+    params = {name: value * factor for (name, value), factor in zip(plant.nominal().items(), factors, strict=True)}
+    together = plant.step(state, action, params)
+    assert together.dtype == plant.observe(together, params).dtype == dtype
+    for row in range(6):
+        alone = plant.step(state[row], action[row], {name: value[row] for name, value in params.items()})
+        torch.testing.assert_close(together[row], alone, rtol=1e-5 if dtype is torch.float32 else 1e-14, atol=1e-6)
+
+
+@pytest.mark.parametrize("task", ["pendulum", "pendulum_no_velocity"])
+def test_one_graph_holds_a_whole_step(task):
+    plant = load_plant(task)
+    params, state, action = plant.nominal(), torch.ones(6, 2, dtype=torch.float64), torch.ones(6, 1)
+
+    def run(state, action):
+        following = plant.step(state, action, params)
+        return plant.observe(following, params), plant.reward(state, action, following, params)
+
+    traced = torch.compile(run, backend="eager", fullgraph=True)(state, action)
+    torch.testing.assert_close(traced, run(state, action))
+
+
+def test_without_velocity_it_is_the_same_pendulum_seen_through_two_numbers():
+    full, partial = load_plant("pendulum"), load_plant("pendulum_no_velocity")
+    params, state = full.nominal(), torch.tensor([[0.3, -2.0], [3.0, 7.0]], dtype=torch.float64)
+    action = torch.tensor([[1.0], [-2.0]], dtype=torch.float64)
+    following = full.step(state, action, params)
+    assert torch.equal(partial.step(state, action, partial.nominal()), following)
+    rewards = (plant.reward(state, action, following, params) for plant in (full, partial))
+    assert torch.equal(*rewards)
+    assert torch.equal(partial.observe(following, params), full.observe(following, params)[:, :2])
+    assert partial.observation_size == len(partial.output_names) == 2
+    assert partial.observation_high.tolist() == [1.0, 1.0] and partial.observation_low.tolist() == [-1.0, -1.0]
+
+
+def test_a_task_may_list_what_is_observed_in_any_order(own_task):
+    plant = load_plant(own_task("pendulum", lambda content: content.update(observed=["speed", "cos"])))
+    assert plant.output_names == ("speed [rad/s]", "cos(angle)")
+    assert plant.observation_high.tolist() == [8.0, 1.0]
+    assert plant.observe(torch.tensor([0.0, 3.0]), {}).tolist() == [3.0, 1.0]
+    for wrong, reason in (([], "at least 1"), (["cos", "cos"], "at most once"), (["angle"], "'cos', 'sin' or 'speed'")):
+        with pytest.raises(InvalidValueError, match=reason):
+            load_plant(own_task("pendulum", lambda content, wrong=wrong: content.update(observed=wrong), reason[:5]))
+
+
+def test_energy_stays_bounded_and_converges_with_first_order():
+    plant = load_plant("pendulum")
+    params = plant.nominal()
+    # About hanging, slowly enough for the limit of 8 rad/s never to clip; an energy of 5 J between the turning points.
+    start = torch.tensor([[np.pi - 0.5, 0.0], [np.pi - 2.0, 0.0], [np.pi, 4.0]], dtype=torch.float64)
+    energy, still = plant.energy(start, params), torch.zeros(3, 1, dtype=torch.float64)
+
+    def errors(time_step, seconds):
+        plant.time_step = time_step
+        state, found = start, []
+        for _ in range(round(seconds / time_step)):
+            state = plant.step(state, still, params)
+            found.append((plant.energy(state, params) - energy).abs().max())
+        assert state[:, 1].abs().max() < plant.limits.speed
+        return torch.stack(found)
+
+    # Semi-implicit Euler does not conserve energy: at the task's own step it is off by a tenth. But it is symplectic,
+    # so the error swings and does not grow, in a hundred episodes' time as little as in the first tenth of it.
+    long = errors(0.05, 1000.0)
+    assert 0.01 < long.max() < 1.0
+    assert long[len(long) // 10 :].max() < 1.05 * long[: len(long) // 10].max()
+    steps = (0.01, 0.005, 0.0025)
+    worst = [float(errors(step, 5.0).max()) for step in steps]
+    orders = np.log2(np.array(worst[:-1]) / worst[1:])
+    np.testing.assert_allclose(orders, 1.0, atol=0.1)
+    assert worst[-1] < 0.05
+
+
+def test_a_torque_is_all_that_changes_the_energy():
+    plant = load_plant("pendulum")
+    params, state = plant.nominal(), torch.tensor([[0.3, -2.0], [3.0, 4.0]], dtype=torch.float64).requires_grad_()
+    torque, push = torch.tensor([[1.0], [-2.0]]).double(), torch.tensor([[0.5], [3.0]]).double()
+    (slope,) = torch.autograd.grad(plant.energy(state, params).sum(), state)
+    # The change of the speed in a step is the acceleration before it times the step.
+    change = (plant.step(state, torque, params, disturbance=push) - state)[:, 1] / plant.time_step
+    power = slope[:, 0] * state[:, 1] + slope[:, 1] * change
+    torch.testing.assert_close(power, (torque + push)[:, 0] * state[:, 1])
+
+
+def test_random_torques_for_4000_steps_leave_everything_finite():
+    plant = load_plant("pendulum")
+    params, generator = plant.nominal(), torch.Generator().manual_seed(0)
+    state = plant.initial(torch.rand(64, 2, generator=generator, dtype=torch.float64), params)
+    for action in 6.0 * (torch.rand(4000, 64, 1, generator=generator, dtype=torch.float64) - 0.5):
+        following = plant.step(state, action, params)
+        reward = plant.reward(state, action, following, params)
+        state = following
+    assert torch.isfinite(state).all() and torch.isfinite(reward).all()
+    assert state[:, 1].abs().max() <= 8.0
 
 
 def test_a_picture_shows_the_rod_where_the_angle_says():
