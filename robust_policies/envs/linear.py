@@ -176,11 +176,11 @@ class LinearPlant(Plant):
     def __init__(self, task: LinearTask, folder: Path | None = None) -> None:
         super().__init__(task, folder)
         self._read_matrices(task)
+        for matrix in self.matrices.values():
+            matrix.check_finite(self.nominal())
         prepared = {name: value.numpy() for name, value in self.prepare(self.nominal()).items()}
-        for name, value in prepared.items():
-            if not np.isfinite(value).all():
-                raise InvalidValueError(f"parameters.{name} has no finite value at the nominal physical parameters; "
-                                        "expected expressions that do not divide by zero or overflow.")  # fmt: skip
+        if not all(np.isfinite(value).all() for value in prepared.values()):
+            raise InvalidValueError("parameters.A grows beyond all numbers within time_step; expected a slower plant.")
         self.A, self.B, self.C, self.G = (prepared[name] for name in "ABCG")
         self.state_size, self.observation_size, actions = len(self.A), len(self.C), self.B.shape[1]
         self.Q = _weight("cost.Q", task.cost.Q, self.state_size)
