@@ -244,7 +244,7 @@ def target_of(env: Any, perturbation: str, body: str | None = None) -> Target:
     if isinstance(env, VectorEnv) and isinstance(getattr(env, "envs", None), Sequence):
         return ManyTargets([target_of(one.unwrapped, perturbation, body) for one in env.envs])  # type: ignore[attr-defined]
     raise InvalidValueError(
-        f"{perturbation} was given {env}, whose physics cannot be reached; expected one of this package's environments, "
+        f"{perturbation} was given {env}, whose physics cannot be reached; expected an environment of this package, "
         "a MuJoCo environment of Gymnasium's, or a SyncVectorEnv of them."
     )
 
