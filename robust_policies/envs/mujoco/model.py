@@ -84,6 +84,17 @@ def read(path: Path) -> mujoco.MjSpec:
             raise CorruptFileError(f"{path} is not a model that MuJoCo reads: {_line(error)}.") from error
 
 
+def compiled(spec: mujoco.MjSpec, path: Path) -> mujoco.MjModel:
+    """Return the model of a description read from `path`; raise `CorruptFileError` with MuJoCo's words."""
+    with warnings.catch_warnings():
+        if "gymnasium" in path.parts:
+            warnings.simplefilter("ignore")
+        try:
+            return spec.compile()
+        except ValueError as error:
+            raise CorruptFileError(f"{path} does not compile: {_line(error)}.") from error
+
+
 def compile_model(spec: mujoco.MjSpec, path: Path, options: Options, readings: Sequence[Reading]) -> mujoco.MjModel:
     """Return the model for the physics: with a sensor for each reading, and with its textures at one texel.
 
@@ -107,13 +118,7 @@ def compile_model(spec: mujoco.MjSpec, path: Path, options: Options, readings: S
     for name in ("iterations", "ls_iterations", "tolerance"):
         if getattr(options, name) is not None:
             setattr(spec.option, name, getattr(options, name))
-    try:
-        with warnings.catch_warnings():
-            if "gymnasium" in path.parts:
-                warnings.simplefilter("ignore")
-            model = spec.compile()
-    except ValueError as error:
-        raise CorruptFileError(f"{path} does not compile: {_line(error)}.") from error
+    model = compiled(spec, path)
     state = mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_FULLPHYSICS.value)
     if state != 1 + model.nq + model.nv + model.na:
         raise InvalidValueError(

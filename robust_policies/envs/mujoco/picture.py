@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Mapping
@@ -13,10 +14,14 @@ from typing import Any
 import mujoco
 import numpy as np
 import torch
+from mujoco.rendering.classic import gl_context
 
-from robust_policies.envs.mujoco.model import name_of, read
+from robust_policies.envs.mujoco.model import body_named, compiled, name_of, read
 from robust_policies.envs.mujoco.plant import MujocoPlant
+from robust_policies.envs.mujoco.task import View
 from robust_policies.errors import UnknownNameError
+
+_SKY, _HORIZON, _AMBIENT = (0.8, 0.87, 0.95), (1.0, 1.0, 1.0), (0.4, 0.4, 0.4)
 
 
 def picture(
@@ -29,17 +34,24 @@ def picture(
 ) -> np.ndarray:
     """Return the picture (height, width, 3), uint8, of a state (state_size,).
 
-    The camera is `camera` of task.yaml, else the model's camera "track", else one that shows the whole model and
-    follows the body that the disturbance pushes. The renderer is kept with the plant; `close` of it ends it.
+    The camera is what `camera` of task.yaml says, else the model's camera "track", else one that shows the whole model
+    and follows the body that the disturbance pushes. The renderer is kept with the plant; `close` of it ends it.
     """
-    # Read by mujoco when it first opens a GL context; a machine without a display has EGL or nothing.
-    if sys.platform == "linux" and not os.environ.get("DISPLAY"):
-        os.environ.setdefault("MUJOCO_GL", "egl")
+    _headless()
     held = plant.renderer
     if held is None or (held.height, held.width) != (height, width):
         close(plant)
         held = plant.renderer = Picture(plant, height, width)
     return held.draw(state)
+
+
+def _headless() -> None:
+    """Let MuJoCo draw by EGL on a Linux machine without a display, unless MUJOCO_GL says otherwise."""
+    if sys.platform != "linux" or os.environ.get("DISPLAY") or os.environ.get("MUJOCO_GL"):
+        return
+    os.environ["MUJOCO_GL"] = "egl"
+    # The variable was read when mujoco was imported, which may have been long ago and not by this package.
+    importlib.reload(gl_context)
 
 
 def close(plant: MujocoPlant) -> None:
@@ -49,12 +61,29 @@ def close(plant: MujocoPlant) -> None:
         plant.renderer = None
 
 
+def _brighten(spec: mujoco.MjSpec) -> None:
+    """Give a model without a sky a light one, and more light on what faces away from the camera."""
+    spec.add_texture(
+        name="robust_policies sky",
+        type=mujoco.mjtTexture.mjTEXTURE_SKYBOX,
+        builtin=mujoco.mjtBuiltin.mjBUILTIN_GRADIENT,
+        rgb1=_SKY,
+        rgb2=_HORIZON,
+        width=64,
+        height=64 * 6,
+    )
+    spec.visual.headlight.ambient = _AMBIENT
+
+
 class Picture:
     """A renderer of one plant's model, with the textures that the physics does without."""
 
     def __init__(self, plant: MujocoPlant, height: int, width: int) -> None:
         self.height, self.width = height, width
-        self.model = read(plant.model_file).compile()
+        spec = read(plant.model_file)
+        if not any(texture.type == mujoco.mjtTexture.mjTEXTURE_SKYBOX for texture in spec.textures):
+            _brighten(spec)
+        self.model = compiled(spec, plant.model_file)
         self.model.vis.global_.offwidth = max(self.model.vis.global_.offwidth, width)
         self.model.vis.global_.offheight = max(self.model.vis.global_.offheight, height)
         self.data = mujoco.MjData(self.model)
@@ -63,18 +92,21 @@ class Picture:
 
     def _camera(self, plant: MujocoPlant) -> str | mujoco.MjvCamera:
         names = [name_of(self.model, mujoco.mjtObj.mjOBJ_CAMERA, i) for i in range(self.model.ncam)]
-        wanted = plant.task.camera  # type: ignore[attr-defined]
-        if wanted is not None and wanted not in names:
-            raise UnknownNameError.among("camera", wanted, names)
-        if wanted is not None or "track" in names:
-            return wanted or "track"
+        view = plant.task.camera  # type: ignore[attr-defined]
+        name = view.name if view is not None else None
+        if name is not None and name not in names:
+            raise UnknownNameError.among("camera", name, names)
+        if name is not None or (view is None and "track" in names):
+            return name or "track"
+        view = view or View()
         camera = mujoco.MjvCamera()
-        mujoco.mjv_defaultFreeCamera(self.model, camera)
         mujoco.mj_forward(self.model, self.data)
-        camera.type = mujoco.mjtCamera.mjCAMERA_TRACKING
-        camera.trackbodyid = plant.body
-        camera.distance = 2.5 * self._size()
-        camera.azimuth, camera.elevation = 90.0, -15.0
+        camera.lookat[:] = view.lookat
+        if view.follow is not None or view.distance is None:
+            camera.type = mujoco.mjtCamera.mjCAMERA_TRACKING
+            camera.trackbodyid = plant.body if view.follow is None else body_named(self.model, view.follow)
+        camera.distance = view.distance or 2.5 * self._size()
+        camera.azimuth, camera.elevation = view.azimuth, view.elevation
         return camera
 
     def _size(self) -> float:

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import Field, PositiveInt, ValidationError
 
-from robust_policies.envs.plant import NonNegativeNumber, Number, Section, TaskFile
+from robust_policies.envs.plant import NonNegativeNumber, Number, PositiveNumber, Section, TaskFile
 from robust_policies.errors import InvalidValueError, UnknownNameError
 
 S = TypeVar("S", bound=Section)
@@ -60,6 +60,17 @@ class WarpSizes(Section):
     constraints: PositiveInt | None = None
 
 
+class View(Section):
+    """A camera for pictures: one of the model's by `name`, or one that looks at a point, which may follow a body."""
+
+    name: str | None = None
+    follow: str | None = None
+    lookat: tuple[Number, Number, Number] = Field(default=(0.0, 0.0, 0.0), json_schema_extra={"unit": "m"})
+    distance: PositiveNumber | None = Field(default=None, json_schema_extra={"unit": "m"})
+    azimuth: Number = Field(default=90.0, json_schema_extra={"unit": "degrees"})
+    elevation: Number = Field(default=-15.0, json_schema_extra={"unit": "degrees"})
+
+
 class MujocoTask(TaskFile):
     """The task.yaml of a MuJoCo task."""
 
@@ -73,7 +84,7 @@ class MujocoTask(TaskFile):
     reset: Reset = Reset()
     disturbance: Disturbance = Disturbance()
     warp: WarpSizes = WarpSizes()
-    camera: str | None = None
+    camera: View | None = None
 
 
 def parse(section: type[S], given: Any, place: str) -> S:
