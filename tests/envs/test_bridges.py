@@ -176,10 +176,17 @@ def test_only_vectorized_torch_environments_are_bridged(bridge):
 
 
 def test_rsl_rl_refuses_choices():
-    env = pendulum()
-    env.single_action_space = gymnasium.spaces.Discrete(2)
     with pytest.raises(InvalidValueError, match=r"Discrete\(2\); expected a Box, rsl_rl's actions are continuous"):
-        rsl_rl(env)
+        rsl_rl(TorchVectorEnv("cartpole", COUNT))
+
+
+def test_skrl_gives_choices_as_a_column():
+    plain, env = TorchVectorEnv("cartpole", COUNT), skrl(TorchVectorEnv("cartpole", COUNT), seed=2)
+    env.reset()
+    plain.reset(seed=2)
+    choices = torch.arange(COUNT) % 2
+    assert env.action_space == gymnasium.spaces.Discrete(2)
+    assert torch.equal(env.step(choices.unsqueeze(-1))[0], plain.step(choices)[0])
 
 
 @pytest.mark.parametrize(

@@ -226,10 +226,14 @@ def test_actions_beyond_the_limits_have_no_gradient():
     assert slopes[:2].tolist() == [[0.0], [0.0]] and float(slopes[2]) > 0
 
 
-def test_gradients_flow_through_an_environments_own_parameters():
-    env = TorchVectorEnv("pendulum", ROWS, randomize={"mass": [0.5, 2.0]})
+@pytest.mark.parametrize("randomize", [False, True])
+@pytest.mark.parametrize("task", ["pendulum", "mass_spring_damper"])
+def test_gradients_flow_through_an_environments_own_parameters(task, randomize):
+    env = TorchVectorEnv(task, ROWS, randomize=randomize, max_episode_steps=3)
     with torch.inference_mode():
         env.reset(seed=0)
+        env.step(torch.zeros(ROWS, 1))
+    for _ in range(4):
         env.step(torch.zeros(ROWS, 1))
     state = env.state.requires_grad_()
     gradient.step(env.plant, state, torch.zeros(ROWS, 1), env.prepared).state.sum().backward()

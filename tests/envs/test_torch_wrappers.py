@@ -436,7 +436,20 @@ def test_only_vectorized_torch_environments_are_wrapped(wrapper):
 
 @pytest.mark.parametrize("wrapper", [ClipAction, RescaleAction])
 def test_actions_that_are_choices_are_neither_clipped_nor_rescaled(wrapper):
-    env = ours("pendulum")
-    env.single_action_space = gymnasium.spaces.Discrete(2)
     with pytest.raises(InvalidValueError, match=r"Discrete\(2\); expected a Box"):
-        wrapper(env)
+        wrapper(ours("cartpole"))
+
+
+def test_the_other_wrappers_take_choices():
+    env = NormalizeReward(EpisodeStatistics(NormalizeObservation(ours("cartpole", limit=50))))
+    other = numpy_wrappers.NormalizeReward(numpy_wrappers.RecordEpisodeStatistics(theirs("cartpole", limit=50)))
+    env.reset(seed=SEED)
+    other.reset(seed=SEED)
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        choices = rng.integers(0, 2, COUNT)
+        mine, reference = env.step(choices), other.step(choices)
+        np.testing.assert_allclose(mine[1], reference[1], rtol=2e-5)
+        np.testing.assert_array_equal(mine[2], reference[2])
+    assert env.env.episode_count == other.env.episode_count > 5
+    assert env.env.length_queue.tolist() == list(other.env.length_queue)
