@@ -1,8 +1,10 @@
-"""Environment steps per second: ours against Gymnasium's SyncVectorEnv of Pendulum-v1, measured in one run.
+"""Environment steps per second: every task of ours, and what a user would take otherwise, measured in one run.
 
-    OMP_NUM_THREADS=1 python benchmarks/envs.py [--device cpu] [--output benchmarks/envs.json]
+    OMP_NUM_THREADS=1 python benchmarks/envs.py [--device cuda] [--output benchmarks/envs.json] [--tasks pendulum]
 
-Every figure is the median of repeated timings; the two sides alternate, so that a busy machine slows both.
+Against ours stand Gymnasium's SyncVectorEnv of the same task (`Pendulum-v1`, `CartPole-v1`, the v5 MuJoCo tasks), its
+vectorized `CartPoleVectorEnv`, and a bare `mujoco.rollout` of the same number of physics steps. Every figure is the
+median of repeated timings; the sides alternate, so that a busy machine slows both. `--compile` adds the compiled steps.
 """
 
 from __future__ import annotations
@@ -16,42 +18,100 @@ from collections.abc import Callable
 from pathlib import Path
 
 import gymnasium
+import mujoco
 import numpy as np
 import torch
+from mujoco import rollout
 
-from robust_policies.envs import SB3VecEnv, TorchVectorEnv
+from robust_policies import assets
+from robust_policies.envs import SB3VecEnv, TorchVectorEnv, load_plant
 
 SIZES = (1, 64, 4096, 65536)
-GYMNASIUM_SIZES = (1, 64, 4096)
+SYNC_SIZES = (1, 64)
+MUJOCO = {
+    "inverted_pendulum": "InvertedPendulum-v5",
+    "inverted_double_pendulum": "InvertedDoublePendulum-v5",
+    "reacher": "Reacher-v5",
+    "hopper": "Hopper-v5",
+    "half_cheetah": "HalfCheetah-v5",
+    "walker2d": "Walker2d-v5",
+}
+GYMNASIUMS = {"pendulum": "Pendulum-v1", "cartpole": "CartPole-v1", **MUJOCO}
+Step = Callable[[], object]
 
 
-def ours(size: int, device: str, task: str = "pendulum", state_dtype: str = "float64") -> Callable[[], object]:
-    env = TorchVectorEnv(task, size, device=device, state_dtype=state_dtype)
+def ours(task: str, size: int, device: str, **options: object) -> Step:
+    env = TorchVectorEnv(task, size, device=device, **options)  # type: ignore[arg-type]
     env.reset(seed=0)
-    actions = torch.zeros((size, env.plant.action_size), device=device)
+    generator = np.random.default_rng(0)
+    if env.plant.discrete_actions is not None:
+        actions = torch.as_tensor(generator.integers(0, len(env.plant.discrete_actions), size), device=device)
+    else:
+        drawn = generator.uniform(env.plant.action_low, env.plant.action_high, (size, env.plant.action_size))
+        actions = torch.as_tensor(drawn, dtype=torch.float32, device=device)
     return lambda: env.step(actions)
 
 
-def bridged(size: int, device: str) -> Callable[[], object]:
+def bridged(size: int, device: str) -> Step:
     env = SB3VecEnv(TorchVectorEnv("pendulum", size, device=device))
     env.reset()
     actions = np.zeros((size, 1), np.float32)
     return lambda: env.step(actions)
 
 
-def gymnasiums(size: int) -> Callable[[], object]:
-    env = gymnasium.make_vec("Pendulum-v1", size, vectorization_mode="sync")
+def gymnasiums(env_id: str, size: int, mode: str) -> Step:
+    env = gymnasium.make_vec(env_id, size, vectorization_mode=mode)
     env.reset(seed=0)
-    actions = np.zeros((size, 1), np.float32)
+    env.action_space.seed(0)
+    actions = env.action_space.sample()
     return lambda: env.step(actions)
 
 
-def rates(
-    candidates: dict[str, Callable[[], object]], size: int, device: str, repeats: int, seconds: float
-) -> dict[str, float]:
+def bare_rollout(task: str, size: int) -> Step:
+    """Return the same physics steps by `mujoco.rollout` alone: no observation, reward, reset or time limit."""
+    env = gymnasium.make(MUJOCO[task]).unwrapped
+    model = env.model  # type: ignore[attr-defined]
+    data = [mujoco.MjData(model) for _ in range(torch.get_num_threads())]
+    full = mujoco.mjtState.mjSTATE_FULLPHYSICS
+    start = np.zeros(mujoco.mj_stateSize(model, full))
+    mujoco.mj_getState(model, data[0], start, full)
+    states = np.repeat(start[None], size, 0)
+    generator = np.random.default_rng(0)
+    controls = np.repeat(
+        generator.uniform(-1, 1, (size, 1, model.nu)) * model.actuator_ctrlrange[:, 1],
+        env.frame_skip,  # type: ignore[attr-defined]
+        1,
+    )
+
+    def step() -> None:
+        found, _ = rollout.rollout(model, data, states, controls, persistent_pool=True)
+        states[:] = found[:, -1]
+
+    return step
+
+
+def candidates(task: str, size: int, device: str, compiled: bool) -> dict[str, Step]:
+    """Return what is timed side by side for one task and size."""
+    found = {"ours": ours(task, size, device)}
+    if task in MUJOCO and device == "cpu":
+        found["mujoco_rollout"] = bare_rollout(task, size)
+    elif task not in MUJOCO:
+        found["ours_float32_state"] = ours(task, size, device, state_dtype="float32")
+        if compiled:
+            found["ours_compiled"] = ours(task, size, device, state_dtype="float32", compile=True)
+    if task == "pendulum":
+        found["sb3_bridge"] = bridged(size, device)
+    if task in GYMNASIUMS and size in SYNC_SIZES:
+        found["gymnasium_sync"] = gymnasiums(GYMNASIUMS[task], size, "sync")
+    if task == "cartpole":
+        found["gymnasium_vector"] = gymnasiums("CartPole-v1", size, "vector_entry_point")
+    return found
+
+
+def rates(found: dict[str, Step], size: int, device: str, repeats: int, seconds: float) -> dict[str, float]:
     """Return the environment steps per second of each candidate: medians over `repeats` alternating timings."""
 
-    def measure(step: Callable[[], object], count: int) -> float:
+    def measure(step: Step, count: int) -> float:
         start = time.perf_counter()
         for _ in range(count):
             step()
@@ -60,12 +120,12 @@ def rates(
         return (time.perf_counter() - start) / count
 
     counts = {}
-    for name, step in candidates.items():
+    for name, step in found.items():
         measure(step, 3)
-        counts[name] = max(3, int(seconds / measure(step, 3)))
-    timings: dict[str, list[float]] = {name: [] for name in candidates}
+        counts[name] = max(2, int(seconds / measure(step, 2)))
+    timings: dict[str, list[float]] = {name: [] for name in found}
     for _ in range(repeats):
-        for name, step in candidates.items():
+        for name, step in found.items():
             timings[name].append(measure(step, counts[name]))
     return {name: size / statistics.median(values) for name, values in timings.items()}
 
@@ -74,41 +134,45 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--tasks", nargs="+", default=assets.task_names())
+    parser.add_argument("--sizes", nargs="+", type=int, default=SIZES)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.2, help="a timing's length")
+    parser.add_argument("--compile", action="store_true", help="time the compiled steps too")
     arguments = parser.parse_args()
-    report: dict[str, object] = {
-        "device": torch.cuda.get_device_name() if arguments.device != "cpu" else "cpu",
-        "threads": torch.get_num_threads(),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "gymnasium": gymnasium.__version__,
-        },
-        "unit": "environment steps per second",
-    }
-    titles = ("Pendulum", "float32", "Linear", "SB3 bridge", "Gymnasium")
-    print(f"{'num_envs':>8} " + " ".join(f"{title:>12}" for title in titles) + f" {'ratio':>7}")
-    for size in SIZES:
-        candidates = {
-            "pendulum": ours(size, arguments.device),
-            "pendulum_float32_state": ours(size, arguments.device, state_dtype="float32"),
-            "linear": ours(size, arguments.device, "linear"),
-            "pendulum_sb3_bridge": bridged(size, arguments.device),
-        }
-        if size in GYMNASIUM_SIZES:
-            candidates["gymnasium_sync_pendulum"] = gymnasiums(size)
-        rate = rates(candidates, size, arguments.device, arguments.repeats, arguments.seconds)
-        extra = 1e6 * (1 / rate["pendulum_sb3_bridge"] - 1 / rate["pendulum"])
-        row: dict[str, float] = {**rate, "bridge_extra_microseconds_per_env_step": extra}
-        theirs = rate.get("gymnasium_sync_pendulum")
-        if theirs:
-            row["ratio_to_gymnasium"] = rate["pendulum"] / theirs
-        report[str(size)] = {name: float(f"{value:.4g}") for name, value in row.items()}
-        columns = [*list(rate.values())[:4], theirs or float("nan"), row.get("ratio_to_gymnasium", float("nan"))]
-        print(f"{size:>8} " + " ".join(f"{value:>12,.0f}" for value in columns[:5]) + f" {columns[5]:>7.2f}")
+    rows = []
+    print(f"{'task':<24} {'num_envs':>8}  environment steps per second")
+    for task in arguments.tasks:
+        physics = load_plant(task).kind == "mujoco"
+        for size in arguments.sizes:
+            if physics and size > 8192:
+                continue
+            found = candidates(task, size, arguments.device, arguments.compile)
+            rate = rates(found, size, arguments.device, arguments.repeats, arguments.seconds)
+            row: dict[str, object] = {"task": task, "num_envs": size}
+            row |= {name: float(f"{value:.4g}") for name, value in rate.items()}
+            others = [name for name in rate if not name.startswith(("ours", "sb3"))]
+            row |= {f"ratio_to_{name}": float(f"{rate['ours'] / rate[name]:.3g}") for name in others}
+            if "sb3_bridge" in rate:
+                extra = 1e6 * (1 / rate["sb3_bridge"] - 1 / rate["ours"])
+                row["bridge_extra_microseconds_per_env_step"] = float(f"{extra:.3g}")
+            rows.append(row)
+            text = "  ".join(f"{name} {value:,.0f}" for name, value in rate.items())
+            print(f"{task:<24} {size:>8}  {text}", flush=True)
     if arguments.output:
-        arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+        report = {
+            "device": torch.cuda.get_device_name() if arguments.device != "cpu" else "cpu",
+            "threads": torch.get_num_threads(),
+            "versions": {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "gymnasium": gymnasium.__version__,
+                "mujoco": mujoco.__version__,
+            },
+            "unit": "environment steps per second",
+            "rows": rows,
+        }
+        arguments.output.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -53,6 +53,12 @@ class Format(StrEnum):
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="run folder made by `train`")]
 Folders = Annotated[list[Path], typer.Argument(metavar="DIR...", help="one or several run folders")]
+Perturb = Annotated[
+    str | None,
+    typer.Option(
+        metavar="YAML", help="wrappers around the task, such as '[ObservationDelay: 2]' (`list perturbations`)"
+    ),
+]
 Episodes = Annotated[int | None, typer.Option(min=1, help="episodes for each size and seed")]
 
 
@@ -142,6 +148,7 @@ def evaluate(
     episodes: Episodes = None,
     seeds: Annotated[str | None, typer.Option(help="evaluation seeds, such as 0-4 or 0,3")] = None,
     task: Annotated[list[str] | None, typer.Option(help="Gymnasium id, repeatable [default: the recipe's]")] = None,
+    perturb: Perturb = None,
 ) -> None:
     """Measure return under observation noise and attacks; writes evaluation.json into each run folder."""
     from robust_policies.train import open_run
@@ -152,6 +159,7 @@ def evaluate(
         "episodes": episodes,
         "seeds": None if seeds is None else _seeds(seeds),
         "tasks": task or None,
+        "perturbations": None if perturb is None else _wrappers(perturb),
     }
     given = {key: value for key, value in given.items() if value is not None}
     for folder in folders:
@@ -194,6 +202,7 @@ def enjoy(
     env: Annotated[str | None, typer.Option(help="Gymnasium id [default: the recipe's]")] = None,
     episodes: Annotated[int, typer.Option(min=1)] = 3,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    perturb: Perturb = None,
 ) -> None:
     """Run the policy in an environment and show it."""
     from robust_policies.evaluation.enjoy import enjoy_run
@@ -203,9 +212,11 @@ def enjoy(
     recipe = run.read_recipe() if run.recipe.is_file() else None
     if env is None and recipe is None:
         raise InvalidValueError(f"{folder} has no recipe.yaml that names an environment; give one with --env ID.")
-    kwargs = recipe.task.kwargs if recipe is not None and env in (None, recipe.task.id) else {}
+    own = recipe.task if recipe is not None and env in (None, recipe.task.id) else None
+    kwargs, wrappers = (own.kwargs, own.perturbations) if own is not None else ({}, [])
+    wrappers = wrappers if perturb is None else _wrappers(perturb)
     env_id = env or (recipe.task.id if recipe is not None else "")
-    for number, total in enumerate(enjoy_run(folder, env_id, kwargs, render.value, episodes, seed), 1):
+    for number, total in enumerate(enjoy_run(folder, env_id, kwargs, render.value, episodes, seed, wrappers), 1):
         typer.echo(f"episode {number}: return {total:.1f}")
     if render is Render.video:
         typer.echo(f"Videos: {folder / 'videos'}")
@@ -272,7 +283,20 @@ def _entries(what: Listing) -> dict[str, str]:
 
     if what is Listing.attacks:
         return dict(ATTACKS)
-    return {name: DESCRIPTIONS[name] for name in PERTURBATIONS}
+    return {name: DESCRIPTIONS[name] for name in PERTURBATIONS} | _wrapper_lines()
+
+
+def _wrapper_lines() -> dict[str, str]:
+    """Return {wrapper: what it does and its parameters}, for `--perturb` and a recipe's `task.perturbations`."""
+    from robust_policies.envs.perturb import table
+
+    lines: dict[str, str] = {}
+    for row in table():
+        unit = f" [{row.unit}]" if row.unit else ""
+        begun = lines.get(row.perturbation, f"wrapper: {row.summary.rstrip('.')}; ")
+        separator = "" if begun.endswith("; ") else ", "
+        lines[row.perturbation] = f"{begun}{separator}{row.parameter}{unit}"
+    return lines
 
 
 def _task_of(env_id: str) -> str:
@@ -334,6 +358,13 @@ def _evaluate(folder: Path, given: dict[str, Any]) -> None:
                 f"{task}: mean return {sum(returns) / len(returns):.1f} over {len(returns)} episodes, unperturbed"
             )
     typer.echo(f"Evaluated in {found['seconds']:.0f} s: {run.evaluation}")
+
+
+def _wrappers(text: str) -> list[Any]:
+    """Return what --perturb lists, in its short form."""
+    from robust_policies.envs.perturb import describe, parse
+
+    return describe(parse(text))
 
 
 def _report(folders: Sequence[Path], output: Path | None) -> None:

@@ -20,6 +20,7 @@ from robust_policies.envs.plant import (
     PositiveNumber,
     Section,
     TaskFile,
+    columns,
     tensors,
     units,
 )
@@ -169,7 +170,7 @@ class CartPolePlant(Plant):
             sine, cosine = angle.sin(), angle.cos()
             temp = push + lever * turning.square() * sine
             turning_up = (gravity * sine - cosine * temp) / (4.0 / 3.0 * length - lever * cosine.square())
-            return torch.stack((speed, temp - lever * turning_up * cosine, turning, turning_up), dim=-1)
+            return columns(speed, temp - lever * turning_up * cosine, turning, turning_up)
 
         return rate
 
@@ -181,7 +182,7 @@ class CartPolePlant(Plant):
         if not self.cos_sin:
             return state
         position, speed, angle, turning = state.unbind(-1)
-        return torch.stack((position, speed, angle.cos(), angle.sin(), turning), dim=-1)
+        return columns(position, speed, angle.cos(), angle.sin(), turning)
 
     def reward(
         self, state: torch.Tensor, action: torch.Tensor, following: torch.Tensor, params: Params
@@ -234,4 +235,4 @@ class CartPolePlant(Plant):
         """Return states uniform between the bounds, about rest at the task's angle; options `low`, `high` set them."""
         low, high = self._bounds(options)
         position, speed, angle, turning = (low + (high - low) * uniform).unbind(-1)
-        return torch.stack((position, speed, self.start.angle + angle, turning), dim=-1)
+        return columns(position, speed, self.start.angle + angle, turning)

@@ -110,9 +110,9 @@ class Actions:
         if choice.dtype.is_floating_point or choice.dtype is torch.bool or choice.is_complex():
             raise ShapeError(f"actions have dtype {given.dtype}; expected whole numbers 0 to {len(table) - 1}, int64.")
         checks.shape("actions", given, (self.num_envs,))
-        wrong = (choice < 0) | (choice >= len(table))
-        if bool(wrong.any()):
-            first = int(wrong.nonzero()[0])
+        lowest, highest = (int(bound) for bound in choice.aminmax())
+        if lowest < 0 or highest >= len(table):
+            first = int(((choice < 0) | (choice >= len(table))).nonzero()[0])
             raise InvalidValueError(
                 f"actions hold {int(choice[first])} for environment {first}; expected 0 to {len(table) - 1}."
             )

@@ -19,6 +19,7 @@ from robust_policies.envs.plant import (
     PositiveNumber,
     Section,
     TaskFile,
+    columns,
     tensors,
     units,
 )
@@ -122,7 +123,7 @@ class PendulumPlant(Plant):
         gain = 3.0 / (mass * length**2)
         acceleration = 3.0 * params["gravity"] / (2.0 * length) * angle.sin() + gain * torque
         speed = (speed + acceleration * self.time_step).clamp(-self.limits.speed, self.limits.speed)
-        return torch.stack((angle + speed * self.time_step, speed), dim=-1).to(state.dtype)
+        return columns(angle + speed * self.time_step, speed).to(state.dtype)
 
     def observe(self, state: torch.Tensor, params: Params, noise: torch.Tensor | None = None) -> torch.Tensor:
         """Return cos theta, sin theta and theta', or those of them that the task file lists, in its order."""

@@ -153,6 +153,14 @@ class Plant(ABC):
                 raise UnknownNameError.among("reset option", name, (*self.reset_options, *COMMON_RESET_OPTIONS))
 
 
+def columns(*values: torch.Tensor) -> torch.Tensor:
+    """Return tensors (...) side by side as (..., n), each column contiguous in memory.
+
+    So a plant's step, which works column by column, reads and writes without strides.
+    """
+    return torch.stack(values).movedim(0, -1)
+
+
 def tensors(
     values: BaseModel, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64
 ) -> dict[str, torch.Tensor]:

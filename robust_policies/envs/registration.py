@@ -77,6 +77,14 @@ def register_task(env_id: str, task: str | Path) -> str:
     return env_id
 
 
+def ours(env_id: str) -> bool:
+    """Return whether a registered id is one of this package's, or of `register_task`: tensors, many at once."""
+    from gymnasium.envs.registration import registry
+
+    spec = registry.get(env_id.rpartition(":")[2])
+    return spec is not None and spec.vector_entry_point == _VECTOR
+
+
 def unknown_environment(env_id: str) -> UnknownNameError:
     """Return the error for an id Gymnasium does not know, naming our ids and those that resemble it, not all."""
     import difflib

@@ -9,13 +9,14 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AutoresetMode, VectorEnv
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from robust_policies import checks
-from robust_policies.envs.registration import NAMESPACE, register_tasks, unknown_environment
+from robust_policies.envs.perturb import parse, perturb
+from robust_policies.envs.registration import ours, register_tasks, unknown_environment
 from robust_policies.envs.vector import TorchVectorEnv
 from robust_policies.errors import InvalidValueError
 
@@ -27,10 +28,14 @@ class SB3VecEnv(VecEnv):
     "TimeLimit.truncated" and, as its Monitor writes it, "episode" = {"r": return, "l": length, "t": seconds}.
     """
 
-    def __init__(self, env: TorchVectorEnv) -> None:
-        if env.autoreset_mode is not AutoresetMode.SAME_STEP:
-            raise InvalidValueError(f"autoreset_mode is {env.autoreset_mode.name}; expected SAME_STEP for SB3VecEnv.")
-        self.env = env
+    def __init__(self, env: VectorEnv) -> None:
+        inner = env.unwrapped
+        if not isinstance(inner, TorchVectorEnv):
+            raise InvalidValueError(f"env is {env}; expected a TorchVectorEnv or one in vector wrappers.")
+        if inner.autoreset_mode is not AutoresetMode.SAME_STEP:
+            raise InvalidValueError(f"autoreset_mode is {inner.autoreset_mode.name}; expected SAME_STEP for SB3VecEnv.")
+        self.env: Any = env
+        self.inner = inner
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
         self.metadata = {**env.metadata}
         self._actions: np.ndarray | None = None
@@ -127,7 +132,7 @@ class SB3VecEnv(VecEnv):
     def render(self, mode: str | None = None) -> np.ndarray | None:
         """Return the tiled pictures, or show environment 0 in a window if the render mode is "human"."""
         if self.render_mode == "human":
-            self.env.render_one(0)
+            self.inner.render_one(0)
             return None
         return super().render(mode)
 
@@ -138,12 +143,14 @@ def make_sb3_vec_env(
     seed: int | None = None,
     device: str | torch.device = "cpu",
     env_kwargs: Mapping[str, Any] | None = None,
+    perturbations: Any = (),
 ) -> VecEnv:
     """Return `num_envs` copies of a Gymnasium id for Stable-Baselines3.
 
-    Our ids give an `SB3VecEnv` on `device`; any other id gives SB3's `DummyVecEnv` of monitored environments. `seed`
-    seeds environment i with seed + i at the first reset. Raises `UnknownNameError`, with the closest id, for an id that
-    is not registered.
+    Our ids, and those that `register_task` made, give an `SB3VecEnv` on `device`; any other id gives SB3's
+    `DummyVecEnv` of monitored environments. `seed` seeds environment i with seed + i at the first reset.
+    `perturbations` is a short list of wrappers as `robust_policies.envs.perturb.parse` takes it. Raises
+    `UnknownNameError`, with the closest id, for an id that is not registered.
     """
     register_tasks()
     num_envs = checks.positive_int("num_envs", num_envs)
@@ -154,19 +161,32 @@ def make_sb3_vec_env(
         raise unknown_environment(env_id)
     kwargs = dict(env_kwargs or {})
     try:
-        return _make(env_id, name, num_envs, seed, device, kwargs)
+        return _make(env_id, name, num_envs, seed, device, kwargs, parse(perturbations))
     except TypeError as error:
         if not kwargs:
             raise
         raise InvalidValueError(f"{env_id} does not take the options {kwargs}: {error}.") from error
 
 
-def _make(env_id: str, name: str, num_envs: int, seed: int | None, device: Any, kwargs: dict[str, Any]) -> VecEnv:
-    if name.startswith(f"{NAMESPACE}/"):
+def _make(
+    env_id: str, name: str, num_envs: int, seed: int | None, device: Any, kwargs: dict[str, Any], perturbations: Any
+) -> VecEnv:
+    if ours(name):
         env = gymnasium.make_vec(env_id, num_envs=num_envs, device=device, autoreset_mode="SAME_STEP", **kwargs)
-        bridge = SB3VecEnv(env)  # type: ignore[arg-type]
+        bridge = SB3VecEnv(perturb(env, perturbations))
         if seed is not None:
             bridge.seed(seed)
             bridge.action_space.seed(seed)
         return bridge
-    return make_vec_env(env_id, n_envs=num_envs, seed=seed, env_kwargs=kwargs, vec_env_cls=DummyVecEnv)
+
+    def wrapped(env: gymnasium.Env) -> gymnasium.Env:
+        return perturb(env, perturbations)
+
+    return make_vec_env(
+        env_id,
+        n_envs=num_envs,
+        seed=seed,
+        env_kwargs=kwargs,
+        vec_env_cls=DummyVecEnv,
+        wrapper_class=wrapped if perturbations else None,  # type: ignore[arg-type]
+    )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ _MODULUS = 1 << 128
 _LOW32 = (1 << 32) - 1
 _LARGEST = (1 << 63) - 1
 _SMALLEST = -(1 << 63)
+Words = tuple[Any, Any]
+"""A 128-bit number as its high and low 64-bit words, arrays or tensors."""
 
 
 def _signed(value: int) -> int:
@@ -38,29 +41,48 @@ def _split(values: Sequence[int], device: torch.device) -> torch.Tensor:
     return torch.tensor(words, dtype=torch.int64, device=device)
 
 
-def _multiply(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Return a * b mod 2^128; both (2, ...) high and low words."""
-    a0, a1 = a[1] & _LOW32, (a[1] >> 32) & _LOW32
-    b0, b1 = b[1] & _LOW32, (b[1] >> 32) & _LOW32
+class _Unsigned:
+    """The two operations on 64-bit words that differ between NumPy's uint64 and torch's int64."""
+
+    def __init__(self, signed: bool) -> None:
+        self.signed = signed
+
+    def shift(self, words: Any, bits: Any) -> Any:
+        """Return words >> bits, filled with zeros; bits > 0 where words are signed."""
+        return (words >> bits) & ((1 << (64 - bits)) - 1) if self.signed else words >> np.uint64(bits)
+
+    def less(self, a: Any, b: Any) -> Any:
+        """Return a < b as unsigned numbers, as 0 and 1 of the words' type."""
+        return ((a ^ _SMALLEST) < (b ^ _SMALLEST)).to(torch.int64) if self.signed else (a < b).astype(np.uint64)
+
+
+def _multiply(number: Words, factor: Words, unsigned: _Unsigned) -> Words:
+    """Return number * factor mod 2^128; both (high, low) words, by 32-bit halves of the low ones."""
+    (a_high, a), (b_high, b) = number, factor
+    low32 = _LOW32 if unsigned.signed else np.uint64(_LOW32)
+    a0, a1, b0, b1 = a & low32, unsigned.shift(a, 32), b & low32, unsigned.shift(b, 32)
     cross, other = a0 * b1, a1 * b0
-    middle = ((a0 * b0 >> 32) & _LOW32) + (cross & _LOW32) + (other & _LOW32)
-    carry = a1 * b1 + ((cross >> 32) & _LOW32) + ((other >> 32) & _LOW32) + (middle >> 32)
-    return torch.stack((carry + a[0] * b[1] + a[1] * b[0], a[1] * b[1]))
+    middle = unsigned.shift(a0 * b0, 32) + (cross & low32) + (other & low32)
+    carry = a1 * b1 + unsigned.shift(cross, 32) + unsigned.shift(other, 32) + unsigned.shift(middle, 32)
+    return carry + a * b_high + a_high * b, a * b
 
 
-def _add(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Return a + b mod 2^128; both (2, ...) high and low words."""
+def _add(a: Words, b: Words, unsigned: _Unsigned) -> Words:
+    """Return a + b mod 2^128; both (high, low) words."""
     low = a[1] + b[1]
-    carry = (low ^ _SMALLEST) < (a[1] ^ _SMALLEST)
-    return torch.stack((a[0] + b[0] + carry, low))
+    return a[0] + b[0] + unsigned.less(low, a[1]), low
 
 
-def _output(state: torch.Tensor) -> torch.Tensor:
-    """Return the 64-bit outputs (XSL-RR) of 128-bit states (2, ...)."""
+def _output(state: Words, signed: bool) -> Any:
+    """Return the upper 53 of the 64 output bits (XSL-RR) of 128-bit states (high, low), as float64 integers."""
     mixed = state[0] ^ state[1]
+    if not signed:
+        turn = state[0] >> np.uint64(58)
+        turned = (mixed >> turn) | (mixed << ((np.uint64(64) - turn) & np.uint64(63)))
+        return torch.from_numpy((turned >> np.uint64(11)).astype(np.float64))
     turn = (state[0] >> 58) & 63
     right = ((mixed & _LARGEST) >> turn) | (((mixed >> 63) & 1) << (63 - turn))
-    return right | (mixed << ((64 - turn) & 63))
+    return (((right | (mixed << ((64 - turn) & 63))) >> 11) & ((1 << 53) - 1)).to(torch.float64)
 
 
 class Streams:
@@ -74,8 +96,9 @@ class Streams:
         self.device = device
         self.state = torch.zeros((2, count), dtype=torch.int64, device=device)
         self.increment = torch.zeros((2, count), dtype=torch.int64, device=device)
-        self._offsets: dict[int, torch.Tensor] = {}
-        self._powers: dict[int, torch.Tensor] = {}
+        self._unsigned = _Unsigned(signed=device.type != "cpu")
+        self._offsets: dict[int, Any] = {}
+        self._powers: dict[int, Any] = {}
 
     def seed(self, rows: Sequence[int], seeds: Sequence[int]) -> None:
         """Restart the generators `rows` from `seeds`, as `numpy.random.default_rng(seed)` does."""
@@ -102,15 +125,19 @@ class Streams:
     def uniform(self, size: int, rows: torch.Tensor | None = None) -> torch.Tensor:
         """Return the next `size` numbers in [0, 1) of each generator (or of `rows`): float64 (n, size)."""
         powers, offsets = self._jumps(size)
-        state, shift = (self.state, offsets) if rows is None else (self.state[:, rows], offsets[:, rows])
-        states = _add(_multiply(state.unsqueeze(-1), powers.unsqueeze(1)), shift)
-        if rows is None:
-            self.state.copy_(states[..., -1])
+        if self._unsigned.signed:
+            states, index = self.state, slice(None) if rows is None else rows
         else:
-            self.state[:, rows] = states[..., -1]
-        return ((_output(states) >> 11) & ((1 << 53) - 1)).to(torch.float64) * 2.0**-53
+            # NumPy's calls cost a fraction of torch's on the few rows that begin an episode.
+            states = self.state.numpy().view(np.uint64)
+            index = slice(None) if rows is None else rows.numpy()
+        now = (states[0, index, None], states[1, index, None])
+        shift = (offsets[0, index], offsets[1, index])
+        following = _add(_multiply(now, (powers[0], powers[1]), self._unsigned), shift, self._unsigned)
+        states[0, index], states[1, index] = following[0][:, -1], following[1][:, -1]
+        return _output(following, self._unsigned.signed) * 2.0**-53
 
-    def _jumps(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _jumps(self, size: int) -> tuple[Any, Any]:
         """Return M^j as (2, size) and (1 + ... + M^(j-1)) inc as (2, count, size), for j = 1 .. size."""
         if size not in self._offsets:
             powers, sums, power, total = [], [], 1, 0
@@ -119,10 +146,17 @@ class Streams:
                 power = power * _MULTIPLIER % _MODULUS
                 powers.append(power)
                 sums.append(total)
-            self._powers[size] = _split(powers, self.device)
-            factors = _split(sums, self.device)
-            self._offsets[size] = _multiply(self.increment.unsqueeze(-1), factors.unsqueeze(1))
+            self._powers[size] = self._native(_split(powers, self.device))
+            factors, increments = self._native(_split(sums, self.device)), self._native(self.increment)
+            products = _multiply(
+                (increments[0, :, None], increments[1, :, None]), (factors[0], factors[1]), self._unsigned
+            )
+            self._offsets[size] = torch.stack(products) if self._unsigned.signed else np.stack(products)
         return self._powers[size], self._offsets[size]
+
+    def _native(self, words: torch.Tensor) -> Any:
+        """Return words as what this device computes with: int64 tensors, or NumPy's uint64 on the CPU."""
+        return words if self._unsigned.signed else words.numpy().view(np.uint64)
 
 
 def uniforms_for_normals(size: int) -> int:

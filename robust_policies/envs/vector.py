@@ -87,7 +87,8 @@ class TorchVectorEnv(VectorEnv):
         self._disturbance: torch.Tensor | None = None
         self._streams = Streams(self.num_envs, self.device)
         self._seeds: list[int] | None = None
-        self._state = torch.zeros((self.num_envs, self.plant.state_size), dtype=self.state_dtype, device=self.device)
+        # Column by column in memory, as the plants compute.
+        self._state = torch.zeros(self.plant.state_size, self.num_envs, dtype=self.state_dtype, device=self.device).T
         self._observation = torch.zeros(self.observation_space.shape or (), dtype=self.dtype, device=self.device)
         self._action = torch.zeros((self.num_envs, self.plant.action_size), dtype=self.state_dtype, device=self.device)
         self._reward = torch.zeros(self.num_envs, dtype=self.state_dtype, device=self.device)
@@ -236,12 +237,12 @@ class TorchVectorEnv(VectorEnv):
         reward = self._reward.to(self.dtype, copy=True)
         self._ended = None
         info: dict[str, Any] = {}
-        if self._steps_surely_running > 0 and not plant.terminates:
-            return self._observation.clone(), reward, terminated, torch.zeros_like(terminated), info
-        truncated = self._elapsed >= self.max_episode_steps
         if self._compile or ended is not None:
             # A captured graph writes into the same tensor again.
             terminated = terminated.clone()
+        if self._steps_surely_running > 0 and not plant.terminates:
+            return self._observation.clone(), reward, terminated, torch.zeros_like(terminated), info
+        truncated = self._elapsed >= self.max_episode_steps
         if ended is not None:
             terminated[ended] = False
         done = terminated | truncated
@@ -256,7 +257,8 @@ class TorchVectorEnv(VectorEnv):
             self._begin(rows, {}, None)
         elif len(rows):
             self._ended = rows
-            self._count_running()
+            if not plant.terminates:
+                self._count_running()
         return self._observation.clone(), reward, terminated, truncated, info
 
     def _begin(
@@ -292,7 +294,8 @@ class TorchVectorEnv(VectorEnv):
             self._observation[rows] = observation
             self._elapsed[rows] = 0
             self._action[rows] = 0.0
-        self._count_running(rows is None)
+        if not plant.terminates:
+            self._count_running(rows is None)
 
     def _count_running(self, fresh: bool = False) -> None:
         """Note for how many steps no time limit can be reached, so that those steps need not ask the device."""

@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from robust_policies.envs.perturb import parse, perturb
 from robust_policies.envs.registration import unknown_environment
 from robust_policies.errors import DeviceError, InvalidValueError, UnknownNameError
 from robust_policies.policies import load_policy
@@ -18,9 +19,17 @@ MODES = ("human", "video", "none")
 
 
 def enjoy_run(
-    folder: str | Path, env_id: str, env_kwargs: dict[str, Any], render: str, episodes: int, seed: int
+    folder: str | Path,
+    env_id: str,
+    env_kwargs: dict[str, Any],
+    render: str,
+    episodes: int,
+    seed: int,
+    perturbations: Any = (),
 ) -> Iterator[float]:
     """Yield the return of each of `episodes` episodes, deterministic actions; videos go to `folder`/videos.
+
+    The environment is wrapped in `perturbations`, a short list such as [{"ObservationDelay": 2}].
 
     Raises:
         UnknownNameError: the environment or the way of rendering. DeviceError: no display for a window.
@@ -31,7 +40,7 @@ def enjoy_run(
         raise UnknownNameError.among("way of rendering", render, MODES)
     folder = Path(folder)
     policy = load_policy(folder)
-    env = _make(env_id, env_kwargs, render, folder)
+    env = _make(env_id, env_kwargs, render, folder, parse(perturbations))
     try:
         for episode in range(episodes):
             observation, _ = env.reset(seed=seed + episode)
@@ -46,12 +55,12 @@ def enjoy_run(
         env.close()
 
 
-def _make(env_id: str, env_kwargs: dict[str, Any], render: str, folder: Path) -> gymnasium.Env:
+def _make(env_id: str, env_kwargs: dict[str, Any], render: str, folder: Path, perturbations: Any) -> gymnasium.Env:
     mode = {"human": "human", "video": "rgb_array", "none": None}[render]
     if render == "human":
         _check_display()
     try:
-        env = gymnasium.make(env_id, render_mode=mode, **env_kwargs)
+        env = perturb(gymnasium.make(env_id, render_mode=mode, **env_kwargs), perturbations)
     except gymnasium.error.UnregisteredEnv as error:
         raise unknown_environment(env_id) from error
     except gymnasium.error.Error as error:

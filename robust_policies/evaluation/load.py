@@ -33,6 +33,9 @@ def load_runs(folders: Sequence[Path]) -> list[Run]:
             evaluation = read_evaluation(folder)
             for failure in evaluation.get("failures", []):
                 notes.append(f"{failure.get('task')} was not evaluated: {failure.get('reason')}")
+            if evaluation.get("perturbations"):
+                wrappers = ", ".join(str(item).strip("{}").replace("'", "") for item in evaluation["perturbations"])
+                notes.append(f"evaluated inside wrappers, the first nearest to the plant: {wrappers}")
         except UserError as error:
             notes.append(str(error))
         try:

@@ -12,7 +12,8 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import Tensor
 
-from robust_policies.envs.registration import NAMESPACE, unknown_environment
+from robust_policies.envs.perturb import parse, perturb
+from robust_policies.envs.registration import ours, unknown_environment
 from robust_policies.envs.vector import TorchVectorEnv
 from robust_policies.errors import DivergedError, InvalidValueError, ShapeError, UnknownNameError
 from robust_policies.evaluation.attacks import FrozenActor, closed_loop_attack, deviation_attack
@@ -46,10 +47,12 @@ class Episodes:
 class Task:
     """A Gymnasium id as a batch of environments whose observations and rewards are float32 tensors."""
 
-    def __init__(self, env_id: str, count: int, kwargs: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, env_id: str, count: int, kwargs: Mapping[str, Any] | None = None, perturbations: Any = ()
+    ) -> None:
         options = dict(kwargs or {})
         try:
-            if env_id.startswith(f"{NAMESPACE}/"):
+            if ours(env_id):
                 self.env: Any = gymnasium.make_vec(
                     env_id, num_envs=count, autoreset_mode=AutoresetMode.DISABLED, **options
                 )
@@ -58,7 +61,8 @@ class Task:
                 self.env = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.DISABLED)
         except gymnasium.error.UnregisteredEnv as error:
             raise unknown_environment(env_id) from error
-        inner = self.env.unwrapped if hasattr(self.env, "unwrapped") else self.env
+        self.env = perturb(self.env, parse(perturbations))
+        inner = self.env.unwrapped
         self.torch_env: TorchVectorEnv | None = inner if isinstance(inner, TorchVectorEnv) else None
         self.action_shape = self.env.single_action_space.shape
         self.count = count
@@ -92,8 +96,9 @@ def run_episodes(
     budget: Budget | None = None,
     max_steps: int = 2000,
     on_step: Step | None = None,
+    perturbations: Any = (),
 ) -> Episodes:
-    """Return `episodes` episodes at each size of the perturbation `kind`.
+    """Return `episodes` episodes at each size of the perturbation `kind`, on top of the wrappers `perturbations`.
 
     Episode i has the same start, environment noise and unit perturbation at every size (common random numbers). For
     "pgd" an episode's return at a size is the worst found with a budget up to that size, doing nothing included.
@@ -109,7 +114,7 @@ def run_episodes(
     order = np.argsort(sizes)
     padded = [0.0, *(float(sizes[i]) for i in order)] if kind == "pgd" else [float(sizes[i]) for i in order]
     returns, lengths, actions, attack = _run(
-        policy, env_id, kind, padded, episodes, seed, dict(env_kwargs or {}), budget, max_steps, on_step
+        policy, env_id, kind, padded, episodes, seed, dict(env_kwargs or {}), budget, max_steps, on_step, perturbations
     )
     if kind == "pgd":
         returns, lengths, actions = np.minimum.accumulate(returns)[1:], lengths[1:], actions[:, 1:]
@@ -119,10 +124,10 @@ def run_episodes(
 
 def _run(
     policy: DeployedPolicy, env_id: str, kind: str, sizes: list[float], episodes: int, seed: int,
-    env_kwargs: dict[str, Any], budget: Budget, max_steps: int, on_step: Step | None,
+    env_kwargs: dict[str, Any], budget: Budget, max_steps: int, on_step: Step | None, perturbations: Any,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:  # fmt: skip
     count = len(sizes) * episodes
-    task = Task(env_id, count, env_kwargs)
+    task = Task(env_id, count, env_kwargs, perturbations)
     try:
         _check_fit(policy, task, env_id)
         actor = FrozenActor(policy)
@@ -133,7 +138,9 @@ def _run(
         generator = torch.Generator().manual_seed(seed + 1)
         noise = torch.zeros(0) if kind == "pgd" else unit_noise(kind, (max_steps, episodes, nu), seed + 1)
         plan: Tensor = torch.zeros(0)
-        closed = kind == "pgd" and task.torch_env is not None
+        # Gradients need a differentiable plant; the search plans without the wrappers, the episodes run with them.
+        inner = task.torch_env
+        closed = kind == "pgd" and inner is not None and inner.plant.differentiable
         total, length, ended = np.zeros(count), np.zeros(count, int), np.zeros(count, bool)
         fresh, first = np.zeros(count, bool), []
         for t in range(max_steps):
@@ -142,7 +149,7 @@ def _run(
                     left = max(1, min(budget.window, task.torch_env.max_episode_steps - t))
                     start = sphere((left, episodes, nu), generator).repeat(1, len(sizes), 1)
                     plan = closed_loop_attack(
-                        actor, task.torch_env.plant, task.torch_env.params, task.torch_env.state, hidden, size, start,
+                        actor, task.torch_env.plant, task.torch_env.prepared, task.torch_env.state, hidden, size, start,
                         steps=budget.gradient_steps,
                     )  # fmt: skip
                 shift = plan[t % budget.window]

@@ -15,6 +15,7 @@ from robust_policies import checks
 from robust_policies.certificates import Certificate, empirical_gain, secant_gain
 from robust_policies.certificates.certificate import array_hashes, claim, versions
 from robust_policies.certificates.files import read_json, write_json
+from robust_policies.envs.perturb import describe, parse
 from robust_policies.envs.registration import ENV_IDS
 from robust_policies.errors import CorruptFileError, InvalidValueError, NotCertifiableError, RobustPoliciesError
 from robust_policies.evaluation.metrics import summary
@@ -35,6 +36,7 @@ def evaluate_run(
     sizes: Sequence[float] | None = None,
     episodes: int | None = None,
     seeds: Sequence[int] | None = None,
+    perturbations: Any = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Return the evaluation of the policy in a run folder, also written to its evaluation.json.
@@ -46,6 +48,8 @@ def evaluate_run(
         sizes: perturbation sizes in the observation's units; None: the suite's.
         episodes: number for each size and seed; None: the suite's.
         seeds: evaluation seeds; None: the suite's.
+        perturbations: wrappers around every task, a short list such as [{"ObservationDelay": 2}]; None: the recipe's
+            (its evaluation's, else its task's, and then around the recipe's own task only).
         progress: called with the fraction done and what is being done.
 
     One row for each task, perturbation, size and seed. A task that fails is listed under "failures" with the reason and
@@ -63,7 +67,8 @@ def evaluate_run(
     seeds = [checks.positive_int("a seed", seed, minimum=0) for seed in (chosen.seeds if seeds is None else seeds)]
     if not seeds:
         raise InvalidValueError("No seed was given; expected at least one.")
-    recipe_task, env_kwargs = _recipe_task(folder)
+    wrappers = None if perturbations is None else describe(parse(perturbations))
+    recipe_task, env_kwargs, own_wrappers = _recipe_task(folder)
     tasks = list(tasks or _default_tasks(recipe_task))
     jobs = [(task, kind, seed) for task in tasks for kind in chosen.perturbations for seed in seeds]
     rows: list[dict[str, Any]] = []
@@ -76,8 +81,19 @@ def evaluate_run(
         if any(failure["task"] == task for failure in failures):
             continue
         kwargs = env_kwargs if task == recipe_task else {}
+        around = wrappers if wrappers is not None else own_wrappers if task == recipe_task else []
         try:
-            found = run_episodes(policy, task, kind, sizes, episodes, seed, env_kwargs=kwargs, budget=chosen.budget())
+            found = run_episodes(
+                policy,
+                task,
+                kind,
+                sizes,
+                episodes,
+                seed,
+                env_kwargs=kwargs,
+                budget=chosen.budget(),
+                perturbations=around,
+            )
             rows += [
                 {
                     "policy": folder.resolve().name, "task": task, "perturbation": kind, "attack": found.attack,
@@ -90,9 +106,11 @@ def evaluate_run(
             failures.append({"task": task, "perturbation": kind, "reason": str(error)})
     if not rows and last is not None:
         raise last
+    listed = own_wrappers if wrappers is None else wrappers
     content = {
         "schema": SCHEMA, "policy": folder.resolve().name, "cell": policy.cell.name, "suite": suite, "tasks": tasks,
-        "sizes": sizes, "episodes": episodes, "seeds": seeds, "rows": rows, "failures": failures,
+        "perturbations": listed, "sizes": sizes, "episodes": episodes, "seeds": seeds, "rows": rows,
+        "failures": failures,
         "attack_budget": chosen.model_dump(include={"gradient_steps", "window", "deviation_steps", "horizon"}),
         "seconds": round(time.perf_counter() - begun, 1), "versions": versions(),
     }  # fmt: skip
@@ -148,14 +166,17 @@ def pooled(rows: Sequence[dict[str, Any]], task: str, kind: str) -> dict[str, np
     return {"size": np.array(sizes), **{key: np.array([f[key] for f in found]) for key in ("mean", "low", "high")}}
 
 
-def _recipe_task(folder: Path) -> tuple[str | None, dict[str, Any]]:
+def _recipe_task(folder: Path) -> tuple[str | None, dict[str, Any], list[Any]]:
+    """Return the recipe's task, its options and the wrappers it is evaluated in."""
     path = folder / "recipe.yaml"
     if not path.is_file():
-        return None, {}
+        return None, {}, []
     try:
         content = yaml.safe_load(path.read_text())
         task = content["task"]
-        return str(task["id"]), dict(task.get("kwargs") or {})
+        wrappers = (content.get("evaluation") or {}).get("perturbations")
+        around = task.get("perturbations") or [] if wrappers is None else wrappers
+        return str(task["id"]), dict(task.get("kwargs") or {}), describe(parse(around))
     except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise CorruptFileError(f"{path} does not name a task ({error}); expected a resolved recipe.") from error
 

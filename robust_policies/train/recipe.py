@@ -27,6 +27,12 @@ class TaskSection(_Section):
     id: str = Field(description="Gymnasium id, ours (robust_policies/Pendulum-v0) or any other")
     num_envs: int = Field(default=32, ge=1, description="environments stepped side by side")
     kwargs: dict[str, Any] = Field(default_factory=dict, description="passed on to the environment")
+    perturbations: list[Any] = Field(default_factory=list, description="wrappers, such as ObservationDelay: 2")
+
+    @field_validator("perturbations")
+    @classmethod
+    def _known_perturbations(cls, value: list[Any]) -> list[Any]:
+        return checked_perturbations(value)
 
 
 class PolicySection(_Section):
@@ -97,6 +103,12 @@ class EvaluationSection(_Section):
     episodes: int = Field(default=50, ge=1)
     sizes: list[float] | None = Field(default=None, description="perturbation sizes; null: the suite's own")
     seeds: list[int] = Field(default_factory=lambda: [0, 1, 2], min_length=1)
+    perturbations: list[Any] | None = Field(default=None, description="in place of the task's; null: those")
+
+    @field_validator("perturbations")
+    @classmethod
+    def _known_perturbations(cls, value: list[Any] | None) -> list[Any] | None:
+        return None if value is None else checked_perturbations(value)
 
 
 class Recipe(_Section):
@@ -128,6 +140,13 @@ class Recipe(_Section):
     def to_yaml(self) -> str:
         """Return the resolved recipe as YAML text."""
         return dump_yaml(self.resolved())
+
+
+def checked_perturbations(value: list[Any]) -> list[Any]:
+    """Return a list of perturbation wrappers in its short form; raise a `UserError` that names the wrong item."""
+    from robust_policies.envs.perturb import describe, parse
+
+    return describe(parse(value))
 
 
 def schedule(value: float | str) -> Any:

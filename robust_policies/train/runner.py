@@ -54,7 +54,14 @@ def make_env(recipe: Recipe, num_envs: int, seed: int, device: str, training: bo
     Training environments divide rewards by the running deviation of the return if the recipe says so; observations are
     never normalised by running statistics, which would change what a certificate is about.
     """
-    env = make_sb3_vec_env(recipe.task.id, num_envs, seed, device=device, env_kwargs=recipe.task.kwargs)
+    env = make_sb3_vec_env(
+        recipe.task.id,
+        num_envs,
+        seed,
+        device=device,
+        env_kwargs=recipe.task.kwargs,
+        perturbations=recipe.task.perturbations,
+    )
     if training and recipe.algorithm.normalize_reward:
         env = VecNormalize(env, norm_obs=False, norm_reward=True, gamma=recipe.algorithm.discount)
     return env

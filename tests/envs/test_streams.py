@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from robust_policies.envs.streams import Streams, normals, uniforms_for_normals
+from robust_policies.envs.streams import Streams, _Unsigned, normals, uniforms_for_normals
 from robust_policies.errors import InvalidValueError
 
 
@@ -19,6 +19,17 @@ def test_uniform_numbers_equal_numpys_bit_for_bit():
     rows = torch.tensor([3, 7])
     assert np.array_equal(streams.uniform(4, rows).numpy(), np.stack([generators[i].random(4) for i in (3, 7)]))
     assert np.array_equal(streams.uniform(1).numpy(), np.stack([generator.random(1) for generator in generators]))
+
+
+def test_the_arithmetic_of_a_gpu_gives_the_same_numbers():
+    numpys, tensors = (Streams(40, torch.device("cpu")) for _ in range(2))
+    tensors._unsigned = _Unsigned(signed=True)
+    for streams in (numpys, tensors):
+        streams.seed(range(40), range(100, 140))
+    rows = torch.tensor([3, 7, 20])
+    for size, chosen in ((1, None), (5, None), (4, rows), (64, None), (2, rows)):
+        assert torch.equal(numpys.uniform(size, chosen), tensors.uniform(size, chosen))
+    assert torch.equal(numpys.state, tensors.state)
 
 
 def test_a_stream_hands_its_state_back_to_numpy():
