@@ -25,6 +25,19 @@ def test_make_and_make_vec_without_importing_the_package(name, tmp_path):
     assert run(code, tmp_path) == ["False", "ndarray", "Tensor", "torch.float64"]
 
 
+def test_every_id_is_there_for_whoever_imports_gymnasium_only(tmp_path):
+    code = (
+        "import gymnasium\n"
+        "ids = [name for name in gymnasium.registry if name.startswith('robust_policies/')]\n"
+        "for name in ids:\n"
+        "    gymnasium.make(name).reset(seed=0), gymnasium.make_vec(name, num_envs=2).reset(seed=0)\n"
+        "    print(name)"
+    )
+    from robust_policies.envs import ENV_IDS
+
+    assert run(code, tmp_path) == list(ENV_IDS)
+
+
 def test_the_order_of_imports_does_not_matter(tmp_path):
     code = (
         "import robust_policies.envs, gymnasium, sys\n"
