@@ -263,7 +263,7 @@ class LinearPlant(Plant):
         if key not in self._constants:
             # A tensor first made in inference mode could never be part of a gradient later.
             with torch.inference_mode(False):
-                self._constants[key] = torch.tensor(getattr(self, name), dtype=like.dtype, device=like.device)
+                self._constants[key] = torch.as_tensor(getattr(self, name), dtype=like.dtype, device=like.device)
         return self._constants[key]
 
     def clip(self, action: torch.Tensor) -> torch.Tensor:

@@ -228,6 +228,7 @@ def test_an_unknown_name_in_an_expression_is_named_with_the_known_ones():
 
 def expressions(content):
     content["continuous"] = True
+    content["randomize"] = {"gain": [0.5, 2.0]}
     content["physical"] = {"rate": {"value": 2.0, "unit": "1/s"}, "gain": {"value": 0.5}}
     content["parameters"] = {
         "A": [[0.0, "rate"], ["-rate", "0.1 * -rate"]],
