@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from robust_policies.envs.drawing.scene import Moment, Scene
+from robust_policies.envs.drawing.traces import LENGTH
 from robust_policies.envs.plant import Plant
 from robust_policies.errors import InvalidValueError
 
 DRAWINGS = ("pendulum", "cartpole", "qube", "maglev", "quadrotor_planar", "quadrotor")
 """The kinds of plant that have a picture of their own: a module of that name in `robust_policies.envs.drawing`."""
 
-_REMEMBERED = 200
 _LARGEST = 1e12
+_MUJOCO, _MUJOCO_PICTURE = "mujoco", "robust_policies.envs.mujoco.picture"
 
 
 class Renderer:
@@ -31,7 +33,7 @@ class Renderer:
     def __init__(self, plant: Plant, mode: str, rate: int) -> None:
         """Draw `plant` in `mode`, "rgb_array" or "human" (then at most `rate` pictures a second)."""
         self.plant, self.mode, self.rate = plant, mode, rate
-        self._moments: deque[Any] = deque(maxlen=_REMEMBERED)
+        self._moments: deque[Moment] = deque(maxlen=LENGTH)
         self._steps = -1
         self._nominal: dict[str, torch.Tensor] | None = None
         self._window: Any = None
@@ -62,8 +64,6 @@ class Renderer:
             InvalidValueError: pygame is not installed.
         """
         pygame = _pygame()
-        from robust_policies.envs.drawing.scene import Moment, Scene
-
         if steps < self._steps or steps == 0:
             self._moments.clear()
         elif steps == self._steps and self._moments:
@@ -71,12 +71,12 @@ class Renderer:
         self._steps = steps
         self._moments.append(Moment(*(_finite(values) for values in (observation, state, action))))
         own = getattr(self.plant, "draw", None)
-        if self.plant.kind == "mujoco":
-            mujoco_picture = importlib.import_module("robust_policies.envs.mujoco.picture")
-            pixels = np.asarray(mujoco_picture.picture(self.plant, state, action))
-            return self._show(pygame, pygame.surfarray.make_surface(pixels.swapaxes(0, 1)), pixels)
         if own is not None:
             return self._show(pygame, own(pygame, state, action, observation))
+        if self.plant.kind == _MUJOCO:
+            drawn = (torch.from_numpy(_finite(values)) for values in (state, action))
+            pixels = importlib.import_module(_MUJOCO_PICTURE).picture(self.plant, *drawn)
+            return self._show(pygame, pygame.surfarray.make_surface(pixels.swapaxes(0, 1)))
         name = self.plant.kind if self.plant.kind in DRAWINGS else "traces"
         drawing = importlib.import_module(f"robust_policies.envs.drawing.{name}")
         return self._show(pygame, drawing.draw(pygame, Scene(self.plant, self._numbers(params), list(self._moments))))
@@ -89,11 +89,9 @@ class Renderer:
             params = self._nominal
         return {name: float(value) for name, value in params.items() if value.numel() == 1}
 
-    def _show(self, pygame: Any, surface: Any, pixels: np.ndarray | None = None) -> np.ndarray | None:
+    def _show(self, pygame: Any, surface: Any) -> np.ndarray | None:
         if self.mode == "rgb_array":
-            if pixels is None:
-                pixels = pygame.surfarray.array3d(surface).swapaxes(0, 1)
-            return np.ascontiguousarray(pixels)
+            return np.ascontiguousarray(pygame.surfarray.array3d(surface).swapaxes(0, 1))
         if self._window is None or self._window.get_size() != surface.get_size():
             pygame.display.init()
             self._window = pygame.display.set_mode(surface.get_size())
@@ -106,7 +104,10 @@ class Renderer:
         return None
 
     def close(self) -> None:
-        """Close the window, if one is open."""
+        """Close the window, if one is open, and MuJoCo's renderer, if it drew."""
+        if self.plant.kind == _MUJOCO and self._moments:
+            importlib.import_module(_MUJOCO_PICTURE).close(self.plant)
+            self._moments.clear()
         if self._window is not None:
             import pygame
 

@@ -160,6 +160,21 @@ def test_the_window_shows_the_same_picture(task):
     assert not pygame.display.get_init()
 
 
+def test_the_window_shows_mujocos_picture():
+    import pygame
+
+    plant = load_plant("inverted_pendulum")
+    state, push, observation = np.array([0.1, 0.2, 0.0, 0.0]), np.zeros(1), np.zeros(plant.observation_size)
+    picture, window = Renderer(plant, "rgb_array", 50), Renderer(plant, "human", 1000)
+    pixels = picture.draw(state, push, observation, 0)
+    assert pixels.shape == (480, 480, 3) and pixels.dtype == np.uint8
+    assert window.draw(state, push, observation, 0) is None
+    assert np.array_equal(pygame.surfarray.array3d(pygame.display.get_surface()).swapaxes(0, 1), pixels)
+    assert not np.array_equal(picture.draw(-state, push, observation, 0), pixels)
+    window.close()
+    picture.close()
+
+
 class OwnPicture(LinearPlant):
     kind = "own"
 

@@ -115,9 +115,9 @@ class Canvas:
         self._pygame.draw.rect(self._surface, colour, area, border_radius=round(corner * _SMOOTH))
 
     def arrow(self, start: Point, vector: Point, colour: Colour = PUSH, width: float = 5.0) -> None:
-        """Draw an arrow from `start` along `vector`, with a smaller head where it is short and none below 2 points."""
+        """Draw an arrow from `start` along `vector`, with a smaller head where it is short and none below 5 points."""
         length = math.hypot(float(vector[0]), float(vector[1]))
-        if not math.isfinite(length) or length < 2.0:
+        if not math.isfinite(length) or length < 5.0:
             return
         along = np.array([vector[0], vector[1]], float) / length
         across = np.array([-along[1], along[0]])

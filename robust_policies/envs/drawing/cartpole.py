@@ -27,13 +27,8 @@ def draw(pygame: Any, scene: Scene) -> Any:
         post = SIZE / 2 + end * metre * track
         canvas.line((post, ground - 20), (post, ground + 3), QUIET, 3)
     canvas.line((10, ground), (SIZE - 10, ground), METAL, 4, round_ends=True)
-    whole = math.floor(track + 1e-9)
-    every = max(1, math.ceil(whole / 5))
-    for mark in range(-whole, whole + 1, every):
-        at = SIZE / 2 + metre * mark
-        canvas.line((at, ground + 7), (at, ground + 14), METAL, 1.5)
-        canvas.label(f"{mark} m" if mark == 0 else f"{mark}", (at, ground + 24))
-
+    # Below a pole that may hang.
+    _ruler(canvas, metre, track, ground + 7.0 if lean is not None else axle + pole + 16.0)
     if lean is not None:
         for side in (-lean, lean):
             end = (x + 1.15 * pole * math.sin(side), axle - 1.15 * pole * math.cos(side))
@@ -48,6 +43,15 @@ def draw(pygame: Any, scene: Scene) -> Any:
     canvas.line((x, axle), tip, BODY, 11, round_ends=True)
     canvas.circle((x, axle), 3.5, FAINT)
     return canvas.finish()
+
+
+def _ruler(canvas: Canvas, metre: float, track: float, top: float) -> None:
+    """Draw a scale in whole metres."""
+    whole = math.floor(track + 1e-9)
+    for mark in range(-whole, whole + 1, max(1, math.ceil(whole / 5))):
+        at = SIZE / 2 + metre * mark
+        canvas.line((at, top), (at, top + 7), METAL, 1.5)
+        canvas.label(f"{mark} m" if mark == 0 else f"{mark}", (at, top + 17))
 
 
 def _force(canvas: Canvas, push: float, x: float, y: float, gap: float) -> None:

@@ -15,6 +15,8 @@ from robust_policies.envs.drawing.scene import Scene
 _LARGER = 4.5
 """How many times larger than to scale the body is drawn, or its attitude could hardly be seen."""
 
+_ROOM, _THRUST = 98.0, 75.0
+
 
 def draw(pygame: Any, scene: Scene) -> Any:
     """Return the view along y, from as far away as the circle and the quadrotor need; grey: the limits."""
@@ -23,9 +25,10 @@ def draw(pygame: Any, scene: Scene) -> Any:
     plant: Any = scene.plant
     centre, radius, limits = plant.centre, plant.radius, plant.limits
     low, high = np.array(limits.position_low), np.array(limits.position_high)
-    near = max(1.45 * radius, 0.35 * float(np.max(high - low)) / 2)
-    away = max(abs(x - centre[0]), abs(z - centre[1]))
-    metre = 0.5 * SIZE / max(near, 1.25 * away)
+    near = max(radius, 0.25 * float(np.max(high - low)) / 2)
+    away = max(abs(x - centre[0]), abs(z - centre[1]), 1e-9)
+    # The body and its thrusts need some room beside its position; on the circle the scale must not change.
+    metre = min(0.5 * SIZE / (1.75 * near), (0.5 * SIZE - _ROOM) / away)
     arm = bounded(_LARGER * math.sqrt(0.5) * scene.numbers["arm"] * metre, 16.0, 90.0)
 
     def at(point: Any) -> np.ndarray:
@@ -49,7 +52,7 @@ def draw(pygame: Any, scene: Scene) -> Any:
         canvas.line(motor, motor + 10 * upward, INK, 4)
         rotor = motor + 12 * upward
         canvas.line(rotor - 17 * along, rotor + 17 * along, METAL, 4, round_ends=True)
-        canvas.arrow(rotor + 4 * upward, 75 * push * upward, PUSH, 5)
+        canvas.arrow(rotor + 4 * upward, _THRUST * push * upward, PUSH, 5)
     canvas.line(middle - arm * along, middle + arm * along, INK, 7, round_ends=True)
     canvas.line(middle - 9 * along, middle + 9 * along, BODY, 14, round_ends=True)
     return canvas.finish()
