@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args
@@ -138,10 +139,21 @@ def _known(model: type[BaseModel], place: tuple[Any, ...]) -> dict[str, str]:
     """Return the keys that the section at `place` may hold, with their units."""
     section: Any = model
     for part in place:
+        if part not in section.model_fields:
+            # A name the user chose, the key of a mapping of sections: the section is known already.
+            continue
         annotation = section.model_fields[part].annotation
-        choices = (annotation, *get_args(annotation))
-        section = next(choice for choice in choices if isinstance(choice, type) and issubclass(choice, BaseModel))
+        section = next(
+            choice for choice in _all(annotation) if isinstance(choice, type) and issubclass(choice, BaseModel)
+        )
     return {
         field.alias or name: str((field.json_schema_extra or {}).get("unit", ""))
         for name, field in section.model_fields.items()
     }
+
+
+def _all(annotation: Any) -> Iterator[Any]:
+    """Yield a type annotation and everything inside its brackets."""
+    yield annotation
+    for inner in get_args(annotation):
+        yield from _all(inner)
