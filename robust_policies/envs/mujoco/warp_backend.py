@@ -62,7 +62,8 @@ class WarpBackend:
         if device.type == "cpu":
             warnings.warn("MuJoCo-Warp runs on the CPU here, which is slow and meant for testing; use backend='c', or "
                           "a CUDA device.", UserWarning, stacklevel=2)  # fmt: skip
-        self._warp_device = self.wp.device_from_torch(device)
+        self.wp.init()
+        self._warp_device = self.wp.get_device("cpu" if device.type == "cpu" else f"cuda:{device.index or 0}")
         self._worlds: dict[int, _Worlds] = {}
         self._of: tuple[MujocoParams | None, int] = (None, 0)
         self._many = 0
