@@ -122,7 +122,8 @@ def task_file(task: str | Path) -> Path:
 
 def _explain(path: Path, model: type[BaseModel], error: ValidationError) -> UserError:
     """Return our error for the first thing that pydantic found wrong."""
-    first = error.errors()[0]
+    # A misspelt key is also a missing one; the spelling is what helps.
+    first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         known = _known(model, first["loc"][:-1])
