@@ -96,6 +96,18 @@ def test_forces_add_to_one_another_and_to_the_one_already_set():
     assert env.unwrapped.disturbance.tolist() == [0.1]
 
 
+@pytest.mark.parametrize(("size", "pushed"), [(2.0, [2.0, 0.0, 0.0]), ([0.5, -1.0], [0.5, -1.0, 0.0])])
+def test_numbers_push_the_first_channels_in_order(size, pushed):
+    env = single.ForceDisturbance(gymnasium.make("robust_policies/QuadrotorPlanar-v0"), size)
+    twin = gymnasium.make("robust_policies/QuadrotorPlanar-v0")
+    env.reset(seed=0)
+    twin.reset(seed=0)
+    twin.unwrapped.disturbance = np.array(pushed)
+    action = env.action_space.high
+    for _ in range(5):
+        assert np.array_equal(env.step(action)[0], twin.step(action)[0])
+
+
 def test_a_refused_action_leaves_no_force_behind():
     env = single.ForceDisturbance(gymnasium.make(ID), 1.0)
     env.reset(seed=0)
@@ -106,7 +118,7 @@ def test_a_refused_action_leaves_no_force_behind():
 
 
 def test_forces_that_do_not_fit_are_refused():
-    with pytest.raises(ShapeError, match=r"size has 2 number\(s\); expected one, or 1: torque \[N m\]"):
+    with pytest.raises(ShapeError, match=r"size has 2 numbers; expected at most 1: torque \[N m\]"):
         single.ForceDisturbance(gymnasium.make(ID), [1.0, 2.0])
     with pytest.raises(InvalidValueError, match="leave body out"):
         single.ForceDisturbance(gymnasium.make(ID), body="pole")

@@ -76,7 +76,8 @@ class Wrapper(gymnasium.Wrapper, RecordConstructorArgs):
         if not self._started:
             raise InvalidValueError("step was called before reset; call reset() first.")
         perturbation = self.perturbation
-        kept = perturbation.random.streams.state.clone()
+        # Before the environment has accepted the action, only a perturbation of actions draws.
+        kept = perturbation.random.streams.state.clone() if self.specification.acts_on == "action" else None
         with torch.no_grad():
             try:
                 applied, size = self._act(action)
@@ -86,7 +87,8 @@ class Wrapper(gymnasium.Wrapper, RecordConstructorArgs):
                 finally:
                     perturbation.pull()
             except Exception:
-                perturbation.random.streams.state.copy_(kept)
+                if kept is not None:
+                    perturbation.random.streams.state.copy_(kept)
                 raise
             perturbation.commit()
             perturbed, observed_size = perturbation.observe(self._flat(observation))

@@ -270,7 +270,7 @@ class ForceDisturbance(Spec):
     size: Numbers = _field(
         1.0,
         "of the channel; impulse: times s",
-        "one number for all channels, or one each (MuJoCo: x, y, z and torques)",
+        "one number: on the first channel; a list: on the first channels in order",
     )
     kind: Literal["step", "impulse", "sine"] = _field(
         "step", "", "'step': constant; 'impulse': size is the area, force times time; 'sine': amplitude"

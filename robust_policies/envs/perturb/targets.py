@@ -250,19 +250,12 @@ def target_of(env: Any, perturbation: str, body: str | None = None) -> Target:
 
 
 def channel_sizes(target: Target, size: float | tuple[float, ...]) -> torch.Tensor:
-    """Return one number for each channel (channels,) from one for all or one each, as ForceDisturbance's size says."""
+    """Return one number for each channel (channels,): those given from the first channel on, 0 for the others."""
+    # One number for all would add newtons and newton metres on a body's six channels.
+    given = size if isinstance(size, tuple) else (size,)
     count = len(target.channels)
-    first = target.targets[0] if isinstance(target, ManyTargets) else target
-    if isinstance(first, MujocoTarget):
-        # One number is a push along x: all of force and torque at once is never meant.
-        given = size if isinstance(size, tuple) else (size,)
-        if len(given) > count:
-            raise ShapeError(
-                f"ForceDisturbance: size has {len(given)} numbers; expected at most {count} (force, torque)."
-            )
-        return torch.tensor([*given, *(0.0,) * (count - len(given))], dtype=torch.float64)
-    if isinstance(size, tuple) and len(size) != count:
+    if len(given) > count:
         raise ShapeError(
-            f"ForceDisturbance: size has {len(size)} number(s); expected one, or {count}: {', '.join(target.channels)}."
+            f"ForceDisturbance: size has {len(given)} numbers; expected at most {count}: {', '.join(target.channels)}."
         )
-    return torch.tensor(size, dtype=torch.float64).expand(count)
+    return torch.tensor([*given, *(0.0,) * (count - len(given))], dtype=torch.float64)

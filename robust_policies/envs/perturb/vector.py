@@ -111,7 +111,8 @@ class Wrapper(VectorWrapper, RecordConstructorArgs):
         if self._last is None:
             raise InvalidValueError("step was called before reset; call reset() first.")
         perturbation = self.perturbation
-        kept = perturbation.random.streams.state.clone()
+        # Before the environment has accepted the action, only a perturbation of actions draws.
+        kept = perturbation.random.streams.state.clone() if self.specification.acts_on == "action" else None
         with torch.no_grad():
             try:
                 applied, size = self._act(actions)
@@ -121,7 +122,8 @@ class Wrapper(VectorWrapper, RecordConstructorArgs):
                 finally:
                     perturbation.pull()
             except Exception:
-                perturbation.random.streams.state.copy_(kept)
+                if kept is not None:
+                    perturbation.random.streams.state.copy_(kept)
                 raise
             perturbation.commit()
             perturbed, size, info = self._observe(observation, size, info)
