@@ -174,44 +174,52 @@ class QuadrotorPlant(Plant):
         world axes and a torque in body axes, not clipped.
         """
         first, second, third, fourth = action.to(state.dtype).clamp(0.0, self.limits.thrust).unbind(-1)
-        mass, lever, ratio = params["mass"].unsqueeze(-1), params["arm"] * math.sqrt(0.5), params["torque_ratio"]
-        inertia = torch.stack((params["inertia_x"], params["inertia_y"], params["inertia_z"]), dim=-1)
-        torque = torch.stack(
-            (
-                lever * (third + fourth - first - second),
-                lever * (second + third - first - fourth),
-                ratio * (second + fourth - first - third),
-            ),
-            dim=-1,
-        )
-        lift = (first + second + third + fourth).unsqueeze(-1) / mass
-        still = torch.zeros_like(params["gravity"])
-        push = torch.stack((still, still, -params["gravity"]), dim=-1)
+        mass, lever, ratio = params["mass"], params["arm"] * math.sqrt(0.5), params["torque_ratio"]
+        ix, iy, iz = params["inertia_x"], params["inertia_y"], params["inertia_z"]
+        lift = (first + second + third + fourth) / mass
+        roll = lever * (third + fourth - first - second)
+        pitch = lever * (second + third - first - fourth)
+        yaw = ratio * (second + fourth - first - third)
+        push_x, push_y, push_z = 0.0, 0.0, -params["gravity"]
         if disturbance is not None:
-            push = push + disturbance[..., :3] / mass
-            torque = torque + disturbance[..., 3:]
-        drag = params["drag"].unsqueeze(-1) / mass
+            force_x, force_y, force_z, torque_x, torque_y, torque_z = disturbance.unbind(-1)
+            push_x, push_y, push_z = force_x / mass, force_y / mass, force_z / mass + push_z
+            roll, pitch, yaw = roll + torque_x, pitch + torque_y, yaw + torque_z
+        drag = params["drag"] / mass
 
         def derivative(moving: torch.Tensor) -> torch.Tensor:
-            _, quaternion, velocity, omega = moving.split((3, 4, 3, 3), dim=-1)
-            acceleration = lift * rotation.vertical(quaternion) + push - drag * velocity
-            turning = (torque - torch.linalg.cross(omega, inertia * omega)) / inertia
-            return torch.cat((velocity, rotation.rate(quaternion, omega), acceleration, turning), dim=-1)
+            _, _, _, w, x, y, z, vx, vy, vz, a, b, c = moving.unbind(0)
+            up_x, up_y, up_z = rotation.vertical((w, x, y, z))
+            return torch.stack(
+                (
+                    vx,
+                    vy,
+                    vz,
+                    *rotation.rate((w, x, y, z), (a, b, c)),
+                    lift * up_x + push_x - drag * vx,
+                    lift * up_y + push_y - drag * vy,
+                    lift * up_z + push_z - drag * vz,
+                    (roll + (iy - iz) * (b * c)) / ix,
+                    (pitch + (iz - ix) * (c * a)) / iy,
+                    (yaw + (ix - iy) * (a * b)) / iz,
+                )
+            )
 
-        position, quaternion, *rest, clock = state.split((3, 4, 3, 3, 1), dim=-1)
-        moving = torch.cat((position, rotation.unit(quaternion), *rest), dim=-1)
-        moving = rk4(derivative, moving, self.time_step, self.substeps)
-        position, quaternion, velocity, omega = moving.split((3, 4, 3, 3), dim=-1)
-        omega = omega.clamp(-self.limits.body_rate, self.limits.body_rate)
-        return torch.cat((position, rotation.unit(quaternion), velocity, omega, clock + self.time_step), dim=-1)
+        px, py, pz, w, x, y, z, *velocities, clock = state.unbind(-1)
+        # One row a component: the arithmetic then runs on contiguous memory.
+        moving = torch.stack((px, py, pz, *rotation.unit((w, x, y, z)), *velocities))
+        px, py, pz, w, x, y, z, vx, vy, vz, *rates = rk4(derivative, moving, self.time_step, self.substeps).unbind(0)
+        a, b, c = (rate.clamp(-self.limits.body_rate, self.limits.body_rate) for rate in rates)
+        attitude = rotation.unit((w, x, y, z))
+        return torch.stack((px, py, pz, *attitude, vx, vy, vz, a, b, c, clock + self.time_step), dim=-1)
 
     def observe(self, state: torch.Tensor, params: Params, noise: torch.Tensor | None = None) -> torch.Tensor:
         """Return the eighteen numbers of `output_names`."""
-        position, quaternion, velocity, omega, clock = state.split((3, 4, 3, 3, 1), dim=-1)
-        error = position - self.reference(clock[..., 0])
+        px, py, pz, w, x, y, z, *velocities, clock = state.unbind(-1)
+        wanted_x, wanted_y, wanted_z = self.reference(clock).unbind(-1)
         # Rounding may take an entry beyond 1 in the last digit.
-        axes = rotation.matrix(rotation.unit(quaternion)).clamp(-1.0, 1.0)
-        return torch.cat((error, axes, velocity, omega), dim=-1)
+        axes = (entry.clamp(-1.0, 1.0) for entry in rotation.matrix(rotation.unit((w, x, y, z))))
+        return torch.stack((px - wanted_x, py - wanted_y, pz - wanted_z, *axes, *velocities), dim=-1)
 
     def reward(
         self, state: torch.Tensor, action: torch.Tensor, following: torch.Tensor, params: Params
@@ -219,37 +227,46 @@ class QuadrotorPlant(Plant):
         """Return 1 / (1 + cost), in (0, 1], the cost a weighted sum of squares of `following` and of the action.
 
         The attitude counts by 2 (1 - cos a) = 4 (x^2 + y^2 + z^2) with a the angle of the rotation away from level and
-        yaw 0 and (x, y, z) the quaternion's vector part: smooth everywhere, and the same for q and -q.
+        yaw 0 and (x, y, z) the vector part of the quaternion, of length 1 as `step` returns it: smooth everywhere, and
+        the same for q and -q.
         """
-        position, quaternion, velocity, omega, clock = following.split((3, 4, 3, 3, 1), dim=-1)
-        thrust = action.to(state.dtype).clamp(0.0, self.limits.thrust)
-        hover = (params["mass"] * params["gravity"] / 4.0).unsqueeze(-1)
+        px, py, pz, _, x, y, z, vx, vy, vz, a, b, c, clock = following.unbind(-1)
+        wanted_x, wanted_y, wanted_z = self.reference(clock).unbind(-1)
+        hover = params["mass"] * params["gravity"] / 4.0
+        first, second, third, fourth = (
+            thrust - hover for thrust in action.to(state.dtype).clamp(0.0, self.limits.thrust).unbind(-1)
+        )
         cost = (
-            self.cost.position * (position - self.reference(clock[..., 0])).square().sum(-1)
-            + self.cost.velocity * velocity.square().sum(-1)
-            + self.cost.attitude * 4.0 * rotation.unit(quaternion)[..., 1:].square().sum(-1)
-            + self.cost.body_rate * omega.square().sum(-1)
-            + self.cost.thrust * (thrust - hover).square().sum(-1)
+            self.cost.position * ((px - wanted_x) ** 2 + (py - wanted_y) ** 2 + (pz - wanted_z) ** 2)
+            + self.cost.velocity * (vx**2 + vy**2 + vz**2)
+            + 4.0 * self.cost.attitude * (x**2 + y**2 + z**2)
+            + self.cost.body_rate * (a**2 + b**2 + c**2)
+            + self.cost.thrust * (first**2 + second**2 + third**2 + fourth**2)
         )
         return 1.0 / (1.0 + cost)
 
     def terminated(self, state: torch.Tensor, params: Params) -> torch.Tensor:
         """Return where the quadrotor has left its box or is not a number."""
-        inside = state.isfinite().all(-1)
+        # The sum is finite where every number is, and cheaper to ask.
+        inside = state.sum(-1).isfinite()
         for axis, (low, high) in enumerate(zip(self.limits.position_low, self.limits.position_high, strict=True)):
             inside = inside & (state[..., axis] >= low) & (state[..., axis] <= high)
         return ~inside
 
     def initial(self, uniform: torch.Tensor, params: Params, options: Mapping[str, Any] | None = None) -> torch.Tensor:
         """Return states about the first position, uniform within the task's half widths, clock 0."""
-        position, turn, velocity, omega = (2.0 * uniform - 1.0).split((3, 3, 3, 3), dim=-1)
-        clock = torch.zeros_like(uniform[..., :1])
-        return torch.cat(
+        scatter = (2.0 * uniform - 1.0).unbind(-1)
+        clock = torch.zeros_like(scatter[0])
+        x, y, z = self.reference(clock).unbind(-1)
+        spread, angle = self.start.position, self.start.attitude
+        return torch.stack(
             (
-                self.reference(clock[..., 0]) + self.start.position * position,
-                rotation.from_rotation_vector(self.start.attitude * turn),
-                self.start.velocity * velocity,
-                self.start.body_rate * omega,
+                x + spread * scatter[0],
+                y + spread * scatter[1],
+                z + spread * scatter[2],
+                *rotation.from_rotation_vector((angle * scatter[3], angle * scatter[4], angle * scatter[5])),
+                *(self.start.velocity * part for part in scatter[6:9]),
+                *(self.start.body_rate * part for part in scatter[9:]),
                 clock,
             ),
             dim=-1,

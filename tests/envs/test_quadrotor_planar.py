@@ -187,15 +187,17 @@ def test_a_compiled_step_has_no_graph_break_and_agrees(dtype):
         torch.testing.assert_close(given, expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_random_actions_leave_everything_finite_even_without_resets(dtype):
+@pytest.mark.parametrize(("dtype", "steps"), [(torch.float32, 4000), (torch.float64, 500)])
+def test_random_actions_leave_everything_finite_even_without_resets(dtype, steps):
     params = PLANT.nominal(dtype=dtype)
     now, generator = starts(64, dtype=dtype), torch.Generator().manual_seed(1)
+    within = torch.ones(64, dtype=torch.bool)
     with torch.inference_mode():
-        for _ in range(4000):
+        for _ in range(steps):
             action = 0.3 * torch.rand(64, 2, generator=generator, dtype=dtype)
             now, observation, reward, _ = gradient.transition(PLANT, now, action, params)
-            assert bool(observation.isfinite().all()) and bool(((reward >= 0) & (reward <= 1)).all())
+            within &= observation.isfinite().all(-1) & (reward >= 0) & (reward <= 1)
+    assert within.all()
 
 
 def regulator(params):
