@@ -41,11 +41,12 @@ class RunningMoments:
             deviation = torch.where(counted, values - mean.unsqueeze(-1), 0.0)
         squares = (deviation * deviation).sum(-1)
         total = self.count + number
+        share = number / total
         shift = mean - self.mean
-        squares = squares + self.variance * self.count + shift * shift * (self.count * number / total)
+        before = torch.addcmul(self.variance, shift * shift, share)
         # In place: a tensor made anew in inference mode could not be updated outside of it.
-        self.mean += shift * (number / total)
-        self.variance.copy_(squares / total)
+        self.mean.addcmul_(shift, share)
+        self.variance.copy_(torch.addcmul(squares, before, self.count) / total)
         self.count.copy_(total)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
