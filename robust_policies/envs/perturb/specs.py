@@ -208,7 +208,7 @@ class ObservationBias(_Additive):
 class ObservationDropout(Spec):
     """Lose observations: deliver zeros, or the last one delivered."""
 
-    probability: Probability = _field(0.1, "1", "of losing one, each step anew")
+    probability: Probability = _field(0.1, "", "of losing one, each step anew")
     fill: Fill = _field("zero", "", "what is delivered instead; an episode's first observation has nothing to hold")
     per_dimension: bool = _field(False, "", "lose each dimension by itself")
 
@@ -249,7 +249,7 @@ class ActionDropout(Spec):
     """Lose actions: apply the idle one, or the last one applied."""
 
     acts_on = "action"
-    probability: Probability = _field(0.1, "1", "of losing one, each step anew")
+    probability: Probability = _field(0.1, "", "of losing one, each step anew")
     fill: Fill = _field(
         "zero", "", "'zero': the idle action; 'hold': the last applied (an episode's first is not lost)"
     )
@@ -260,7 +260,7 @@ class StickyAction(Spec):
     """Repeat the last applied action instead of the new one, at random."""
 
     acts_on = "action"
-    probability: Probability = _field(0.25, "1", "of repeating, each step anew; an episode's first action is applied")
+    probability: Probability = _field(0.25, "", "of repeating, each step anew; an episode's first action is applied")
 
 
 class ForceDisturbance(Spec):
@@ -288,7 +288,7 @@ class DynamicsShift(Spec):
     parameter: str = Field(
         description="the name of a physical parameter, or a field of a MuJoCo model", json_schema_extra={"unit": ""}
     )
-    factor: Range = _field(1.0, "1", "multiplies the value; [low, high]: drawn at every episode start")
+    factor: Range = _field(1.0, "", "multiplies the value; [low, high]: drawn at every episode start")
     offset: Range = _field(0.0, "of the parameter", "is added then; [low, high]: drawn at every episode start")
 
 
