@@ -34,6 +34,8 @@ class Evaluated(NamedTuple):
 class Backend(Protocol):
     """Computes on float64 tensors on one device; every call begins without a warm start, so results are a function."""
 
+    device: torch.device
+
     def advance(
         self, physics: torch.Tensor, control: torch.Tensor, push: torch.Tensor | None, params: MujocoParams, steps: int
     ) -> Advanced:

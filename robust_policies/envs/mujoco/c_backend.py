@@ -35,7 +35,7 @@ class CBackend:
 
     def __init__(self, model: mujoco.MjModel, body: int, threads: int | None = None) -> None:
         """Prepare for models of this model's sizes; the disturbance pushes the body of number `body`."""
-        self.model, self.body = model, body
+        self.model, self.body, self.device = model, body, torch.device("cpu")
         self.threads = torch.get_num_threads() if threads is None else threads
         self._data = [mujoco.MjData(model) for _ in range(max(1, self.threads))]
         self._inline = rollout.Rollout(nthread=0)
@@ -54,7 +54,7 @@ class CBackend:
         """Return accelerations and sensors, from one explicit Euler step: v + h a, sensors before it."""
         after = self._roll(physics, control, push, params.for_rows(len(physics), explicit=True), 1)
         velocities = slice(self.model.nq, self.model.nq + self.model.nv)
-        change = after.physics[:, velocities] - physics.to("cpu", torch.float64)[:, velocities]
+        change = after.physics[:, velocities] - physics[:, velocities]
         return Evaluated(change / self.model.opt.timestep, after.sensors, after.failed)
 
     def _roll(

@@ -70,13 +70,17 @@ class MujocoParams(Mapping[str, torch.Tensor]):
             self._explicit = [_explicit(model) for model in self.models]
         return self._explicit
 
+    def check(self, count: int) -> None:
+        """Raise `ShapeError` unless the parameters are shared, or those of `count` environments."""
+        if len(self.models) not in {1, count}:
+            raise ShapeError(f"the parameters are those of {len(self.models)} environments; expected {count} of them, "
+                             "one a state.")  # fmt: skip
+
     def for_rows(self, count: int, explicit: bool = False) -> list[mujoco.MjModel]:
         """Return one model a row: the shared one `count` times, or the environments' own, which must be `count`."""
         models = self.explicit if explicit else self.models
-        if len(models) > 1 or count == 1:
-            if len(models) != count:
-                raise ShapeError(f"the parameters are those of {len(models)} environments; expected {count} of them, "
-                                 "one a state.")  # fmt: skip
+        self.check(count)
+        if len(models) == count:
             return models
         if len(self._repeated.get(explicit, ())) != count:
             self._repeated[explicit] = models * count

@@ -57,7 +57,7 @@ def _headless() -> None:
 def close(plant: MujocoPlant) -> None:
     """End the renderer kept with the plant, if there is one."""
     if plant.renderer is not None:
-        plant.renderer.renderer.close()
+        plant.renderer.close()
         plant.renderer = None
 
 
@@ -127,3 +127,7 @@ class Picture:
         mujoco.mj_forward(model, self.data)
         self.renderer.update_scene(self.data, self.camera)
         return self.renderer.render().copy()
+
+    def close(self) -> None:
+        """Release the GL context."""
+        self.renderer.close()

@@ -151,11 +151,13 @@ class MujocoPlant(Plant):
         return self._beginner
 
     def close(self) -> None:
-        """Release threads and device memory; they come back with the next use."""
+        """Release threads, device memory and the renderer; they come back with the next use."""
         for held in (self._backend, self._beginner):
             if held is not None:
                 held.close()
-        self._backend = self._beginner = None
+        if self.renderer is not None:
+            self.renderer.close()
+        self._backend = self._beginner = self.renderer = None
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_backend": None, "_beginner": None, "_constants": {}, "renderer": None}
@@ -208,11 +210,12 @@ class MujocoPlant(Plant):
         shape = state.shape
         with torch.no_grad():
             before = state.detach().reshape(-1, self.state_size)
-            control = self.clip(action.detach()).reshape(-1, self.action_size)
-            push = None if disturbance is None else disturbance.detach().reshape(-1, 6)
+            there = {"device": self.backend.device, "dtype": torch.float64}
+            control = self.clip(action.detach()).reshape(-1, self.action_size).to(**there)
+            push = None if disturbance is None else disturbance.detach().reshape(-1, 6).to(**there)
             if len(control) != len(before) or (push is not None and len(push) != len(before)):
                 raise ShapeError(f"{len(before)} states come with {len(control)} actions; expected one each.")
-            physics = before[:, : self.layout.physics]
+            physics = before[:, : self.layout.physics].to(**there)
             after, read, failed = self._advance(physics, control, push, self._prepared(params))
             to = {"device": state.device, "dtype": state.dtype}
             mark = failed.to(**to).unsqueeze(-1)
@@ -226,7 +229,7 @@ class MujocoPlant(Plant):
         """Return the physics, the readings and where it failed, after a step."""
         backend, columns = self.backend, self.layout.sensor_columns
         if self.by_stages:
-            now, failed = physics.to(torch.float64), None
+            now, failed = physics, None
             if self.frame_skip > 1:
                 advanced = backend.advance(now, control, push, params, self.frame_skip - 1)
                 now, failed = advanced.physics.clone(), advanced.failed

@@ -66,7 +66,7 @@ class WarpBackend:
         self._warp_device = self.wp.get_device("cpu" if device.type == "cpu" else f"cuda:{device.index or 0}")
         self._worlds: dict[int, _Worlds] = {}
         self._of: tuple[MujocoParams | None, int] = (None, 0)
-        self._many = 0
+        self._many = 1
         self._model = self._put(model)
 
     def _put(self, model: mujoco.MjModel) -> Any:
@@ -126,6 +126,8 @@ class WarpBackend:
                 data = self.mjw.make_data(
                     self.model, nworld=count, nconmax=self.sizes.contacts, njmax=self.sizes.constraints
                 )
+            # Warp cleared this memory on its own stream; torch writes to it on another.
+            self.wp.synchronize_device(self._warp_device)
             names = ["qpos", "qvel", "qacc", "qacc_warmstart", "time", "xfrc_applied", "sensordata"]
             names += (["act"] if self.model.na else []) + (["ctrl"] if self.model.nu else [])
             self._worlds[count] = _Worlds(data, {name: self.wp.to_torch(getattr(data, name)) for name in names})
@@ -144,36 +146,44 @@ class WarpBackend:
             with self.wp.ScopedDevice(self._warp_device):
                 launch()
             return
+        if steps not in worlds.graphs:
+            worlds.graphs[steps] = self._record(worlds, launch)
         stream = self.wp.stream_from_torch(torch.cuda.current_stream(self.device))
-        with self.wp.ScopedStream(stream):
-            if steps not in worlds.graphs:
-                worlds.graphs[steps] = self._record(worlds, launch)
-            self.wp.capture_launch(worlds.graphs[steps])
+        self.wp.capture_launch(worlds.graphs[steps], stream=stream)
 
     def _record(self, worlds: _Worlds, launch: Callable[[], None]) -> Any:
-        """Return the graph of `launch`, whose first run compiles kernels and must not be recorded."""
+        """Return the graph of `launch`, recorded on Warp's own stream since torch's usual one cannot be.
+
+        The first run compiles kernels and must not be recorded; what it did to the worlds is undone.
+        """
+        torch.cuda.synchronize(self.device)
         kept = {name: view.clone() for name, view in worlds.views.items()}
-        launch()
+        torch.cuda.synchronize(self.device)
+        with self.wp.ScopedDevice(self._warp_device):
+            launch()
+            self.wp.synchronize_device(self._warp_device)
+            with self.wp.ScopedCapture(device=self._warp_device) as capture:
+                launch()
         for name, view in worlds.views.items():
             view.copy_(kept[name])
-        with self.wp.ScopedCapture(device=self._warp_device) as capture:
-            launch()
         return capture.graph
 
     def _use(self, params: MujocoParams, count: int) -> None:
         """Bring the physical parameters onto the device, in place where the model is there already."""
-        if self._of == (params, params.version):
+        params.check(count)
+        if self._of[0] is params and self._of[1] == params.version:
             return
         models = params.models
-        if len(models) > 1 or self._many != len(models):
-            params.for_rows(count)
-        if self._many != len(models):
-            self._model = self._put(models[0])
-            self._worlds = {number: _Worlds(worlds.data, worlds.views) for number, worlds in self._worlds.items()}
+        replace = self._many != len(models)
+        if replace:
+            # The fields' shapes change, and recorded graphs hold the old fields' addresses.
+            for worlds in self._worlds.values():
+                worlds.graphs.clear()
         names = [name for name in (*UNITS, *_DERIVED) if name == "gravity" or hasattr(self._model, name)]
         for name in names:
-            self._write(name, models, replace=self._many != len(models))
+            self._write(name, models, replace)
         self._many, self._of = len(models), (params, params.version)
+        self.wp.synchronize_device(self._warp_device)
 
     def _write(self, name: str, models: list[mujoco.MjModel], replace: bool) -> None:
         owner, source = (self._model.opt, "opt") if name == "gravity" else (self._model, "")
