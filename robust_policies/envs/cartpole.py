@@ -193,10 +193,10 @@ class CartPolePlant(Plant):
         1 - (w_x x^2 + w_x' x'^2 + w_theta theta^2 + w_theta' theta'^2) - w_u u^2 for `balance`; and
         (1 + cos theta) / 2 exp(-(w_x x^2 + w_x' x'^2 + w_theta' theta'^2)) - w_u u^2 for `swing_up`.
         """
-        position, speed, angle, turning = following.unbind(-1)
         if self.reward_kind == "alive":
             # Not a bare constant: it stays part of the graph, with the gradient zero.
-            return 1.0 + 0.0 * angle
+            return 1.0 + 0.0 * following[..., 0]
+        position, speed, angle, turning = following.unbind(-1)
         cost = self.cost
         away = cost.position * position**2 + cost.speed * speed**2 + cost.angular_speed * turning**2
         effort = cost.force * self._force(action).to(following.dtype) ** 2

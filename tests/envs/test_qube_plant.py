@@ -60,7 +60,7 @@ def accelerations(angles, speeds, torques, params):
     return torch.linalg.solve(mass, torques + force - change)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(10))
 def test_the_accelerations_are_those_of_the_lagrangian(seed):
     plant = load_plant("qube_servo")
     params = {name: value * (0.5 + uniform(1, seed=seed)[0]) for name, value in plant.nominal().items()}
@@ -85,13 +85,13 @@ def test_energy_without_losses_and_voltage_is_kept_to_fourth_order():
     def drift(substeps):
         plant.substeps = substeps
         state, worst = start, 0.0
-        for _ in range(plant.max_episode_steps):
+        for _ in range(75):
             state = plant.step(state, STILL, params)
             worst = max(worst, float((plant.energy(state, params) - energy).abs().max()))
         return worst
 
     drifts = [drift(substeps) for substeps in (4, 8, 16)]
-    # Energies of about 0.02 J over 3 s, the shipped number of substeps first.
+    # Energies of about 0.02 J over 1.5 s, the shipped number of substeps first.
     assert drifts[0] < 5e-7 and drifts[1] < 2e-8
     assert np.log2(drifts[1] / drifts[2]) == pytest.approx(4.0, abs=0.3)
 
