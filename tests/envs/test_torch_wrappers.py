@@ -11,6 +11,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorWrapper
 from gymnasium.wrappers import vector as numpy_wrappers
 
 from robust_policies.envs import TaskEnv, TorchVectorEnv
+from robust_policies.envs.perturb import vector as perturb
 from robust_policies.envs.wrappers import (
     ClipAction,
     EpisodeStatistics,
@@ -20,6 +21,7 @@ from robust_policies.envs.wrappers import (
     RunningMoments,
 )
 from robust_policies.errors import InvalidValueError, NonFiniteError, ShapeError, UnknownNameError
+from robust_policies.policies.actor import Scaling
 
 MODES = ["SAME_STEP", "NEXT_STEP", "DISABLED"]
 COUNT, LIMIT, SEED = 5, 7, 3
@@ -354,6 +356,34 @@ def test_wrappers_leave_the_dynamics_alone(tasks, mode):
             assert mine[2][1].dtype == raw[2][1].dtype
         assert mine[2][0].dtype == raw[2][0].dtype
         assert torch.equal(env.unwrapped.state, plain.state)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_perturbations_stand_inside_and_outside(tasks, mode):
+    def frozen(env):
+        env = NormalizeObservation(env)
+        env.load_state_dict({"mean": torch.tensor([0.3]), "variance": torch.tensor([4.0]), "count": 10.0})
+        env.freeze()
+        return env
+
+    inside = EpisodeStatistics(frozen(perturb.ObservationDelay(ours(tasks["walls"], mode), 2)))
+    outside = perturb.ObservationDelay(frozen(EpisodeStatistics(ours(tasks["walls"], mode))), 2)
+    assert (outside.dtype, outside.max_episode_steps) == (torch.float32, LIMIT)
+    for mine, other in zip(play(inside, 25, {4}), play(outside, 25, {4}), strict=True):
+        torch.testing.assert_close(mine[2][0], other[2][0], rtol=1e-6, atol=1e-6)
+        for name in {"final_obs", "_episode"} & mine[2][-1].keys():
+            torch.testing.assert_close(mine[2][-1][name], other[2][-1][name], rtol=1e-6, atol=1e-6)
+        if "episode" in mine[2][-1]:
+            assert torch.equal(mine[2][-1]["episode"]["r"], other[2][-1]["episode"]["r"])
+    assert inside.episode_count > 10
+
+
+def test_the_fixed_scale_is_a_policys():
+    env, plain = NormalizeObservation(ours("pendulum")), ours("pendulum")
+    for mine, raw in zip(play(env, 20), play(plain, 20), strict=True):
+        offset, scale = env.fixed_scale()
+        folded = Scaling(3, scale=scale, offset=offset)(raw[2][0])
+        torch.testing.assert_close(folded, mine[2][0], rtol=1e-5, atol=1e-5)
 
 
 def test_float64_stays_float64():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 
@@ -28,6 +29,20 @@ class TensorWrapper(VectorWrapper):
         super().__init__(env)
         self.device = self.base.device
         self.autoreset_mode = self.base.autoreset_mode
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of observations and rewards."""
+        return self.base.dtype
+
+    @property
+    def max_episode_steps(self) -> int:
+        """The time limit [steps]."""
+        return self.base.max_episode_steps
+
+    def render_one(self, row: int = 0) -> np.ndarray | None:
+        """Return the picture of environment `row`."""
+        return self.base.render_one(row)
 
     def reset_mask(self, options: Mapping[str, Any] | None) -> torch.Tensor | None:
         """Return which environments (num_envs,) a reset with `options` concerns, None for all of them."""
