@@ -61,6 +61,11 @@ class PhysicalParameters(MutableMapping[str, torch.Tensor]):
                 self._prepared = self.plant.prepare(dict(self._values))
         return self._prepared
 
+    def of(self, row: int) -> dict[str, torch.Tensor]:
+        """Return the physical parameters of one environment, of the nominal shapes."""
+        nominal = self.nominal
+        return {name: value[row] if value.ndim > nominal[name].ndim else value for name, value in self._values.items()}
+
     def checked(self, name: str, value: Any) -> torch.Tensor:
         """Return the value as a finite float64 tensor of the nominal shape or one for each environment."""
         if name not in self.nominal:

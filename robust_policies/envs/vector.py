@@ -358,7 +358,7 @@ class TorchVectorEnv(VectorEnv):
                 Renderer(self.plant, self.render_mode, self.metadata["render_fps"]) for _ in range(self.num_envs)
             ]
         numbers = (values[row].double().cpu().numpy() for values in (self._state, self._action, self._observation))
-        return self._renderers[row].draw(*numbers, steps=int(self._elapsed[row]))
+        return self._renderers[row].draw(*numbers, steps=int(self._elapsed[row]), params=self.params.of(row))
 
     def close_extras(self, **kwargs: Any) -> None:
         """Close the windows."""

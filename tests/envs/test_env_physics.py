@@ -231,3 +231,10 @@ def test_a_compiled_step_gives_the_same_results(task):
     other = pickle.loads(pickle.dumps(copy.deepcopy(compiled)))
     actions = torch.ones(8, 1)
     torch.testing.assert_close(other.step(actions)[0], compiled.step(actions)[0])
+
+
+def test_a_picture_shows_the_physics_of_its_environment():
+    env = gymnasium.make_vec("robust_policies/CartPoleSwingUp-v0", num_envs=2, render_mode="rgb_array")
+    env.reset(seed=0, options={"state": np.zeros((2, 4)), "parameters": {"length": [0.5, 1.0]}})
+    first, second = env.render()
+    assert not np.array_equal(first, second)
