@@ -146,6 +146,10 @@ class Plant(ABC):
         if backend not in {"auto", "torch"}:
             raise UnknownNameError(f"backend is {backend!r}; a {self.kind} task has only 'torch' ('auto' takes it).")
 
+    def close(self) -> None:
+        """Release what the plant holds beside memory, if anything; it comes back with the next use."""
+        return None
+
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Raise `UnknownNameError` or `InvalidValueError` for a reset option that this plant cannot take."""
         for name in options:

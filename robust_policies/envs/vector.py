@@ -361,7 +361,8 @@ class TorchVectorEnv(VectorEnv):
         return self._renderers[row].draw(*numbers, steps=int(self._elapsed[row]), params=self.params.of(row))
 
     def close_extras(self, **kwargs: Any) -> None:
-        """Close the windows."""
+        """Close the windows, and what the plant holds: threads, device memory."""
         for renderer in self._renderers:
             renderer.close()
         self._renderers = []
+        self.plant.close()
