@@ -18,6 +18,7 @@ from robust_policies.envs.plant import (
     PositiveNumber,
     Section,
     TaskFile,
+    columns,
     tensors,
     units,
 )
@@ -121,7 +122,7 @@ class HeldDisturbancePlant(Plant):
         if noise is not None:
             drawn = self.amplitude * (2.0 * torch.special.ndtr(noise[..., 0].to(state.dtype)) - 1.0)
             w = torch.where(torch.remainder(clock, self.hold) == 0.0, drawn, w)
-        return torch.stack((p_next, p_after, q_next, q_after, w, clock), dim=-1)
+        return columns(p_next, p_after, q_next, q_after, w, clock)
 
     def observe(self, state: torch.Tensor, params: Params, noise: torch.Tensor | None = None) -> torch.Tensor:
         """Return y = -T w."""

@@ -18,6 +18,7 @@ from robust_policies.envs.plant import (
     PositiveNumber,
     Section,
     TaskFile,
+    columns,
     tensors,
     units,
 )
@@ -164,7 +165,7 @@ class MagLevPlant(Plant):
             linked = strength * current / reach.square()
             speed_up = falling - drag * speed - linked * current / (2.0 * mass)
             current_up = (voltage - resistance * current + linked * speed) / (L1 + strength / reach)
-            return torch.stack((speed, speed_up, current_up), dim=-1)
+            return columns(speed, speed_up, current_up)
 
         return rate
 
@@ -173,7 +174,7 @@ class MagLevPlant(Plant):
         position, speed, current = state.unbind(-1)
         clamped = position.clamp(0.0, self.limits.position)
         outwards = (position - clamped) * speed > 0.0
-        return torch.stack((clamped, torch.where(outwards, 0.0, speed), current), dim=-1)
+        return columns(clamped, torch.where(outwards, 0.0, speed), current)
 
     def _voltage(self, action: torch.Tensor) -> torch.Tensor:
         return action[..., 0].clamp(0.0, self.limits.voltage)
@@ -184,7 +185,7 @@ class MagLevPlant(Plant):
         if noise is not None and self.measurement_noise_size:
             position = position + self.noise.position * noise[..., 0].to(state.dtype)
             current = current + self.noise.current * noise[..., 1].to(state.dtype)
-        return torch.stack((position, current), dim=-1)
+        return columns(position, current)
 
     def reward(
         self, state: torch.Tensor, action: torch.Tensor, following: torch.Tensor, params: Params
@@ -212,4 +213,4 @@ class MagLevPlant(Plant):
         held = self.equilibrium(params)[0].to(uniform.dtype)
         position, speed, current = (2.0 * uniform - 1.0).unbind(-1)
         start = self.setpoint + self.start.position * position
-        return torch.stack((start, self.start.speed * speed, held + self.start.current * current), dim=-1)
+        return columns(start, self.start.speed * speed, held + self.start.current * current)

@@ -22,6 +22,7 @@ from robust_policies.envs.plant import (
     PositiveNumber,
     Section,
     TaskFile,
+    columns,
     tensors,
     units,
 )
@@ -211,7 +212,7 @@ class QuadrotorPlant(Plant):
         px, py, pz, w, x, y, z, vx, vy, vz, *rates = rk4(derivative, moving, self.time_step, self.substeps).unbind(0)
         a, b, c = (rate.clamp(-self.limits.body_rate, self.limits.body_rate) for rate in rates)
         attitude = rotation.unit((w, x, y, z))
-        return torch.stack((px, py, pz, *attitude, vx, vy, vz, a, b, c, clock + self.time_step), dim=-1)
+        return columns(px, py, pz, *attitude, vx, vy, vz, a, b, c, clock + self.time_step)
 
     def observe(self, state: torch.Tensor, params: Params, noise: torch.Tensor | None = None) -> torch.Tensor:
         """Return the eighteen numbers of `output_names`."""
@@ -219,7 +220,7 @@ class QuadrotorPlant(Plant):
         wanted_x, wanted_y, wanted_z = self.reference(clock).unbind(-1)
         # Rounding may take an entry beyond 1 in the last digit.
         axes = (entry.clamp(-1.0, 1.0) for entry in rotation.matrix(rotation.unit((w, x, y, z))))
-        return torch.stack((px - wanted_x, py - wanted_y, pz - wanted_z, *axes, *velocities), dim=-1)
+        return columns(px - wanted_x, py - wanted_y, pz - wanted_z, *axes, *velocities)
 
     def reward(
         self, state: torch.Tensor, action: torch.Tensor, following: torch.Tensor, params: Params
@@ -275,7 +276,7 @@ class QuadrotorPlant(Plant):
     def energy(self, state: torch.Tensor, params: Params) -> torch.Tensor:
         """Return the kinetic and potential energy (...) [J], zero at rest at z = 0."""
         position, _, velocity, omega, _ = state.split((3, 4, 3, 3, 1), dim=-1)
-        inertia = torch.stack((params["inertia_x"], params["inertia_y"], params["inertia_z"]), dim=-1)
+        inertia = columns(params["inertia_x"], params["inertia_y"], params["inertia_z"])
         moving = params["mass"] * velocity.square().sum(-1) + (inertia * omega.square()).sum(-1)
         return 0.5 * moving + params["mass"] * params["gravity"] * position[..., 2]
 

@@ -20,6 +20,7 @@ from robust_policies.envs.plant import (
     PositiveNumber,
     Section,
     TaskFile,
+    columns,
     tensors,
     units,
 )
@@ -184,14 +185,14 @@ class PlanarQuadrotorPlant(Plant):
         *moving, clock = state.unbind(-1)
         # One row a component: the arithmetic then runs on contiguous memory.
         moved = rk4(derivative, torch.stack(moving), self.time_step, self.substeps)
-        return torch.stack((*moved.unbind(0), clock + self.time_step), dim=-1)
+        return columns(*moved.unbind(0), clock + self.time_step)
 
     def observe(self, state: torch.Tensor, params: Params, noise: torch.Tensor | None = None) -> torch.Tensor:
         """Return the nine numbers of `output_names`."""
         x, z, pitch, *velocities, clock = state.unbind(-1)
         wanted_x, wanted_z, *wanted_velocities = self.reference(clock)
         errors = (x - wanted_x, z - wanted_z)
-        return torch.stack((*errors, pitch.sin(), pitch.cos(), *velocities, *wanted_velocities), dim=-1)
+        return columns(*errors, pitch.sin(), pitch.cos(), *velocities, *wanted_velocities)
 
     def reward(
         self, state: torch.Tensor, action: torch.Tensor, following: torch.Tensor, params: Params

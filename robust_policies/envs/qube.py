@@ -18,6 +18,7 @@ from robust_policies.envs.plant import (
     PositiveNumber,
     Section,
     TaskFile,
+    columns,
     tensors,
     units,
 )
@@ -165,7 +166,7 @@ class QubePlant(Plant):
             determinant = whole * pendulum - shared.square()
             arm_up = (pendulum * turns - shared * tilts) / determinant
             up = (whole * tilts - shared * turns) / determinant
-            return torch.stack((arm_speed, speed, arm_up, up), dim=-1)
+            return columns(arm_speed, speed, arm_up, up)
 
         return rate
 
