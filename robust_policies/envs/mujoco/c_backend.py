@@ -37,9 +37,9 @@ class CBackend:
         """Prepare for models of this model's sizes; the disturbance pushes the body of number `body`."""
         self.model, self.body, self.device = model, body, torch.device("cpu")
         self.threads = torch.get_num_threads() if threads is None else threads
-        self._data = [mujoco.MjData(model) for _ in range(max(1, self.threads))]
+        self._data = [mujoco.MjData(model)]
         self._inline = rollout.Rollout(nthread=0)
-        self._pool = rollout.Rollout(nthread=self.threads) if self.threads > 1 else self._inline
+        self._pool: rollout.Rollout | None = None
         self._buffers: dict[tuple[int, bool], _Buffers] = {}
 
     def advance(
@@ -68,16 +68,15 @@ class CBackend:
         count, model = len(physics), self.model
         buffers = self._room(count, steps, push is not None)
         buffers.initial[:, 0] = _CLOCK
-        torch.from_numpy(buffers.initial)[:, 1:] = physics
-        controls = torch.from_numpy(buffers.control)
-        controls[..., : model.nu] = control.unsqueeze(1)
+        buffers.initial[:, 1:] = physics.numpy()
+        buffers.control[..., : model.nu] = control.numpy()[:, None]
         if push is not None:
             start = model.nu + 6 * self.body
-            controls[..., start : start + 6] = push.unsqueeze(1)
-        inline = self.threads < 2 or count < _INLINE
-        (self._inline if inline else self._pool).rollout(
+            buffers.control[..., start : start + 6] = push.numpy()[:, None]
+        crew, data = self._crew(count)
+        crew.rollout(
             models,
-            self._data[:1] if inline else self._data,
+            data,
             buffers.initial,
             buffers.control,
             control_spec=_CTRL if push is None else _PUSH,
@@ -87,10 +86,21 @@ class CBackend:
             state=buffers.states,
             sensordata=buffers.sensors,
         )
-        last = torch.from_numpy(buffers.states)[:, -1]
+        last = buffers.states[:, -1]
         late = _CLOCK + (steps - 0.5) * model.opt.timestep
-        failed = ~((last[:, 0] > late) & torch.isfinite(last).all(-1))
-        return Advanced(last[:, 1:], torch.from_numpy(buffers.sensors)[:, -1], failed)
+        failed = ~((last[:, 0] > late) & np.isfinite(last).all(-1))
+        return Advanced(
+            torch.from_numpy(last[:, 1:]), torch.from_numpy(buffers.sensors[:, -1]), torch.from_numpy(failed)
+        )
+
+    def _crew(self, count: int) -> tuple[rollout.Rollout, list[mujoco.MjData]]:
+        """Return who steps `count` rows: this thread where they are few, else a pool that starts when first needed."""
+        if self.threads < 2 or count < _INLINE:
+            return self._inline, self._data[:1]
+        if self._pool is None:
+            self._data += [mujoco.MjData(self.model) for _ in range(self.threads - len(self._data))]
+            self._pool = rollout.Rollout(nthread=self.threads)
+        return self._pool, self._data
 
     def _room(self, count: int, steps: int, push: bool) -> _Buffers:
         """Return buffers for `count` rows, the first rows of ones that grow when that is not enough."""
@@ -106,10 +116,10 @@ class CBackend:
                 np.zeros((count, steps, model.nsensordata)),
             )
             self._buffers[steps, push] = room
-        return _Buffers(*(array[:count] for array in room))
+        return room if len(room.initial) == count else _Buffers(*(array[:count] for array in room))
 
     def close(self) -> None:
         """End the threads."""
-        self._pool.close()
-        if self._pool is not self._inline:
-            self._inline.close()
+        self._inline.close()
+        if self._pool is not None:
+            self._pool.close()

@@ -36,7 +36,7 @@ class MujocoPlant(Plant):
     without the solver's warm start, so equal states and actions give equal steps, for any number of threads.
 
     Where MuJoCo finds a simulation unstable (it would reset it silently), the state stays what it was, marked as
-    failed, and the episode terminates.
+    failed, and the episode terminates; MuJoCo notes it in MUJOCO_LOG.TXT in the working directory.
 
     `readings: after` computes readings at the new state; `last_stage` takes those of the last evaluation in the step,
     as an environment sees them that reads MuJoCo's data right after mj_step, like Gymnasium's.
@@ -190,7 +190,8 @@ class MujocoPlant(Plant):
         key = (action.device, action.dtype)
         if key not in self._constants:
             limits = (self.action_low, self.action_high)
-            low, high = (torch.tensor(limit, dtype=action.dtype, device=action.device) for limit in limits)
+            with torch.inference_mode(False):
+                low, high = (torch.tensor(limit, dtype=action.dtype, device=action.device) for limit in limits)
             self._constants[key] = low, high
         low, high = self._constants[key]
         return torch.maximum(torch.minimum(action, high), low)
@@ -220,8 +221,11 @@ class MujocoPlant(Plant):
             to = {"device": state.device, "dtype": state.dtype}
             mark = failed.to(**to).unsqueeze(-1)
             following = torch.cat((after.to(**to), read.to(**to), mark), dim=-1)
-            kept = torch.cat((before[:, : self.layout.failed], torch.ones_like(mark)), dim=-1)
-            return torch.where(mark.bool(), kept, following).reshape(shape)
+            # On a GPU asking would wait for it; on the CPU it saves copying all states.
+            if failed.is_cuda or bool(failed.any()):
+                kept = torch.cat((before[:, : self.layout.failed], torch.ones_like(mark)), dim=-1)
+                following = torch.where(mark.bool(), kept, following)
+            return following.reshape(shape)
 
     def _advance(
         self, physics: torch.Tensor, control: torch.Tensor, push: torch.Tensor | None, params: MujocoParams

@@ -14,6 +14,7 @@ and where the simulation fails.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -84,7 +85,12 @@ class Judge:
         """Look up everything in the model; raise `UnknownNameError` or `ShapeError` for what does not fit."""
         self.failed = layout.failed
         self.terms = [self._term(term, item, layout, place, time_step) for term, item, place in self._terms]
-        self.ranges = [(Signal(item, layout, place), range_) for range_, item, place in self._ranges]
+        self.watched = [Signal(item, layout, place) for _, item, place in self._ranges]
+        bounds = [(range_.above, range_.below) for range_, _, _ in self._ranges]
+        sizes = [signal.size for signal in self.watched]
+        self.above = [low for (low, _), size in zip(bounds, sizes, strict=True) for _ in range(size)]
+        self.below = [high for (_, high), size in zip(bounds, sizes, strict=True) for _ in range(size)]
+        self._bounds: dict[tuple[torch.device, torch.dtype], tuple[torch.Tensor, torch.Tensor]] = {}
 
     def _term(self, term: TermItem, item: SignalItem | None, layout: Layout, place: str, time_step: float) -> Term:
         if item is not None:
@@ -98,24 +104,34 @@ class Judge:
 
     def terminated(self, state: torch.Tensor) -> torch.Tensor:
         """Return where (...) the episode ends."""
-        ended = (state[..., self.failed] != 0) | ~torch.isfinite(state).all(-1)
-        for signal, range_ in self.ranges:
-            value = signal(state)
-            if range_.above is not None:
-                ended = ended | ~(value > range_.above).all(-1)
-            if range_.below is not None:
-                ended = ended | ~(value < range_.below).all(-1)
-        return ended
+        going = (state[..., self.failed] == 0) & torch.isfinite(state).all(-1)
+        if self.watched:
+            value = torch.cat([signal(state) for signal in self.watched], dim=-1)
+            above, below = self._limits(value)
+            going = going & ((value > above) & (value < below)).all(-1)
+        return ~going
+
+    def _limits(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        key = (like.device, like.dtype)
+        if key not in self._bounds:
+            to = {"dtype": like.dtype, "device": like.device}
+            above = [-math.inf if bound is None else bound for bound in self.above]
+            below = [math.inf if bound is None else bound for bound in self.below]
+            with torch.inference_mode(False):
+                self._bounds[key] = torch.tensor(above, **to), torch.tensor(below, **to)
+        return self._bounds[key]
 
     def reward(self, state: torch.Tensor, action: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
         """Return the reward (...) of a step."""
-        total = torch.zeros(following.shape[:-1], dtype=following.dtype, device=following.device)
-        for term in self.terms:
-            if isinstance(term, Alive):
-                total = total + term.weight * (~self.terminated(following)).to(following.dtype)
-            else:
-                total = total + term(state, action, following)
-        return total
+        parts = [
+            term.weight * (~self.terminated(following)).to(following.dtype)
+            if isinstance(term, Alive)
+            else term(state, action, following)
+            for term in self.terms
+        ]
+        if not parts:
+            return torch.zeros(following.shape[:-1], dtype=following.dtype, device=following.device)
+        return sum(parts[1:], start=parts[0])
 
 
 def _at(section: str, number: int) -> str:
@@ -155,8 +171,8 @@ class SignalTerm:
     """weight |s|, weight |s - target|^2 or weight sum(s), for a signal s of the state after the step."""
 
     def __init__(self, term: str, weight: float, signal: Signal, target: float | list[float]) -> None:
-        self.term, self.weight, self.signal = term, weight, signal
-        self.target = target
+        self.term, self.weight, self.signal, self.target = term, weight, signal, target
+        self._targets: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
 
     def __call__(self, state: torch.Tensor, action: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
         """Return the term (...)."""
@@ -168,9 +184,13 @@ class SignalTerm:
         return self.weight * (value - self._target(value)).square().sum(-1)
 
     def _target(self, like: torch.Tensor) -> torch.Tensor | float:
-        if isinstance(self.target, list):
-            return torch.tensor(self.target, dtype=like.dtype, device=like.device)
-        return self.target
+        if not isinstance(self.target, list):
+            return self.target
+        key = (like.device, like.dtype)
+        if key not in self._targets:
+            with torch.inference_mode(False):
+                self._targets[key] = torch.tensor(self.target, dtype=like.dtype, device=like.device)
+        return self._targets[key]
 
 
 Term = Alive | Progress | Control | SignalTerm

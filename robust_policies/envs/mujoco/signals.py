@@ -218,8 +218,10 @@ class Signal:
     def __call__(self, state: torch.Tensor) -> torch.Tensor:
         """Return the signal (..., size) of states (..., state_size)."""
         if state.device not in self._index:
-            index = torch.tensor(self.columns, device=state.device), torch.tensor(self.minus, device=state.device)
-            self._index[state.device] = index
+            # A tensor first made in inference mode could never be part of a gradient later.
+            with torch.inference_mode(False):
+                columns, minus = (torch.tensor(numbers, device=state.device) for numbers in (self.columns, self.minus))
+            self._index[state.device] = columns, minus
         columns, minus = self._index[state.device]
         value = state.index_select(-1, columns)
         if self.kind in {"sin", "cos"}:
