@@ -132,6 +132,21 @@ def test_a_partial_reset_drops_what_the_episode_had_so_far():
     assert info["episode"]["l"].tolist() == [0, LIMIT, LIMIT, LIMIT, LIMIT]
 
 
+def test_an_ended_episode_that_is_reset_by_hand_takes_the_next_step():
+    env = NormalizeReward(EpisodeStatistics(ours("pendulum", "NEXT_STEP")))
+    env.reset(seed=0)
+    for _ in range(LIMIT):
+        env.step(torch.zeros(COUNT, 1))
+    before = float(env.moments.count)
+    env.reset(options={"reset_mask": np.array([True, False, False, False, True])})
+    env.step(torch.zeros(COUNT, 1))
+    assert float(env.moments.count) == before + 2
+    for _ in range(LIMIT - 1):
+        info = env.step(torch.zeros(COUNT, 1))[-1]
+    assert info["_episode"].tolist() == [True, False, False, False, True]
+    assert info["episode"]["l"].tolist() == [LIMIT, 0, 0, 0, LIMIT]
+
+
 def test_two_statistics_need_two_names():
     twice = EpisodeStatistics(EpisodeStatistics(ours("pendulum", limit=1)))
     twice.reset(seed=0)
@@ -394,8 +409,9 @@ def test_float64_stays_float64():
     assert env.single_observation_space.dtype == np.float64
 
 
-def test_returned_tensors_are_the_callers():
-    stack = lambda: EpisodeStatistics(NormalizeReward(NormalizeObservation(ours("pendulum"))))  # noqa: E731
+@pytest.mark.parametrize("mode", ["SAME_STEP", "NEXT_STEP"])
+def test_returned_tensors_are_the_callers(mode):
+    stack = lambda: EpisodeStatistics(NormalizeReward(NormalizeObservation(ours("pendulum", mode))))  # noqa: E731
     env, twin = stack(), stack()
     for mine, other in zip(play(env, 20), play(twin, 20), strict=True):
         assert torch.equal(mine[2][0], other[2][0])
@@ -403,9 +419,8 @@ def test_returned_tensors_are_the_callers():
         for spoiled in (mine[2][0], *(info.get("episode", {}).values()), info.get("final_obs")):
             if spoiled is not None:
                 spoiled.fill_(77)
-        if "_episode" in info:
-            info["_episode"].fill_(False)
-            info["_final_obs"].fill_(False)
+        for mask in {"_episode", "_final_obs"} & info.keys():
+            info[mask].fill_(False)
     assert torch.equal(env.return_queue, twin.return_queue)
 
 
