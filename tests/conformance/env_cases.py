@@ -102,8 +102,14 @@ def begin(env_id, mine, oracle=None, seed=123):
 
 
 def planned_actions(env_id, space, steps, count=3):
-    """Return random actions (steps, count, ...) whose first for environment 1 lead into its termination."""
+    """Return random actions (steps, count, ...): the first for environment 1 lead into its termination.
+
+    The last environment's are small, so that it reaches a short time limit in the tasks that soon end, too.
+    """
     actions = wild_actions(space, (steps, count))
+    if not isinstance(space, gymnasium.spaces.Discrete):
+        still = still_action(space)
+        actions[:, -1] = still + 0.02 * (actions[:, -1] - still)
     way = way_into_termination(env_id)
     if way is not None:
         actions[: len(way[1]), 1] = way[1]

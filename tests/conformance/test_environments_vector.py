@@ -30,7 +30,7 @@ from robust_policies.errors import InvalidValueError, UserError
 
 every_id = pytest.mark.parametrize("env_id", ENV_IDS)
 every_mode = pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
-LIMIT = 11
+LIMIT = 7
 
 
 @every_id
@@ -234,10 +234,11 @@ def test_bad_actions_are_refused_and_nothing_changes(env_id):
 def test_parameters_of_each_environment_change_only_that_environment(env_id):
     env, nominal = ours(env_id), ours(env_id)
     actions = wild_actions(env.single_action_space, (4, 3))
+    # Each by another factor: scaled alike, masses, inertias, frictions and forces would cancel.
     names = list(env.params)
-    for name in names:
+    for number, name in enumerate(names, 1):
         value = env.params[name]
-        env.params[name] = torch.stack((value, 1.05 * value, value))
+        env.params[name] = torch.stack((value, (1.0 + 0.01 * number) * value, value))
     assert torch.equal(env.reset(seed=3)[0][::2], nominal.reset(seed=3)[0][::2])
     for action in actions:
         close(env.step(action)[0][::2], nominal.step(action)[0][::2])

@@ -1,0 +1,69 @@
+"""A million steps of random actions, half beyond the limits, in every environment: finite, in bounds, within limits."""
+
+import gymnasium
+import pytest
+import torch
+from env_cases import ENDLESS_IDS, ours
+
+from robust_policies.envs import ENV_IDS
+
+STEPS = 1_000_000
+ROUNDING = 1e-9
+
+
+def held_limits(plant, state):
+    """Return, by name, where (n,) states keep what the equations hold at all times, besides the termination."""
+    limits = getattr(plant.task, "limits", None)
+    if plant.kind == "pendulum":
+        return {"speed": state[:, 1].abs() <= limits.speed}
+    if plant.kind == "maglev":
+        return {"position": (state[:, 0] >= 0.0) & (state[:, 0] <= limits.position)}
+    if plant.kind == "quadrotor":
+        return {
+            "norm of the quaternion": (state[:, 3:7].norm(dim=-1) - 1.0).abs() <= ROUNDING,
+            "body rate": (state[:, 10:13].abs() <= limits.body_rate).all(-1),
+        }
+    return {}
+
+
+def random_actions(env, generator):
+    space = env.single_action_space
+    if isinstance(space, gymnasium.spaces.Discrete):
+        return torch.randint(int(space.n), (env.num_envs,), generator=generator)
+    low, high = torch.as_tensor(space.low), torch.as_tensor(space.high)
+    reach = 3.0 * torch.rand((env.num_envs, *space.shape), generator=generator) - 1.5
+    return (low + high) / 2 + reach * (high - low) / 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("env_id", ENV_IDS)
+def test_a_million_random_steps_stay_finite_and_within_limits(env_id):
+    # Whole episodes to beyond their time limit, in as many environments as make a million.
+    limit = ours(env_id, count=1).max_episode_steps
+    steps = limit + 1
+    env = ours(env_id, count=-(-STEPS // steps))
+    plant, generator = env.plant, torch.Generator().manual_seed(0)
+    low, high = (
+        torch.as_tensor(bound) for bound in (env.single_observation_space.low, env.single_observation_space.high)
+    )
+    observation, _ = env.reset(seed=0)
+    terminations = truncations = 0
+    for step in range(steps):
+        assert torch.isfinite(observation).all() and ((observation >= low) & (observation <= high)).all(), step
+        observation, reward, terminated, truncated, info = env.step(random_actions(env, generator))
+        assert torch.isfinite(reward).all(), step
+        if "final_obs" in info:
+            final = info["final_obs"][info["_final_obs"]]
+            assert torch.isfinite(final).all() and ((final >= low) & (final <= high)).all(), step
+        state = env.state
+        assert torch.isfinite(state).all(), step
+        for name, kept in held_limits(plant, state).items():
+            assert kept.all(), (name, step)
+        if plant.terminates:
+            assert not plant.terminated(state, env.prepared).any(), step
+        assert (env.elapsed < limit).all(), step
+        terminations, truncations = terminations + int(terminated.sum()), truncations + int(truncated.sum())
+    assert env.num_envs * steps >= STEPS
+    assert (terminations > 0) == (plant.terminates and env_id not in ENDLESS_IDS)
+    if not terminations:
+        assert truncations == env.num_envs
