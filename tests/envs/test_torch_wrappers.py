@@ -422,6 +422,7 @@ def test_returned_tensors_are_the_callers(mode):
         for mask in {"_episode", "_final_obs"} & info.keys():
             info[mask].fill_(False)
     assert torch.equal(env.return_queue, twin.return_queue)
+    assert torch.equal(env.length_queue, twin.length_queue) and (env.length_queue == LIMIT).all()
 
 
 @pytest.mark.parametrize("mode", ["SAME_STEP", "NEXT_STEP"])
