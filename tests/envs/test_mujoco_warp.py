@@ -17,9 +17,9 @@ def elliptic(content):
     content["options"] = {"cone": "elliptic"}
 
 
-def after(plant, backend, steps):
+def after(plant, backend, steps, device=CPU):
     """Return the states (4, state_size) after steps of small actions with masses and pushes of their own."""
-    plant.use(backend, CPU, 4)
+    plant.use(backend, device, 4)
     generator = torch.Generator().manual_seed(2)
     physical = plant.nominal()
     physical["body_mass"] = torch.tensor([[0.8], [1.0], [1.1], [1.3]], dtype=torch.float64) * physical["body_mass"]
@@ -30,9 +30,10 @@ def after(plant, backend, steps):
     push[1:, 2], push[3, 4] = -20.0, 2.0
     for t in range(steps):
         action = 0.1 * torch.rand((4, plant.action_size), dtype=torch.float64, generator=generator) - 0.05
-        state = plant.step(state, action, params, disturbance=push if t < 20 else None)
+        pushed = push.to(device) if t < 20 else None
+        state = plant.step(state.to(device), action.to(device), params, disturbance=pushed)
     plant.close()
-    return state
+    return state.cpu()
 
 
 @pytest.mark.slow
@@ -58,6 +59,16 @@ def test_readings_of_the_last_stage_agree_on_warp(own_task):
     params = plant.prepare(plant.nominal())
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-3)
     torch.testing.assert_close(plant.observe(got, params), plant.observe(expected, params), rtol=0, atol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["half_cheetah", "reacher"])
+def test_warp_on_a_gpu_agrees_with_c(own_task, name):
+    plant = load_plant(own_task(name, elliptic))
+    steps = 100 if name == "half_cheetah" else 10
+    expected, got = after(plant, "c", steps), after(plant, "auto", steps, torch.device("cuda"))
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-3)
 
 
 @pytest.mark.filterwarnings(FOR_TESTING)

@@ -125,7 +125,7 @@ class ParameterTable:
     def prepare(self, physical: Params) -> MujocoParams:
         """Return the parameters with their models; the model's own where all values are nominal.
 
-        A model of each environment is a copy of about 10 kB with MuJoCo's derived constants computed anew.
+        A model of each environment is a copy, about 0.1 MB, with MuJoCo's derived constants computed anew.
 
         Raises:
             UnknownNameError, ShapeError, NonFiniteError, InvalidValueError: what is wrong with a parameter.
