@@ -264,6 +264,16 @@ def test_derived_quantities_of_a_mujoco_model_follow_its_masses():
                        body_subtreemass[1])  # fmt: skip
 
 
+def test_a_shift_in_the_middle_of_an_episode_leaves_a_mujoco_state_where_it_is():
+    env = gymnasium.make("InvertedPendulum-v5")
+    env.reset(seed=0)
+    env.step(np.ones(1, np.float32))
+    data = env.unwrapped.data
+    before = np.concatenate((data.qpos, data.qvel, [data.time]))
+    single.DynamicsShift(env, "body_mass", 2.0)
+    assert np.array_equal(np.concatenate((data.qpos, data.qvel, [data.time])), before)
+
+
 @pytest.mark.parametrize(
     ("env_id", "arguments", "error", "words"),
     [

@@ -291,6 +291,49 @@ def test_returned_arrays_are_the_callers_to_keep():
                 assert np.array_equal(spoiled, expected)
 
 
+def test_a_masked_reset_returns_the_other_observations_as_they_were_delivered():
+    envs = perturb(gymnasium.make_vec(ID, num_envs=2, autoreset_mode="DISABLED"), ONE_EACH["ObservationNoise"])
+    envs.reset(seed=0)
+    delivered, *_ = envs.step(torch.zeros(2, 1))
+    kept = delivered.clone()
+    delivered.fill_(1e6)
+    observation, info = envs.reset(options={"reset_mask": np.array([True, False])})
+    assert torch.equal(observation[1], kept[1]) and not torch.equal(observation[0], kept[0])
+    assert info["observation_noise_size"].shape == (2,)
+
+
+def test_a_reset_before_the_step_that_would_have_reset_is_the_only_one():
+    envs = perturb(
+        gymnasium.make_vec(ID, num_envs=2, max_episode_steps=2, autoreset_mode="NEXT_STEP"), "{ObservationDelay: 1}"
+    )
+    envs.reset(seed=0)
+    for _ in range(2):
+        *_, truncated, _ = envs.step(torch.zeros(2, 1))
+    assert truncated.all()
+    first, _ = envs.reset()
+    assert torch.equal(envs.step(torch.zeros(2, 1))[0], first)
+
+
+def test_a_step_refused_because_an_episode_has_ended_draws_nothing():
+    def begin():
+        envs = gymnasium.make_vec(ID, num_envs=2, max_episode_steps=3, autoreset_mode="DISABLED")
+        envs = perturb(envs, "{ActionNoise: 0.5}")
+        envs.reset(seed=0)
+        envs.step(torch.zeros(2, 1))
+        envs.reset(options={"reset_mask": np.array([False, True])})
+        for _ in range(2):
+            *_, truncated, _ = envs.step(torch.zeros(2, 1))
+        assert truncated.tolist() == [True, False]
+        return envs
+
+    envs, twin = begin(), begin()
+    with pytest.raises(InvalidValueError, match="have ended"):
+        envs.step(torch.zeros(2, 1))
+    for one in (envs, twin):
+        one.reset(options={"reset_mask": np.array([True, False])})
+    assert torch.equal(envs.step(torch.zeros(2, 1))[0], twin.step(torch.zeros(2, 1))[0])
+
+
 def test_perturbations_refuse_to_begin_in_the_middle():
     envs = perturb(gymnasium.make_vec(ID, num_envs=2), ONE_EACH["ObservationDelay"])
     with pytest.raises(InvalidValueError, match="before reset"):
