@@ -50,6 +50,8 @@ class Noise(ActionPerturbation):
 class Delay(ActionPerturbation):
     """ActionDelay: u of `steps` steps before."""
 
+    draws = False
+
     def __init__(self, spec: Any, site: Site) -> None:
         super().__init__(spec, site)
         idle = self.signal.idle(self.device)

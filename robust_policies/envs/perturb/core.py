@@ -99,6 +99,8 @@ class Perturbation:
 
     spec: Any
     """The specification; which one depends on the class."""
+    draws = True
+    """Whether random numbers are needed; without, the environment's generators are not looked at."""
 
     def __init__(self, spec: Spec, site: Site) -> None:
         self.spec, self.site = spec, site

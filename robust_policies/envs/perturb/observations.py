@@ -56,13 +56,14 @@ class Bias(ObservationPerturbation):
     def __init__(self, spec: Any, site: Site) -> None:
         super().__init__(spec, site)
         self.offset = self.added("size")
+        self.draws = spec.kind == "uniform"
         self.bias = self.offset.size.expand(self.num_envs, -1).clone()
         if not spec.clip:
             self.observation_space = self.offset.widened()
 
     def start(self, rows: torch.Tensor, observation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return first observations with a bias, drawn now if it is random."""
-        if self.spec.kind == "uniform":
+        if self.draws:
             uniform = self.random.uniform(self.offset.count, rows)
             self.bias[rows] = self.offset.size * (2.0 * uniform - 1.0).to(self.bias.dtype)
         return self._add(observation, self.bias[rows])
@@ -118,6 +119,8 @@ class Dropout(ObservationPerturbation):
 class Delay(ObservationPerturbation):
     """ObservationDelay: y of `steps` steps before."""
 
+    draws = False
+
     def __init__(self, spec: Any, site: Site) -> None:
         super().__init__(spec, site)
         self.waiting: torch.Tensor | None = None
@@ -143,6 +146,8 @@ class Delay(ObservationPerturbation):
 
 class Quantize(ObservationPerturbation):
     """ObservationQuantize: the nearest multiple of the step."""
+
+    draws = False
 
     def __init__(self, spec: Any, site: Site) -> None:
         super().__init__(spec, site)

@@ -36,13 +36,13 @@ class Force(Perturbation):
             )
         self.h = self.target.time_step
         self.size = channel_sizes(self.target, spec.size).to(site.device)
-        self.drawn = isinstance(spec.start, tuple)
+        self.draws = isinstance(spec.start, tuple)
         steps = 1 if spec.kind == "impulse" else _FOREVER
         self.steps = steps if spec.duration is None else self._steps(spec.duration, 1)
         self.begins = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
         self.elapsed = torch.zeros_like(self.begins)
         self.realized = torch.zeros(self.num_envs, dtype=torch.float64, device=self.device)
-        if not self.drawn:
+        if not self.draws:
             self.begins.fill_(self._steps(spec.start, 0))
 
     def _steps(self, seconds: float, least: int) -> int:
@@ -53,7 +53,7 @@ class Force(Perturbation):
         """Begin the time anew, and draw when the force starts if that is random."""
         self.elapsed[rows] = 0
         self.realized[rows] = 0.0
-        if self.drawn:
+        if self.draws:
             low, high = self.spec.start
             seconds = low + (high - low) * self.random.uniform(1, rows).squeeze(-1)
             self.begins[rows] = (seconds / self.h - 1e-6).ceil().long().clamp_min(0)
@@ -127,6 +127,7 @@ class Shift(Perturbation):
         nominal = self.target.get(spec.parameter)
         self.shape = (1,) * (nominal.ndim - 1)
         self.drawn = [isinstance(value, tuple) for value in (spec.factor, spec.offset)]
+        self.draws = any(self.drawn)
         ends = [value if isinstance(value, tuple) else (value, value) for value in (spec.factor, spec.offset)]
         self.ends = ends
         for factor in ends[0]:
@@ -146,17 +147,17 @@ class Shift(Perturbation):
         self.ledger = ledgers[spec.parameter]
         self.ledger.shifts.append(self)
         self.everywhere = torch.arange(self.num_envs, device=self.device)
-        if not any(self.drawn):
+        if not self.draws:
             self.ledger.refresh(self.everywhere, again=True)
 
     def start(self, rows: torch.Tensor, observation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Draw factor and offset if they are random, and see to it that the parameter has its value."""
-        if any(self.drawn):
+        if self.draws:
             uniform = self.random.uniform(2, rows)
             for column, values in enumerate((self.factor, self.offset)):
                 low, high = self.ends[column]
                 values[rows] = low + (high - low) * uniform[:, column]
-        self.ledger.refresh(rows, again=any(self.drawn))
+        self.ledger.refresh(rows, again=self.draws)
         self.push()
         return observation, self.change[rows]
 

@@ -59,15 +59,16 @@ class Wrapper(gymnasium.Wrapper, RecordConstructorArgs):
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Return the first observation, perturbed, and the info with the realised size."""
-        if seed is None:
+        perturbation = self.perturbation
+        if seed is None and perturbation.draws:
             # A generator that cannot be used must be refused before the environment is reset.
             generator_words(self.unwrapped, self._row)
         observation, info = self.env.reset(seed=seed, options=None if options is None else dict(options))
         with torch.no_grad():
-            seeded = None if seed is None else self._row
-            random = self.perturbation.random
-            random.begin(self._row, generator_words(self.unwrapped, self._row), seeded)
-            perturbed, size = self.perturbation.start(self._row, self._flat(observation))
+            if perturbation.draws:
+                seeded = None if seed is None else self._row
+                perturbation.random.begin(self._row, generator_words(self.unwrapped, self._row), seeded)
+            perturbed, size = perturbation.start(self._row, self._flat(observation))
         self._started = True
         return self._array(perturbed, observation), self._informed(info, size)
 

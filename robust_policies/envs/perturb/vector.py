@@ -89,7 +89,7 @@ class Wrapper(VectorWrapper, RecordConstructorArgs):
         if mask is not None and self._last is None:
             raise InvalidValueError("reset_mask was given before the first reset; call reset() once without it.")
         rows = None if mask is None else torch.as_tensor(mask, device=self.device)
-        if seed is None:
+        if seed is None and self.perturbation.draws:
             # A generator that cannot be used must be refused before the environment is reset.
             generator_words(self.env.unwrapped, self._all[:1])
         given: Any = None if options is None else dict(options)
@@ -163,7 +163,8 @@ class Wrapper(VectorWrapper, RecordConstructorArgs):
     def _start(
         self, rows: torch.Tensor, observation: torch.Tensor, seeded: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        self.perturbation.random.begin(rows, generator_words(self.env.unwrapped, rows), seeded)
+        if self.perturbation.draws:
+            self.perturbation.random.begin(rows, generator_words(self.env.unwrapped, rows), seeded)
         return self.perturbation.start(rows, observation)
 
     def _act(self, actions: Any) -> tuple[Any, torch.Tensor | None]:
