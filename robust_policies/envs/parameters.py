@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +13,13 @@ from robust_policies.envs.plant import Params, Plant
 from robust_policies.errors import InvalidValueError, ShapeError, UnknownNameError
 
 Ranges = Mapping[str, tuple[float, float]]
+
+
+@contextmanager
+def plain_tensors() -> Iterator[None]:
+    """Make tensors without a graph that may be part of one later, even inside `torch.inference_mode()`."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 class PhysicalParameters(MutableMapping[str, torch.Tensor]):
@@ -57,7 +65,7 @@ class PhysicalParameters(MutableMapping[str, torch.Tensor]):
     def prepared(self) -> Params:
         """What the plant's functions take."""
         if self._prepared is None:
-            with torch.no_grad():
+            with plain_tensors():
                 self._prepared = self.plant.prepare(dict(self._values))
         return self._prepared
 
@@ -66,6 +74,7 @@ class PhysicalParameters(MutableMapping[str, torch.Tensor]):
         nominal = self.nominal
         return {name: value[row] if value.ndim > nominal[name].ndim else value for name, value in self._values.items()}
 
+    @plain_tensors()
     def checked(self, name: str, value: Any) -> torch.Tensor:
         """Return the value as a finite float64 tensor of the nominal shape or one for each environment."""
         if name not in self.nominal:
@@ -81,6 +90,7 @@ class PhysicalParameters(MutableMapping[str, torch.Tensor]):
                              f"or {(self.num_envs, *shape)}, one for each.")  # fmt: skip
         return checks.finite_tensor(f"parameter {name}", tensor)
 
+    @plain_tensors()
     def assign_rows(self, values: Mapping[str, torch.Tensor], rows: torch.Tensor) -> None:
         """Set checked values for the environments `rows` only; those given densely are read at `rows`."""
         for name, value in values.items():
@@ -93,12 +103,14 @@ class PhysicalParameters(MutableMapping[str, torch.Tensor]):
         value, nominal = self._values[name], self.nominal[name]
         return value if value.ndim > nominal.ndim else value.expand(self.num_envs, *nominal.shape)
 
+    @plain_tensors()
     def spread(self, names: Ranges) -> None:
         """Give each environment its own copy of the parameters `names`, so that `draw` can write rows."""
         for name in names:
             self._values[name] = self._each(name).clone()
         self._prepared = None
 
+    @plain_tensors()
     def draw(self, ranges: Ranges, uniform: torch.Tensor, rows: torch.Tensor | None) -> None:
         """Set parameters to their nominal value times a factor in its range, from uniform numbers (n, len(ranges))."""
         index = slice(None) if rows is None else rows

@@ -276,8 +276,9 @@ class QuadrotorPlant(Plant):
     def energy(self, state: torch.Tensor, params: Params) -> torch.Tensor:
         """Return the kinetic and potential energy (...) [J], zero at rest at z = 0."""
         position, _, velocity, omega, _ = state.split((3, 4, 3, 3, 1), dim=-1)
-        inertia = columns(params["inertia_x"], params["inertia_y"], params["inertia_z"])
-        moving = params["mass"] * velocity.square().sum(-1) + (inertia * omega.square()).sum(-1)
+        moving = params["mass"] * velocity.square().sum(-1)
+        for axis, rate in zip("xyz", omega.unbind(-1), strict=True):
+            moving = moving + params[f"inertia_{axis}"] * rate.square()
         return 0.5 * moving + params["mass"] * params["gravity"] * position[..., 2]
 
 

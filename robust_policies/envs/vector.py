@@ -137,8 +137,23 @@ class TorchVectorEnv(VectorEnv):
 
     @property
     def elapsed(self) -> torch.Tensor:
-        """A copy of the numbers of steps since each episode began, (num_envs,) int64."""
+        """A copy of the numbers of steps since each episode began, (num_envs,) int64; assign to spread the ends."""
         return self._elapsed.clone()
+
+    @elapsed.setter
+    def elapsed(self, value: Any) -> None:
+        steps = torch.as_tensor(value, dtype=torch.int64, device=self.device)
+        checks.shape("elapsed", steps, (self.num_envs,))
+        if bool(((steps < 0) | (steps >= self.max_episode_steps)).any()):
+            raise InvalidValueError(f"elapsed goes from {int(steps.min())} to {int(steps.max())}; expected 0 to "
+                                    f"{self.max_episode_steps - 1}, below the time limit.")  # fmt: skip
+        self._elapsed.copy_(steps)
+        self._count_running()
+
+    @property
+    def some_ended(self) -> bool:
+        """Whether episodes ended in the last step and are not reset yet: never in SAME_STEP."""
+        return self._ended is not None
 
     @property
     def np_random_seed(self) -> tuple[int, ...]:

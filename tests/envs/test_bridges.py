@@ -93,7 +93,7 @@ def test_rsl_rl_may_spread_the_episodes_ends():
         dones = env.step(torch.zeros(COUNT, 1))[2]
         ends |= {int(i): k + 1 for i in dones.nonzero() if int(i) not in ends}
     assert ends == {i: 200 - 12 * i for i in range(COUNT)}
-    with pytest.raises(ShapeError, match=r"episode_length_buf has shape \(3,\)"):
+    with pytest.raises(ShapeError, match=r"elapsed has shape \(3,\)"):
         env.episode_length_buf = torch.zeros(3)
 
 

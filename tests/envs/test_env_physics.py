@@ -238,3 +238,13 @@ def test_a_picture_shows_the_physics_of_its_environment():
     env.reset(seed=0, options={"state": np.zeros((2, 4)), "parameters": {"length": [0.5, 1.0]}})
     first, second = env.render()
     assert not np.array_equal(first, second)
+
+
+def test_the_ends_of_episodes_can_be_spread():
+    env = TorchVectorEnv("pendulum", 3, max_episode_steps=5)
+    env.reset(seed=0)
+    env.elapsed = torch.tensor([0, 2, 4])
+    for expected in ([False, False, True], [False, False, False], [False, True, False]):
+        assert env.step(torch.zeros(3, 1))[3].tolist() == expected
+    with pytest.raises(InvalidValueError, match="goes from 0 to 5; expected 0 to 4"):
+        env.elapsed = [0, 1, 5]

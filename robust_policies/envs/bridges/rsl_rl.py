@@ -9,7 +9,6 @@ import torch
 from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from robust_policies import checks
 from robust_policies.envs.wrappers.base import torch_env
 from robust_policies.errors import InvalidValueError
 
@@ -68,9 +67,7 @@ class RslRlVecEnv(VecEnv):
 
     @episode_length_buf.setter
     def episode_length_buf(self, value: torch.Tensor) -> None:
-        checks.shape("episode_length_buf", value, (self.num_envs,))
-        self.base._elapsed.copy_(value)
-        self.base._count_running()
+        self.base.elapsed = value
 
     def reset(self, seed: int | None = None) -> TensorDict:
         """Return the observations after a reset of all environments."""

@@ -53,4 +53,4 @@ class TensorWrapper(VectorWrapper):
         """Return whether an episode ended in the step that returned `info`, without asking the device."""
         if self.autoreset_mode is AutoresetMode.SAME_STEP:
             return "_final_obs" in info
-        return self.base._ended is not None
+        return self.base.some_ended
