@@ -276,6 +276,21 @@ def test_returned_arrays_are_the_callers_to_keep():
                 assert np.array_equal(spoiled, expected)
 
 
+@pytest.mark.parametrize("name", list(ONE_EACH))
+def test_steps_inside_and_outside_of_inference_mode_may_alternate(name):
+    envs, twin = (perturb(gymnasium.make_vec(ID, num_envs=2, max_episode_steps=3), ONE_EACH[name]) for _ in range(2))
+    action = torch.ones(2, 1)
+    with torch.inference_mode():
+        envs.reset(seed=0)
+        envs.step(action)
+    twin.reset(seed=0)
+    twin.step(action)
+    for t in range(6):
+        with torch.inference_mode(t % 3 == 1):
+            observation = envs.step(action)[0]
+        assert torch.equal(observation, twin.step(action)[0])
+
+
 def test_a_masked_reset_returns_the_other_observations_as_they_were_delivered():
     envs = perturb(gymnasium.make_vec(ID, num_envs=2, autoreset_mode="DISABLED"), ONE_EACH["ObservationNoise"])
     envs.reset(seed=0)

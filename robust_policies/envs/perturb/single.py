@@ -64,7 +64,7 @@ class Wrapper(gymnasium.Wrapper, RecordConstructorArgs):
             # A generator that cannot be used must be refused before the environment is reset.
             generator_words(self.unwrapped, self._row)
         observation, info = self.env.reset(seed=seed, options=None if options is None else dict(options))
-        with torch.no_grad():
+        with wrapping.plain_tensors():
             if perturbation.draws:
                 seeded = None if seed is None else self._row
                 perturbation.random.begin(self._row, generator_words(self.unwrapped, self._row), seeded)
@@ -79,7 +79,7 @@ class Wrapper(gymnasium.Wrapper, RecordConstructorArgs):
         perturbation = self.perturbation
         # Before the environment has accepted the action, only a perturbation of actions draws.
         kept = perturbation.random.streams.state.clone() if self.specification.acts_on == "action" else None
-        with torch.no_grad():
+        with wrapping.plain_tensors():
             try:
                 applied, size = self._act(action)
                 perturbation.push()

@@ -95,7 +95,7 @@ class Wrapper(VectorWrapper, RecordConstructorArgs):
         given: Any = None if options is None else dict(options)
         observation, info = self.env.reset(seed=seed, options=given)  # type: ignore[arg-type]
         rows = self._all if rows is None else rows.nonzero().squeeze(-1)
-        with torch.no_grad():
+        with wrapping.plain_tensors():
             flat = self._flat(observation)
             perturbed, size = self._start(rows, flat[rows], self._seeded(seed, rows))
             if mask is not None and self._last is not None and self._size is not None:
@@ -113,7 +113,7 @@ class Wrapper(VectorWrapper, RecordConstructorArgs):
         perturbation = self.perturbation
         # Before the environment has accepted the action, only a perturbation of actions draws.
         kept = perturbation.random.streams.state.clone() if self.specification.acts_on == "action" else None
-        with torch.no_grad():
+        with wrapping.plain_tensors():
             try:
                 applied, size = self._act(actions)
                 perturbation.push()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import gymnasium
@@ -28,6 +30,13 @@ IMPLEMENTATIONS: dict[str, type[Perturbation]] = {
     "ForceDisturbance": physics.Force,
     "DynamicsShift": physics.Shift,
 }
+
+
+@contextmanager
+def plain_tensors() -> Iterator[None]:
+    """Keep no graph, and make tensors that can be written later, even inside `torch.inference_mode()`."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 def signature(spec: type[Spec]) -> inspect.Signature:
