@@ -1,6 +1,8 @@
 """Every environment through gymnasium.make_vec: both ways to vectorize, options, and specs that rebuild it."""
 
 import pickle
+import subprocess
+import sys
 import warnings
 
 import gymnasium
@@ -33,6 +35,26 @@ def test_both_ways_give_the_same_environment(env_id, vectorization):
     assert type(env) is (SyncVectorEnv if vectorization == "sync" else TorchVectorEnv)
     assert env.observation_space == other.observation_space and env.action_space == other.action_space
     close(env.reset(seed=0)[0], other.reset(seed=0)[0])
+
+
+def test_gymnasiums_processes_run_the_single_environment(tmp_path):
+    """In a process of its own, without this one's threads, which its children would not have."""
+    code = (
+        "import gymnasium, numpy as np\n"
+        "from robust_policies.envs import ENV_IDS\n"
+        "how = {'vectorization_mode': 'async', 'vector_kwargs': {'autoreset_mode': 'SameStep'}}\n"
+        "for env_id in ENV_IDS:\n"
+        "    theirs, ours = gymnasium.make_vec(env_id, 2, **how), gymnasium.make_vec(env_id, 2)\n"
+        "    assert np.allclose(theirs.reset(seed=0)[0], ours.reset(seed=0)[0], atol=1e-6), env_id\n"
+        "    theirs.action_space.seed(0)\n"
+        "    actions = theirs.action_space.sample()\n"
+        "    assert np.allclose(theirs.step(actions)[0], ours.step(actions)[0], atol=1e-6), env_id\n"
+        "    theirs.close()\n"
+        "    print(env_id)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == list(ENV_IDS)
 
 
 @every_id

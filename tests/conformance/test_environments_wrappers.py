@@ -26,7 +26,7 @@ from robust_policies.errors import InvalidValueError
 every_id = pytest.mark.parametrize("env_id", ENV_IDS)
 every_mode = pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
 LIMIT = 7
-STEPS = 18
+STEPS = 15
 
 
 def is_discrete(env):
@@ -89,9 +89,9 @@ def test_action_wrappers_do_what_gymnasiums_do(env_id, name):
     mine, oracle = mine_class(inner), wrapped_oracle(env_id, AutoresetMode.SAME_STEP, wrap)
     if name == "RescaleAction":
         assert mine.action_space == oracle.action_space and mine.single_action_space == oracle.single_action_space
-        actions = np.random.default_rng(0).uniform(-1.0, 1.0, (STEPS, *mine.action_space.shape)).astype(np.float32)
+        actions = np.random.default_rng(0).uniform(-1.0, 1.0, (LIMIT + 1, *mine.action_space.shape)).astype(np.float32)
     else:
-        actions = wild_actions(inner.single_action_space, (STEPS, 3))
+        actions = wild_actions(inner.single_action_space, (LIMIT + 1, 3))
     close(mine.reset(seed=1)[0], oracle.reset(seed=1)[0])
     for action in actions:
         step, expected = mine.step(torch.as_tensor(action)), oracle.step(action)
