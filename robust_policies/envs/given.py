@@ -110,10 +110,18 @@ class Actions:
         if choice.dtype.is_floating_point or choice.dtype is torch.bool or choice.is_complex():
             raise ShapeError(f"actions have dtype {given.dtype}; expected whole numbers 0 to {len(table) - 1}, int64.")
         checks.shape("actions", given, (self.num_envs,))
-        lowest, highest = (int(bound) for bound in choice.aminmax())
-        if lowest < 0 or highest >= len(table):
-            first = int(((choice < 0) | (choice >= len(table))).nonzero()[0])
-            raise InvalidValueError(
-                f"actions hold {int(choice[first])} for environment {first}; expected 0 to {len(table) - 1}."
-            )
-        return table[choice.long()]
+        # The lookup itself refuses what is out of range, but on a GPU it would take the process with it.
+        if choice.device.type != "cpu":
+            self._in_table(choice)
+        try:
+            return table.index_select(0, choice.long())
+        except IndexError:
+            self._in_table(choice)
+            raise
+
+    def _in_table(self, choice: torch.Tensor) -> None:
+        last = 0 if self.table is None else len(self.table) - 1
+        wrong = (choice < 0) | (choice > last)
+        if bool(wrong.any()):
+            first = int(wrong.nonzero()[0])
+            raise InvalidValueError(f"actions hold {int(choice[first])} for environment {first}; expected 0 to {last}.")

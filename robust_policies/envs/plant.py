@@ -122,6 +122,10 @@ class Plant(ABC):
     def initial(self, uniform: torch.Tensor, params: Params, options: Mapping[str, Any] | None = None) -> torch.Tensor:
         """Return start states (n, state_size) from uniform numbers in [0, 1), (n, reset_size)."""
 
+    def settle(self, state: torch.Tensor, params: Params) -> torch.Tensor:
+        """Return states a user gave, with whatever follows from the rest of a state (readings) made to fit."""
+        return state
+
     def terminated(self, state: torch.Tensor, params: Params) -> torch.Tensor:
         """Return where (...) the episode ends because of `state`; asked only if `terminates`."""
         return torch.zeros(state.shape[:-1], dtype=torch.bool, device=state.device)

@@ -85,7 +85,8 @@ class TaskEnv(gymnasium.Env):
         checks.shape("state", state, (self.plant.state_size,))
         if not np.isfinite(state).all():
             raise InvalidValueError(f"state is {state}; expected finite numbers.")
-        self._batch._state[0] = self._batch._state.new_tensor(state)
+        given = self._batch._state.new_tensor(state)[None]
+        self._batch._state[:] = self.plant.settle(given, self._batch.prepared)
 
     def reset(
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None

@@ -125,20 +125,18 @@ class Streams:
     def uniform(self, size: int, rows: torch.Tensor | None = None) -> torch.Tensor:
         """Return the next `size` numbers in [0, 1) of each generator (or of `rows`): float64 (n, size)."""
         powers, offsets = self._jumps(size)
-        if self._unsigned.signed:
-            states, index = self.state, slice(None) if rows is None else rows
-        else:
-            # NumPy's calls cost a fraction of torch's on the few rows that begin an episode.
-            states = self.state.numpy().view(np.uint64)
-            index = slice(None) if rows is None else rows.numpy()
-        now = (states[0, index, None], states[1, index, None])
-        shift = (offsets[0, index], offsets[1, index])
-        following = _add(_multiply(now, (powers[0], powers[1]), self._unsigned), shift, self._unsigned)
-        states[0, index], states[1, index] = following[0][:, -1], following[1][:, -1]
-        return _output(following, self._unsigned.signed) * 2.0**-53
+        # NumPy's calls cost a fraction of torch's on the few rows that begin an episode.
+        states = self._native(self.state)
+        index = slice(None) if rows is None else rows if self._unsigned.signed else rows.numpy()
+        high, low = states[:, index]
+        shift = offsets[:, :, index]
+        jumped = _multiply((high, low), (powers[0], powers[1]), self._unsigned)
+        following = _add(jumped, (shift[0], shift[1]), self._unsigned)
+        states[0, index], states[1, index] = following[0][-1], following[1][-1]
+        return (_output(following, self._unsigned.signed) * 2.0**-53).T
 
     def _jumps(self, size: int) -> tuple[Any, Any]:
-        """Return M^j as (2, size) and (1 + ... + M^(j-1)) inc as (2, count, size), for j = 1 .. size."""
+        """Return M^j as (2, size, 1) and (1 + ... + M^(j-1)) inc as (2, size, count), for j = 1 .. size."""
         if size not in self._offsets:
             powers, sums, power, total = [], [], 1, 0
             for _ in range(size):
@@ -146,11 +144,9 @@ class Streams:
                 power = power * _MULTIPLIER % _MODULUS
                 powers.append(power)
                 sums.append(total)
-            self._powers[size] = self._native(_split(powers, self.device))
-            factors, increments = self._native(_split(sums, self.device)), self._native(self.increment)
-            products = _multiply(
-                (increments[0, :, None], increments[1, :, None]), (factors[0], factors[1]), self._unsigned
-            )
+            self._powers[size] = self._native(_split(powers, self.device)[..., None])
+            factors, increments = self._native(_split(sums, self.device)[..., None]), self._native(self.increment)
+            products = _multiply((increments[0], increments[1]), (factors[0], factors[1]), self._unsigned)
             self._offsets[size] = torch.stack(products) if self._unsigned.signed else np.stack(products)
         return self._powers[size], self._offsets[size]
 

@@ -296,7 +296,7 @@ class TorchVectorEnv(VectorEnv):
         params = self.params.prepared if rows is None else plant.take(self.params.prepared, rows)
         state = plant.initial(uniform[:, :size], params, options).to(self.state_dtype)
         if start is not None:
-            state = start if rows is None else start[rows]
+            state = plant.settle(start if rows is None else start[rows], params)
         measurement = normals(uniform[:, size:drawn], noise).to(self.state_dtype) if noise else None
         observation = plant.observe(state, params, measurement).to(self.dtype)
         if rows is None:

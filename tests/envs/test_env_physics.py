@@ -248,3 +248,17 @@ def test_the_ends_of_episodes_can_be_spread():
         assert env.step(torch.zeros(3, 1))[3].tolist() == expected
     with pytest.raises(InvalidValueError, match="goes from 0 to 5; expected 0 to 4"):
         env.elapsed = [0, 1, 5]
+
+
+def test_a_given_state_gets_the_readings_that_belong_to_it():
+    env = TorchVectorEnv("reacher", 2)
+    env.reset(seed=0)
+    state = env.state
+    spoilt = state.clone()
+    spoilt[:, env.plant.layout.physics :] = 7.0
+    env.reset(options={"state": spoilt})
+    torch.testing.assert_close(env.state, state)
+    single = TaskEnv("reacher")
+    single.reset(seed=0)
+    single.state = spoilt[0].numpy()
+    np.testing.assert_allclose(single.state, state[0].numpy())
