@@ -113,7 +113,7 @@ def test_reset_options_are_used_and_left_alone(env_id):
     before = copy.deepcopy(options)
     env.reset(seed=1, options=options)
     assert data_equivalence(options, before, exact=True)
-    # MuJoCo's readings in the state are computed anew from its positions and velocities; once they are, all of it stays.
+    # MuJoCo's readings in the state are computed anew from positions and velocities; then all of it stays.
     given = env.plant.layout.physics if env_id in MUJOCO_IDS else len(wanted)
     np.testing.assert_allclose(env.state[:given], wanted[:given], rtol=1e-12, atol=1e-12)
     settled = env.state
