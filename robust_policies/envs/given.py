@@ -83,6 +83,9 @@ class Actions:
     def __call__(self, given: Any) -> torch.Tensor:
         """Return finite actions on the device; raise `ShapeError` (shape, dtype, device) or `NonFiniteError`."""
         if isinstance(given, np.ndarray):
+            if given.dtype.kind not in "fiub":
+                wanted = "float32" if self.table is None else "int64"
+                raise ShapeError(f"actions have dtype {given.dtype}; expected numbers, such as {wanted}.")
             action = torch.as_tensor(np.ascontiguousarray(given), device=self.device)
         elif isinstance(given, torch.Tensor):
             if given.device.type != self.device.type or self.device.index not in {None, given.device.index}:

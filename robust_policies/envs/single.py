@@ -45,9 +45,13 @@ class TaskEnv(gymnasium.Env):
         )
         self.render_mode = render_mode
         self.metadata = {**self.metadata, "render_fps": self._batch.metadata["render_fps"]}
-        self.max_episode_steps = self._batch.max_episode_steps
         self.observation_space = self._batch.single_observation_space
         self.action_space = self._batch.single_action_space
+
+    @property
+    def max_episode_steps(self) -> int:
+        """The time limit [steps]."""
+        return self._batch.max_episode_steps
 
     @property
     def plant(self) -> Plant:

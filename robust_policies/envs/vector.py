@@ -74,7 +74,8 @@ class TorchVectorEnv(VectorEnv):
         if render_mode is not None and render_mode not in RENDER_MODES:
             raise InvalidValueError(f"render_mode is {render_mode!r}; expected one of {', '.join(RENDER_MODES)}.")
         self.render_mode = render_mode
-        rate = max(1, round(1.0 / self.plant.time_step))
+        # As fast as the plant, but no slide show where a step takes a second.
+        rate = max(10, round(1.0 / self.plant.time_step))
         self.metadata = {"render_modes": RENDER_MODES, "render_fps": rate, "autoreset_mode": self.autoreset_mode}
         self.single_observation_space, self.single_action_space = given.spaces(self.plant, self.dtype)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)

@@ -79,7 +79,7 @@ def test_spaces_are_sound(env_id):
         assert actions.shape == (env.plant.action_size,) == (len(env.plant.action_names),)
         assert actions.dtype == np.float32 and (actions.low < actions.high).all() and actions.is_bounded()
     assert env.max_episode_steps == env.plant.max_episode_steps > 1
-    assert env.metadata["render_fps"] == max(1, round(1.0 / env.plant.time_step))
+    assert env.metadata["render_fps"] == max(10, round(1.0 / env.plant.time_step))
 
 
 @every_id
