@@ -47,11 +47,12 @@ def picture(
 
 def _headless() -> None:
     """Let MuJoCo draw by EGL on a Linux machine without a display, unless MUJOCO_GL says otherwise."""
-    if sys.platform != "linux" or os.environ.get("DISPLAY") or os.environ.get("MUJOCO_GL"):
+    if sys.platform != "linux" or os.environ.get("DISPLAY"):
         return
-    os.environ["MUJOCO_GL"] = "egl"
-    # The variable was read when mujoco was imported, which may have been long ago and not by this package.
-    importlib.reload(gl_context)
+    wanted = os.environ.setdefault("MUJOCO_GL", "egl")
+    # The variable is read when mujoco is imported, which may have been before it was set, here or by somebody else.
+    if gl_context.GLContext is None or gl_context.GLContext.__module__ != f"mujoco.{wanted}":
+        importlib.reload(gl_context)
 
 
 def close(plant: MujocoPlant) -> None:
