@@ -1,4 +1,4 @@
-"""A `RecurrentCellPolicy` run on tensors (time, env, ...): step by step with fixed weights, and over whole sequences."""
+"""A `RecurrentCellPolicy` run on tensors (time, env, ...): step by step for a rollout, and over whole sequences."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from robust_policies.policies.actor import ScaledCell
 from robust_policies.train.tensor_buffer import Minibatch
 
 _HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
+_ROWS_AT_ONCE = 2**14
 
 
 class Evaluated(NamedTuple):
@@ -112,7 +113,6 @@ class RolloutPolicy:
         self.latents: list[Tensor] = []
         self.log_probs: list[Tensor] = []
         self.noise = self.deviation = None
-        self._n_steps = n_steps
         if tensors.gaussian:
             size = (n_steps, len(states.actor), self.policy.log_std.shape[0])
             self.noise = torch.randn(size, device=states.actor.device, dtype=states.actor.dtype)
@@ -157,8 +157,14 @@ class RolloutPolicy:
 
     def all_values(self, observations: Tensor) -> Tensor:
         """Return the values (time, env) of the rollout's observations (time, env, nu), after its last step."""
-        latents = torch.stack(self.latents) if self.latents else self.latent(observations)
-        return self.tensors.values(latents)
+        # In pieces: the hidden layers of all steps at once would take many times the rollout's memory.
+        length = max(1, _ROWS_AT_ONCE // observations.shape[1])
+        values = []
+        for first in range(0, len(observations), length):
+            piece = slice(first, first + length)
+            latents = torch.stack(self.latents[piece]) if self.latents else self.latent(observations[piece])
+            values.append(self.tensors.values(latents))
+        return torch.cat(values)
 
     def all_log_probs(self) -> Tensor:
         """Return the log-probabilities (time, env) of the sampled actions, after the rollout's last step."""

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from robust_policies.envs.sb3 import SB3VecEnv
 from robust_policies.errors import InvalidValueError
 from robust_policies.train.normalization import ObservationScale, RewardScale, from_json, to_json
+from robust_policies.train.on_demand import OnDemand
 from robust_policies.train.tensor_buffer import Minibatch, TensorRolloutBuffer, minibatch_count
 from robust_policies.train.tensor_episodes import EpisodeTotals
-from robust_policies.train.tensor_policy import RolloutPolicy, States, TensorPolicy, unsupported
+from robust_policies.train.tensor_policy import RolloutPolicy, TensorPolicy, unsupported
 
 PHASES = ("policy", "environment", "advantages", "update")
 
@@ -37,9 +38,9 @@ class TensorRecurrentPPO(RecurrentPPO):
 
     The update is sb3-contrib's, on the same data the same to rounding. What differs: a minibatch is a share of the
     environments with their whole sequences, so `batch_size` must be `n_steps` times a divisor of the number of
-    environments; episode statistics reach `ep_info_buffer` once per rollout; callbacks find tensors in their locals
-    (`rewards`, `dones`, `info` as the vectorized environment gave it) and no `infos`. The reasons for which NumPy's
-    path is taken (another environment, policy or device) are given as a warning and in `why_numpy`.
+    environments; episode statistics reach `ep_info_buffer` once per rollout; callbacks find no `infos` in their locals,
+    but `info` as the vectorized environment gave it, and `OnDemand` arrays of actions, rewards and dones. The reason
+    for which NumPy's path is taken (another environment, policy or device) is given as a warning and in `why_numpy`.
 
     Args:
         policy, env: as RecurrentPPO's; the rest too, by keyword.
@@ -59,7 +60,13 @@ class TensorRecurrentPPO(RecurrentPPO):
     rollout_buffer: Any
 
     def __init__(
-        self, policy: Any, env: Any, *, normalize_observation: bool = False, normalize_reward: bool = False, **kwargs: Any
+        self,
+        policy: Any,
+        env: Any,
+        *,
+        normalize_observation: bool = False,
+        normalize_reward: bool = False,
+        **kwargs: Any,
     ) -> None:
         self.normalize_observation, self.normalize_reward = normalize_observation, normalize_reward
         self.why_numpy: str | None = None
@@ -70,7 +77,8 @@ class TensorRecurrentPPO(RecurrentPPO):
             for name in ("observation_scale", "observation_offset"):
                 if options.get(name) is not None:
                     raise InvalidValueError(
-                        f"{name} is {options[name]} and normalize_observation=True, which sets it; leave one of them out."
+                        f"{name} is {options[name]} and normalize_observation=True, which sets it; leave one of "
+                        "them out."
                     )
                 options[name] = 1.0 if name == "observation_scale" else 0.0
         super().__init__(policy, env, policy_kwargs=options, **kwargs)
@@ -121,7 +129,7 @@ class TensorRecurrentPPO(RecurrentPPO):
         self._make_scales()
 
     def _make_scales(self) -> None:
-        kept = self._scales
+        kept = self.normalization_state()
         self._scales = {}
         if self.normalize_observation:
             size = self.observation_space.shape[0]  # pyright: ignore[reportOptionalSubscript]
@@ -132,7 +140,9 @@ class TensorRecurrentPPO(RecurrentPPO):
 
     def _reason(self, env: VecEnv) -> str | None:
         if not isinstance(env, SB3VecEnv):
-            return f"the environment is a {type(env).__name__}, not an SB3VecEnv, whose steps are tensors"
+            inner = env.unwrapped
+            around = f" in a {type(env).__name__}" if inner is not env else ""
+            return f"the environment is a {type(inner).__name__}{around}, not a bare SB3VecEnv, whose steps are tensors"
         here, there = self.device, env.inner.device
         if here.type != there.type or (here.index or 0) != (there.index or 0):
             return f"the environment computes on {there} and the policy on {here}"
@@ -152,9 +162,6 @@ class TensorRecurrentPPO(RecurrentPPO):
                 raise InvalidValueError(f"The state normalises the {name}; expected normalize_{name}=True.")
             from_json(self._scales[name].moments, moments)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__}
-
     def _excluded_save_params(self) -> list[str]:
         here = ["_tensors", "_episodes", "_states", "_bounds", "_numpy_buffer", "_last_obs", "_last_episode_starts"]
         return [*super()._excluded_save_params(), *here]
@@ -167,9 +174,7 @@ class TensorRecurrentPPO(RecurrentPPO):
         finally:
             self._scales = scales
 
-    def collect_rollouts(
-        self, env: VecEnv, callback: BaseCallback, rollout_buffer: Any, n_rollout_steps: int
-    ) -> bool:
+    def collect_rollouts(self, env: VecEnv, callback: BaseCallback, rollout_buffer: Any, n_rollout_steps: int) -> bool:
         """Fill the buffer with `n_rollout_steps` steps of every environment; return False if a callback stopped it."""
         if self.why_numpy is not None:
             return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
@@ -191,6 +196,7 @@ class TensorRecurrentPPO(RecurrentPPO):
         acting.begin(starts)
         cut_off: list[_Truncation] = []
         nobody = torch.zeros_like(starts)
+        fixed = {"self": self, "env": env, "rollout_buffer": buffer, "n_rollout_steps": n_rollout_steps}
         before = clock()
         for n_steps in range(n_rollout_steps):
             actions = acting.act(observations, n_steps)
@@ -208,7 +214,10 @@ class TensorRecurrentPPO(RecurrentPPO):
             buffer.rewards[n_steps] = rewards
             buffer.dones[n_steps] = dones
             self.num_timesteps += env.num_envs
-            callback.update_locals(locals())
+            seen = {"actions": actions, "clipped_actions": clipped_actions, "rewards": rewards, "dones": dones}
+            callback.update_locals(
+                {**fixed, "n_steps": n_steps, "info": info, **{k: OnDemand(value) for k, value in seen.items()}}
+            )
             if not callback.on_step():
                 return False
             if dones is not nobody:
@@ -218,7 +227,6 @@ class TensorRecurrentPPO(RecurrentPPO):
         seconds["policy"] += clock() - before
         self._last_obs, self._last_episode_starts, self._states = observations, starts, acting.states  # pyright: ignore[reportAttributeAccessIssue]
         self._finish(acting, observations, cut_off)
-        callback.update_locals(locals())
         callback.on_rollout_end()
         return True
 
