@@ -1,0 +1,253 @@
+"""Environment steps per second of training, with its updates: ours and what a user would take otherwise, in one run.
+
+    OMP_NUM_THREADS=1 python benchmarks/training.py [--device cuda] [--output benchmarks/training.json]
+        [--parts numpy device growth learning] [--sizes 1024 4096]
+
+`numpy`: sb3-contrib's RecurrentPPO with its own LSTM policy of 256 units on eight of Gymnasium's Pendulum-v1, against
+the same algorithm with the cells of this package and the same hyperparameters (sb3-contrib's defaults).
+`device`: TensorRecurrentPPO on our pendulum, with sb3-contrib's default n_steps, n_epochs and number of minibatches.
+`growth`: how the update's time grows with environments, steps, nx, nv and hidden width (slopes in log-log scale).
+`learning`: seconds and environment steps until the mean return of 100 test episodes is -200, over several seeds.
+Every rate is the median of repeated timings; the sides alternate, so that a busy machine slows both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import sb3_contrib
+import stable_baselines3
+import torch
+from sb3_contrib import RecurrentPPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecNormalize
+
+from robust_policies.envs.sb3 import make_sb3_vec_env
+from robust_policies.policies import RecurrentCellPolicy
+from robust_policies.train import TensorRecurrentPPO
+
+PENDULUM = "robust_policies/Pendulum-v0"
+CELLS: dict[str, dict[str, Any]] = {
+    "lstm": {"state_size": 512},
+    "r2dn": {"state_size": 8, "features": 16, "hidden_sizes": (16, 16)},
+    "ren": {"state_size": 8, "features": 16},
+    "mlp": {"hidden_sizes": (64, 64)},
+    "lbdn": {"hidden_sizes": (64, 64), "gamma": 10.0},
+}
+MINIBATCHES = 8
+LEARNING = {
+    "gamma": 0.9,
+    "gae_lambda": 0.95,
+    "n_epochs": 10,
+}
+TARGET = -200.0
+
+
+class Phases(BaseCallback):
+    """Seconds spent in rollouts and in updates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds = {"rollout": 0.0, "update": 0.0}
+        self._at = 0.0
+
+    def _pass(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name] += now - self._at
+        self._at = now
+
+    def _on_training_start(self) -> None:
+        self._at = time.perf_counter()
+        self._first = True
+
+    def _on_rollout_start(self) -> None:
+        if not self._first:
+            self._pass("update")
+        self._first = False
+
+    def _on_rollout_end(self) -> None:
+        self._pass("rollout")
+
+    def _on_training_end(self) -> None:
+        self._pass("update")
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def policy_options(cell: str, **options: Any) -> dict[str, Any]:
+    return {"cell": cell, "cell_kwargs": CELLS[cell] | options, "critic": "own" if cell == "lstm" else "mlp"}
+
+
+def stock() -> RecurrentPPO:
+    return RecurrentPPO("MlpLstmPolicy", make_vec_env("Pendulum-v1", 8, seed=0), device="cpu", seed=0)
+
+
+def stock_with(cell: str) -> RecurrentPPO:
+    env = make_vec_env("Pendulum-v1", 8, seed=0)
+    return RecurrentPPO(RecurrentCellPolicy, env, policy_kwargs=policy_options(cell), device="cpu", seed=0)
+
+
+def on_device(cell: str, num_envs: int, device: str, n_steps: int = 128, **options: Any) -> TensorRecurrentPPO:
+    return TensorRecurrentPPO(
+        RecurrentCellPolicy,
+        make_sb3_vec_env(PENDULUM, num_envs, seed=0, device=device),
+        n_steps=n_steps,
+        batch_size=n_steps * num_envs // math.gcd(MINIBATCHES, num_envs),
+        policy_kwargs=policy_options(cell, **options),
+        device=device,
+        seed=0,
+    )
+
+
+def timed(makers: dict[str, Callable[[], RecurrentPPO]], repeats: int) -> dict[str, dict[str, Any]]:
+    """Return environment steps per second and the shares of the phases: medians over alternating timings."""
+    models = {name: make() for name, make in makers.items()}
+    rates: dict[str, list[float]] = {name: [] for name in models}
+    shares: dict[str, dict[str, float]] = {}
+    for repeat in range(repeats + 1):
+        for name, model in models.items():
+            steps, phases = model.n_steps * model.n_envs, Phases()
+            before = dict(getattr(model, "seconds", {}))
+            began = time.perf_counter()
+            model.learn(steps, phases, reset_num_timesteps=repeat == 0)
+            if model.device.type != "cpu":
+                torch.cuda.synchronize()
+            seconds = time.perf_counter() - began
+            inner = {key: value - before[key] for key, value in getattr(model, "seconds", {}).items()}
+            # The first round warms up.
+            if repeat:
+                rates[name].append(steps / seconds)
+                shares[name] = {key: value / seconds for key, value in (inner or phases.seconds).items()}
+    return {
+        name: {
+            "steps_per_second": rounded(statistics.median(values), 4),
+            "shares_of_time": {key: rounded(value, 3) for key, value in shares[name].items()},
+        }
+        for name, values in rates.items()
+    }
+
+
+def rounded(value: float, digits: int) -> float:
+    return float(f"{value:.{digits}g}")
+
+
+def rates(parts: list[str], sizes: list[int], device: str, repeats: int) -> list[dict[str, Any]]:
+    """Return a row for each side of the parts `numpy` and `device`, with its ratio to sb3-contrib's LSTM."""
+    makers: dict[str, Callable[[], RecurrentPPO]] = {"sb3_contrib_lstm": stock}
+    if "numpy" in parts:
+        makers |= {f"numpy_{cell}": lambda cell=cell: stock_with(cell) for cell in ("lstm", "r2dn", "ren")}
+    if "device" in parts:
+        for size in sizes:
+            cells = ("r2dn", "ren", "mlp", "lbdn") if size == sizes[0] else ("r2dn",)
+            makers |= {
+                f"tensor_{cell}_{size}_envs": lambda cell=cell, size=size: on_device(cell, size, device)
+                for cell in cells
+            }
+    found = timed(makers, repeats)
+    base = found["sb3_contrib_lstm"]["steps_per_second"]
+    rows = []
+    for name, row in found.items():
+        rows.append({"name": name, **row, "ratio_to_sb3_contrib_lstm": rounded(row["steps_per_second"] / base, 3)})
+        phases = "  ".join(f"{key} {value:.0%}" for key, value in row["shares_of_time"].items())
+        print(f"{name:<28} {row['steps_per_second']:>12,.0f}  x{rows[-1]['ratio_to_sb3_contrib_lstm']:<8g} {phases}")
+    return rows
+
+
+def growth(device: str, repeats: int) -> dict[str, Any]:
+    """Return the seconds of one update for growing sizes, and the slope of log seconds over log size."""
+    # Its environments and steps by keyword, the rest goes to the cell.
+    studies: dict[str, list[dict[str, Any]]] = {
+        "num_envs": [{"num_envs": size} for size in (64, 256, 1024, 4096)],
+        "n_steps": [{"n_steps": size} for size in (32, 64, 128, 256)],
+        "nx": [{"state_size": size} for size in (8, 16, 32, 64)],
+        "nv": [{"features": size} for size in (16, 32, 64, 128)],
+        "hidden": [{"hidden_sizes": (size, size)} for size in (16, 32, 64, 128)],
+    }
+    report: dict[str, Any] = {}
+    for name, cases in studies.items():
+        makers = {}
+        for case in cases:
+            options = {"num_envs": 256, "n_steps": 64, **case}
+            size = options.get(name, next(iter(case.values())))
+            size = size[0] if isinstance(size, tuple) else size
+            makers[str(size)] = lambda options=options: on_device("r2dn", device=device, **options)
+        found = timed(makers, repeats)
+        seconds = {}
+        for size, row in found.items():
+            case = cases[list(makers).index(size)]
+            samples = case.get("num_envs", 256) * case.get("n_steps", 64)
+            seconds[size] = rounded(samples / row["steps_per_second"] * row["shares_of_time"]["update"], 3)
+        slope = np.polyfit(np.log([float(size) for size in seconds]), np.log(list(seconds.values())), 1)[0]
+        report[name] = {"seconds_of_an_update": seconds, "log_log_slope": rounded(float(slope), 2)}
+        print(f"{name:<10} slope {slope:5.2f}  {seconds}", flush=True)
+    return report
+
+
+class Reached(BaseCallback):
+    """Stops at the first update after which the mean return of 100 test episodes is `TARGET`; its time is not counted."""
+
+    def __init__(self, env: Any, every: int) -> None:
+        super().__init__()
+        self.env, self.every, self.last = env, every, 0
+        self.paused, self.found = 0.0, -math.inf
+        self.began = time.perf_counter()
+
+    def _on_rollout_start(self) -> None:
+        if self.num_timesteps - self.last < self.every:
+            return
+        self.last = self.num_timesteps
+        began = time.perf_counter()
+        self.env.seed(1_000_003)
+        self.found = float(evaluate_policy(self.model, self.env, 100, warn=False)[0])  # pyright: ignore[reportArgumentType]
+        self.paused += time.perf_counter() - began
+        self.seconds = began - self.began - (self.paused - (time.perf_counter() - began))
+
+    def _on_step(self) -> bool:
+        return self.found < TARGET
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = ["numpy", "device", "growth", "learning"]
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
+    parser.add_argument("--sizes", nargs="+", type=int, default=[1024], help="environments of the part device")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=5, help="of the part learning")
+    arguments = parser.parse_args()
+    report: dict[str, Any] = {
+        "device": torch.cuda.get_device_name() if arguments.device != "cpu" else "cpu",
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "gymnasium": gymnasium.__version__,
+            "stable_baselines3": stable_baselines3.__version__,
+            "sb3_contrib": sb3_contrib.__version__,
+        },
+        "unit": "environment steps per second",
+    }
+    if {"numpy", "device"} & set(arguments.parts):
+        report["rows"] = rates(arguments.parts, arguments.sizes, arguments.device, arguments.repeats)
+    if "growth" in arguments.parts:
+        report["growth"] = growth(arguments.device, arguments.repeats)
+    if arguments.output:
+        arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
