@@ -32,7 +32,6 @@ from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import VecNormalize
 
 from robust_policies.envs.sb3 import make_sb3_vec_env
 from robust_policies.policies import RecurrentCellPolicy

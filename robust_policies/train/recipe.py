@@ -84,13 +84,16 @@ class AlgorithmSection(_Section):
         default=False, description="tensor_ppo: learn policy.observation_scale and observation_offset while training"
     )
 
+    spread_episodes: bool = Field(
+        default=False,
+        description="tensor_ppo: the first episodes end at different times, for rollouts shorter than one",
+    )
+
     @model_validator(mode="after")
-    def _normalizes(self) -> AlgorithmSection:
-        if self.normalize_observation and self.name != "tensor_ppo":
-            raise ValueError(
-                f"algorithm.normalize_observation is true and algorithm.name {self.name}; expected name tensor_ppo, or "
-                "policy.observation_scale and observation_offset as fixed numbers"
-            )
+    def _fits_its_name(self) -> AlgorithmSection:
+        for option in ("normalize_observation", "spread_episodes"):
+            if getattr(self, option) and self.name != "tensor_ppo":
+                raise ValueError(f"algorithm.{option} is true and algorithm.name {self.name}; expected name tensor_ppo")
         return self
 
     @field_validator("learning_rate", "clip_range")

@@ -98,6 +98,7 @@ def make_model(recipe: Recipe, env: VecEnv, device: str = "cpu") -> OnPolicyAlgo
     if algorithm.name == "tensor_ppo":
         kind = TensorRecurrentPPO
         options["normalize_observation"] = algorithm.normalize_observation
+        options["spread_episodes"] = algorithm.spread_episodes
         options["normalize_reward"] = algorithm.normalize_reward and not isinstance(env, VecNormalize)
     return kind(
         RecurrentCellPolicy,

@@ -14,7 +14,12 @@ class EpisodeTotals:
     def __init__(self, n_envs: int, device: torch.device) -> None:
         self.returns = torch.zeros(n_envs, dtype=torch.float64, device=device)
         self.lengths = torch.zeros(n_envs, dtype=torch.int64, device=device)
+        self.partial: Tensor | None = None
         self._began = time.time()
+
+    def skip_running(self) -> None:
+        """Leave out the episodes now under way: they did not begin at their beginning."""
+        self.partial = torch.ones_like(self.returns, dtype=torch.bool)
 
     def ended(self, rewards: Tensor, dones: Tensor, limit: int) -> list[dict[str, float]]:
         """Return the last `limit` episodes that ended in a rollout as SB3's Monitor describes them, in that order.
@@ -28,8 +33,12 @@ class EpisodeTotals:
         sums = rewards.to(torch.float64).cumsum(0)
         latest = torch.where(dones, steps, -1).cummax(0).values
         before = torch.cat((torch.full_like(latest[:1], -1), latest[:-1]))
+        counted = dones
+        if self.partial is not None:
+            counted = dones & ~(self.partial & (before < 0))
+            self.partial = self.partial & (latest[-1] < 0)
         # The only look at the device in a rollout.
-        at, rows = dones.nonzero()[-limit:].unbind(1)
+        at, rows = counted.nonzero()[-limit:].unbind(1)
         previous = before[at, rows]
         lengths = at - previous + torch.where(previous < 0, self.lengths[rows], 0)
         returns = sums[at, rows] + torch.where(previous < 0, self.returns[rows], -sums[previous, rows])

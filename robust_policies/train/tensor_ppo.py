@@ -15,13 +15,14 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
 from robust_policies.envs.sb3 import SB3VecEnv
-from robust_policies.errors import InvalidValueError
+from robust_policies.errors import DivergedError, InvalidValueError
 from robust_policies.train.normalization import ObservationScale, RewardScale, from_json, to_json
 from robust_policies.train.on_demand import OnDemand
 from robust_policies.train.tensor_buffer import Minibatch, TensorRolloutBuffer, minibatch_count
 from robust_policies.train.tensor_episodes import EpisodeTotals
 from robust_policies.train.tensor_policy import RolloutPolicy, TensorPolicy, unsupported
 
+_DEVICE_ONLY = ("normalize_observation", "normalize_reward", "spread_episodes")
 PHASES = ("policy", "environment", "advantages", "update")
 
 
@@ -47,14 +48,16 @@ class TensorRecurrentPPO(RecurrentPPO):
         normalize_observation: the policy's fixed observation scale is set, between updates, to the mean and deviation
             of the observations so far. `predict` and certificate take raw observations.
         normalize_reward: divide rewards by the running deviation of the discounted return.
+        spread_episodes: after a reset, count the first episodes as begun at different times, so that rollouts shorter
+            than an episode hold all its parts.
 
     Attributes:
         why_numpy: why training does not stay on the device; None if it does.
         seconds: time spent in each of `PHASES` since the model was made; on a GPU, until the work was queued.
 
     Raises:
-        InvalidValueError: `batch_size` does not divide the environments evenly, or a normalisation is asked of the
-            NumPy path or besides an observation scale of the policy's own.
+        InvalidValueError: `batch_size` does not divide the environments evenly, or one of the options above is given
+            where only the NumPy path is possible, or besides an observation scale of the policy's own.
     """
 
     rollout_buffer: Any
@@ -66,9 +69,11 @@ class TensorRecurrentPPO(RecurrentPPO):
         *,
         normalize_observation: bool = False,
         normalize_reward: bool = False,
+        spread_episodes: bool = False,
         **kwargs: Any,
     ) -> None:
         self.normalize_observation, self.normalize_reward = normalize_observation, normalize_reward
+        self.spread_episodes = spread_episodes
         self.why_numpy: str | None = None
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self._scales: dict[str, Any] = {}
@@ -99,10 +104,11 @@ class TensorRecurrentPPO(RecurrentPPO):
         self.why_numpy = self._reason(env)
         if self.why_numpy is not None:
             self.rollout_buffer = self._numpy_buffer
-            if self.normalize_observation or self.normalize_reward:
+            asked = [name for name in _DEVICE_ONLY if getattr(self, name)]
+            if asked:
                 raise InvalidValueError(
-                    f"Normalisation on the device was asked for, but {self.why_numpy}; use Stable-Baselines3's "
-                    "VecNormalize there."
+                    f"{asked[0]}=True works on the device only, but {self.why_numpy}; leave it out (there is "
+                    "Stable-Baselines3's VecNormalize for NumPy)."
                 )
             warnings.warn(
                 f"TensorRecurrentPPO trains by sb3-contrib's NumPy path, because {self.why_numpy}.", stacklevel=4
@@ -181,14 +187,20 @@ class TensorRecurrentPPO(RecurrentPPO):
         assert isinstance(env, SB3VecEnv)
         self.policy.set_training_mode(False)
         callback.on_rollout_start()
-        with torch.no_grad():
-            return self._collect(env, callback, rollout_buffer, n_rollout_steps)
+        before = env.inner.trusts_actions
+        # Asking at every step whether the actions are finite would wait for the device; `_finish` asks once.
+        env.inner.trusts_actions = True
+        try:
+            with torch.no_grad():
+                return self._collect(env, callback, rollout_buffer, n_rollout_steps)
+        finally:
+            env.inner.trusts_actions = before
 
     def _collect(
         self, env: SB3VecEnv, callback: BaseCallback, rollout_buffer: TensorRolloutBuffer, n_rollout_steps: int
     ) -> bool:
         clock, seconds = time.perf_counter, self.seconds
-        observations, starts = self._begin()
+        observations, starts = self._begin(env)
         buffer, vector = rollout_buffer, env.env
         buffer.actor_state.copy_(self._states.actor)
         buffer.critic_state.copy_(self._states.critic)
@@ -230,18 +242,27 @@ class TensorRecurrentPPO(RecurrentPPO):
         callback.on_rollout_end()
         return True
 
-    def _begin(self) -> tuple[Tensor, Tensor]:
+    def _begin(self, env: SB3VecEnv) -> tuple[Tensor, Tensor]:
         """Return observations and starts to go on from, whether SB3 has just reset the environments or not."""
         observations, starts = self._last_obs, self._last_episode_starts
         if isinstance(observations, np.ndarray):
             self._episodes = EpisodeTotals(self.n_envs, self.device)
             if "reward" in self._scales:
                 self._scales["reward"].restart()
+            if self.spread_episodes:
+                limit = env.inner.max_episode_steps
+                env.inner.elapsed = torch.randint(limit, (self.n_envs,), device=self.device)
+                self._episodes.skip_running()
         return torch.as_tensor(observations, device=self.device), torch.as_tensor(starts, device=self.device)
 
     def _finish(self, acting: RolloutPolicy, last_observations: Tensor, cut_off: list[_Truncation]) -> None:
         began = time.perf_counter()
         buffer, tensors = self.rollout_buffer, self._tensors
+        if not bool(torch.isfinite(buffer.actions).all()):
+            raise DivergedError(
+                f"Training diverged: the policy's actions were NaN or infinite within the first {self.num_timesteps} "
+                "steps. Lower algorithm.learning_rate or algorithm.max_grad_norm."
+            )
         buffer.values.copy_(acting.all_values(buffer.observations))
         buffer.log_probs.copy_(acting.all_log_probs())
         assert self.ep_info_buffer is not None

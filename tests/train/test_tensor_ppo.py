@@ -11,10 +11,11 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalC
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from tiny_recipe import TINY
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from robust_policies.envs import SB3VecEnv, TorchVectorEnv
 from robust_policies.envs.wrappers import RescaleAction
-from robust_policies.errors import InvalidValueError
+from robust_policies.errors import DivergedError, InvalidValueError
 from robust_policies.policies import RecurrentCellPolicy, load_policy, save_policy
 from robust_policies.train import TensorRecurrentPPO, load_recipe, train
 
@@ -250,6 +251,50 @@ def test_rollouts_that_follow_each_other_carry_states_and_episodes_on():
     assert not torch.equal(second.observations[0], first.observations[-1])
 
 
+def test_spread_episodes_end_at_different_times_and_the_cut_ones_are_not_reported():
+    ours = make_model(make_env(limit=10, num_envs=60), n_steps=12, spread_episodes=True, stats_window_size=1000)
+    keep = Scatter()
+    keep.rollouts = [None]
+    ours.learn(3 * 12 * 60, keep)
+    dones = torch.cat([rollout.dones for rollout in keep.rollouts[1:]])
+    first = dones.int().argmax(0)
+    assert len(set(first.tolist())) > 3
+    assert [info["l"] for info in ours.ep_info_buffer] == [10] * (int(dones.sum()) - 60)
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operations for which the host would wait for a GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket in {torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero}
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("critic", ["own", "mlp"])
+def test_no_step_of_a_rollout_waits_for_the_device(critic):
+    counts = []
+    for n_steps in (8, 32):
+        ours = make_model(make_env(limit=1000), critic=critic, n_steps=n_steps, normalize_reward=True)
+        _, callback = ours._setup_learn(1, None)
+        with Waits() as waits:
+            assert ours.collect_rollouts(ours.env, callback, ours.rollout_buffer, n_steps)
+        counts.append(waits.count)
+    assert counts[0] == counts[1]
+    assert not ours.env.inner.trusts_actions
+
+
+def test_actions_that_are_not_finite_are_noticed():
+    ours = make_model(make_env())
+    with torch.no_grad():
+        ours.policy.log_std.fill_(float("nan"))
+    with pytest.raises(DivergedError, match="Lower"):
+        ours.learn(STEPS * ENVS)
+
+
 def test_wrapped_environments_train_on_the_device():
     env = SB3VecEnv(RescaleAction(TorchVectorEnv("pendulum", ENVS, max_episode_steps=LIMIT)))
     ours = make_model(env)
@@ -266,7 +311,7 @@ def test_numpy_environments_train_by_the_ordinary_path_and_the_message_says_so(w
     assert ours.why_numpy
     ours.learn(2 * STEPS)
     assert ours.num_timesteps == 2 * STEPS
-    with pytest.raises(InvalidValueError, match="VecNormalize"):
+    with pytest.raises(InvalidValueError, match="normalize_reward=True works on the device only, but the environment"):
         make_model(wrap(), normalize_reward=True)
 
 
@@ -303,6 +348,7 @@ def test_a_recipe_trains_on_the_device_and_its_numpy_twin_does_not(tmp_path):
         assert train(twin, tmp_path / "twin").num_timesteps == 400
 
 
-def test_a_learned_observation_scale_needs_this_algorithm():
-    with pytest.raises(InvalidValueError, match="expected name tensor_ppo"):
-        load_recipe("pendulum_r2dn_gamma6", [*TINY, "algorithm.normalize_observation=true"])
+@pytest.mark.parametrize("option", ["normalize_observation", "spread_episodes"])
+def test_what_only_this_algorithm_does_is_refused_for_another(option):
+    with pytest.raises(InvalidValueError, match=f"algorithm.{option} is true .* expected name tensor_ppo"):
+        load_recipe("pendulum_r2dn_gamma6", [*TINY, f"algorithm.{option}=true"])
