@@ -1,10 +1,11 @@
 """Environment steps per second of training, with its updates: ours and what a user would take otherwise, in one run.
 
     OMP_NUM_THREADS=1 python benchmarks/training.py [--device cuda] [--output benchmarks/training.json]
-        [--parts numpy device growth learning] [--sizes 1024 4096]
+        [--parts numpy device growth learning] [--sizes 1024 4096] [--limit 600]
 
 `numpy`: sb3-contrib's RecurrentPPO with its own LSTM policy of 256 units on eight of Gymnasium's Pendulum-v1, against
-the same algorithm with the cells of this package and the same hyperparameters (sb3-contrib's defaults).
+the same algorithm with the cells of this package and the same hyperparameters (sb3-contrib's defaults); the LSTM's
+critic is a second LSTM, as upstream's, the others' a memoryless one, and `own_critic` has a second R2DN.
 `device`: TensorRecurrentPPO on our pendulum, with sb3-contrib's default n_steps, n_epochs and number of minibatches.
 `growth`: how the update's time grows with environments, steps, nx, nv and hidden width (slopes in log-log scale).
 `learning`: seconds and environment steps until the mean return of 100 test episodes is -200, over several seeds.
@@ -32,6 +33,7 @@ from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecNormalize
 
 from robust_policies.envs.sb3 import make_sb3_vec_env
 from robust_policies.policies import RecurrentCellPolicy
@@ -46,11 +48,6 @@ CELLS: dict[str, dict[str, Any]] = {
     "lbdn": {"hidden_sizes": (64, 64), "gamma": 10.0},
 }
 MINIBATCHES = 8
-LEARNING = {
-    "gamma": 0.9,
-    "gae_lambda": 0.95,
-    "n_epochs": 10,
-}
 TARGET = -200.0
 
 
@@ -86,17 +83,21 @@ class Phases(BaseCallback):
         return True
 
 
-def policy_options(cell: str, **options: Any) -> dict[str, Any]:
-    return {"cell": cell, "cell_kwargs": CELLS[cell] | options, "critic": "own" if cell == "lstm" else "mlp"}
+def policy_options(cell: str, critic: str | None = None, **options: Any) -> dict[str, Any]:
+    return {
+        "cell": cell,
+        "cell_kwargs": CELLS[cell] | options,
+        "critic": critic or ("own" if cell == "lstm" else "mlp"),
+    }
 
 
 def stock() -> RecurrentPPO:
     return RecurrentPPO("MlpLstmPolicy", make_vec_env("Pendulum-v1", 8, seed=0), device="cpu", seed=0)
 
 
-def stock_with(cell: str) -> RecurrentPPO:
+def stock_with(cell: str, critic: str | None = None) -> RecurrentPPO:
     env = make_vec_env("Pendulum-v1", 8, seed=0)
-    return RecurrentPPO(RecurrentCellPolicy, env, policy_kwargs=policy_options(cell), device="cpu", seed=0)
+    return RecurrentPPO(RecurrentCellPolicy, env, policy_kwargs=policy_options(cell, critic), device="cpu", seed=0)
 
 
 def on_device(cell: str, num_envs: int, device: str, n_steps: int = 128, **options: Any) -> TensorRecurrentPPO:
@@ -148,6 +149,7 @@ def rates(parts: list[str], sizes: list[int], device: str, repeats: int) -> list
     makers: dict[str, Callable[[], RecurrentPPO]] = {"sb3_contrib_lstm": stock}
     if "numpy" in parts:
         makers |= {f"numpy_{cell}": lambda cell=cell: stock_with(cell) for cell in ("lstm", "r2dn", "ren")}
+        makers["numpy_r2dn_own_critic"] = lambda: stock_with("r2dn", "own")
     if "device" in parts:
         for size in sizes:
             cells = ("r2dn", "ren", "mlp", "lbdn") if size == sizes[0] else ("r2dn",)
@@ -196,26 +198,84 @@ def growth(device: str, repeats: int) -> dict[str, Any]:
 
 
 class Reached(BaseCallback):
-    """Stops at the first update after which the mean return of 100 test episodes is `TARGET`; its time is not counted."""
+    """Stops when the mean return of 100 test episodes is above `TARGET` or `limit` seconds are over.
 
-    def __init__(self, env: Any, every: int) -> None:
+    It looks before the rollouts, at most every `every` environment steps; the time of looking is not counted.
+    """
+
+    def __init__(self, every: int, limit: float, device: str) -> None:
         super().__init__()
-        self.env, self.every, self.last = env, every, 0
-        self.paused, self.found = 0.0, -math.inf
+        self.every, self.limit = every, limit
+        self.env = make_sb3_vec_env(PENDULUM, 100, device=device)
+        self.last, self.paused, self.seconds, self.found = 0, 0.0, 0.0, -math.inf
         self.began = time.perf_counter()
 
     def _on_rollout_start(self) -> None:
         if self.num_timesteps - self.last < self.every:
             return
-        self.last = self.num_timesteps
         began = time.perf_counter()
+        self.last, self.seconds = self.num_timesteps, began - self.began - self.paused
         self.env.seed(1_000_003)
-        self.found = float(evaluate_policy(self.model, self.env, 100, warn=False)[0])  # pyright: ignore[reportArgumentType]
+        self.found = float(np.mean(evaluate_policy(self.model, self.env, 100, warn=False)[0]))
         self.paused += time.perf_counter() - began
-        self.seconds = began - self.began - (self.paused - (time.perf_counter() - began))
 
     def _on_step(self) -> bool:
-        return self.found < TARGET
+        return self.found < TARGET and self.seconds < self.limit
+
+
+def learners(device: str) -> dict[str, tuple[Callable[[int], RecurrentPPO], int]]:
+    """Return how to make each side of the part `learning` for a seed, and after how many steps to look at it."""
+
+    def ours(num_envs: int, n_steps: int, minibatches: int, n_epochs: int, seed: int) -> RecurrentPPO:
+        return TensorRecurrentPPO(
+            RecurrentCellPolicy,
+            make_sb3_vec_env(PENDULUM, num_envs, seed=seed, device=device),
+            n_steps=n_steps,
+            batch_size=n_steps * num_envs // minibatches,
+            n_epochs=n_epochs,
+            gamma=0.9,
+            learning_rate=2e-3,
+            normalize_reward=True,
+            spread_episodes=True,
+            policy_kwargs=policy_options("r2dn", gamma=6.0) | {"action_scale": 2.0},
+            device=device,
+            seed=seed,
+        )
+
+    def tuned(seed: int) -> RecurrentPPO:
+        env = VecNormalize(make_sb3_vec_env(PENDULUM, 32, seed=seed), norm_obs=False, gamma=0.9)
+        policy = policy_options("r2dn", gamma=6.0) | {"action_scale": 2.0}
+        return RecurrentPPO(RecurrentCellPolicy, env, n_steps=200, batch_size=1600, gamma=0.9, learning_rate=1e-3,
+                            policy_kwargs=policy, device="cpu", seed=seed)  # fmt: skip
+
+    def upstream(seed: int) -> RecurrentPPO:
+        env = VecNormalize(make_vec_env("Pendulum-v1", 8, seed=seed), norm_obs=False, gamma=0.9)
+        return RecurrentPPO("MlpLstmPolicy", env, gamma=0.9, learning_rate=1e-3, device="cpu", seed=seed)
+
+    return {
+        "tensor_r2dn_128_envs": (lambda seed: ours(128, 32, 4, 10, seed), 4 * 128 * 32),
+        "tensor_r2dn_1024_envs": (lambda seed: ours(1024, 32, 8, 5, seed), 2 * 1024 * 32),
+        "sb3_contrib_with_r2dn_32_envs": (tuned, 6400),
+        "sb3_contrib_lstm_8_envs": (upstream, 8192),
+    }
+
+
+def learning(device: str, seeds: int, limit: float) -> list[dict[str, Any]]:
+    """Return seconds and environment steps until `TARGET` for each side and seed; None where `limit` came first."""
+    rows = []
+    for seed in range(seeds):
+        for name, (make, every) in learners(device).items():
+            reached = Reached(every, limit, device)
+            model = make(seed)
+            reached.began = time.perf_counter()
+            model.learn(100_000_000, reached)
+            done = reached.found >= TARGET
+            row = {"name": name, "seed": seed, "seconds": rounded(reached.seconds, 3) if done else None,
+                   "steps": reached.last if done else None, "steps_done": reached.last,
+                   "last_mean_return": rounded(reached.found, 4)}  # fmt: skip
+            rows.append(row)
+            print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+    return rows
 
 
 def main() -> None:
@@ -227,6 +287,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", type=int, default=[1024], help="environments of the part device")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=5, help="of the part learning")
+    parser.add_argument("--limit", type=float, default=600.0, help="seconds after which learning is given up")
     arguments = parser.parse_args()
     report: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if arguments.device != "cpu" else "cpu",
@@ -244,6 +305,8 @@ def main() -> None:
         report["rows"] = rates(arguments.parts, arguments.sizes, arguments.device, arguments.repeats)
     if "growth" in arguments.parts:
         report["growth"] = growth(arguments.device, arguments.repeats)
+    if "learning" in arguments.parts:
+        report["learning"] = learning(arguments.device, arguments.seeds, arguments.limit)
     if arguments.output:
         arguments.output.write_text(json.dumps(report, indent=1) + "\n")
 
