@@ -231,6 +231,8 @@ class TensorRecurrentPPO(RecurrentPPO):
                 {**fixed, "n_steps": n_steps, "info": info, **{k: OnDemand(value) for k, value in seen.items()}}
             )
             if not callback.on_step():
+                # The environments have gone on without the buffer: `learn` resets them if it is called again.
+                self._last_obs = None
                 return False
             if dones is not nobody:
                 cut_off.append(_Truncation(n_steps, truncated & ~terminated, acting.latent(info["final_obs"])))
@@ -350,5 +352,7 @@ class TensorRecurrentPPO(RecurrentPPO):
             record("train/std", std)
         record("train/n_updates", self._n_updates, exclude="tensorboard")
         record("train/clip_range", clip_range)
+        for name, spent in self.seconds.items():
+            record(f"time/{name}_seconds", spent)
         if clip_range_vf is not None:
             record("train/clip_range_vf", clip_range_vf)

@@ -239,6 +239,8 @@ def test_sb3s_evaluation_callbacks_and_predict_work(tmp_path):
     assert lengths == [LIMIT] * 4 and np.isfinite(returns).all()
     ours.learn(10 * STEPS * ENVS, StopTrainingOnMaxEpisodes(1))
     assert ours.num_timesteps == LIMIT * ENVS
+    ours.learn(STEPS * ENVS, reset_num_timesteps=False)
+    assert ours.rollout_buffer.starts[0].all()
 
 
 def test_rollouts_that_follow_each_other_carry_states_and_episodes_on():
