@@ -220,7 +220,7 @@ class Reached(BaseCallback):
         self.paused += time.perf_counter() - began
 
     def _on_step(self) -> bool:
-        return self.found < TARGET and self.seconds < self.limit
+        return self.found < TARGET and time.perf_counter() - self.began - self.paused < self.limit
 
 
 def learners(device: str) -> dict[str, tuple[Callable[[int], RecurrentPPO], int]]:
@@ -271,7 +271,7 @@ def learning(device: str, seeds: int, limit: float) -> list[dict[str, Any]]:
             model.learn(100_000_000, reached)
             done = reached.found >= TARGET
             row = {"name": name, "seed": seed, "seconds": rounded(reached.seconds, 3) if done else None,
-                   "steps": reached.last if done else None, "steps_done": reached.last,
+                   "steps": reached.last if done else None, "steps_done": model.num_timesteps,
                    "last_mean_return": rounded(reached.found, 4)}  # fmt: skip
             rows.append(row)
             print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
