@@ -132,6 +132,15 @@ class TorchVectorEnv(VectorEnv):
         self._disturbance = checks.finite_tensor("disturbance", tensor).clone()
 
     @property
+    def trusts_actions(self) -> bool:
+        """Whether steps leave out the look at the values of actions, for which they wait for the device; assignable."""
+        return self._actions.trusted
+
+    @trusts_actions.setter
+    def trusts_actions(self, value: bool) -> None:
+        self._actions.trusted = bool(value)
+
+    @property
     def state(self) -> torch.Tensor:
         """A copy of the states (num_envs, state_size)."""
         return self._state.clone()

@@ -3,10 +3,12 @@
 from robust_policies.train.folder import RunFolder, open_run
 from robust_policies.train.recipe import Recipe, load_recipe, parse_recipe
 from robust_policies.train.runner import TrainingInterruptedError, TrainResult, train
+from robust_policies.train.tensor_ppo import TensorRecurrentPPO
 
 __all__ = [
     "Recipe",
     "RunFolder",
+    "TensorRecurrentPPO",
     "TrainResult",
     "TrainingInterruptedError",
     "load_recipe",

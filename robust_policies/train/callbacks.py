@@ -23,6 +23,7 @@ from robust_policies.train.checkpoints import Progress, normalizer_state, random
 from robust_policies.train.folder import RunFolder
 from robust_policies.train.progress import Reporter
 from robust_policies.train.recipe import CheckpointSection
+from robust_policies.train.tensor_ppo import TensorRecurrentPPO
 
 
 class StopRequest:
@@ -130,6 +131,7 @@ class RunCallback(BaseCallback):
         self._snapshot = {
             "random": random_state(),
             "normalizer": normalizer_state(self.model.get_vec_normalize_env()),
+            "on_device": self.model.normalization_state() if isinstance(self.model, TensorRecurrentPPO) else {},
         }
 
     def _save(self) -> None:

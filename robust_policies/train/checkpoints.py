@@ -27,6 +27,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from robust_policies.certificates.files import read_json, write_json
 from robust_policies.errors import CorruptFileError
 from robust_policies.train.folder import atomic_folder, missing_checkpoint_part
+from robust_policies.train.tensor_ppo import TensorRecurrentPPO
 
 CHECKPOINT_SCHEMA = 1
 KEPT = 2
@@ -141,6 +142,8 @@ def read_checkpoint(
         best = load_file(best_file) if best_file.is_file() else None
         progress = Progress(**state["progress"])
         restore_normalizer(normalizer, state["normalizer"])
+        if isinstance(model, TensorRecurrentPPO):
+            model.load_normalization_state(state.get("on_device", {}))
         restore_random_state(state["random"])
     except (
         zipfile.BadZipFile,

@@ -63,7 +63,9 @@ class PolicySection(_Section):
 class AlgorithmSection(_Section):
     """PPO's settings under Stable-Baselines3's names, except `discount`, which it calls gamma."""
 
-    name: Literal["recurrent_ppo"] = "recurrent_ppo"
+    name: Literal["recurrent_ppo", "tensor_ppo"] = Field(
+        default="recurrent_ppo", description="tensor_ppo: the same on the device, for environments of this package"
+    )
     total_steps: int = Field(ge=1, description="environment steps, all environments together")
     n_steps: int = Field(default=128, ge=2, description="steps of each environment between two updates")
     batch_size: int = Field(default=128, ge=2)
@@ -78,6 +80,21 @@ class AlgorithmSection(_Section):
     target_kl: float | None = Field(default=None, gt=0)
     normalize_advantage: bool = True
     normalize_reward: bool = Field(default=True, description="divide rewards by the running deviation of the return")
+    normalize_observation: bool = Field(
+        default=False, description="tensor_ppo: learn policy.observation_scale and observation_offset while training"
+    )
+
+    spread_episodes: bool = Field(
+        default=False,
+        description="tensor_ppo: the first episodes end at different times, for rollouts shorter than one",
+    )
+
+    @model_validator(mode="after")
+    def _fits_its_name(self) -> AlgorithmSection:
+        for option in ("normalize_observation", "spread_episodes"):
+            if getattr(self, option) and self.name != "tensor_ppo":
+                raise ValueError(f"algorithm.{option} is true and algorithm.name {self.name}; expected name tensor_ppo")
+        return self
 
     @field_validator("learning_rate", "clip_range")
     @classmethod

@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from robust_policies import checks
 from robust_policies.certificates.files import write_atomic
 from robust_policies.envs.registration import unknown_environment
-from robust_policies.envs.sb3 import make_sb3_vec_env
+from robust_policies.envs.sb3 import SB3VecEnv, make_sb3_vec_env
 from robust_policies.errors import RobustPoliciesError
 from robust_policies.policies import RecurrentCellPolicy, save_policy
 from robust_policies.train.callbacks import RunCallback, StopRequest, diverging
@@ -25,6 +25,7 @@ from robust_policies.train.checkpoints import Progress, read_checkpoint
 from robust_policies.train.folder import RunFolder
 from robust_policies.train.progress import Reporter, Silent
 from robust_policies.train.recipe import Recipe, schedule
+from robust_policies.train.tensor_ppo import TensorRecurrentPPO
 
 # Evaluation starts and resumed runs draw from seeds of their own.
 _EVALUATION_SEED = 1_000_003
@@ -51,8 +52,9 @@ class TrainResult:
 def make_env(recipe: Recipe, num_envs: int, seed: int, device: str, training: bool) -> VecEnv:
     """Return `num_envs` environments of the recipe's task that report each episode's return and length.
 
-    Training environments divide rewards by the running deviation of the return if the recipe says so; observations are
-    never normalised by running statistics, which would change what a certificate is about.
+    Training environments divide rewards by the running deviation of the return if the recipe says so (where the
+    algorithm does not do it itself); observations are never normalised by running statistics, which would change what a
+    certificate is about.
     """
     env = make_sb3_vec_env(
         recipe.task.id,
@@ -62,7 +64,8 @@ def make_env(recipe: Recipe, num_envs: int, seed: int, device: str, training: bo
         env_kwargs=recipe.task.kwargs,
         perturbations=recipe.task.perturbations,
     )
-    if training and recipe.algorithm.normalize_reward:
+    on_device = recipe.algorithm.name == "tensor_ppo" and isinstance(env, SB3VecEnv)
+    if training and recipe.algorithm.normalize_reward and not on_device:
         env = VecNormalize(env, norm_obs=False, norm_reward=True, gamma=recipe.algorithm.discount)
     return env
 
@@ -90,7 +93,14 @@ def make_model(recipe: Recipe, env: VecEnv, device: str = "cpu") -> OnPolicyAlgo
         "cell_output_size": policy.cell_output_size,
         "log_std_init": policy.log_std_init,
     }
-    return RecurrentPPO(
+    options: dict[str, Any] = {}
+    kind = RecurrentPPO
+    if algorithm.name == "tensor_ppo":
+        kind = TensorRecurrentPPO
+        options["normalize_observation"] = algorithm.normalize_observation
+        options["spread_episodes"] = algorithm.spread_episodes
+        options["normalize_reward"] = algorithm.normalize_reward and not isinstance(env, VecNormalize)
+    return kind(
         RecurrentCellPolicy,
         env,
         learning_rate=schedule(algorithm.learning_rate),
@@ -108,6 +118,7 @@ def make_model(recipe: Recipe, env: VecEnv, device: str = "cpu") -> OnPolicyAlgo
         policy_kwargs=policy_kwargs,
         seed=recipe.seed,
         device=device,
+        **options,
     )
 
 

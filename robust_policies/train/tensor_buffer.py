@@ -1,0 +1,127 @@
+"""One rollout as tensors of fixed shape (time, env, ...), its advantages, and minibatches of whole sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from robust_policies.errors import InvalidValueError
+
+
+class Minibatch(NamedTuple):
+    """The sequences of some environments: (time, batch, ...), and the states (batch, nx) that they began with."""
+
+    observations: Tensor
+    actions: Tensor
+    starts: Tensor
+    values: Tensor
+    log_probs: Tensor
+    advantages: Tensor
+    returns: Tensor
+    actor_state: Tensor
+    critic_state: Tensor
+
+
+class TensorRolloutBuffer:
+    """What one rollout leaves behind, on one device; every rollout writes into the same memory.
+
+    Attributes:
+        observations: (n_steps, n_envs, *observation_shape).
+        actions: (n_steps, n_envs, *action_shape), as sampled, not clipped.
+        starts: (n_steps, n_envs) bool: an episode begins with that step.
+        rewards: (n_steps, n_envs), as the environment gave them.
+        dones: (n_steps, n_envs) bool: an episode ends with that step.
+        values, log_probs, advantages, returns: (n_steps, n_envs).
+        actor_state, critic_state: (n_envs, nx) before the first step.
+    """
+
+    def __init__(
+        self,
+        n_steps: int,
+        n_envs: int,
+        observation_shape: tuple[int, ...],
+        action_shape: tuple[int, ...],
+        state_sizes: tuple[int, int],
+        device: torch.device,
+        action_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.buffer_size, self.n_envs, self.device = n_steps, n_envs, device
+        grid = (n_steps, n_envs)
+
+        def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        self.observations = zeros(*grid, *observation_shape)
+        self.actions = zeros(*grid, *action_shape, dtype=action_dtype)
+        self.starts, self.dones = zeros(*grid, dtype=torch.bool), zeros(*grid, dtype=torch.bool)
+        self.rewards, self.values, self.log_probs = zeros(*grid), zeros(*grid), zeros(*grid)
+        self.advantages, self.returns = zeros(*grid), zeros(*grid)
+        self.actor_state, self.critic_state = zeros(n_envs, state_sizes[0]), zeros(n_envs, state_sizes[1])
+
+    def estimate(self, rewards: Tensor, last_values: Tensor, discount: float, gae_lambda: float) -> None:
+        """Compute `advantages` by generalised advantage estimation (arXiv 1506.02438) and `returns`, their targets.
+
+        Args:
+            rewards: (n_steps, n_envs), what an episode cut off by its time limit still promised included.
+            last_values: (n_envs,), of the observations after the last step.
+            discount: the factor of later rewards.
+            gae_lambda: weight of longer estimates.
+        """
+        running = (~self.dones).to(rewards.dtype)
+        following = torch.cat((self.values[1:], last_values.unsqueeze(0)))
+        deltas = rewards + discount * following * running - self.values
+        factors = (discount * gae_lambda * running).unbind()
+        rows = self.advantages.unbind()
+        advantage = torch.zeros_like(last_values)
+        for delta, factor, row in zip(reversed(deltas.unbind()), reversed(factors), reversed(rows), strict=True):
+            advantage = torch.addcmul(delta, factor, advantage, out=row)
+        torch.add(self.advantages, self.values, out=self.returns)
+
+    def minibatches(self, count: int) -> Iterator[Minibatch]:
+        """Yield `count` minibatches of as many environments each, drawn anew; sequences stay whole."""
+        if count == 1:
+            yield self._take(None)
+            return
+        order = torch.randperm(self.n_envs, device=self.device)
+        for rows in order.view(count, -1):
+            yield self._take(rows)
+
+    def _take(self, rows: Tensor | None) -> Minibatch:
+        grids = (
+            self.observations,
+            self.actions,
+            self.starts,
+            self.values,
+            self.log_probs,
+            self.advantages,
+            self.returns,
+        )
+        states = (self.actor_state, self.critic_state)
+        if rows is None:
+            return Minibatch(*grids, *states)
+        return Minibatch(*(grid.index_select(1, rows) for grid in grids), *(s.index_select(0, rows) for s in states))
+
+
+def minibatch_count(n_envs: int, n_steps: int, batch_size: int | None) -> int:
+    """Return the number of minibatches of `batch_size` samples (None: one of all) made of whole environments.
+
+    Raises:
+        InvalidValueError: `batch_size` is not the samples of an equal share of the environments.
+    """
+    samples = n_envs * n_steps
+    if batch_size is None:
+        return 1
+    count = samples // batch_size
+    if count >= 1 and samples % batch_size == 0 and n_envs % count == 0:
+        return count
+    shares = [share for share in range(1, n_envs + 1) if n_envs % share == 0]
+    nearest = min(shares, key=lambda share: abs(share * n_steps - batch_size))
+    given = f"{samples / batch_size:g} minibatches" if count else "less than one minibatch"
+    raise InvalidValueError(
+        f"num_envs is {n_envs} and batch_size {batch_size}: {given} of the {n_envs} x {n_steps} samples, and num_envs "
+        f"is not divisible by that; minibatches are whole environments, so batch_size must be n_steps = {n_steps} "
+        f"times a divisor of num_envs, such as {nearest * n_steps}."
+    )
