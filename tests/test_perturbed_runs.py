@@ -91,6 +91,8 @@ def test_evaluation_takes_the_recipes_wrappers_or_those_given(folder):
     returns = [content["rows"][0]["returns"] for content in (own, given, noisy)]
     assert returns[0] != returns[1] != returns[2]
     assert "ObservationNoise: 0.5" in write_report([folder], None).read_text()
+    evaluate_run(folder, **options, perturbations="[ActionDelay, ObservationNoise: {size: 0.5, kind: sphere}]")
+    assert "ActionDelay, ObservationNoise: {size: 0.5, kind: sphere}" in write_report([folder], None).read_text()
 
 
 def test_the_command_line_wraps_and_refuses(folder, monkeypatch, capsys):

@@ -34,7 +34,7 @@ def load_runs(folders: Sequence[Path]) -> list[Run]:
             for failure in evaluation.get("failures", []):
                 notes.append(f"{failure.get('task')} was not evaluated: {failure.get('reason')}")
             if evaluation.get("perturbations"):
-                wrappers = ", ".join(str(item).strip("{}").replace("'", "") for item in evaluation["perturbations"])
+                wrappers = ", ".join(map(_wrapper, evaluation["perturbations"]))
                 notes.append(f"evaluated inside wrappers, the first nearest to the plant: {wrappers}")
         except UserError as error:
             notes.append(str(error))
@@ -54,6 +54,13 @@ def load_runs(folders: Sequence[Path]) -> list[Run]:
             label = f"{cell} ({label})"
         runs.append(Run(folder, label, index, evaluation, certificate, provenance, training_curve(folder), notes))
     return runs
+
+
+def _wrapper(item: Any) -> str:
+    """Return an item of a list of perturbations as a reader writes it: ObservationDelay: 2."""
+    if not isinstance(item, dict):
+        return str(item)
+    return ", ".join(f"{name}: {value}" for name, value in item.items()).replace("'", "")
 
 
 def training_curve(folder: Path) -> tuple[np.ndarray, np.ndarray] | None:
