@@ -23,6 +23,7 @@ class ApgSection(_Section):
     value_tail: bool = Field(default=True, description="a learned value stands for what follows the horizon")
     learning_rate: float | str = Field(default=1e-3, description="a number; lin_, cos_ or drop_NUMBER to let it fall")
     max_grad_norm: float = Field(default=1.0, gt=0)
+    action_noise: float = Field(default=0.0, ge=0, description="deviation while training, in units of the action limit")
     zero_init: bool = Field(default=True, description="the first policy does nothing; false: the cell's random start")
     critic_sizes: list[int] = Field(default_factory=lambda: [64, 64], description="hidden layers of the value")
     critic_learning_rate: float | str = 1e-3
