@@ -87,7 +87,7 @@ class AnalyticPolicyGradient:
         self.optimizer = torch.optim.Adam(actor.parameters(), lr=1e-3)
         self.value: ValueTail | None = None
         if settings.value_tail:
-            size = plant.observation_size + plant.state_size + actor.cell.state_size
+            size = plant.observation_size + plant.state_size
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 self.value = ValueTail(size, settings.critic_sizes).to(self.device)
@@ -165,7 +165,7 @@ class AnalyticPolicyGradient:
         total = torch.zeros_like(weight)
         seen: list[tuple[Tensor, ...]] = []
         for t in range(horizon):
-            before = self._features(world.state, world.memory).detach() if self.value is not None else weight
+            before = self._features(world.state).detach() if self.value is not None else weight
             if ahead is None:
                 memory, output = self.actor.cell.step(explicit, world.memory, self._inputs(world.observation))
             else:
@@ -180,7 +180,7 @@ class AnalyticPolicyGradient:
             world = World(after.state, after.observation, memory, elapsed, world.gained + reward.detach())
             following = before
             if self.value is not None:
-                features = self._features(after.state, memory)
+                features = self._features(after.state)
                 following = features.detach()
                 if t + 1 == horizon:
                     total = total + weight * torch.where(after.terminated, 0.0, self.target(features).double())
@@ -277,9 +277,12 @@ class AnalyticPolicyGradient:
         follow(self.target, value, settings.target_rate)
         return first
 
-    def _features(self, state: Tensor, memory: Tensor) -> Tensor:
-        """Return what the value reads (n, size): the observation without noise, the plant's state, the policy's."""
-        return torch.cat((self.plant.observe(state, self.params), state, memory.to(state.dtype)), dim=-1)
+    def _features(self, state: Tensor) -> Tensor:
+        """Return what the value reads (n, size): the observation without noise, and the plant's state.
+
+        Not what the policy remembers, whose meaning changes with every update: with it the pendulum is not learned.
+        """
+        return torch.cat((self.plant.observe(state, self.params), state), dim=-1)
 
     def _ahead(
         self, world: World, explicit: Any, process: Tensor | None, measurement: Tensor | None

@@ -1,4 +1,4 @@
-"""The value at the end of a horizon: a learned function of where plant and policy are, and how it is fitted."""
+"""The value at the end of a horizon: a learned function of where the plant is, and how it is fitted."""
 
 from __future__ import annotations
 

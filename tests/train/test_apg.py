@@ -247,3 +247,140 @@ def test_evaluation_agrees_with_the_policy_in_its_environment():
     )
     mean, _ = algorithm.evaluate(50, seed=0)
     assert mean == pytest.approx(total, rel=1e-4)
+
+
+def test_a_value_tail_teaches_the_pendulum():
+    algorithm = algorithm_for(
+        "pendulum", num_envs=32, scale=2.0, cell_kwargs={"state_size": 4, "features": 8, "hidden_sizes": [8]},
+        horizon=16, discount=0.95, learning_rate=1e-2,
+    )  # fmt: skip
+    before, _ = algorithm.evaluate(64, seed=99)
+    for _ in range(80):
+        algorithm.update(1.0)
+    after, _ = algorithm.evaluate(64, seed=99)
+    assert after > before + 200
+
+
+def scalars(run):
+    tags = {}
+    for path in run.tensorboard.rglob("events.out.tfevents.*"):
+        accumulator = EventAccumulator(str(path), size_guidance={"scalars": 0})
+        accumulator.Reload()
+        for tag in accumulator.Tags()["scalars"]:
+            tags.setdefault(tag, []).extend((event.step, event.value) for event in accumulator.Scalars(tag))
+    return tags
+
+
+class StopAt(Silent):
+    """Presses Ctrl-C, as it were, once `steps` are done."""
+
+    def __init__(self, steps):
+        self.steps = steps
+
+    def update(self, steps, reward, best):
+        if steps >= self.steps:
+            self.steps = float("inf")
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_run_folder_has_its_files_its_scalars_and_a_policy_that_passes(tmp_path):
+    recipe = recipe_named()
+    result = train(recipe, tmp_path / "run")
+    run = open_run(tmp_path / "run")
+    assert result.num_timesteps == 1600
+    assert run.read_recipe() == recipe
+    assert run.read_provenance()["num_timesteps"] == 1600
+    tags = scalars(run)
+    for tag in ("rollout/ep_rew_mean", "rollout/ep_len_mean", "time/fps", "train/loss", "train/grad_norm",
+                "train/learning_rate", "train/value_loss", "train/n_updates", "eval/mean_reward"):  # fmt: skip
+        assert tags[tag], tag
+    assert [step for step, _ in tags["eval/mean_reward"]] == [800, 1600]
+    assert [step for step, _ in tags["train/loss"]] == list(range(160, 1601, 160))
+    assert result.best_reward == pytest.approx(max(value for _, value in tags["eval/mean_reward"]), rel=1e-5)
+    action, state = load_policy(run.path).predict(np.array([[0.5, 0.8, 1.0]], dtype=np.float32))
+    assert action.shape == (1, 1)
+    assert state.shape == (1, 4)
+    assert certify_run(run.path).status == "PASS"
+    assert sorted(path.name for path in run.path.rglob("*.zip")) == []
+
+
+def test_an_interrupted_and_resumed_run_ends_with_the_numbers_of_an_uninterrupted_one(tmp_path):
+    recipe = recipe_named()
+    train(recipe, tmp_path / "whole")
+    with pytest.raises(TrainingInterruptedError, match="--resume"):
+        train(recipe, tmp_path / "run", reporter=StopAt(600))
+    checkpoint = checkpoints_in(tmp_path / "run" / "checkpoints")[-1]
+    assert checkpoint.name == "step_000000000640"
+    assert not (tmp_path / "run" / "policy.json").exists()
+    assert json.loads((checkpoint / "state.json").read_text())["progress"]["n_updates"] == 4
+    result = train(recipe, tmp_path / "run", resume=True)
+    assert result.num_timesteps == 1600
+    names = ("policy.safetensors", "checkpoints/step_000000001600/apg.safetensors")
+    for name in names:
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(recipe_named("youla_example_r2dn_apg", seed=seed), tmp_path / name)
+    weights = [(tmp_path / name / "policy.safetensors").read_bytes() for name in "abc"]
+    assert weights[0] == weights[1]
+    assert weights[0] != weights[2]
+
+
+def test_divergence_stops_before_the_weights_are_spoilt_and_says_where():
+    algorithm = algorithm_for("linear", value_tail=False, horizon=5)
+    algorithm.update(1.0)
+    weights = [parameter.clone() for parameter in algorithm.actor.parameters()]
+    algorithm.world = algorithm.world._replace(state=torch.full_like(algorithm.world.state, float("nan")))
+    with pytest.raises(DivergedError, match=r"train/loss is nan at update 2.*learning_rate"):
+        algorithm.update(1.0)
+    for before, after in zip(weights, algorithm.actor.parameters(), strict=True):
+        assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "words"),
+    [
+        (["task.id=robust_policies/Hopper-v0"], InvalidValueError, "mujoco task, through which no gradients flow"),
+        (["task.id=Pendulum-v1"], InvalidValueError, "equations are not known here.*recurrent_ppo"),
+        (["task.id=robust_policies/CartPole-v0"], InvalidValueError, "CartPoleContinuous-v0"),
+        (["task.id=robust_policies/Pendulm-v0"], UnknownNameError, "Did you mean 'robust_policies/Pendulum-v0'"),
+        (["task.perturbations=[{ObservationDelay: 2}]"], InvalidValueError, "expected none"),
+        (["task.kwargs={compile: true}"], InvalidValueError, "max_episode_steps alone"),
+        (["policy.cell=r2dm"], UnknownNameError, "Did you mean 'r2dn'"),
+    ],
+)
+def test_a_task_that_does_not_fit_is_refused_before_anything_is_written(overrides, error, words, tmp_path):
+    with pytest.raises(error, match=words) as caught:
+        train(recipe_named("pendulum_r2dn_apg", *overrides), tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("assignment", "words"),
+    [
+        ("algorithm.name=agp", "Did you mean 'apg'"),
+        ("algorithm.n_steps=4", "unknown key 'algorithm.n_steps'"),
+        ("algorithm.horizon=0", "algorithm.horizon is 0"),
+        ("algorithm.learning_rate=exp_1", "lin_NUMBER, cos_NUMBER or drop_NUMBER"),
+        ("algorithm.critic_sizes=[]", "widths of at least 1"),
+        ("policy.critic=own", None),
+        ("policy.critic=mlp", "is of recurrent_ppo"),
+    ],
+)
+def test_a_wrong_setting_is_named(assignment, words):
+    if words is None:
+        assert load_recipe("pendulum_r2dn_apg", [assignment])
+        return
+    with pytest.raises((InvalidValueError, UnknownNameError)) as caught:
+        load_recipe("pendulum_r2dn_apg", [assignment])
+    assert words in str(caught.value)
+
+
+def test_episodes_may_be_shortened(tmp_path):
+    recipe = recipe_named("youla_example_r2dn_apg", "task.kwargs={max_episode_steps: 40}")
+    train(recipe, tmp_path / "run")
+    lengths = {value for _, value in scalars(open_run(tmp_path / "run"))["rollout/ep_len_mean"]}
+    assert lengths == {40.0}
