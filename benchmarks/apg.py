@@ -120,7 +120,7 @@ def interval(values: list[float]) -> str:
     return f"{mean:.4f} [{mean - half:.4f}, {mean + half:.4f}]"
 
 
-def table(rows: list[dict[str, Any]], nothing: tuple[float, float]) -> str:
+def table(rows: list[dict[str, Any]], nothing: list[float]) -> str:
     """Return the rows as Markdown, a line a recipe and one for the policy that does nothing."""
     lines = [
         "| policy | seeds | published test set (95% interval over seeds) | worst seed | published figure "
@@ -150,15 +150,15 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     others = np.random.default_rng(2026).uniform(-AMPLITUDE, AMPLITUDE, (PIECES, 4096))
-    nothing = tuple(float(test_cost(None, pieces).mean()) for pieces in (published_disturbances(), others))
+    nothing = [float(test_cost(None, pieces).mean()) for pieces in (published_disturbances(), others)]
     rows: list[dict[str, Any]] = []
     for name in arguments.recipes:
         for seed in arguments.seeds:
             rows.append(measure(name, seed, arguments.runs / f"{name}_s{seed}", others))
             print(rows[-1], flush=True)
-            text = "# The Youla example by analytic policy gradients\n\n"
-            text += f"By `python benchmarks/apg.py`, which explains the columns; torch {torch.__version__}, one thread.\n\n"
-            (arguments.output / "apg.md").write_text(text + table(rows, (nothing[0], nothing[1])) + "\n")
+            text = "# The Youla example by analytic policy gradients\n\nBy `python benchmarks/apg.py`, which explains "
+            text += f"the columns; torch {torch.__version__}, one thread.\n\n{table(rows, nothing)}\n"
+            (arguments.output / "apg.md").write_text(text)
             (arguments.output / "apg.json").write_text(json.dumps(rows, indent=1) + "\n")
 
 

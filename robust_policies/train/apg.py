@@ -11,6 +11,7 @@ short-horizon actor-critic, here with a deterministic policy that has memory.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -90,9 +91,9 @@ class AnalyticPolicyGradient:
             size = plant.observation_size + plant.state_size
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                self.value = ValueTail(size, settings.critic_sizes).to(self.device)
-            self.target = target_of(self.value)
-            self.value_optimizer = torch.optim.Adam(self.value.parameters(), lr=1e-3)
+                value = ValueTail(size, settings.critic_sizes).to(self.device)
+            self.value, self.target = value, target_of(value)
+            self.value_optimizer = torch.optim.Adam(value.parameters(), lr=1e-3)
         self.n_updates = 0
         self.episodes: deque[tuple[float, int]] = deque(maxlen=_EPISODES_SHOWN)
         self.world = self._spread(self.fresh(num_envs, self.generator))
@@ -219,8 +220,6 @@ class AnalyticPolicyGradient:
 
     def deployed(self) -> DeployedPolicy:
         """Return a copy of the actor as it is, with the task's spaces, on the CPU."""
-        import copy
-
         spaces = given.spaces(self.plant, torch.float32)
         return DeployedPolicy(copy.deepcopy(self.actor).cpu(), *spaces)
 

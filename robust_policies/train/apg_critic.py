@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -41,7 +42,7 @@ class ValueTail(nn.Module):
         super().__init__()
         widths = [size, *hidden_sizes]
         layers: list[nn.Module] = []
-        for before, after in zip(widths[:-1], widths[1:], strict=True):
+        for before, after in pairwise(widths):
             layers += [nn.Linear(before, after), nn.SiLU()]
         self.network = nn.Sequential(*layers, nn.Linear(widths[-1], 1))
         self.register_buffer("mean", torch.zeros(size))
