@@ -1,11 +1,12 @@
 """Train the Youla example by analytic policy gradients, several seeds, and write results/apg.md and results/apg.json.
 
-usage: OMP_NUM_THREADS=1 python benchmarks/apg.py [--seeds 0 1 2 3 4] [--recipes NAME ...] [--runs results/apg]
+usage: OMP_NUM_THREADS=1 python benchmarks/apg.py [--seeds 0 1 2 3 4] [--recipes NAME ...] [--set KEY=VALUE ...]
 
 The published figures are test costs per step after 80 epochs of 64 x 800 steps: R2DN 1.2625, REN 1.2690, and 4.321 of
 the policy that does nothing, on one test set of 64 disturbances. That set is drawn here again, so the costs compare
 sequence by sequence (a test set of this size is worth +-0.04 by itself), and a set of 4,096 others is drawn beside it.
-A run that is already complete in the runs' folder is measured again, not trained again.
+The table holds every run that was measured in the runs' folder; an interrupted one is continued (its seconds are not
+measured then).
 
 Source of the experiment: N. H. Barbara, R. Wang and I. R. Manchester, "R2DN" (arXiv 2504.01250), its public code.
 """
@@ -30,6 +31,7 @@ from robust_policies.policies.deployed import DeployedPolicy
 from robust_policies.train import load_recipe, open_run, train
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
+RUNS = RESULTS / "apg"
 PUBLISHED = {"youla_example_r2dn_apg": 1.2625, "youla_example_ren_apg": 1.2690}
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 HOLD, PIECES, AMPLITUDE = 50, 16, 10.0
@@ -88,17 +90,17 @@ def test_cost(policy: DeployedPolicy | None, pieces: np.ndarray) -> np.ndarray:
     return (total / (HOLD * len(pieces))).numpy()
 
 
-def measure(name: str, seed: int, folder: Path, others: np.ndarray) -> dict[str, Any]:
-    """Return one row: the recipe trained with one seed."""
+def measure(name: str, changes: list[str], seed: int, folder: Path, others: np.ndarray) -> dict[str, Any]:
+    """Return one row: the recipe with `changes`, trained with one seed."""
     path = folder / "measured.json"
     if path.is_file():
         return json.loads(path.read_text())
-    began = time.process_time()
-    train(load_recipe(name, seed=seed), folder, resume=folder.is_dir())
-    seconds = time.process_time() - began
+    continued, began = folder.is_dir(), time.process_time()
+    train(load_recipe(name, changes, seed), folder, resume=continued)
+    seconds = None if continued else time.process_time() - began
     policy, provenance = load_policy(folder), open_run(folder).read_provenance()
     row = {
-        "recipe": name,
+        "recipe": ", ".join([name, *changes]),
         "seed": seed,
         "published_set": float(test_cost(policy, published_disturbances()).mean()),
         "other_set": float(test_cost(policy, others).mean()),
@@ -132,10 +134,10 @@ def table(rows: list[dict[str, Any]], nothing: list[float]) -> str:
         found = [row for row in rows if row["recipe"] == name]
         costs = [row["published_set"] for row in found]
         passed = sum(row["certificate"] == "PASS" for row in found)
-        cells = [name, len(found), interval(costs), f"{max(costs):.4f}", PUBLISHED.get(name, "")]
+        cells = [name, len(found), interval(costs), f"{max(costs):.4f}", PUBLISHED.get(name.split(",")[0], "")]
         cells += [interval([row["other_set"] for row in found]), f"{passed} of {len(found)} PASS"]
-        seconds = float(np.median([row["cpu_seconds"] for row in found]))
-        cells += [found[0]["parameters"], f"{seconds:.0f}"]
+        seconds = [row["cpu_seconds"] for row in found if row["cpu_seconds"] is not None]
+        cells += [found[0]["parameters"], f"{np.median(seconds):.0f}" if seconds else "not measured"]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
 
@@ -145,21 +147,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--recipes", nargs="+", default=["youla_example_r2dn_apg"])
-    parser.add_argument("--runs", type=Path, default=RESULTS / "apg")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="where apg.md and apg.json go")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change the recipes")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     others = np.random.default_rng(2026).uniform(-AMPLITUDE, AMPLITUDE, (PIECES, 4096))
     nothing = [float(test_cost(None, pieces).mean()) for pieces in (published_disturbances(), others)]
-    rows: list[dict[str, Any]] = []
     for name in arguments.recipes:
         for seed in arguments.seeds:
-            rows.append(measure(name, seed, arguments.runs / f"{name}_s{seed}", others))
-            print(rows[-1], flush=True)
+            folder = RUNS / "_".join([name, *arguments.set, f"s{seed}"])
+            print(measure(name, arguments.set, seed, folder, others), flush=True)
+            rows = [json.loads(path.read_text()) for path in sorted(RUNS.glob("*/measured.json"))]
             text = "# The Youla example by analytic policy gradients\n\nBy `python benchmarks/apg.py`, which explains "
             text += f"the columns; torch {torch.__version__}, one thread.\n\n{table(rows, nothing)}\n"
-            (arguments.output / "apg.md").write_text(text)
-            (arguments.output / "apg.json").write_text(json.dumps(rows, indent=1) + "\n")
+            (RESULTS / "apg.md").write_text(text)
+            (RESULTS / "apg.json").write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":
