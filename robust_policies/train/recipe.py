@@ -13,7 +13,7 @@ from robust_policies.train.messages import one_line
 from robust_policies.train.yaml_file import dump_yaml, parse_scalar, read_yaml
 
 RECIPE_SCHEMA = 1
-ALGORITHMS = ("recurrent_ppo", "apg")
+ALGORITHMS = ("recurrent_ppo", "tensor_ppo", "apg")
 
 
 class _Section(BaseModel):
