@@ -73,6 +73,7 @@ class HeldDisturbancePlant(Plant):
 
     kind = "held_disturbance"
     Task = HeldDisturbanceTask
+    observes_actions = False
     state_size = 6
     observation_size = 1
     reset_size = 1

@@ -56,6 +56,8 @@ class Plant(ABC):
     Task: ClassVar[type[TaskFile]]
     differentiable: ClassVar[bool] = True
     terminates: bool = False
+    observes_actions: ClassVar[bool] = True
+    """False: observations are what they are whatever the actions (an innovation), so they can be computed ahead."""
     process_noise_size: int = 0
     measurement_noise_size: int = 0
     reset_size: int

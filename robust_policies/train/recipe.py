@@ -8,11 +8,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from robust_policies.assets import recipe_path
-from robust_policies.errors import InvalidValueError, SchemaError
+from robust_policies.errors import InvalidValueError, SchemaError, UnknownNameError
 from robust_policies.train.messages import one_line
 from robust_policies.train.yaml_file import dump_yaml, parse_scalar, read_yaml
 
 RECIPE_SCHEMA = 1
+ALGORITHMS = ("recurrent_ppo", "tensor_ppo", "apg")
 
 
 class _Section(BaseModel):
@@ -142,6 +143,8 @@ class Recipe(_Section):
 
     @model_validator(mode="after")
     def _batch_fits(self) -> Recipe:
+        if not isinstance(self.algorithm, AlgorithmSection):
+            return self
         rollout = self.task.num_envs * self.algorithm.n_steps
         if self.algorithm.batch_size > rollout:
             raise ValueError(
@@ -192,10 +195,24 @@ def parse_recipe(data: Any, source: str) -> Recipe:
         raise SchemaError(
             f"{source} has schema {version} and this version reads up to {RECIPE_SCHEMA}; update robust-policies."
         )
+    kind = _recipe_class(data, source)
     try:
-        return Recipe.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
-        raise one_line(error, Recipe, source) from error
+        raise one_line(error, kind, source) from error
+
+
+def _recipe_class(data: dict[str, Any], source: str) -> type[Recipe]:
+    """Return the class of recipes whose algorithm `data` names: each algorithm has settings of its own."""
+    section = data.get("algorithm")
+    name = section.get("name", ALGORITHMS[0]) if isinstance(section, dict) else ALGORITHMS[0]
+    if isinstance(name, str) and name not in ALGORITHMS:
+        raise UnknownNameError(f"{source}: {UnknownNameError.among('algorithm.name', name, ALGORITHMS)}")
+    if name == "apg":
+        from robust_policies.train.apg_recipe import ApgRecipe
+
+        return ApgRecipe
+    return Recipe
 
 
 def set_value(data: dict[str, Any], assignment: str) -> None:

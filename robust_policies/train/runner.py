@@ -20,6 +20,8 @@ from robust_policies.envs.registration import unknown_environment
 from robust_policies.envs.sb3 import SB3VecEnv, make_sb3_vec_env
 from robust_policies.errors import RobustPoliciesError
 from robust_policies.policies import RecurrentCellPolicy, save_policy
+from robust_policies.train.apg_recipe import ApgRecipe
+from robust_policies.train.apg_run import ApgRun
 from robust_policies.train.callbacks import RunCallback, StopRequest, diverging
 from robust_policies.train.checkpoints import Progress, read_checkpoint
 from robust_policies.train.folder import RunFolder
@@ -149,9 +151,11 @@ def train(
     checks.device(device)
     check_tasks(recipe.evaluation.tasks)
     reporter = reporter or Silent()
-    env = make_env(recipe, recipe.task.num_envs, recipe.seed, device, training=True)
     section = recipe.checkpoints
     eval_seed = (recipe.seed + _EVALUATION_SEED) % _SEEDS
+    if isinstance(recipe, ApgRecipe):
+        return _train_apg(recipe, run, device, resume, reporter, eval_seed)
+    env = make_env(recipe, recipe.task.num_envs, recipe.seed, device, training=True)
     eval_env = make_env(recipe, min(section.evaluate_episodes, 64), eval_seed, device, training=False)
     try:
         model = make_model(recipe, env, device)
@@ -177,29 +181,55 @@ def train(
                     reporter.stop()
                     model.logger.close()
             if callback.interrupted:
-                raise TrainingInterruptedError(
-                    f"Stopped after {progress.num_timesteps} of {recipe.algorithm.total_steps} steps; the checkpoint "
-                    f"is in {run.checkpoints}. To go on, run the same command with --resume."
-                )
+                raise _interrupted(run, recipe, progress)
             best = callback.best
         seconds = time.monotonic() - began
         if section.keep == "best" and best is not None:
             model.policy.load_state_dict(best)
-        run.write_provenance(
-            seed=recipe.seed,
-            device=device,
-            num_timesteps=progress.num_timesteps,
-            training_seconds=round(seconds, 1),
-            kept=section.keep,
-            best_mean_reward=progress.best_reward,
-            best_timesteps=progress.best_timesteps,
-        )
+        _write_provenance(run, recipe, device, progress, seconds)
         write_atomic(run.policy_zip, lambda file: model.save(file))  # pyright: ignore[reportArgumentType]
         save_policy(model, run.path)
     finally:
         env.close()
         eval_env.close()
     return TrainResult(run.path, progress.num_timesteps, seconds, progress.best_reward, progress.best_timesteps)
+
+
+def _train_apg(
+    recipe: ApgRecipe, run: RunFolder, device: str, resume: bool, reporter: Reporter, eval_seed: int
+) -> TrainResult:
+    """Return the result of training by analytic policy gradients; see `train`."""
+    training = ApgRun(recipe, device, reporter)
+    if run.begin(recipe, resume):
+        training.load(run)
+    progress = training.progress
+    if not training.finished and not training.train(run, eval_seed):
+        raise _interrupted(run, recipe, progress)
+    training.keep()
+    _write_provenance(run, recipe, device, progress, progress.seconds)
+    save_policy(training.algorithm.deployed(), run.path)
+    return TrainResult(
+        run.path, progress.num_timesteps, progress.seconds, progress.best_reward, progress.best_timesteps
+    )
+
+
+def _interrupted(run: RunFolder, recipe: Recipe, progress: Progress) -> TrainingInterruptedError:
+    return TrainingInterruptedError(
+        f"Stopped after {progress.num_timesteps} of {recipe.algorithm.total_steps} steps; the checkpoint is in "
+        f"{run.checkpoints}. To go on, run the same command with --resume."
+    )
+
+
+def _write_provenance(run: RunFolder, recipe: Recipe, device: str, progress: Progress, seconds: float) -> None:
+    run.write_provenance(
+        seed=recipe.seed,
+        device=device,
+        num_timesteps=progress.num_timesteps,
+        training_seconds=round(seconds, 1),
+        kept=recipe.checkpoints.keep,
+        best_mean_reward=progress.best_reward,
+        best_timesteps=progress.best_timesteps,
+    )
 
 
 def _finite(model: OnPolicyAlgorithm) -> bool:

@@ -10,7 +10,7 @@ from robust_policies.train.runner import make_env, make_model
 MINIMAL = {"task": {"id": "robust_policies/Pendulum-v0"}, "algorithm": {"total_steps": 1000}}
 
 
-@pytest.mark.parametrize("name", assets.recipe_names())
+@pytest.mark.parametrize("name", [name for name in assets.recipe_names() if not name.endswith("_apg")])
 def test_every_recipe_that_ships_builds_a_model_that_acts(name):
     recipe = load_recipe(name, ["task.num_envs=2", "algorithm.batch_size=100"])
     env = make_env(recipe, 2, 0, "cpu", training=True)

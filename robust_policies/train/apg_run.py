@@ -1,0 +1,232 @@
+"""A recipe of the analytic policy gradient -> run folder, with checkpoints that continue exactly.
+
+One folder a checkpoint, `checkpoints/step_000012800/`:
+    apg.safetensors    weights, optimizers, plants, policies, random generator: all that decides what comes next
+    best.safetensors   weights of the best policy so far, if one was evaluated
+    state.json         counters
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from stable_baselines3.common.logger import Logger, configure
+from torch import Tensor
+
+from robust_policies import checks
+from robust_policies.certificates.files import read_json, write_json
+from robust_policies.envs.plant import Plant
+from robust_policies.envs.registration import ours, register_tasks, unknown_environment
+from robust_policies.envs.task import load_plant
+from robust_policies.errors import CorruptFileError, DivergedError, InvalidValueError
+from robust_policies.networks import make_cell
+from robust_policies.policies import save_policy
+from robust_policies.policies.actor import Actor, MeanHead, ScaledCell, Scaling
+from robust_policies.train.apg import AnalyticPolicyGradient
+from robust_policies.train.apg_recipe import ApgRecipe
+from robust_policies.train.callbacks import StopRequest
+from robust_policies.train.checkpoints import KEPT, Progress, checkpoints_in
+from robust_policies.train.folder import RunFolder, atomic_folder, missing_checkpoint_part
+from robust_policies.train.progress import Reporter
+
+CHECKPOINT_SCHEMA = 1
+
+
+def task_plant(recipe: ApgRecipe) -> tuple[Plant, int]:
+    """Return the plant of the recipe's task and its time limit.
+
+    Raises:
+        UnknownNameError: no such task. InvalidValueError: gradients cannot be taken through it.
+    """
+    register_tasks()
+    task = recipe.task
+    name = task.id.rpartition(":")[2]
+    if name not in gymnasium.registry:
+        raise unknown_environment(task.id)
+    instead = "train it with algorithm.name=recurrent_ppo"
+    if not ours(name):
+        raise InvalidValueError(
+            f"algorithm.name is 'apg' and task.id is {task.id!r}, whose equations are not known here; expected a "
+            f"torch-native task of this package (robust_policies/...), or {instead}."
+        )
+    plant = load_plant(gymnasium.spec(name).kwargs["task"])
+    if not plant.differentiable:
+        raise InvalidValueError(
+            f"algorithm.name is 'apg' and task.id is {task.id!r}, a {plant.kind} task, through which no gradients "
+            "flow; expected a torch-native task (the pendulums, cart-poles, linear plants, QubeServo, MagLev or the "
+            f"quadrotors), or {instead}."
+        )
+    if plant.discrete_actions is not None:
+        raise InvalidValueError(
+            f"algorithm.name is 'apg' and task.id is {task.id!r}, whose actions are choices; expected a task of "
+            f"continuous actions (such as robust_policies/CartPoleContinuous-v0), or {instead}."
+        )
+    if task.perturbations:
+        raise InvalidValueError(
+            f"task.perturbations is {task.perturbations} with algorithm.name 'apg', which differentiates the plant "
+            f"itself; expected none (evaluation.perturbations stays possible), or {instead}."
+        )
+    given = dict(task.kwargs)
+    limit = checks.positive_int(
+        "task.kwargs.max_episode_steps", given.pop("max_episode_steps", plant.max_episode_steps)
+    )
+    if given:
+        raise InvalidValueError(
+            f"task.kwargs is {task.kwargs} with algorithm.name 'apg'; expected max_episode_steps alone, or {instead}."
+        )
+    return plant, limit
+
+
+def make_actor(recipe: ApgRecipe, plant: Plant, device: str) -> Actor:
+    """Return the untrained actor that the recipe describes; the same seed gives the same weights."""
+    policy, inputs, actions = recipe.policy, plant.observation_size, plant.action_size
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        outputs = policy.cell_output_size or actions
+        cell = make_cell(policy.cell, inputs, outputs, **policy.cell_kwargs())
+        head = MeanHead(outputs, actions, policy.cell_output_size is not None, policy.action_scale)
+        if recipe.algorithm.zero_init and head.linear is None:
+            cell.zero_output_()
+    scaling = Scaling(inputs, policy.observation_scale, policy.observation_offset)
+    return Actor(ScaledCell(cell, scaling), head).to(device)
+
+
+class ApgRun:
+    """One training into a folder.
+
+    Args:
+        recipe: what to train.
+        device: where.
+        reporter: shows progress.
+
+    Raises:
+        UserError: the recipe's task or policy does not fit; nothing was written.
+    """
+
+    def __init__(self, recipe: ApgRecipe, device: str, reporter: Reporter) -> None:
+        self.recipe, self.reporter = recipe, reporter
+        plant, limit = task_plant(recipe)
+        actor = make_actor(recipe, plant, device)
+        self.algorithm = AnalyticPolicyGradient(
+            plant, actor, recipe.algorithm, recipe.task.num_envs, recipe.seed, limit
+        )
+        self.progress = Progress()
+        self.best: dict[str, Tensor] | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps of the recipe are done."""
+        return self.progress.num_timesteps >= self.recipe.algorithm.total_steps
+
+    def train(self, run: RunFolder, eval_seed: int) -> bool:
+        """Return whether training came to its end; False after Ctrl-C, with a checkpoint of where it was.
+
+        Raises:
+            DivergedError: the objective, its gradient or an evaluation is NaN or infinite; the last checkpoint stays.
+        """
+        algorithm, progress, section = self.algorithm, self.progress, self.recipe.checkpoints
+        total, saved = self.recipe.algorithm.total_steps, progress.num_timesteps
+        updates = math.ceil(total / algorithm.steps_per_update)
+        began, first = time.monotonic(), progress.num_timesteps
+        before = progress.seconds
+        logger = configure(str(run.tensorboard), ["tensorboard"])
+        self.reporter.start(total, first)
+        try:
+            with StopRequest() as stop:
+                while not self.finished and not stop.requested:
+                    found = algorithm.update(1.0 - progress.n_updates / updates)
+                    progress.n_updates += 1
+                    progress.num_timesteps += algorithm.steps_per_update
+                    progress.seconds = before + time.monotonic() - began
+                    speed = (progress.num_timesteps - first) / max(time.monotonic() - began, 1e-9)
+                    self._log(logger, {**found, "time/fps": speed, "time/total_timesteps": progress.num_timesteps})
+                    due = progress.num_timesteps - progress.last_evaluation >= section.evaluate_every
+                    if due or self.finished:
+                        self._evaluate(run, logger, eval_seed)
+                    if progress.num_timesteps - saved >= section.every or self.finished:
+                        self.save(run.checkpoints)
+                        saved = progress.num_timesteps
+                if not self.finished:
+                    self.save(run.checkpoints)
+        finally:
+            self.reporter.stop()
+            logger.close()
+        return self.finished
+
+    def keep(self) -> None:
+        """Put the best weights into the actor if the recipe keeps the best."""
+        if self.recipe.checkpoints.keep == "best" and self.best is not None:
+            self.algorithm.actor.load_state_dict(self.best)
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint; older ones than the last two are deleted."""
+        with atomic_folder(folder / f"step_{self.progress.num_timesteps:012d}") as temporary:
+            save_file(self.algorithm.tensors(), temporary / "apg.safetensors")
+            if self.best is not None:
+                save_file(self.best, temporary / "best.safetensors")
+            content = {"schema": CHECKPOINT_SCHEMA, "algorithm": "apg", "progress": vars(self.progress)}
+            write_json(temporary / "state.json", content)
+        for old in checkpoints_in(folder)[:-KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def load(self, run: RunFolder) -> None:
+        """Go on from the newest checkpoint of a run, if there is one; `checkpoints/best` becomes what it was then."""
+        found = checkpoints_in(run.checkpoints)
+        if not found:
+            return
+        newest = found[-1]
+        weights, best = newest / "apg.safetensors", newest / "best.safetensors"
+        if not weights.is_file() or not (newest / "state.json").is_file():
+            raise missing_checkpoint_part(newest)
+        state = read_json(newest / "state.json", "checkpoint", CHECKPOINT_SCHEMA)
+        try:
+            self.algorithm.load_tensors(load_file(weights))
+            self.best = load_file(best) if best.is_file() else None
+            self.progress = Progress(**state["progress"])
+        except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise CorruptFileError(
+                f"Checkpoint {str(newest)!r} cannot be read ({type(error).__name__}); delete it to resume from an "
+                "earlier one."
+            ) from error
+        if self.best is not None:
+            current = {name: value.clone() for name, value in self.algorithm.actor.state_dict().items()}
+            self.algorithm.actor.load_state_dict(self.best)
+            save_policy(self.algorithm.deployed(), run.checkpoints / "best")
+            self.algorithm.actor.load_state_dict(current)
+
+    def _log(self, logger: Logger, found: dict[str, Any]) -> None:
+        progress, episodes = self.progress, self.algorithm.episodes
+        mean = None
+        if episodes:
+            mean, length = (float(value) for value in np.mean(np.array(episodes), axis=0))
+            found |= {"rollout/ep_rew_mean": mean, "rollout/ep_len_mean": length}
+        for name, value in found.items():
+            logger.record(name, value, exclude="tensorboard" if name == "time/total_timesteps" else None)
+        logger.dump(progress.num_timesteps)
+        self.reporter.update(progress.num_timesteps, mean, progress.best_reward)
+
+    def _evaluate(self, run: RunFolder, logger: Logger, seed: int) -> None:
+        algorithm, progress = self.algorithm, self.progress
+        mean, length = algorithm.evaluate(self.recipe.checkpoints.evaluate_episodes, seed)
+        if not math.isfinite(mean):
+            raise DivergedError(
+                f"The evaluation after update {progress.n_updates} returned {mean}; lower algorithm.learning_rate."
+            )
+        progress.last_evaluation = progress.num_timesteps
+        logger.record("eval/mean_reward", mean)
+        logger.record("eval/mean_ep_length", length)
+        logger.dump(progress.num_timesteps)
+        if progress.best_reward is None or mean > progress.best_reward:
+            progress.best_reward, progress.best_timesteps = mean, progress.num_timesteps
+            state = algorithm.actor.state_dict()
+            self.best = {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
+            save_policy(algorithm.deployed(), run.checkpoints / "best")
