@@ -49,7 +49,9 @@ class PhysicalParameters(MutableMapping[str, torch.Tensor]):
 
     def __delitem__(self, name: str) -> None:
         """Return the parameter to its nominal value."""
-        self._values[name] = self.nominal[name] if name in self.nominal else self[name]
+        if name not in self.nominal:
+            raise self._unknown(name)
+        self._values[name] = self.nominal[name]
         self._prepared = None
 
     def __iter__(self) -> Iterator[str]:
