@@ -237,12 +237,13 @@ def _pool(address: str | None, jobs: int | None, device: str) -> Pool:
 
 
 def _show(console: Console, folder: SweepFolder, source: Source) -> None:
-    from robust_policies.sweep.table import settings_table, trials_table
+    from robust_policies.sweep.table import INTERVAL, settings_table, trials_table
 
     rows = list(folder.rows.values())
     if rows:
         console.print(trials_table(rows))
-    if len({row["seed"] for row in rows}) > 1 or any(row["setting"] for row in rows):
+    if any(row["status"] == "done" for row in rows):
+        console.print(f"Settings: mean and {INTERVAL}", highlight=False)
         console.print(settings_table(rows))
     for line in (*source.summary(), f"Tables: {folder.table}, trials.csv and settings.csv"):
         console.print(line, markup=False, highlight=False, soft_wrap=True)

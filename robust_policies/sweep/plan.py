@@ -98,12 +98,18 @@ def _distinct(key: str, values: list[str], where: str) -> None:
     for value in values:
         if not value:
             raise InvalidValueError(f"{where} has an empty value among {values}; expected {key}=A,B,C.")
-        meaning = repr(parse_scalar(value, where))
+        meaning = meaning_of(value, where)
         if meaning in known:
             raise InvalidValueError(
                 f"{where} has the value {known[meaning]} twice ({known[meaning]!r} and {value!r}); give each once."
             )
         known[meaning] = value
+
+
+def meaning_of(text: str, where: str) -> str:
+    """Return the same text for values that mean the same, such as `4` and `4.0`."""
+    value = parse_scalar(text, where)
+    return repr(float(value)) if isinstance(value, int) and not isinstance(value, bool) else repr(value)
 
 
 def plan_trials(recipe: str | Path, given: Sequence[str], seeds: Sequence[int] | None) -> list[Trial]:

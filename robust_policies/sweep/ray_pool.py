@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import socket
 from typing import Any
 
 from robust_policies.errors import InvalidValueError
@@ -61,7 +63,12 @@ def _run(data: dict[str, Any], board: Any) -> tuple[str, str]:
                 if isinstance(event, Ended):
                     return event.status, event.reason
                 news = (event.steps, event.total, event.reward)
-            if ray.get(board.report.remote(job.name, news)):
+            try:
+                stop = ray.get(board.report.remote(job.name, news))
+            except ray.exceptions.RayError:
+                # The sweep is gone, and the board with it.
+                stop = True
+            if stop:
                 pool.stop(job.name)
     finally:
         pool.close()
@@ -83,14 +90,18 @@ class RayPool:
             InvalidValueError: Ray is not installed or no cluster answers.
         """
         self.ray = import_ray()
+        _reach(address)
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         resource = "GPU" if device.startswith("cuda") else "CPU"
         try:
-            self.ray.init(address=address, log_to_driver=False, include_dashboard=None, logging_level="error")
+            self.ray.init(
+                address=address,
+                log_to_driver=False,
+                include_dashboard=False if address == "local" else None,
+                logging_level="error",
+            )
         except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-            raise InvalidValueError(
-                f"No Ray cluster answers at --address {address} ({type(error).__name__}: {error}); start one with "
-                "`ray start --head`, or leave --address out to use this machine alone."
-            ) from error
+            raise _no_cluster(address, error) from error
         available = int(self.ray.cluster_resources().get(resource, 0))
         if available < 1:
             self.ray.shutdown()
@@ -136,6 +147,24 @@ class RayPool:
             with contextlib.suppress(Exception):
                 self.ray.cancel(reference, force=True)
         self.ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Raise unless something listens at HOST:PORT; Ray itself tries for minutes."""
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if not separator or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10.0).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(address, error) from error
+
+
+def _no_cluster(address: str, error: Exception) -> InvalidValueError:
+    return InvalidValueError(
+        f"No Ray cluster answers at --address {address} ({type(error).__name__}: {error}); start one with "
+        "`ray start --head`, or leave --address out to use this machine alone."
+    )
 
 
 def _worker_died(error: Exception, job: Job) -> str:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from robust_policies.errors import InvalidValueError, UserError
-from robust_policies.sweep.plan import split_values
-from robust_policies.train.yaml_file import parse_scalar
+from robust_policies.sweep.plan import meaning_of, split_values
 
 _EXPECTED = "KEY=LOW..HIGH, KEY=log:LOW..HIGH or KEY=A,B,C, such as algorithm.learning_rate=log:1e-4..1e-2"
 Accepts = Callable[[str], object]
@@ -61,7 +60,7 @@ def read_space(given: Sequence[str], accepts: Accepts) -> Space:
 
 def _choice(key: str, text: str, accepts: Accepts) -> Choice:
     values = split_values(text)
-    meanings = [repr(parse_scalar(value, f"--search {key}")) for value in values]
+    meanings = [meaning_of(value, f"--search {key}") for value in values]
     if len(values) < 2 or not all(values) or len(set(meanings)) < len(values):
         raise InvalidValueError(
             f"--search {key} was given {text!r}; expected a range LOW..HIGH or at least two different values A,B."

@@ -135,7 +135,7 @@ def _write(path: Path, lines: Sequence[Sequence[Any]]) -> None:
 def trials_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Return the table of all trials for a terminal."""
     names = [name for name in METRICS if any(name in row["metrics"] for row in rows)]
-    table = Table(title="Trials", title_justify="left")
+    table = Table()
     table.add_column("trial", overflow="fold")
     table.add_column("status")
     for name in names:
@@ -148,8 +148,10 @@ def trials_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 def settings_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Return the table of all settings for a terminal, each metric as its mean and interval."""
     entries = settings(rows)
-    names = [name for name in ("return", "worst", "best", "gamma") if any(name in entry["metrics"] for entry in entries)]
-    table = Table(title=f"Settings, mean and {INTERVAL}", title_justify="left")
+    names = [
+        name for name in ("return", "worst", "best", "gamma") if any(name in entry["metrics"] for entry in entries)
+    ]
+    table = Table()
     table.add_column("setting", overflow="fold")
     table.add_column("done", justify="right")
     for name in names:

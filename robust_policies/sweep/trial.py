@@ -44,7 +44,11 @@ class _Messages:
         """Nothing is open."""
 
     def write(self, message: dict[str, Any]) -> None:
-        print(json.dumps(message), file=self.file, flush=True)
+        """Send one message; without a sweep that reads, do nothing: the end of standard input stops the trial."""
+        try:
+            print(json.dumps(message), file=self.file, flush=True)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
 
 def main() -> None:
@@ -52,6 +56,9 @@ def main() -> None:
     # Standard output carries messages; what a library prints goes to the log with the rest.
     messages = _Messages(os.fdopen(os.dup(1), "w"))
     os.dup2(2, 1)
+    # A Ray worker blocks SIGINT and a shell's background job ignores it, and this process inherits both.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
     status: Status = "stopped"
     reason = ""
     asked = threading.Event()
@@ -70,17 +77,15 @@ def main() -> None:
         else:
             traceback.print_exc()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        messages.write({"status": status, "reason": reason})
-    except BrokenPipeError:
-        # The sweep is gone; a later one finds the checkpoint.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), messages.file.fileno())
+    messages.write({"status": status, "reason": reason})
     raise SystemExit(0 if status == "done" else 1)
 
 
 def _stop_at_the_end_of_input(asked: threading.Event) -> None:
     """Ask this process to stop as Ctrl-C does, once the sweep closes its end of the pipe or is no more."""
-    sys.stdin.buffer.read()
+    # Past Python's buffer: its lock, held by a thread that waits, would end the interpreter with an error.
+    while os.read(0, 1024):
+        continue
     asked.set()
     os.kill(os.getpid(), signal.SIGINT)
 
