@@ -37,6 +37,7 @@ def test_a_worker_that_dies_fails_its_trial_alone_and_the_sweep_goes_on_without_
 
 
 @needs_ray
+@pytest.mark.slow
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "nonsense"])
 def test_no_cluster_is_one_line_and_nothing_is_written(address, tmp_path):
     line = one_line(sweep("--address", address, cwd=tmp_path))
