@@ -77,4 +77,4 @@ class Pool(Protocol):
         """Ask a job to write its checkpoint and end."""
 
     def close(self) -> None:
-        """End all that still runs, at once."""
+        """End all that still runs."""

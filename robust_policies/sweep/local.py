@@ -124,9 +124,11 @@ class LocalPool:
             self._children[name].stop()
 
     def close(self) -> None:
-        """End all that still runs, at once."""
+        """End all that still runs: with a checkpoint, or at once where that was asked for before."""
         for child in self._children.values():
-            child.process.kill()
+            if child.asked:
+                child.process.kill()
+            child.stop()
         for child in self._children.values():
             child.wait()
         self._children = {}

@@ -142,7 +142,7 @@ class RayPool:
         self.ray.get(self._board.stop.remote(name))
 
     def close(self) -> None:
-        """End all that still runs, at once, and leave the cluster."""
+        """End all that still runs and leave the cluster."""
         for reference in self._running:
             with contextlib.suppress(Exception):
                 self.ray.cancel(reference, force=True)

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 from scipy import stats
-from sweep_command import TINY, begin, one_line, rows, sweep, trial_process, wait_for
+from sweep_command import TINY, begin, rows, sweep, trial_process, wait_for
 
 from robust_policies.cli import main
 from robust_policies.policies import load_policy
 
 SHORT = "algorithm.total_steps=400"
-LONG = "algorithm.total_steps=30000"
+LONG = "algorithm.total_steps=8000"
 
 
 @pytest.fixture(scope="module")
@@ -108,12 +108,12 @@ def checkpoints(folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
-def test_a_sweep_that_was_stopped_goes_on(number, tmp_path):
+def test_a_sweep_that_was_stopped_goes_on(number, tmp_path, answer):
     folder = tmp_path / "sweep"
-    options = [LONG, "checkpoints.evaluate_every=30000", "--seeds", "0-2", "--jobs", 2, "--no-evaluate", "-o", folder]
+    options = [LONG, "checkpoints.evaluate_every=8000", "--seeds", "0-2", "--jobs", 2, "--no-evaluate", "-o", folder]
     process = begin(*options)
     wait_for(lambda: len({path.parts[-4] for path in checkpoints(folder)}) == 2, process)
-    assert "in use by another process" in one_line(sweep(*options, "--resume"))
+    assert "in use by another process" in answer(*options, "--resume")
     process.send_signal(number)
     _, errors = process.communicate(timeout=120)
     if number == signal.SIGKILL:
@@ -129,7 +129,7 @@ def test_a_sweep_that_was_stopped_goes_on(number, tmp_path):
     for seed in (0, 1):
         log = (folder / "logs" / f"seed={seed}.log").read_text()
         assert log.count("the checkpoint is in") == 1, "it ended with a checkpoint when the sweep did"
-    assert {row["steps"] for row in rows(folder).values()} == {"30000.0"}
+    assert {row["steps"] for row in rows(folder).values()} == {"8000.0"}
 
 
 @pytest.mark.slow
