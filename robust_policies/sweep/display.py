@@ -54,7 +54,8 @@ class SweepDisplay:
     def ended(self, row: dict[str, Any]) -> None:
         """Print the line of a trial that ended."""
         name, status = row["name"], row["status"]
-        seconds = time.monotonic() - self.begun.pop(name, time.monotonic())
+        now = time.monotonic()
+        seconds = now - self.begun.pop(name, now)
         if name in self.bars:
             self.bar.remove_task(self.bars.pop(name))
         self.done += status != "stopped"
