@@ -68,3 +68,18 @@ def device(name: str | torch.device) -> torch.device:
         if (wanted.index or 0) >= count:
             raise DeviceError(f"Device {str(name)!r} was asked for and PyTorch sees {count} CUDA device(s); use 'cpu'.")
     return wanted
+
+
+def seed_list(name: str, text: str) -> list[int]:
+    """Return the seeds that `text` lists, such as `0-4` or `0,3`."""
+    expected = "expected such as 0-4 or 0,3"
+    seeds: list[int] = []
+    try:
+        for part in text.split(","):
+            first, dash, last = part.partition("-")
+            seeds += range(int(first), int(last) + 1) if dash else [int(first)]
+    except (ValueError, OverflowError, MemoryError) as error:
+        raise InvalidValueError(f"{name} is {text!r}; {expected}.") from error
+    if not seeds:
+        raise InvalidValueError(f"{name} is {text!r}, which names none; {expected}.")
+    return seeds

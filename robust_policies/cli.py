@@ -15,6 +15,7 @@ import typer
 from robust_policies import __version__
 from robust_policies.cli_errors import exit_status
 from robust_policies.errors import InvalidValueError
+from robust_policies.sweep.command import sweep
 
 app = typer.Typer(
     name="robust-policies",
@@ -50,6 +51,9 @@ class Format(StrEnum):
     safetensors = "safetensors"
     onnx = "onnx"
 
+
+# Options that take several values, as in `--set a=1 b=2`.
+_SPREAD = ("--set", "--search")
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="run folder made by `train`")]
 Folders = Annotated[list[Path], typer.Argument(metavar="DIR...", help="one or several run folders")]
@@ -128,6 +132,9 @@ def train(
         _report([folder], None)
 
 
+app.command()(sweep)
+
+
 @app.command()
 def certify(folder: Folder) -> None:
     """Prove the gain and contraction of the policy that runs; exit status 1 if nothing could be proven."""
@@ -151,13 +158,14 @@ def evaluate(
     perturb: Perturb = None,
 ) -> None:
     """Measure return under observation noise and attacks; writes evaluation.json into each run folder."""
+    from robust_policies.checks import seed_list
     from robust_policies.train import open_run
 
     given = {
         "suite": suite,
         "sizes": None if budget is None else _numbers("--budget", budget),
         "episodes": episodes,
-        "seeds": None if seeds is None else _seeds(seeds),
+        "seeds": None if seeds is None else seed_list("--seeds", seeds),
         "tasks": task or None,
         "perturbations": None if perturb is None else _wrappers(perturb),
     }
@@ -248,14 +256,14 @@ def _check_command(arguments: Sequence[str]) -> None:
 
 
 def _spread_set(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments with `--set a=1 b=2` written as `--set a=1 --set b=2`."""
+    """Return the arguments with `--set a=1 b=2` written as `--set a=1 --set b=2`, and `--search` likewise."""
     spread: list[str] = []
-    setting = False
+    option = ""
     for argument in arguments:
-        if setting and spread[-1] != "--set" and "=" in argument and not argument.startswith("-"):
-            spread.append("--set")
+        if option and spread[-1] != option and "=" in argument and not argument.startswith("-"):
+            spread.append(option)
         elif argument.startswith("-"):
-            setting = argument == "--set"
+            option = argument if argument in _SPREAD else ""
         spread.append(argument)
     return spread
 
@@ -380,16 +388,3 @@ def _numbers(option: str, text: str) -> list[float]:
         raise InvalidValueError(
             f"{option} is {text!r}; expected numbers separated by commas, such as 0,0.1,0.2."
         ) from error
-
-
-def _seeds(text: str) -> list[int]:
-    seeds: list[int] = []
-    try:
-        for part in text.split(","):
-            first, dash, last = part.partition("-")
-            seeds += range(int(first), int(last) + 1) if dash else [int(first)]
-    except ValueError as error:
-        raise InvalidValueError(f"--seeds is {text!r}; expected such as 0-4 or 0,3.") from error
-    if not seeds:
-        raise InvalidValueError(f"--seeds is {text!r}, which names none; expected such as 0-4 or 0,3.")
-    return seeds

@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "policies": {"networks", "certificates", "control", "envs"},
     "train": {"networks", "certificates", "control", "envs", "policies"},
     "evaluation": {"networks", "certificates", "control", "envs", "policies", "train"},
+    "sweep": {"networks", "certificates", "control", "envs", "policies", "train", "evaluation"},
 }
 
 

@@ -1,0 +1,181 @@
+"""The table of all trials, and means with 95% intervals over the seeds of each setting."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+from scipy import stats
+
+from robust_policies.certificates.files import read_json, write_atomic
+from robust_policies.errors import RobustPoliciesError
+
+# Name of the figure: what it is.
+METRICS = {
+    "return": "mean unperturbed return over the evaluation's episodes, of the first evaluated task",
+    "worst": "lowest mean return over the kinds of perturbation, at the evaluation's largest size",
+    "best": "best mean return of the evaluations during training",
+    "gamma": "proven gain from observation to action",
+    "found": "largest gain that a search found",
+    "steps": "environment steps of training",
+    "seconds": "wall-clock time of training",
+}
+INTERVAL = "95% t interval of the mean over seeds"
+
+
+def read_metrics(folder: Path) -> dict[str, float]:
+    """Return the figures that a run folder holds, by the names in `METRICS`; what is not there is left out."""
+    found: dict[str, Any] = {}
+    provenance = _content(folder / "provenance.json", "provenance")
+    found["steps"], found["seconds"] = provenance.get("num_timesteps"), provenance.get("training_seconds")
+    found["best"] = provenance.get("best_mean_reward")
+    certificate = _content(folder / "certificate.json", "certificate")
+    found["gamma"], found["found"] = certificate.get("gamma_raw"), certificate.get("empirical_lower")
+    evaluation = _content(folder / "evaluation.json", "evaluation")
+    found |= _returns(evaluation.get("rows") or [], evaluation.get("tasks") or [])
+    return {name: float(found[name]) for name in METRICS if found.get(name) is not None}
+
+
+def _content(path: Path, kind: str) -> dict[str, Any]:
+    try:
+        return read_json(path, kind, newest_schema=2**31)
+    except RobustPoliciesError:
+        return {}
+
+
+def _returns(rows: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> dict[str, float]:
+    evaluated = [task for task in tasks if any(row["task"] == task for row in rows)]
+    if not evaluated:
+        return {}
+    by_kind: dict[str, dict[float, list[float]]] = {}
+    for row in rows:
+        if row["task"] == evaluated[0]:
+            by_kind.setdefault(row["perturbation"], {}).setdefault(row["size"], []).extend(row["returns"])
+    largest = max(size for sizes in by_kind.values() for size in sizes)
+    # Every kind is measured at size 0 too, on the same episodes.
+    unperturbed = next(sizes[0.0] for sizes in by_kind.values() if 0.0 in sizes)
+    worst = min(float(np.mean(sizes[largest])) for sizes in by_kind.values() if largest in sizes)
+    return {"return": float(np.mean(unperturbed)), "worst": worst}
+
+
+def interval(values: Sequence[float]) -> dict[str, float | None]:
+    """Return {"mean", "low", "high"}: the mean and its 95% interval by Student's t, which is None for one value."""
+    array = np.asarray(values, dtype=np.float64)
+    mean = float(array.mean())
+    if array.size < 2:
+        return {"mean": mean, "low": None, "high": None}
+    half = float(stats.t.ppf(0.975, array.size - 1) * array.std(ddof=1) / math.sqrt(array.size))
+    return {"mean": mean, "low": mean - half, "high": mean + half}
+
+
+def settings(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return one entry a setting: its values, its numbers of trials, and each metric's interval.
+
+    Trials that are not done count in no mean.
+    """
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(json.dumps(row["setting"], sort_keys=True), []).append(row)
+    found = []
+    for group in groups.values():
+        done = [row for row in group if row["status"] == "done"]
+        failed = sum(row["status"] == "failed" for row in group)
+        metrics = {
+            name: interval([row["metrics"][name] for row in done if name in row["metrics"]])
+            for name in METRICS
+            if any(name in row["metrics"] for row in done)
+        }
+        found.append(
+            {
+                "setting": group[0]["setting"], "trials": len(group), "done": len(done), "failed": failed,
+                "metrics": metrics,
+            }
+        )  # fmt: skip
+    return found
+
+
+def write_csv(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write trials.csv, one line a trial, and settings.csv, one line a setting, into `folder`."""
+    keys = list(dict.fromkeys(key for row in rows for key in row["setting"]))
+    lines: list[list[Any]] = [["name", *keys, "seed", "status", *METRICS, "reason"]]
+    for row in rows:
+        metrics = [row["metrics"].get(name, "") for name in METRICS]
+        lines.append([row["name"], *_cells(row, keys), row["seed"], row["status"], *metrics, row["reason"]])
+    _write(folder / "trials.csv", lines)
+    columns = [f"{name}_{part}" for name in METRICS for part in ("mean", "low", "high")]
+    lines = [[*keys, "trials", "done", "failed", *columns]]
+    for entry in settings(rows):
+        figures = [entry["metrics"].get(name, {}).get(part) for name in METRICS for part in ("mean", "low", "high")]
+        lines.append([*_cells(entry, keys), entry["trials"], entry["done"], entry["failed"], *map(_blank, figures)])
+    _write(folder / "settings.csv", lines)
+
+
+def _cells(row: Mapping[str, Any], keys: Sequence[str]) -> list[Any]:
+    values = [row["setting"].get(key) for key in keys]
+    return [json.dumps(value) if isinstance(value, (list, dict, bool, type(None))) else value for value in values]
+
+
+def _blank(value: float | None) -> Any:
+    return "" if value is None else value
+
+
+def _write(path: Path, lines: Sequence[Sequence[Any]]) -> None:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    write_atomic(path, lambda file: file.write(text.getvalue().encode()))
+
+
+def trials_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return the table of all trials for a terminal."""
+    names = [name for name in METRICS if any(name in row["metrics"] for row in rows)]
+    table = Table()
+    table.add_column("trial", overflow="fold")
+    table.add_column("status")
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(row["name"], row["status"], *(_figure(row["metrics"].get(name)) for name in names))
+    return table
+
+
+def settings_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return the table of all settings for a terminal, each metric as its mean and interval."""
+    entries = settings(rows)
+    names = [
+        name for name in ("return", "worst", "best", "gamma") if any(name in entry["metrics"] for entry in entries)
+    ]
+    table = Table()
+    table.add_column("setting", overflow="fold")
+    table.add_column("done", justify="right")
+    for name in names:
+        table.add_column(name, justify="right")
+    for entry in entries:
+        label = " ".join(f"{key}={_value(value)}" for key, value in entry["setting"].items()) or "the recipe's"
+        figures = (entry["metrics"].get(name) for name in names)
+        table.add_row(label, f"{entry['done']}/{entry['trials']}", *map(_with_interval, figures))
+    return table
+
+
+def _value(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _figure(value: float | None) -> str:
+    if value is None:
+        return "--"
+    return f"{value:.0f}" if value == int(value) and abs(value) < 1e9 else f"{value:.4g}"
+
+
+def _with_interval(found: Mapping[str, float | None] | None) -> str:
+    if found is None:
+        return "--"
+    if found["low"] is None:
+        return _figure(found["mean"])
+    return f"{_figure(found['mean'])} [{_figure(found['low'])}, {_figure(found['high'])}]"

@@ -1,0 +1,130 @@
+"""The process of one trial: trains, certifies and evaluates into one run folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from typing import Any, TextIO
+
+from robust_policies.errors import RobustPoliciesError
+from robust_policies.sweep.jobs import Job, Status
+from robust_policies.train.lock import held
+
+# Pruning compares trials at these fractions of their steps; a message is due at each of them.
+RUNGS = 10
+_SECONDS_BETWEEN_MESSAGES = 1.0
+# A trial whose sweep was killed needs a moment to write its checkpoint before the next one may take over.
+_PATIENCE = 60.0
+
+
+class _Messages:
+    """A reporter that writes JSON lines for the sweep."""
+
+    def __init__(self, file: TextIO) -> None:
+        self.file, self.total, self.sent, self.rung = file, 1, -1.0, -1
+
+    def start(self, total: int, done: int) -> None:
+        """Begin at `done` of `total` environment steps."""
+        self.total = total
+
+    def update(self, steps: int, reward: float | None, best: float | None) -> None:
+        """Send a message if the last one is old or a fraction that pruning looks at is reached."""
+        now, rung = time.monotonic(), RUNGS * steps // self.total
+        if rung == self.rung and now - self.sent < _SECONDS_BETWEEN_MESSAGES:
+            return
+        self.sent, self.rung = now, rung
+        self.write({"steps": steps, "total": self.total, "reward": reward})
+
+    def stop(self) -> None:
+        """Nothing is open."""
+
+    def write(self, message: dict[str, Any]) -> None:
+        """Send one message; without a sweep that reads, do nothing: the end of standard input stops the trial."""
+        try:
+            print(json.dumps(message), file=self.file, flush=True)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+
+
+def main() -> None:
+    """Run the job on the first line of standard input; end with a checkpoint when standard input closes."""
+    # Standard output carries messages; what a library prints goes to the log with the rest.
+    messages = _Messages(os.fdopen(os.dup(1), "w"))
+    os.dup2(2, 1)
+    # A Ray worker blocks SIGINT and a shell's background job ignores it, and this process inherits both.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+    status: Status = "stopped"
+    reason = ""
+    asked = threading.Event()
+    try:
+        job = Job.from_data(json.loads(sys.stdin.buffer.readline()))
+        threading.Thread(target=_stop_at_the_end_of_input, args=(asked,), daemon=True).start()
+        _run(job, messages)
+        status = "done"
+    except BaseException as error:
+        known = isinstance(error, RobustPoliciesError)
+        reason = " ".join((str(error) if known else f"{type(error).__name__}: {error}").split())
+        # Whatever an interruption turned into on its way up through a library, it was asked for.
+        status = "stopped" if asked.is_set() or isinstance(error, KeyboardInterrupt) else "failed"
+        if known or status == "stopped":
+            print(reason, file=sys.stderr)
+        else:
+            traceback.print_exc()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    messages.write({"status": status, "reason": reason})
+    raise SystemExit(0 if status == "done" else 1)
+
+
+def _stop_at_the_end_of_input(asked: threading.Event) -> None:
+    """Ask this process to stop as Ctrl-C does, once the sweep closes its end of the pipe or is no more."""
+    # Past Python's buffer: its lock, held by a thread that waits, would end the interpreter with an error.
+    while os.read(0, 1024):
+        continue
+    asked.set()
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def _run(job: Job, messages: _Messages) -> None:
+    import torch
+
+    from robust_policies import train as training
+    from robust_policies.evaluation import certify_run, evaluate_run
+
+    torch.set_num_threads(1)
+    recipe = training.parse_recipe(job.recipe, job.name)
+    run = training.RunFolder(job.folder)
+    with held(job.log, f"Run folder {str(job.folder)!r}", _PATIENCE):
+        if not run.recipe.is_file() and job.folder.is_dir():
+            _remove_unfinished_start(run)
+        if run.policy_json.is_file() and run.policy_safetensors.is_file():
+            run.begin(recipe, resume=True)
+        else:
+            training.train(recipe, job.folder, device=job.device, resume=True, reporter=messages)
+        if not job.evaluate:
+            return
+        if not run.certificate.is_file():
+            certify_run(job.folder)
+        if not run.evaluation.is_file():
+            section = recipe.evaluation
+            evaluate_run(
+                job.folder,
+                tasks=section.tasks or None,
+                suite=section.suite,
+                sizes=section.sizes,
+                episodes=section.episodes,
+                seeds=section.seeds,
+            )
+
+
+def _remove_unfinished_start(run: Any) -> None:
+    """Delete what a process killed while it wrote the recipe left: a temporary file and nothing else."""
+    from robust_policies.train.folder import remove_leftovers
+
+    if all(path.name.startswith(".recipe.yaml.") for path in run.path.iterdir()):
+        remove_leftovers(run.path)

@@ -1,0 +1,63 @@
+"""The command as a user runs it, on trials of a few seconds, and the processes behind it."""
+
+import csv
+import os
+import runpy
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+COMMAND = [sys.executable, "-c", "from robust_policies.cli import main; main()", "sweep", "pendulum_r2dn_gamma6"]
+TINY = runpy.run_path(str(Path(__file__).parents[1] / "train" / "tiny_recipe.py"))["TINY"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "NO_COLOR": "1"}
+
+
+def sweep(*arguments, cwd=None):
+    command = [*COMMAND, "--set", *TINY, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=cwd)
+
+
+def begin(*arguments):
+    """Return a sweep that runs."""
+    command = [*COMMAND, "--set", *TINY, *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+
+
+def one_line(done):
+    """Return the only line of a wrong input."""
+    assert done.returncode == 2, done.stdout + done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def rows(folder, name="trials.csv"):
+    """Return {first column: row} of a table."""
+    with (folder / name).open() as file:
+        return {next(iter(row.values())): row for row in csv.DictReader(file)}
+
+
+def wait_for(condition, process, seconds=120.0):
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit, "it took too long"
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+
+
+def trial_process(log):
+    """Return the id of the process whose standard error is the file `log`, None without one (Linux)."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if (folder / "fd" / "2").readlink() == log.resolve():
+                return int(folder.name)
+        except OSError:
+            continue
+    return None
+
+
+def parent(process_id):
+    """Return the parent's id (Linux)."""
+    return int(Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[1])
