@@ -104,6 +104,9 @@ def train(
         Path | None, typer.Option("-o", "--output", metavar="DIR", help="run folder [default: results/RECIPE]")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue the run in DIR from its last checkpoint")] = False,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="deterministic algorithms only; the same as deterministic=true")
+    ] = False,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads; small networks are fastest with one")] = 1,
     evaluation: Annotated[bool, typer.Option("--evaluate/--no-evaluate", help="certify and evaluate it too")] = True,
     report_: Annotated[
@@ -118,12 +121,15 @@ def train(
     from robust_policies.train.progress import reporter_for
 
     torch.set_num_threads(threads)
-    resolved = training.load_recipe(recipe, set_, seed)
+    given = [*(set_ or []), *(["deterministic=true"] if deterministic else [])]
+    resolved = training.load_recipe(recipe, given, seed)
     folder = output or Path("results") / Path(recipe).stem
     _check_evaluation(resolved.evaluation)
     result = training.train(resolved, folder, device=device, resume=resume, reporter=reporter_for(Console()))
     best = "" if result.best_reward is None else f", best mean return {result.best_reward:.1f}"
     typer.echo(f"Trained {result.num_timesteps} steps in {result.seconds:.0f} s{best}: {folder}")
+    if result.reached:
+        typer.echo(f"Stopped there: checkpoints.stop_at_reward is {resolved.checkpoints.stop_at_reward:g}.")
     if not evaluation:
         return
     _certify(folder)

@@ -95,7 +95,7 @@ def test_a_continued_run_starts_from_the_weights_and_optimizer_of_the_checkpoint
         train(tiny, tmp_path / "run", reporter=StopAt(900))
     env = make_env(tiny, 4, 0, "cpu", training=True)
     model = make_model(tiny, env)
-    progress, _ = read_checkpoint(RunFolder(tmp_path / "run").checkpoints, model, model.get_vec_normalize_env())
+    progress, _ = read_checkpoint(RunFolder(tmp_path / "run").checkpoints, model)
     assert (progress.num_timesteps, model.num_timesteps, model._n_updates) == (800, 800, 4)
     assert model.policy.optimizer.state_dict()["state"]
     assert model.get_vec_normalize_env().ret_rms.count > 700
