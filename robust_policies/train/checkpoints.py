@@ -52,7 +52,7 @@ def reached(section: CheckpointSection, progress: Progress) -> bool:
 def last_checkpoint(folder: Path) -> str:
     """Return a sentence about the newest checkpoint in `folder`."""
     found = checkpoints_in(folder)
-    return f"The last good checkpoint is {str(found[-1])!r}." if found else "There is no checkpoint yet."
+    return f"The last checkpoint, {str(found[-1])!r}, is from before that." if found else "There is no checkpoint yet."
 
 
 def weights(module: torch.nn.Module) -> dict[str, Tensor]:

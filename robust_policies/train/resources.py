@@ -33,8 +33,8 @@ def memory_of(recipe: Any, *settings: str) -> Iterator[None]:
         if not (isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text):
             raise
         size = _size(text)
-        asked = "More memory was asked for than there is" if size is None else f"Not enough memory for {size} more"
-        raise NotEnoughMemoryError(f"{asked}; lower {_listed(recipe, settings)}.") from error
+        asked = "" if size is None else f": {size} more were asked for"
+        raise NotEnoughMemoryError(f"Not enough memory{asked}; lower {_listed(recipe, settings)}.") from error
 
 
 def _size(text: str) -> str | None:

@@ -333,9 +333,7 @@ def test_divergence_stops_before_the_weights_are_spoilt_and_says_where():
     algorithm.update(1.0)
     weights = [parameter.clone() for parameter in algorithm.actor.parameters()]
     algorithm.world = algorithm.world._replace(state=torch.full_like(algorithm.world.state, float("nan")))
-    with pytest.raises(
-        DivergedError, match=r"in update 2, .*the reward in step 1 .* was nan.*learning_rate"
-    ):
+    with pytest.raises(DivergedError, match=r"in update 2, .*the reward in step 1 .* was nan.*learning_rate"):
         algorithm.update(1.0)
     for before, after in zip(weights, algorithm.actor.parameters(), strict=True):
         assert torch.equal(before, after)
