@@ -1,13 +1,12 @@
 """Analytic policy gradients: the gradient, what training reaches, run folders, resuming, and what is refused."""
 
 import json
-import os
-import signal
 
 import numpy as np
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from event_files import scalars
+from stopping import StopAt
 
 from robust_policies.envs.task import load_plant
 from robust_policies.errors import DivergedError, InvalidValueError, UnknownNameError
@@ -20,7 +19,6 @@ from robust_policies.train.apg import AnalyticPolicyGradient
 from robust_policies.train.apg_critic import Experience, ValueTail, follow, lambda_returns, target_of
 from robust_policies.train.apg_recipe import ApgSection, rate_at
 from robust_policies.train.checkpoints import checkpoints_in
-from robust_policies.train.progress import Silent
 
 TINY = [
     "task.num_envs=8",
@@ -259,28 +257,6 @@ def test_a_value_tail_teaches_the_pendulum():
         algorithm.update(1.0)
     after, _ = algorithm.evaluate(64, seed=99)
     assert after > before + 200
-
-
-def scalars(run):
-    tags = {}
-    for path in run.tensorboard.rglob("events.out.tfevents.*"):
-        accumulator = EventAccumulator(str(path), size_guidance={"scalars": 0})
-        accumulator.Reload()
-        for tag in accumulator.Tags()["scalars"]:
-            tags.setdefault(tag, []).extend((event.step, event.value) for event in accumulator.Scalars(tag))
-    return tags
-
-
-class StopAt(Silent):
-    """Presses Ctrl-C, as it were, once `steps` are done."""
-
-    def __init__(self, steps):
-        self.steps = steps
-
-    def update(self, steps, reward, best):
-        if steps >= self.steps:
-            self.steps = float("inf")
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_a_run_folder_has_its_files_its_scalars_and_a_policy_that_passes(tmp_path):
