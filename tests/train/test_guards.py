@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from slow_cases import some_slow
 from tiny_recipe import TINY
 
 from robust_policies.envs import TorchVectorEnv
@@ -123,7 +124,7 @@ def test_gradient_norms_are_those_before_clipping_and_a_bad_step_is_refused():
     assert torch.isnan(layer.weight).all()
 
 
-@pytest.mark.parametrize("algorithm", RECIPES)
+@pytest.mark.parametrize("algorithm", some_slow(RECIPES, "tensor_ppo", "apg"))
 def test_a_reached_return_ends_the_run_with_the_policy_that_reached_it(algorithm, tmp_path):
     recipe = recipe_of(algorithm, "checkpoints.stop_at_reward=-5000")
     result = train(recipe, tmp_path / "run")
@@ -219,7 +220,7 @@ except Exception as error:
 """
 
 
-@pytest.mark.parametrize("algorithm", RECIPES)
+@pytest.mark.parametrize("algorithm", some_slow(RECIPES, "tensor_ppo"))
 def test_a_disk_without_room_leaves_the_last_checkpoint_whole(algorithm, tmp_path):
     folder = tmp_path / "run"
     code = FULL_DISK.format(tests=str(Path(__file__).parent), algorithm=algorithm, folder=str(folder))
