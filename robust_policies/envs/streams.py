@@ -125,6 +125,10 @@ class Streams:
         state = {"state": (high << 64) | low, "inc": (increment_high << 64) | increment_low}
         generator.state = {"bit_generator": "PCG64", "state": state, "has_uint32": 0, "uinteger": 0}
 
+    def forget(self) -> None:
+        """Drop what was computed from `increment`, which has been set from outside."""
+        self._offsets.clear()
+
     def uniform(self, size: int, rows: torch.Tensor | None = None) -> torch.Tensor:
         """Return the next `size` numbers in [0, 1) of each generator (or of `rows`): float64 (n, size)."""
         # NumPy's calls cost a fraction of torch's on the few rows that begin an episode.
