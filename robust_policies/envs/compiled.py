@@ -42,8 +42,8 @@ class Steps:
 
     reuses_tensors = False
     """Whether a step writes into the tensors that the one before returned."""
-    column_major = False
-    """Whether observations are better kept column by column in memory, as the states are."""
+    fixed_layout = False
+    """Whether what a step is given must always lie in memory alike; observations then best lie column by column."""
 
     def __init__(self, plant: Plant, state_dtype: torch.dtype) -> None:
         self.plant = plant
@@ -97,7 +97,7 @@ class GraphedSteps(Steps):
 class FusedSteps(Steps):
     """Step and start as C++ kernels, compiled ahead of time: calling one costs a few microseconds."""
 
-    column_major = True
+    fixed_layout = True
 
     def __init__(self, plant: Plant, state_dtype: torch.dtype) -> None:
         super().__init__(plant, state_dtype)

@@ -92,7 +92,7 @@ class TorchVectorEnv(VectorEnv):
         self._state = torch.zeros(self.plant.state_size, self.num_envs, dtype=self.state_dtype, device=self.device).T
         size = self.plant.observation_size
         self._observation = torch.zeros((self.num_envs, size), dtype=self.dtype, device=self.device)
-        if self._steps.column_major:
+        if self._steps.fixed_layout:
             self._observation = torch.zeros((size, self.num_envs), dtype=self.dtype, device=self.device).T
         self._action = torch.zeros((self.num_envs, self.plant.action_size), dtype=self.state_dtype, device=self.device)
         self._reward = torch.zeros(self.num_envs, dtype=self.state_dtype, device=self.device)
@@ -251,8 +251,10 @@ class TorchVectorEnv(VectorEnv):
         if ended is not None and kept is not None:
             self._streams.state[:, ended] = kept
         self._action.copy_(action)
+        if self._steps.fixed_layout:
+            action = self._action
         following, observation, gained, terminated = self._steps.transition(
-            self.params.prepared, self._state, self._action, process, measurement, self._disturbance
+            self.params.prepared, self._state, action, process, measurement, self._disturbance
         )
         self._keep(following)
         self._observation.copy_(observation)
