@@ -23,8 +23,8 @@ from robust_policies.train import TensorRecurrentPPO
 TARGET = -200.0
 EPISODES = 100
 SAME: dict[str, Any] = {"n_steps": 200, "batch_size": 400, "gamma": 0.9, "learning_rate": 1e-3, "device": "cpu"}
-"""Of both sides with NumPy environments. Discount and rate are RL Zoo's for the pendulum (ppo_lstm), whose batches of 128
-would cost sb3-contrib's side more time. That side also has the Zoo's generalized state-dependent exploration."""
+"""Of both sides with NumPy environments. Discount and rate are RL Zoo's for the pendulum (ppo_lstm), whose batches of
+128 would cost sb3-contrib's side more time. That side also has the Zoo's generalized state-dependent exploration."""
 R2DN = policy_options("r2dn", gamma=6.0) | {"action_scale": 2.0}
 
 
