@@ -25,7 +25,7 @@ STUDIES: dict[str, tuple[str, tuple[int, ...]]] = {
 }
 
 
-def growth(device: str, repeats: int) -> dict[str, Any]:
+def growth(device: str, rounds: int) -> dict[str, Any]:
     """Return the seconds of one update of all epochs for growing sizes, and the slope of log seconds over log size.
 
     On a CPU they are seconds of the CPU, which other work on the machine disturbs least.
@@ -37,7 +37,7 @@ def growth(device: str, repeats: int) -> dict[str, Any]:
             options: dict[str, Any] = MIDDLE | {key: (size, size) if key == "hidden_sizes" else size}
             makers[str(size)] = lambda options=options: on_device("r2dn", device=device, **options)
         seconds = {}
-        for size, row in timed(makers, repeats).items():
+        for size, row in timed(makers, rounds).items():
             options = MIDDLE | {key: int(size)}
             rate = row["steps_per_cpu_second" if device == "cpu" else "steps_per_second"]
             share = row["shares_of_time"]["update"]

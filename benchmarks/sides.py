@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import statistics
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -79,34 +79,37 @@ def on_device(cell: str, num_envs: int, device: str, n_steps: int = 128, **optio
     )
 
 
-def timed(makers: dict[str, Callable[[], RecurrentPPO]], repeats: int) -> dict[str, dict[str, Any]]:
+def timed(makers: dict[str, Callable[[], RecurrentPPO]], rounds: int) -> dict[str, dict[str, Any]]:
     """Return environment steps per second, of the wall and of the CPU, and the shares of the phases.
 
-    Medians over alternating timings, so that a busy machine slows all sides; the first round warms up.
+    Each round is a rollout and its update, of one side after another, so that a busy machine slows all sides; the first
+    warms up. Sums over all others, no medians: an LSTM's update is far faster after a rollout in which no episode began.
     """
     models = {name: make() for name, make in makers.items()}
-    rates: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
-    shares: dict[str, dict[str, float]] = {}
-    for repeat in range(repeats + 1):
+    totals: dict[str, Counter] = {name: Counter() for name in models}
+    for this in range(rounds + 1):
         for name, model in models.items():
             steps, phases = model.n_steps * model.n_envs, Phases()
             before = dict(getattr(model, "seconds", {}))
-            began, busy = time.perf_counter(), time.process_time()
-            model.learn(steps, phases, reset_num_timesteps=repeat == 0)
+            wall, cpu = time.perf_counter(), time.process_time()
+            model.learn(steps, phases, reset_num_timesteps=this == 0)
             if model.device.type != "cpu":
                 torch.cuda.synchronize()
-            seconds, busy = time.perf_counter() - began, time.process_time() - busy
+            spent = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu, "steps": steps}
             inner = {key: value - before[key] for key, value in getattr(model, "seconds", {}).items()}
-            if repeat:
-                rates[name].append((steps / seconds, steps / busy))
-                shares[name] = {key: value / seconds for key, value in (inner or phases.seconds).items()}
+            if this:
+                totals[name].update(spent | (inner or phases.seconds))
     return {
         name: {
-            "steps_per_second": rounded(statistics.median(wall for wall, _ in values), 4),
-            "steps_per_cpu_second": rounded(statistics.median(cpu for _, cpu in values), 4),
-            "shares_of_time": {key: rounded(value, 3) for key, value in shares[name].items()},
+            "steps_per_second": rounded(total["steps"] / total["wall"], 4),
+            "steps_per_cpu_second": rounded(total["steps"] / total["cpu"], 4),
+            "shares_of_time": {
+                key: rounded(value / total["wall"], 3)
+                for key, value in total.items()
+                if key not in ("wall", "cpu", "steps")
+            },
         }
-        for name, values in rates.items()
+        for name, total in totals.items()
     }
 
 

@@ -1,7 +1,7 @@
 """Training, with its updates: ours and what a user would take otherwise, in one run.
 
     OMP_NUM_THREADS=1 python benchmarks/training.py [--output benchmarks/training.json]
-        [--parts numpy device growth learning gpu] [--repeats 3] [--seeds 5] [--limit 240]
+        [--parts numpy device growth learning gpu] [--rounds 5] [--seeds 5] [--limit 240]
 
 `numpy`: sb3-contrib's RecurrentPPO with its own LSTM policy of 256 units on eight of Gymnasium's Pendulum-v1, against
 the same algorithm with the cells of this package and the same hyperparameters (sb3-contrib's defaults); the LSTM's
@@ -11,8 +11,8 @@ critic is a second LSTM, as upstream's, the others' a memoryless one, and `own_c
 docs/images/growth.png too.
 `learning`: seconds and environment steps until the mean return of 100 test episodes is -200, over several seeds.
 `gpu`: TensorRecurrentPPO with 4,096 and 65,536 environments, where CUDA is available.
-The sides of `numpy` and `device` are timed in turns, so that a busy machine slows all of them, and each rate is a
-median; their ratios are of seconds of this process' CPU, one thread. A part is written once it is done, and the parts
+The sides of `numpy` and `device` are timed in turns, so that a busy machine slows all of them, over `rounds` rollouts
+and updates each; their ratios are of seconds of this process' CPU, one thread. A part is written once it is done, and the parts
 that are not asked for stay in the file as they were.
 """
 
@@ -51,7 +51,7 @@ def stock_with(cell: str, critic: str | None = None) -> RecurrentPPO:
     return RecurrentPPO(RecurrentCellPolicy, env, policy_kwargs=policy_options(cell, critic), device="cpu", seed=0)
 
 
-def rates(parts: list[str], repeats: int) -> list[dict[str, Any]]:
+def rates(parts: list[str], rounds: int) -> list[dict[str, Any]]:
     """Return a row for each side of the parts `numpy` and `device`, with its ratio to sb3-contrib's LSTM."""
     makers: dict[str, Callable[[], RecurrentPPO]] = {"sb3_contrib_lstm": stock}
     if "numpy" in parts:
@@ -60,7 +60,7 @@ def rates(parts: list[str], repeats: int) -> list[dict[str, Any]]:
     if "device" in parts:
         cells = ("r2dn", "ren", "mlp", "lbdn")
         makers |= {f"tensor_{cell}_1024_envs": lambda cell=cell: on_device(cell, 1024, "cpu") for cell in cells}
-    found = timed(makers, repeats)
+    found = timed(makers, rounds)
     base = found["sb3_contrib_lstm"]["steps_per_cpu_second"]
     rows = []
     for name, row in found.items():
@@ -71,14 +71,14 @@ def rates(parts: list[str], repeats: int) -> list[dict[str, Any]]:
     return rows
 
 
-def on_gpu(repeats: int) -> dict[str, Any]:
+def on_gpu(rounds: int) -> dict[str, Any]:
     """Return the steps per second with learning on a GPU, or why there are none."""
     if not torch.cuda.is_available():
         return {"skipped": f"no CUDA device is available to torch {torch.__version__}"}
     makers: dict[str, Callable[[], RecurrentPPO]] = {
         f"tensor_r2dn_{size}_envs": lambda size=size: on_device("r2dn", size, "cuda") for size in GPU_SIZES
     }
-    rows = [{"name": name, **row} for name, row in timed(makers, repeats).items()]
+    rows = [{"name": name, **row} for name, row in timed(makers, rounds).items()]
     return {"device": torch.cuda.get_device_name(), "rows": rows}
 
 
@@ -103,21 +103,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=5, help="of the part learning")
     parser.add_argument("--stock-seeds", type=int, default=5, help="of sb3-contrib's side in the part learning")
     parser.add_argument("--limit", type=float, default=240.0, help="CPU seconds after which learning is given up")
     arguments = parser.parse_args()
-    parts, repeats, output = arguments.parts, arguments.repeats, arguments.output
+    parts, rounds, output = arguments.parts, arguments.rounds, arguments.output
     todo: dict[str, Callable[[], Any]] = {}
     if {"numpy", "device"} & set(parts):
-        todo["rates"] = lambda: rates(parts, repeats)
+        todo["rates"] = lambda: rates(parts, rounds)
     if "growth" in parts:
-        todo["growth"] = lambda: growth("cpu", repeats)
+        todo["growth"] = lambda: growth("cpu", rounds)
     if "learning" in parts:
         todo["learning"] = lambda: learning("cpu", arguments.seeds, arguments.limit, arguments.stock_seeds)
     if "gpu" in parts:
-        todo["gpu"] = lambda: on_gpu(repeats)
+        todo["gpu"] = lambda: on_gpu(rounds)
     report = json.loads(output.read_text()) if output and output.is_file() else {}
     for name, measure in todo.items():
         before = circumstances()
