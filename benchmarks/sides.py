@@ -83,7 +83,7 @@ def timed(makers: dict[str, Callable[[], RecurrentPPO]], rounds: int) -> dict[st
     """Return environment steps per second, of the wall and of the CPU, and the shares of the phases.
 
     Each round is a rollout and its update, of one side after another, so that a busy machine slows all sides; the first
-    warms up. Sums over all others, no medians: an LSTM's update is far faster after a rollout in which no episode began.
+    warms up. Sums over the others, no medians: sb3-contrib's update is far faster after rollouts without a new episode.
     """
     models = {name: make() for name, make in makers.items()}
     totals: dict[str, Counter] = {name: Counter() for name in models}

@@ -12,8 +12,8 @@ docs/images/growth.png too.
 `learning`: seconds and environment steps until the mean return of 100 test episodes is -200, over several seeds.
 `gpu`: TensorRecurrentPPO with 4,096 and 65,536 environments, where CUDA is available.
 The sides of `numpy` and `device` are timed in turns, so that a busy machine slows all of them, over `rounds` rollouts
-and updates each; their ratios are of seconds of this process' CPU, one thread. A part is written once it is done, and the parts
-that are not asked for stay in the file as they were.
+and updates each; their ratios are of seconds of this process' CPU, one thread. A part is written once it is done, and
+the parts that are not asked for stay in the file as they were.
 """
 
 from __future__ import annotations
