@@ -64,6 +64,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
     axes.set_xlabel("size, relative to the smallest")
     axes.set_ylabel("time of an update, relative")
     axes.set_xticks([1, 2, 4, 8, 16, 32, 64], labels=["1", "2", "4", "8", "16", "32", "64"])
+    axes.set_yticks([1, 2, 4, 8], labels=["1", "2", "4", "8"])
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)

@@ -26,9 +26,9 @@ def learn(algorithm, updates):
     ("name", "share"),
     [
         ("double_integrator_r2dn_apg", 0.5),
-        ("mass_spring_damper_r2dn_apg", 0.6),
+        ("mass_spring_damper_r2dn_apg", 0.75),
         ("dc_motor_r2dn_apg", 0.5),
-        ("aircraft_pitch_r2dn_apg", 0.6),
+        ("aircraft_pitch_r2dn_apg", 0.5),
     ],
 )
 def test_a_linear_task_costs_less_than_doing_nothing_after_a_few_updates(name, share):
