@@ -20,6 +20,7 @@ import torch
 from robust_policies.envs.linear import LinearPlant, LinearTask
 from robust_policies.train import load_recipe
 from robust_policies.train.apg import AnalyticPolicyGradient
+from robust_policies.train.apg_recipe import ApgRecipe
 from robust_policies.train.apg_run import make_actor, task_plant
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
@@ -41,6 +42,7 @@ def long_run_cost(algorithm: AnalyticPolicyGradient) -> float:
 def measure(name: str, changes: list[str], seed: int) -> dict[str, Any]:
     """Return one row: the recipe with `changes`, trained with one seed."""
     recipe = load_recipe(name, changes, seed)
+    assert isinstance(recipe, ApgRecipe)
     plant, limit = task_plant(recipe)
     assert isinstance(plant, LinearPlant) and isinstance(plant.task, LinearTask) and plant.task.optimum is not None
     optimum = plant.task.optimum
