@@ -124,6 +124,8 @@ def train(
     result = training.train(resolved, folder, device=device, resume=resume, reporter=reporter_for(Console()))
     best = "" if result.best_reward is None else f", best mean return {result.best_reward:.1f}"
     typer.echo(f"Trained {result.num_timesteps} steps in {result.seconds:.0f} s{best}: {folder}")
+    if result.target is not None:
+        typer.echo(result.target.text)
     if not evaluation:
         return
     _certify(folder)

@@ -137,7 +137,7 @@ class ApgRun:
         total, saved = self.recipe.algorithm.total_steps, progress.num_timesteps
         updates = math.ceil(total / algorithm.steps_per_update)
         began, first = time.monotonic(), progress.num_timesteps
-        before = progress.seconds
+        before, cpu_began = progress.seconds, time.process_time() - progress.cpu_seconds
         logger = configure(str(run.tensorboard), ["tensorboard"])
         self.reporter.start(total, first)
         try:
@@ -147,6 +147,7 @@ class ApgRun:
                     progress.n_updates += 1
                     progress.num_timesteps += algorithm.steps_per_update
                     progress.seconds = before + time.monotonic() - began
+                    progress.cpu_seconds = time.process_time() - cpu_began
                     speed = (progress.num_timesteps - first) / max(time.monotonic() - began, 1e-9)
                     self._log(logger, {**found, "time/fps": speed, "time/total_timesteps": progress.num_timesteps})
                     due = progress.num_timesteps - progress.last_evaluation >= section.evaluate_every
@@ -221,12 +222,10 @@ class ApgRun:
             raise DivergedError(
                 f"The evaluation after update {progress.n_updates} returned {mean}; lower algorithm.learning_rate."
             )
-        progress.last_evaluation = progress.num_timesteps
         logger.record("eval/mean_reward", mean)
         logger.record("eval/mean_ep_length", length)
         logger.dump(progress.num_timesteps)
-        if progress.best_reward is None or mean > progress.best_reward:
-            progress.best_reward, progress.best_timesteps = mean, progress.num_timesteps
+        if progress.evaluated(mean):
             state = algorithm.actor.state_dict()
             self.best = {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
             save_policy(algorithm.deployed(), run.checkpoints / "best")

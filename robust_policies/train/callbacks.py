@@ -78,6 +78,7 @@ class RunCallback(BaseCallback):
         self.interrupted = False
         self._saved = progress.num_timesteps
         self._began = time.monotonic() - progress.seconds
+        self._cpu_began = time.process_time() - progress.cpu_seconds
         self._snapshot: dict[str, Any] = {}
 
     def _on_rollout_start(self) -> None:
@@ -126,6 +127,7 @@ class RunCallback(BaseCallback):
             )
         self.state.num_timesteps, self.state.n_updates = self.num_timesteps, int(self.model._n_updates)
         self.state.seconds = time.monotonic() - self._began
+        self.state.cpu_seconds = time.process_time() - self._cpu_began
 
     def _take_snapshot(self) -> None:
         self._snapshot = {
@@ -149,13 +151,11 @@ class RunCallback(BaseCallback):
             raise DivergedError(
                 f"The evaluation after {self.num_timesteps} steps returned {mean}; lower algorithm.learning_rate."
             )
-        self.state.last_evaluation = self.num_timesteps
         self.logger.record("eval/mean_reward", mean)
         self.logger.record("eval/mean_ep_length", float(np.mean(lengths)))
         self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
         self.logger.dump(self.num_timesteps)
-        if self.state.best_reward is None or mean > self.state.best_reward:
-            self.state.best_reward, self.state.best_timesteps = mean, self.num_timesteps
+        if self.state.evaluated(mean):
             self.best = weights(self._on_policy)
             save_policy(self.model, self.run.checkpoints / "best")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from robust_policies.train.checkpoints import Progress, read_checkpoint
 from robust_policies.train.folder import RunFolder
 from robust_policies.train.progress import Reporter, Silent
 from robust_policies.train.recipe import Recipe, schedule
+from robust_policies.train.target import Outcome, outcome
 from robust_policies.train.tensor_ppo import TensorRecurrentPPO
 
 # Evaluation starts and resumed runs draw from seeds of their own.
@@ -49,6 +50,7 @@ class TrainResult:
     seconds: float
     best_reward: float | None
     best_timesteps: int | None
+    target: Outcome | None = None
 
 
 def make_env(recipe: Recipe, num_envs: int, seed: int, device: str, training: bool) -> VecEnv:
@@ -192,7 +194,7 @@ def train(
     finally:
         env.close()
         eval_env.close()
-    return TrainResult(run.path, progress.num_timesteps, seconds, progress.best_reward, progress.best_timesteps)
+    return _result(run, recipe, progress, seconds)
 
 
 def _train_apg(
@@ -208,9 +210,12 @@ def _train_apg(
     training.keep()
     _write_provenance(run, recipe, device, progress, progress.seconds)
     save_policy(training.algorithm.deployed(), run.path)
-    return TrainResult(
-        run.path, progress.num_timesteps, progress.seconds, progress.best_reward, progress.best_timesteps
-    )
+    return _result(run, recipe, progress, progress.seconds)
+
+
+def _result(run: RunFolder, recipe: Recipe, progress: Progress, seconds: float) -> TrainResult:
+    best, at = progress.best_reward, progress.best_timesteps
+    return TrainResult(run.path, progress.num_timesteps, seconds, best, at, outcome(recipe.target, progress))
 
 
 def _interrupted(run: RunFolder, recipe: Recipe, progress: Progress) -> TrainingInterruptedError:
@@ -221,6 +226,7 @@ def _interrupted(run: RunFolder, recipe: Recipe, progress: Progress) -> Training
 
 
 def _write_provenance(run: RunFolder, recipe: Recipe, device: str, progress: Progress, seconds: float) -> None:
+    reached = outcome(recipe.target, progress)
     run.write_provenance(
         seed=recipe.seed,
         device=device,
@@ -229,6 +235,9 @@ def _write_provenance(run: RunFolder, recipe: Recipe, device: str, progress: Pro
         kept=recipe.checkpoints.keep,
         best_mean_reward=progress.best_reward,
         best_timesteps=progress.best_timesteps,
+        cpu_seconds=round(progress.cpu_seconds, 1),
+        evaluations=progress.evaluations,
+        target=None if reached is None else asdict(reached),
     )
 
 

@@ -12,7 +12,7 @@ MINIMAL = {"task": {"id": "robust_policies/Pendulum-v0"}, "algorithm": {"total_s
 
 @pytest.mark.parametrize("name", [name for name in assets.recipe_names() if not name.endswith("_apg")])
 def test_every_recipe_that_ships_builds_a_model_that_acts(name):
-    recipe = load_recipe(name, ["task.num_envs=2", "algorithm.batch_size=100"])
+    recipe = load_recipe(name, ["task.num_envs=2", "algorithm.n_steps=50", "algorithm.batch_size=100"])
     env = make_env(recipe, 2, 0, "cpu", training=True)
     model = make_model(recipe, env)
     actions, _ = model.predict(env.reset(), deterministic=True)
