@@ -240,7 +240,7 @@ def _targets(runs: Sequence[Run]) -> str:
         "What the recipe expects of training, and whether an evaluation while training (the policy without "
         "exploration, in the training task) reached it in time."
     )
-    head = ["Policy", "Target return", "Within steps", "Target", "Best evaluation in time"]
+    head = ["Policy", "Target return", "Within steps", "Reached", "Best evaluation in time"]
     return _table(head, rows, caption, (1, 2))
 
 
