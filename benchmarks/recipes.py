@@ -3,8 +3,8 @@
 usage: OMP_NUM_THREADS=1 python benchmarks/recipes.py [--seeds 0 1 2] [--recipes NAME ...] [--runs results/recipes]
 
 Writes results/recipes.json (a row a run), results/recipes.md and the table in README.md, after each run. Rows of other
-recipes and seeds are kept, unless their recipe has changed since. A run that is complete in the runs' folder is measured
-again, not trained again; without --recipes and with --seeds empty only the tables are written.
+recipes and seeds are kept, unless their recipe has changed since. A run that is complete in the runs' folder is
+measured again, not trained again; with --seeds and no number only the tables are written.
 
 The target is checked on the evaluations while training, the return is that of the deterministic policy that was kept,
 in new episodes without perturbation. Means are over training seeds with their 95% interval by Student's t; no seed is
@@ -40,8 +40,8 @@ HEAD = (
     "|---|--:|--:|--:|--:|--:|--:|"
 )
 NOTE = (
-    f"Means over training seeds [95% interval]. Reached: seeds whose evaluations came to the target in time; the steps "
-    f"and CPU seconds (one core) are theirs. Return: {EPISODES} new episodes of the kept policy, in the task it trained in. "
+    "Means over training seeds [95% interval]. Reached: seeds whose evaluations came to the target in time; the steps "
+    f"and CPU seconds (one thread) are theirs. Return: {EPISODES} new episodes of the kept policy, in the training task. "
     "Certified gain: raw observation to raw action, the largest over seeds; contracting: stable, its gain not designed."
 )
 
