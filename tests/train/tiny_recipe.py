@@ -1,6 +1,8 @@
 """Assignments that make a pendulum recipe train in a second or two."""
 
 TINY = [
+    "algorithm.name=recurrent_ppo",
+    "algorithm.spread_episodes=false",
     "task.num_envs=4",
     "policy.state_size=4",
     "policy.features=4",
