@@ -90,7 +90,7 @@ def with_interval(values: list[float], form: str) -> str:
 def line(name: str, rows: list[dict[str, Any]]) -> str:
     """Return the table's line about one recipe."""
     recipe = load_recipe(name)
-    cells = [f"`{name}`", "none", "", "", ""]
+    cells = [f"`{name}`", *["-"] * 4]
     if recipe.target is not None:
         outcomes = [outcome(recipe.target, Progress(evaluations=row["evaluations"])) for row in rows]
         reached = [found for found in outcomes if found is not None and found.reached]
