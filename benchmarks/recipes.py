@@ -47,10 +47,10 @@ NOTE = (
 
 
 def digest(recipe: Recipe) -> str:
-    """Return a name of what decides a training's result: not the description, target, evaluation or seed."""
-    content = recipe.resolved()
+    """Return a name of what a recipe sets and training depends on: not description, target, evaluation or seed."""
+    content = recipe.model_dump(by_alias=True, exclude_unset=True)
     for key in ("description", "target", "evaluation", "seed"):
-        content.pop(key)
+        content.pop(key, None)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from robust_policies import __version__
-from robust_policies.cli_errors import exit_status
+from robust_policies.cli_errors import exit_status, short_warnings
 from robust_policies.errors import InvalidValueError
 from robust_policies.sweep.command import sweep
 
@@ -104,6 +104,9 @@ def train(
         Path | None, typer.Option("-o", "--output", metavar="DIR", help="run folder [default: results/RECIPE]")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue the run in DIR from its last checkpoint")] = False,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="deterministic algorithms only; the same as deterministic=true")
+    ] = False,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads; small networks are fastest with one")] = 1,
     evaluation: Annotated[bool, typer.Option("--evaluate/--no-evaluate", help="certify and evaluate it too")] = True,
     report_: Annotated[
@@ -118,12 +121,13 @@ def train(
     from robust_policies.train.progress import reporter_for
 
     torch.set_num_threads(threads)
-    resolved = training.load_recipe(recipe, set_, seed)
+    resolved = training.load_recipe(recipe, [*(set_ or []), *["deterministic=true"] * deterministic], seed)
     folder = output or Path("results") / Path(recipe).stem
     _check_evaluation(resolved.evaluation)
     result = training.train(resolved, folder, device=device, resume=resume, reporter=reporter_for(Console()))
     best = "" if result.best_reward is None else f", best mean return {result.best_reward:.1f}"
-    typer.echo(f"Trained {result.num_timesteps} steps in {result.seconds:.0f} s{best}: {folder}")
+    early = " (checkpoints.stop_at_reward was reached)" if result.reached else ""
+    typer.echo(f"Trained {result.num_timesteps} steps in {result.seconds:.0f} s{best}{early}: {folder}")
     if result.target is not None:
         typer.echo(result.target.text)
     if not evaluation:
@@ -239,7 +243,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = _spread_set([argument for argument in given if argument != "--debug"])
     try:
         _check_command(given)
-        status = typer.main.get_command(app).main(given, prog_name="robust-policies", standalone_mode=False)
+        with short_warnings(not debug):
+            status = typer.main.get_command(app).main(given, prog_name="robust-policies", standalone_mode=False)
     except BaseException as error:
         if debug and not isinstance(error, (SystemExit, typer.Exit)):
             traceback.print_exc()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import itertools
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -35,6 +37,19 @@ def exit_status(error: BaseException, given: Sequence[str]) -> int:
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
         return _fail("interrupted", 1)
     return _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1)
+
+
+@contextmanager
+def short_warnings(asked: bool) -> Iterator[None]:
+    """Print warnings in the block as one line on stderr, if `asked`, in place of Python's two with a path."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        if asked:
+            warnings.showwarning = show
+        yield
 
 
 def _fail(message: str, status: int) -> int:

@@ -74,3 +74,11 @@ class NotCertifiableError(UserError):
 
 class DivergedError(RobustPoliciesError):
     """Training or evaluation produced NaN or infinity."""
+
+
+class NotEnoughMemoryError(RobustPoliciesError):
+    """The machine or the device has not the memory that was asked for."""
+
+
+class DiskError(RobustPoliciesError):
+    """A file could not be written: the disk is full, a quota or a limit is reached."""

@@ -56,10 +56,17 @@ def reset_rows(mask: Any, num_envs: int, device: torch.device) -> torch.Tensor:
     if str(mask.dtype).removeprefix("torch.") != "bool":
         raise ShapeError(f"reset_mask has dtype {mask.dtype}; expected bool.")
     checks.shape("reset_mask", mask, (num_envs,))
-    rows = torch.as_tensor(mask, device=device).nonzero().squeeze(-1)
+    rows = marked(torch.as_tensor(mask, device=device))
     if not len(rows):
         raise InvalidValueError("reset_mask marks no environment; expected at least one True.")
     return rows
+
+
+def marked(mask: torch.Tensor) -> torch.Tensor:
+    """Return the indices where a mask (n,) bool is true, int64; on the CPU by NumPy, which is much faster at it."""
+    if mask.device.type == "cpu":
+        return torch.from_numpy(np.flatnonzero(mask.numpy()))
+    return mask.nonzero().squeeze(-1)
 
 
 def seed_list(seed: int | Sequence[int | None], num_envs: int) -> list[int | None]:
@@ -80,6 +87,7 @@ class Actions:
         self.trusted = False
         choices = plant.discrete_actions
         self.table = None if choices is None else torch.tensor(choices, dtype=torch.float64, device=device)
+        self.numbers = torch.empty(0) if self.table is None else self.table[:, 0]
 
     def __call__(self, given: Any) -> torch.Tensor:
         """Return finite actions on the device; raise `ShapeError` (shape, dtype, device) or `NonFiniteError`."""
@@ -120,6 +128,9 @@ class Actions:
         if choice.device.type != "cpu" and not self.trusted:
             self._in_table(choice)
         try:
+            if self.size == 1:
+                # A row of one number takes torch three times as long as the number.
+                return self.numbers.index_select(0, choice.long()).unsqueeze(-1)
             return table.index_select(0, choice.long())
         except IndexError:
             self._in_table(choice)

@@ -71,6 +71,11 @@ class PhysicalParameters(MutableMapping[str, torch.Tensor]):
                 self._prepared = self.plant.prepare(dict(self._values))
         return self._prepared
 
+    def forget(self) -> None:
+        """Compute `prepared` anew if it is more than tensors: the values have been set from outside."""
+        if not isinstance(self._prepared, dict):
+            self._prepared = None
+
     def of(self, row: int) -> dict[str, torch.Tensor]:
         """Return the physical parameters of one environment, of the nominal shapes."""
         nominal = self.nominal

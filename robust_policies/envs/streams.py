@@ -56,6 +56,9 @@ class _Unsigned:
         return ((a ^ _SMALLEST) < (b ^ _SMALLEST)).to(torch.int64) if self.signed else (a < b).astype(np.uint64)
 
 
+_INT64 = _Unsigned(signed=True)
+
+
 def _multiply(number: Words, factor: Words, unsigned: _Unsigned) -> Words:
     """Return number * factor mod 2^128; both (high, low) words, by 32-bit halves of the low ones."""
     (a_high, a), (b_high, b) = number, factor
@@ -74,12 +77,12 @@ def _add(a: Words, b: Words, unsigned: _Unsigned) -> Words:
 
 
 def _output(state: Words, signed: bool) -> Any:
-    """Return the upper 53 of the 64 output bits (XSL-RR) of 128-bit states (high, low), as float64 integers."""
+    """Return the upper 53 of the 64 output bits (XSL-RR) of 128-bit states (high, low), as whole float64 numbers."""
     mixed = state[0] ^ state[1]
     if not signed:
         turn = state[0] >> np.uint64(58)
         turned = (mixed >> turn) | (mixed << ((np.uint64(64) - turn) & np.uint64(63)))
-        return torch.from_numpy((turned >> np.uint64(11)).astype(np.float64))
+        return (turned >> np.uint64(11)).astype(np.float64)
     turn = (state[0] >> 58) & 63
     right = ((mixed & _LARGEST) >> turn) | (((mixed >> 63) & 1) << (63 - turn))
     return (((right | (mixed << ((64 - turn) & 63))) >> 11) & ((1 << 53) - 1)).to(torch.float64)
@@ -97,8 +100,8 @@ class Streams:
         self.state = torch.zeros((2, count), dtype=torch.int64, device=device)
         self.increment = torch.zeros((2, count), dtype=torch.int64, device=device)
         self._unsigned = _Unsigned(signed=device.type != "cpu")
-        self._offsets: dict[int, Any] = {}
-        self._powers: dict[int, Any] = {}
+        self._offsets: dict[int, torch.Tensor] = {}
+        self._powers: dict[int, torch.Tensor] = {}
 
     def seed(self, rows: Sequence[int], seeds: Sequence[int]) -> None:
         """Restart the generators `rows` from `seeds`, as `numpy.random.default_rng(seed)` does."""
@@ -122,21 +125,22 @@ class Streams:
         state = {"state": (high << 64) | low, "inc": (increment_high << 64) | increment_low}
         generator.state = {"bit_generator": "PCG64", "state": state, "has_uint32": 0, "uinteger": 0}
 
+    def forget(self) -> None:
+        """Drop what was computed from `increment`, which has been set from outside."""
+        self._offsets.clear()
+
     def uniform(self, size: int, rows: torch.Tensor | None = None) -> torch.Tensor:
         """Return the next `size` numbers in [0, 1) of each generator (or of `rows`): float64 (n, size)."""
-        powers, offsets = self._jumps(size)
         # NumPy's calls cost a fraction of torch's on the few rows that begin an episode.
+        powers, offsets = (self._native(words) for words in self.jumps(size))
         states = self._native(self.state)
         index = slice(None) if rows is None else rows if self._unsigned.signed else rows.numpy()
-        high, low = states[:, index]
-        shift = offsets[:, :, index]
-        jumped = _multiply((high, low), (powers[0], powers[1]), self._unsigned)
-        following = _add(jumped, (shift[0], shift[1]), self._unsigned)
-        states[0, index], states[1, index] = following[0][-1], following[1][-1]
-        return (_output(following, self._unsigned.signed) * 2.0**-53).T
+        numbers, following = _draw(states[:, index], powers, offsets[:, :, index], self._unsigned)
+        states[0, index], states[1, index] = following
+        return numbers if self._unsigned.signed else torch.from_numpy(numbers)
 
-    def _jumps(self, size: int) -> tuple[Any, Any]:
-        """Return M^j as (2, size, 1) and (1 + ... + M^(j-1)) inc as (2, size, count), for j = 1 .. size."""
+    def jumps(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return M^j as (2, size, 1) and (1 + ... + M^(j-1)) inc as (2, size, count), for j = 1 .. size: int64."""
         if size not in self._offsets:
             powers, sums, power, total = [], [], 1, 0
             for _ in range(size):
@@ -144,15 +148,31 @@ class Streams:
                 power = power * _MULTIPLIER % _MODULUS
                 powers.append(power)
                 sums.append(total)
-            self._powers[size] = self._native(_split(powers, self.device)[..., None])
-            factors, increments = self._native(_split(sums, self.device)[..., None]), self._native(self.increment)
-            products = _multiply((increments[0], increments[1]), (factors[0], factors[1]), self._unsigned)
-            self._offsets[size] = torch.stack(products) if self._unsigned.signed else np.stack(products)
+            self._powers[size] = _split(powers, self.device)[..., None]
+            factors, increments = _split(sums, self.device)[..., None], self.increment
+            self._offsets[size] = torch.stack(
+                _multiply((increments[0], increments[1]), (factors[0], factors[1]), _INT64)
+            )
         return self._powers[size], self._offsets[size]
 
     def _native(self, words: torch.Tensor) -> Any:
         """Return words as what this device computes with: int64 tensors, or NumPy's uint64 on the CPU."""
         return words if self._unsigned.signed else words.numpy().view(np.uint64)
+
+
+def draw(state: torch.Tensor, powers: torch.Tensor, offsets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return numbers in [0, 1) (n, size) and the states (2, n) that follow, from `Streams.state` and `Streams.jumps`.
+
+    Tensors alone and nothing in place: what `Streams.uniform` does, for a compiler.
+    """
+    numbers, following = _draw(state, powers, offsets, _INT64)
+    return numbers, torch.stack(following)
+
+
+def _draw(state: Any, powers: Any, offsets: Any, unsigned: _Unsigned) -> tuple[Any, Words]:
+    jumped = _multiply((state[0], state[1]), (powers[0], powers[1]), unsigned)
+    high, low = _add(jumped, (offsets[0], offsets[1]), unsigned)
+    return (_output((high, low), unsigned.signed) * 2.0**-53).T, (high[-1], low[-1])
 
 
 def uniforms_for_normals(size: int) -> int:

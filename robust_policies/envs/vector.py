@@ -13,7 +13,7 @@ from gymnasium.vector.utils import batch_space
 
 from robust_policies import checks
 from robust_policies.envs import given
-from robust_policies.envs.compiled import transition_of
+from robust_policies.envs.compiled import Batch, steps_of, write
 from robust_policies.envs.parameters import PhysicalParameters, checked_ranges
 from robust_policies.envs.plant import Params, Plant
 from robust_policies.envs.streams import Streams, normals, uniforms_for_normals
@@ -42,8 +42,8 @@ class TorchVectorEnv(VectorEnv):
     the task file). `prepared` is what the plant's functions take. `disturbance` (num_envs, channels), in the units of
     `plant.disturbance_names`, acts in every step until it is set again; None: nothing.
 
-    `backend` chooses what computes a MuJoCo task's physics: "c", "warp" or "auto" (Warp on CUDA); `compile` puts the
-    step of the other tasks through torch.compile, and into a CUDA graph on a GPU.
+    `backend` chooses what computes a MuJoCo task's physics: "c", "warp" or "auto" (Warp on CUDA); `compile` fuses
+    the other tasks' steps and starts into C++ kernels, or into a CUDA graph on a GPU.
     """
 
     def __init__(
@@ -84,13 +84,16 @@ class TorchVectorEnv(VectorEnv):
         self._randomize(randomize)
         self._actions = given.Actions(self.plant, self.num_envs, self.device)
         self._compile = compile
-        self._transition = transition_of(self.plant, compile, self.device)
+        self._steps = steps_of(self.plant, compile, self.device, self.state_dtype)
         self._disturbance: torch.Tensor | None = None
         self._streams = Streams(self.num_envs, self.device)
         self._seeds: list[int] | None = None
         # Column by column in memory, as the plants compute.
         self._state = torch.zeros(self.plant.state_size, self.num_envs, dtype=self.state_dtype, device=self.device).T
-        self._observation = torch.zeros(self.observation_space.shape or (), dtype=self.dtype, device=self.device)
+        size = self.plant.observation_size
+        self._observation = torch.zeros((self.num_envs, size), dtype=self.dtype, device=self.device)
+        if self._steps.fixed_layout:
+            self._observation = torch.zeros((size, self.num_envs), dtype=self.dtype, device=self.device).T
         self._action = torch.zeros((self.num_envs, self.plant.action_size), dtype=self.state_dtype, device=self.device)
         self._reward = torch.zeros(self.num_envs, dtype=self.state_dtype, device=self.device)
         self._elapsed = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
@@ -103,11 +106,11 @@ class TorchVectorEnv(VectorEnv):
 
     def __getstate__(self) -> dict[str, Any]:
         """Compiled functions cannot be copied; a copy compiles its own."""
-        return {name: value for name, value in self.__dict__.items() if name != "_transition"}
+        return {name: value for name, value in self.__dict__.items() if name != "_steps"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._transition = transition_of(self.plant, self._compile, self.device)
+        self._steps = steps_of(self.plant, self._compile, self.device, self.state_dtype)
 
     @property
     def prepared(self) -> Params:
@@ -247,23 +250,24 @@ class TorchVectorEnv(VectorEnv):
         process, measurement = self._noise()
         if ended is not None and kept is not None:
             self._streams.state[:, ended] = kept
-        following, observation, gained, terminated = self._transition(
-            self._state, action, self.params.prepared, process, measurement, self._disturbance
-        )
         self._action.copy_(action)
-        self._reward.copy_(gained)
-        self._state.copy_(following)
+        if self._steps.fixed_layout:
+            action = self._action
+        following, observation, gained, terminated = self._steps.transition(
+            self.params.prepared, self._state, action, process, measurement, self._disturbance
+        )
+        self._keep(following)
         self._observation.copy_(observation)
         self._elapsed += 1
         self._steps_surely_running -= 1
+        reward = gained.to(self.dtype, copy=True)
+        self._reward = gained
         if ended is not None:
             self._begin(ended, {}, None)
-            self._reward[ended] = 0.0
-        reward = self._reward.to(self.dtype, copy=True)
+            reward[ended] = 0.0
         self._ended = None
         info: dict[str, Any] = {}
-        if self._compile or ended is not None:
-            # A captured graph writes into the same tensor again.
+        if self._steps.reuses_tensors or ended is not None:
             terminated = terminated.clone()
         if self._steps_surely_running > 0 and not plant.terminates:
             return self._observation.clone(), reward, terminated, torch.zeros_like(terminated), info
@@ -271,20 +275,22 @@ class TorchVectorEnv(VectorEnv):
         if ended is not None:
             terminated[ended] = False
         done = terminated | truncated
-        rows = done.nonzero().squeeze(-1)
-        if len(rows) and self.autoreset_mode is AutoresetMode.SAME_STEP:
-            info = {
-                "final_obs": self._observation.clone(),
-                "_final_obs": done,
-                "final_info": {},
-                "_final_info": done.clone(),
-            }
+        rows = given.marked(done)
+        if rows.shape[0] and self.autoreset_mode is AutoresetMode.SAME_STEP:
+            info = {"final_obs": self._observation.clone(), "_final_obs": done, "final_info": {}, "_final_info": done}
             self._begin(rows, {}, None)
-        elif len(rows):
+        elif rows.shape[0]:
             self._ended = rows
             if not plant.terminates:
                 self._count_running()
         return self._observation.clone(), reward, terminated, truncated, info
+
+    def _keep(self, following: torch.Tensor) -> None:
+        """Make `following` the state; the state's layout in memory stays, which compiled steps rely on."""
+        if self._steps.reuses_tensors or following.stride() != self._state.stride():
+            self._state.copy_(following)
+        else:
+            self._state = following
 
     def _begin(
         self,
@@ -294,32 +300,22 @@ class TorchVectorEnv(VectorEnv):
         values: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         """Begin new episodes in `rows` (None: all)."""
-        plant, size, noise = self.plant, self.plant.reset_size, self.plant.measurement_noise_size
-        drawn = size + uniforms_for_normals(noise)
-        uniform = self._streams.uniform(drawn + len(self._ranges), rows)
-        if self._ranges:
-            self.params.draw(self._ranges, uniform[:, drawn:], rows)
-        if values and rows is None:
-            self.params.update(values)
-        elif values and rows is not None:
-            self.params.assign_rows(values, rows)
-        params = self.params.prepared if rows is None else plant.take(self.params.prepared, rows)
-        state = plant.initial(uniform[:, :size], params, options).to(self.state_dtype)
-        if start is not None:
-            state = plant.settle(start if rows is None else start[rows], params)
-        measurement = normals(uniform[:, size:drawn], noise).to(self.state_dtype) if noise else None
-        observation = plant.observe(state, params, measurement).to(self.dtype)
-        if rows is None:
-            self._state.copy_(state)
-            self._observation.copy_(observation)
-            self._elapsed.zero_()
-            self._action.zero_()
+        batch = Batch(self._state, self._observation, self._elapsed, self._action)
+        if rows is not None and not (self._ranges or options or values) and start is None:
+            self._steps.restart(self.params.prepared, self._streams, rows, batch)
         else:
-            self._state[rows] = state
-            self._observation[rows] = observation
-            self._elapsed[rows] = 0
-            self._action[rows] = 0.0
-        if not plant.terminates:
+            drawn = self._steps.numbers
+            uniform = self._streams.uniform(drawn + len(self._ranges), rows)
+            if self._ranges:
+                self.params.draw(self._ranges, uniform[:, drawn:], rows)
+            if values and rows is None:
+                self.params.update(values)
+            elif values and rows is not None:
+                self.params.assign_rows(values, rows)
+            params = self.params.prepared if rows is None else self.plant.take(self.params.prepared, rows)
+            start = start if start is None or rows is None else start[rows]
+            write(batch, rows, *self._steps.start(params, uniform, options, start))
+        if not self.plant.terminates:
             self._count_running(rows is None)
 
     def _count_running(self, fresh: bool = False) -> None:

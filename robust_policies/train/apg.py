@@ -29,6 +29,8 @@ from robust_policies.policies.actor import Actor
 from robust_policies.policies.deployed import DeployedPolicy
 from robust_policies.train.apg_critic import Experience, ValueTail, follow, lambda_returns, target_of
 from robust_policies.train.apg_recipe import ApgSection, rate_at
+from robust_policies.train.guard import LinAlgError, diverged, in_rollout, in_weights, too_large
+from robust_policies.train.tensor_files import load_optimizer, optimizer_tensors, under
 
 _EPISODES_SHOWN = 100
 
@@ -117,28 +119,30 @@ class AnalyticPolicyGradient:
         """Return the scalars of one update: `horizon` steps, a step of the policy, and of the value.
 
         Raises:
-            DivergedError: the objective or its gradient is NaN or infinite; the policy is as it was.
+            DivergedError: the objective or its gradient is NaN or infinite, and the policy as it was; or the policy is.
         """
         settings, parameters = self.settings, list(self.actor.parameters())
         clock = [time.perf_counter()]
-        objective, experience, world = self.rollout(self.world)
+        try:
+            objective, experience, world = self.rollout(self.world)
+        except LinAlgError as error:
+            raise self._diverged(too_large(self.actor)) from error
         clock.append(time.perf_counter())
         self.optimizer.zero_grad(set_to_none=True)
         (-objective).backward()
         # A part without influence on the objective (the memory of a memoryless cell) has no gradient at all.
         norm = nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], settings.max_grad_norm)
         loss, size = -float(objective.detach()), float(norm)
-        for name, number in (("train/loss", loss), ("train/grad_norm", size)):
-            if not np.isfinite(number):
-                raise DivergedError(
-                    f"Training diverged: {name} is {number} at update {self.n_updates + 1}. Lower "
-                    "algorithm.learning_rate or algorithm.horizon."
-                )
+        if not (np.isfinite(loss) and np.isfinite(size)):
+            raise self._diverged(self._cause(experience, loss, size))
         rate = _set_rate(self.optimizer, settings.learning_rate, remaining)
         self.optimizer.step()
+        spoilt = in_weights(self.actor.state_dict())
+        if spoilt:
+            raise self._diverged(spoilt)
         self.world = world.detached()
         clock.append(time.perf_counter())
-        found = {"train/loss": loss, "train/grad_norm": size, "train/learning_rate": rate}
+        found = {"train/loss": loss, "train/gradient_norm": size, "train/learning_rate": rate}
         if self.value is not None:
             found["train/value_loss"] = self._fit(self.value, experience, remaining)
         clock.append(time.perf_counter())
@@ -227,29 +231,39 @@ class AnalyticPolicyGradient:
         """Return everything that decides how training goes on, by name, as copies on the CPU."""
         found = {f"actor.{name}": value for name, value in self.actor.state_dict().items()}
         found |= {f"world.{name}": value for name, value in self.world._asdict().items()}
-        found |= _optimizer_tensors("optimizer", self.optimizer)
+        found |= {f"optimizer.{name}": value for name, value in optimizer_tensors(self.optimizer).items()}
         if self.value is not None:
             found |= {f"value.{name}": value for name, value in self.value.state_dict().items()}
             found |= {f"target.{name}": value for name, value in self.target.state_dict().items()}
-            found |= _optimizer_tensors("value_optimizer", self.value_optimizer)
+            saved = optimizer_tensors(self.value_optimizer)
+            found |= {f"value_optimizer.{name}": value for name, value in saved.items()}
         found["generator"] = self.generator.get_state()
         found["episodes"] = torch.tensor(list(self.episodes), dtype=torch.float64).reshape(-1, 2)
         found["n_updates"] = torch.tensor(self.n_updates)
-        return {name: value.detach().cpu().clone().contiguous() for name, value in found.items()}
+        return {name: value.detach().cpu().clone() for name, value in found.items()}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Go on from what `tensors` returned; raises KeyError or RuntimeError if it does not fit."""
-        self.actor.load_state_dict(_under("actor", tensors))
-        self.world = World(**{name: value.to(self.device) for name, value in _under("world", tensors).items()})
-        _load_optimizer(self.optimizer, _under("optimizer", tensors))
+        self.actor.load_state_dict(under("actor", tensors))
+        self.world = World(**{name: value.to(self.device) for name, value in under("world", tensors).items()})
+        load_optimizer(self.optimizer, under("optimizer", tensors))
         if self.value is not None:
-            self.value.load_state_dict(_under("value", tensors))
-            self.target.load_state_dict(_under("target", tensors))
-            _load_optimizer(self.value_optimizer, _under("value_optimizer", tensors))
+            self.value.load_state_dict(under("value", tensors))
+            self.target.load_state_dict(under("target", tensors))
+            load_optimizer(self.value_optimizer, under("value_optimizer", tensors))
         self.generator.set_state(tensors["generator"])
         self.episodes.clear()
         self.episodes.extend((float(total), int(length)) for total, length in tensors["episodes"])
         self.n_updates = int(tensors["n_updates"])
+
+    def _diverged(self, what: str) -> DivergedError:
+        return diverged(what, self.n_updates + 1, (self.n_updates + 1) * self.steps_per_update)
+
+    @staticmethod
+    def _cause(experience: Experience, loss: float, norm: float) -> str:
+        """Return what was not finite first where the loss or the norm of its gradient is not."""
+        found = in_rollout(observation=experience.features, reward=experience.rewards)
+        return found or (f"the gradient's norm was {norm}" if np.isfinite(loss) else f"the loss was {loss}")
 
     def _fit(self, value: ValueTail, experience: Experience, remaining: float) -> float:
         """Return the value's mean squared error, in units of its scale, before its steps."""
@@ -367,23 +381,3 @@ def _set_rate(optimizer: torch.optim.Optimizer, rate: float | str, remaining: fl
     for group in optimizer.param_groups:
         group["lr"] = number
     return number
-
-
-def _optimizer_tensors(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    return {
-        f"{prefix}.{index}.{name}": value
-        for index, entries in optimizer.state_dict()["state"].items()
-        for name, value in entries.items()
-    }
-
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = value.clone()
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def _under(prefix: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
-    return {name.removeprefix(f"{prefix}."): v for name, v in tensors.items() if name.startswith(f"{prefix}.")}

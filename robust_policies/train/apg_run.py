@@ -1,44 +1,39 @@
 """A recipe of the analytic policy gradient -> run folder, with checkpoints that continue exactly.
 
-One folder a checkpoint, `checkpoints/step_000012800/`:
-    apg.safetensors    weights, optimizers, plants, policies, random generator: all that decides what comes next
-    best.safetensors   weights of the best policy so far, if one was evaluated
-    state.json         counters
+A checkpoint holds weights, optimizers, plants, policies and the random generator: all that decides what comes next.
 """
 
 from __future__ import annotations
 
 import math
-import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from stable_baselines3.common.logger import Logger, configure
+from stable_baselines3.common.logger import Logger
 from torch import Tensor
 
 from robust_policies import checks
-from robust_policies.certificates.files import read_json, write_json
 from robust_policies.envs.plant import Plant
 from robust_policies.envs.registration import ours, register_tasks, unknown_environment
 from robust_policies.envs.task import load_plant
-from robust_policies.errors import CorruptFileError, DivergedError, InvalidValueError
+from robust_policies.errors import InvalidValueError
 from robust_policies.networks import make_cell
 from robust_policies.policies import save_policy
 from robust_policies.policies.actor import Actor, MeanHead, ScaledCell, Scaling
 from robust_policies.train.apg import AnalyticPolicyGradient
 from robust_policies.train.apg_recipe import ApgRecipe
 from robust_policies.train.callbacks import StopRequest
-from robust_policies.train.checkpoints import KEPT, Progress, checkpoints_in
-from robust_policies.train.folder import RunFolder, atomic_folder, missing_checkpoint_part
+from robust_policies.train.checkpoints import Progress, newest_state, reached, weights, write_state
+from robust_policies.train.folder import RunFolder
+from robust_policies.train.guard import diverged
+from robust_policies.train.logs import tensorboard_logger
+from robust_policies.train.monitor import certified
 from robust_policies.train.progress import Reporter
-
-CHECKPOINT_SCHEMA = 1
 
 
 def task_plant(recipe: ApgRecipe) -> tuple[Plant, int]:
@@ -124,8 +119,9 @@ class ApgRun:
 
     @property
     def finished(self) -> bool:
-        """Whether all steps of the recipe are done."""
-        return self.progress.num_timesteps >= self.recipe.algorithm.total_steps
+        """Whether all steps of the recipe are done, or the return was reached at which it stops."""
+        recipe, progress = self.recipe, self.progress
+        return progress.num_timesteps >= recipe.algorithm.total_steps or reached(recipe.checkpoints, progress)
 
     def train(self, run: RunFolder, eval_seed: int) -> bool:
         """Return whether training came to its end; False after Ctrl-C, with a checkpoint of where it was.
@@ -138,24 +134,26 @@ class ApgRun:
         updates = math.ceil(total / algorithm.steps_per_update)
         began, first = time.monotonic(), progress.num_timesteps
         before, cpu_began = progress.seconds, time.process_time() - progress.cpu_seconds
-        logger = configure(str(run.tensorboard), ["tensorboard"])
+        logger = tensorboard_logger(run.tensorboard, first)
         self.reporter.start(total, first)
         try:
             with StopRequest() as stop:
                 while not self.finished and not stop.requested:
-                    found = algorithm.update(1.0 - progress.n_updates / updates)
+                    found: dict[str, Any] = algorithm.update(1.0 - progress.n_updates / updates)
                     progress.n_updates += 1
                     progress.num_timesteps += algorithm.steps_per_update
                     progress.seconds = before + time.monotonic() - began
                     progress.cpu_seconds = time.process_time() - cpu_began
-                    speed = (progress.num_timesteps - first) / max(time.monotonic() - began, 1e-9)
-                    self._log(logger, {**found, "time/fps": speed, "time/total_timesteps": progress.num_timesteps})
-                    due = progress.num_timesteps - progress.last_evaluation >= section.evaluate_every
-                    if due or self.finished:
-                        self._evaluate(run, logger, eval_seed)
-                    if progress.num_timesteps - saved >= section.every or self.finished:
-                        self.save(run.checkpoints)
+                    last = progress.num_timesteps >= total
+                    found["time/fps"] = (progress.num_timesteps - first) / max(time.monotonic() - began, 1e-9)
+                    if section.certify_every and (progress.n_updates % section.certify_every == 0 or last):
+                        found |= self._timed(found, "certificate", lambda: certified(algorithm.deployed()))
+                    if last or progress.num_timesteps - progress.last_evaluation >= section.evaluate_every:
+                        found |= self._timed(found, "evaluation", lambda: self._evaluate(run, eval_seed))
+                    if self.finished or progress.num_timesteps - saved >= section.every:
+                        self._timed(found, "checkpoint", lambda: self.save(run.checkpoints))
                         saved = progress.num_timesteps
+                    self._log(logger, found)
                 if not self.finished:
                     self.save(run.checkpoints)
         finally:
@@ -170,39 +168,31 @@ class ApgRun:
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint; older ones than the last two are deleted."""
-        with atomic_folder(folder / f"step_{self.progress.num_timesteps:012d}") as temporary:
-            save_file(self.algorithm.tensors(), temporary / "apg.safetensors")
-            if self.best is not None:
-                save_file(self.best, temporary / "best.safetensors")
-            content = {"schema": CHECKPOINT_SCHEMA, "algorithm": "apg", "progress": vars(self.progress)}
-            write_json(temporary / "state.json", content)
-        for old in checkpoints_in(folder)[:-KEPT]:
-            shutil.rmtree(old, ignore_errors=True)
+        write_state(folder, self.progress, self.algorithm.tensors(), self.best, {})
 
     def load(self, run: RunFolder) -> None:
         """Go on from the newest checkpoint of a run, if there is one; `checkpoints/best` becomes what it was then."""
-        found = checkpoints_in(run.checkpoints)
-        if not found:
+        found = newest_state(run.checkpoints)
+        if found is None:
             return
-        newest = found[-1]
-        weights, best = newest / "apg.safetensors", newest / "best.safetensors"
-        if not weights.is_file() or not (newest / "state.json").is_file():
-            raise missing_checkpoint_part(newest)
-        state = read_json(newest / "state.json", "checkpoint", CHECKPOINT_SCHEMA)
         try:
-            self.algorithm.load_tensors(load_file(weights))
-            self.best = load_file(best) if best.is_file() else None
-            self.progress = Progress(**state["progress"])
-        except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
-            raise CorruptFileError(
-                f"Checkpoint {str(newest)!r} cannot be read ({type(error).__name__}); delete it to resume from an "
-                "earlier one."
-            ) from error
+            self.algorithm.load_tensors(found.tensors)
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise found.damaged(error) from error
+        self.progress, self.best = found.progress, found.best
         if self.best is not None:
             current = {name: value.clone() for name, value in self.algorithm.actor.state_dict().items()}
             self.algorithm.actor.load_state_dict(self.best)
             save_policy(self.algorithm.deployed(), run.checkpoints / "best")
             self.algorithm.actor.load_state_dict(current)
+
+    @staticmethod
+    def _timed(found: dict[str, Any], phase: str, what: Callable[[], Any]) -> Any:
+        """Return what `what` returns, with its duration in `found`."""
+        began = time.perf_counter()
+        result = what()
+        found[f"time/{phase}_seconds"] = time.perf_counter() - began
+        return result
 
     def _log(self, logger: Logger, found: dict[str, Any]) -> None:
         progress, episodes = self.progress, self.algorithm.episodes
@@ -211,21 +201,17 @@ class ApgRun:
             mean, length = (float(value) for value in np.mean(np.array(episodes), axis=0))
             found |= {"rollout/ep_rew_mean": mean, "rollout/ep_len_mean": length}
         for name, value in found.items():
-            logger.record(name, value, exclude="tensorboard" if name == "time/total_timesteps" else None)
+            logger.record(name, value)
         logger.dump(progress.num_timesteps)
         self.reporter.update(progress.num_timesteps, mean, progress.best_reward)
 
-    def _evaluate(self, run: RunFolder, logger: Logger, seed: int) -> None:
+    def _evaluate(self, run: RunFolder, seed: int) -> dict[str, float]:
+        """Return the scalars of an evaluation; the best policy so far is kept."""
         algorithm, progress = self.algorithm, self.progress
         mean, length = algorithm.evaluate(self.recipe.checkpoints.evaluate_episodes, seed)
         if not math.isfinite(mean):
-            raise DivergedError(
-                f"The evaluation after update {progress.n_updates} returned {mean}; lower algorithm.learning_rate."
-            )
-        logger.record("eval/mean_reward", mean)
-        logger.record("eval/mean_ep_length", length)
-        logger.dump(progress.num_timesteps)
+            raise diverged(f"the evaluation's mean return was {mean}", progress.n_updates, progress.num_timesteps)
         if progress.evaluated(mean):
-            state = algorithm.actor.state_dict()
-            self.best = {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
+            self.best = weights(algorithm.actor)
             save_policy(algorithm.deployed(), run.checkpoints / "best")
+        return {"eval/mean_reward": mean, "eval/mean_ep_length": length}

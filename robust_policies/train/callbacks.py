@@ -6,12 +6,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
 from types import FrameType
 from typing import Any, Self
 
 import numpy as np
-import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -19,8 +17,12 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from robust_policies.errors import DivergedError
 from robust_policies.policies import save_policy
-from robust_policies.train.checkpoints import Progress, normalizer_state, random_state, weights, write_checkpoint
+from robust_policies.policies.export import deploy
+from robust_policies.train.checkpoints import Best, Progress, reached, weights, write_checkpoint
+from robust_policies.train.continuation import Moment
 from robust_policies.train.folder import RunFolder
+from robust_policies.train.guard import GradientNorms, diverged, in_buffer, in_weights
+from robust_policies.train.monitor import certified
 from robust_policies.train.progress import Reporter
 from robust_policies.train.recipe import CheckpointSection
 from robust_policies.train.tensor_ppo import TensorRecurrentPPO
@@ -54,10 +56,14 @@ class StopRequest:
 
 
 class RunCallback(BaseCallback):
-    """Evaluates, keeps the best policy, writes checkpoints and shows progress.
+    """Evaluates, keeps the best policy, writes checkpoints, logs, shows progress, and looks for NaN.
 
     All of it happens between two updates: there weights, optimizer and counters belong together, so a run resumed from
-    a checkpoint repeats no update and skips none.
+    a checkpoint repeats no update and skips none. What an update logged is written right after it.
+
+    Attributes:
+        interrupted: a `StopRequest` ended the run.
+        reached: an evaluation reached `checkpoints.stop_at_reward`, which ends the run.
     """
 
     def __init__(
@@ -69,76 +75,112 @@ class RunCallback(BaseCallback):
         reporter: Reporter,
         stop: StopRequest,
         progress: Progress,
-        best: dict[str, torch.Tensor] | None,
+        best: Best,
     ) -> None:
         super().__init__()
         self.run, self.section, self.seed, self.eval_env = run, section, seed, eval_env
         self.reporter, self.stop = reporter, stop
         self.state, self.best = progress, best
-        self.interrupted = False
+        self.interrupted = self.reached = False
         self._saved = progress.num_timesteps
         self._began = time.monotonic() - progress.seconds
         self._cpu_began = time.process_time() - progress.cpu_seconds
-        self._snapshot: dict[str, Any] = {}
+        self._clock = time.perf_counter()
+        self._moment: Moment | None = None
+        self._norms: GradientNorms | None = None
+
+    def _init_callback(self) -> None:
+        model = self._on_policy
+        if not isinstance(model, TensorRecurrentPPO) or model.why_numpy is not None:
+            self._norms = GradientNorms(list(model.policy.parameters()), model.policy.optimizer, self._diverged)
+
+    @property
+    def update(self) -> int:
+        """The number of the update that the present rollout is for, from 1."""
+        return self.state.num_timesteps // (self._on_policy.n_steps * self._on_policy.n_envs) + 1
 
     def _on_rollout_start(self) -> None:
-        if self.num_timesteps > self.state.num_timesteps:
-            self._mark()
-            if self.num_timesteps - self.state.last_evaluation >= self.section.evaluate_every:
-                self._evaluate()
-            if self.num_timesteps - self._saved >= self.section.every:
-                self._take_snapshot()
+        updated = self.num_timesteps > self.state.num_timesteps
+        if updated:
+            self._between()
+        self._moment = Moment.of(self._on_policy)
+        if updated:
+            if self.num_timesteps - self._saved >= self.section.every and not self.reached:
                 self._save()
-        self._take_snapshot()
+                self._spent("checkpoint")
+            self.logger.dump(self.num_timesteps)
+        self._clock = time.perf_counter()
 
     def _on_step(self) -> bool:
         if self.n_calls % 8 == 0:
-            returns = [info["r"] for info in self.model.ep_info_buffer or ()]
-            self.reporter.update(
-                self.num_timesteps, float(np.mean(returns)) if returns else None, self.state.best_reward
-            )
-        self.interrupted = self.stop.requested
-        return not self.interrupted
+            self._show(self.num_timesteps)
+        self.interrupted = self.stop.requested and not self.reached
+        return not (self.interrupted or self.reached)
+
+    def _on_rollout_end(self) -> None:
+        self._spent("rollout")
+        if self._norms is not None:
+            found = in_buffer(self._on_policy.rollout_buffer)
+            if found:
+                raise self._diverged(found)
 
     def _on_training_end(self) -> None:
-        if self.interrupted:
+        if self.interrupted or self.reached:
             # The steps of the rollout under way are given up: the checkpoint stands where it began.
             self.model.num_timesteps = self.state.num_timesteps
-            self._save()
-            return
-        if self.num_timesteps > self.state.num_timesteps:
-            self._mark()
-        if self.state.last_evaluation < self.num_timesteps:
-            self._evaluate()
-        self._take_snapshot()
+        elif self.num_timesteps > self.state.num_timesteps:
+            self._between(last=True)
+            self._moment = Moment.of(self._on_policy)
         self._save()
+        self.logger.dump(self.model.num_timesteps)
+        self._show(self.model.num_timesteps)
+        if self._norms is not None:
+            self._norms.close()
 
     @property
     def _on_policy(self) -> OnPolicyAlgorithm:
         assert isinstance(self.model, OnPolicyAlgorithm)
         return self.model
 
-    def _mark(self) -> None:
-        bad = [name for name, value in self.model.policy.state_dict().items() if not torch.isfinite(value).all()]
-        if bad:
-            raise DivergedError(
-                f"Training diverged: {bad[0]} holds NaN or infinity after {self.num_timesteps} steps. Lower "
-                "algorithm.learning_rate or algorithm.max_grad_norm."
-            )
+    def _between(self, last: bool = False) -> None:
+        """Do what is due after an update."""
+        self._spent("update")
+        found = in_weights(self.model.policy.state_dict())
+        if found:
+            raise self._diverged(found)
+        number = self.update
+        norm = None if self._norms is None else self._norms.mean()
+        if norm is not None:
+            self.logger.record("train/gradient_norm", norm)
         self.state.num_timesteps, self.state.n_updates = self.num_timesteps, int(self.model._n_updates)
         self.state.seconds = time.monotonic() - self._began
         self.state.cpu_seconds = time.process_time() - self._cpu_began
+        every = self.section.certify_every
+        if every and (number % every == 0 or last):
+            for name, value in certified(deploy(self.model)).items():
+                self.logger.record(name, value)
+            self._spent("certificate")
+        if last or self.num_timesteps - self.state.last_evaluation >= self.section.evaluate_every:
+            self._evaluate()
+            self._spent("evaluation")
 
-    def _take_snapshot(self) -> None:
-        self._snapshot = {
-            "random": random_state(),
-            "normalizer": normalizer_state(self.model.get_vec_normalize_env()),
-            "on_device": self.model.normalization_state() if isinstance(self.model, TensorRecurrentPPO) else {},
-        }
+    def _diverged(self, found: str) -> DivergedError:
+        return diverged(found, self.update, self.num_timesteps)
+
+    def _spent(self, phase: str) -> None:
+        """Log the time since the last phase ended as that of `phase`."""
+        now = time.perf_counter()
+        self.logger.record(f"time/{phase}_seconds", now - self._clock)
+        self._clock = now
+
+    def _show(self, steps: int) -> None:
+        returns = [info["r"] for info in self.model.ep_info_buffer or ()]
+        self.reporter.update(steps, float(np.mean(returns)) if returns else None, self.state.best_reward)
 
     def _save(self) -> None:
+        assert self._moment is not None
         self._saved = self.state.num_timesteps
-        write_checkpoint(self.run.checkpoints, self._on_policy, self.state, self.best, self._snapshot)
+        write_checkpoint(self.run.checkpoints, self._on_policy, self.state, self.best, self._moment)
 
     def _evaluate(self) -> None:
         # The same starts every time, so that two evaluations differ by the policy alone.
@@ -148,20 +190,10 @@ class RunCallback(BaseCallback):
         )
         mean = float(np.mean(returns))
         if not np.isfinite(mean):
-            raise DivergedError(
-                f"The evaluation after {self.num_timesteps} steps returned {mean}; lower algorithm.learning_rate."
-            )
+            raise diverged(f"the evaluation's mean return was {mean}", self.update - 1, self.num_timesteps)
         self.logger.record("eval/mean_reward", mean)
         self.logger.record("eval/mean_ep_length", float(np.mean(lengths)))
-        self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
-        self.logger.dump(self.num_timesteps)
         if self.state.evaluated(mean):
-            self.best = weights(self._on_policy)
+            self.best = weights(self.model.policy)
             save_policy(self.model, self.run.checkpoints / "best")
-
-
-def diverging(error: ValueError, finite: Callable[[], bool]) -> Exception:
-    """Return a `DivergedError` if the weights are not finite any more (torch complains first), else `error` itself."""
-    if finite():
-        return error
-    return DivergedError("Training diverged: the policy's weights are NaN or infinite. Lower algorithm.learning_rate.")
+        self.reached = reached(self.section, self.state)

@@ -1,36 +1,34 @@
-"""Checkpoints: everything a run needs to go on after it was stopped or killed, whole or not there.
+"""Checkpoints: everything a run needs to go on after it was stopped or killed, whole or not there, without pickle.
 
 One folder each, `checkpoints/step_000012800/`:
-    model.zip          weights and optimizer, Stable-Baselines3's format
-    best.safetensors   weights of the best policy so far, if one was evaluated
-    state.json         counters, reward normalisation, random generators
-Reading one back takes the tensors of the zip alone, never its pickled part.
+    training.safetensors   weights, optimizer, environments: all that decides what comes next
+    best.safetensors       weights of the best policy so far, if one was evaluated
+    state.json             counters, random generators
 """
 
 from __future__ import annotations
 
-import pickle
-import random
 import shutil
-import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.vec_env import VecNormalize
+from torch import Tensor
 
 from robust_policies.certificates.files import read_json, write_json
-from robust_policies.errors import CorruptFileError
+from robust_policies.errors import CorruptFileError, SchemaError
+from robust_policies.train.continuation import Moment
 from robust_policies.train.folder import atomic_folder, missing_checkpoint_part
-from robust_policies.train.tensor_ppo import TensorRecurrentPPO
+from robust_policies.train.recipe import CheckpointSection
+from robust_policies.train.tensor_files import load_optimizer, optimizer_tensors, read_tensors, under, write_tensors
 
-CHECKPOINT_SCHEMA = 1
+CHECKPOINT_SCHEMA = 2
 KEPT = 2
+Best = dict[str, Tensor] | None
 
 
 @dataclass
@@ -60,52 +58,21 @@ class Progress:
         return True
 
 
-def random_state() -> dict[str, Any]:
-    """Return the state of Python's, NumPy's and PyTorch's global generators, as JSON data."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
-    version, internal, next_gauss = random.getstate()
-    return {
-        "python": [version, list(internal), next_gauss],
-        "numpy": [kind, np.asarray(keys).tolist(), position, has_gauss, gauss],
-        "torch": torch.get_rng_state().numpy().tobytes().hex(),
-        "cuda": [state.cpu().numpy().tobytes().hex() for state in torch.cuda.get_rng_state_all()]
-        if torch.cuda.is_available()
-        else [],
-    }
+def reached(section: CheckpointSection, progress: Progress) -> bool:
+    """Return whether an evaluation has reached the return at which the recipe stops."""
+    best, wanted = progress.best_reward, section.stop_at_reward
+    return wanted is not None and best is not None and best >= wanted
 
 
-def restore_random_state(state: dict[str, Any]) -> None:
-    """Set the global generators to a state from `random_state`."""
-
-    def tensor(text: str) -> torch.Tensor:
-        return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
-
-    version, internal, next_gauss = state["python"]
-    random.setstate((version, tuple(internal), next_gauss))
-    kind, keys, position, has_gauss, gauss = state["numpy"]
-    np.random.set_state((kind, np.asarray(keys, dtype=np.uint32), position, has_gauss, gauss))
-    torch.set_rng_state(tensor(state["torch"]))
-    if state["cuda"] and torch.cuda.device_count() == len(state["cuda"]):
-        torch.cuda.set_rng_state_all([tensor(text) for text in state["cuda"]])
+def last_checkpoint(folder: Path) -> str:
+    """Return a sentence about the newest checkpoint in `folder`."""
+    found = checkpoints_in(folder)
+    return f"The last checkpoint, {str(found[-1])!r}, is from before that." if found else "There is no checkpoint yet."
 
 
-def normalizer_state(env: VecNormalize | None) -> dict[str, float] | None:
-    """Return the running statistics of the return that rewards are divided by."""
-    if env is None:
-        return None
-    return {"mean": float(env.ret_rms.mean), "var": float(env.ret_rms.var), "count": float(env.ret_rms.count)}
-
-
-def restore_normalizer(env: VecNormalize | None, state: dict[str, float] | None) -> None:
-    """Set the statistics of `env` to a state from `normalizer_state`."""
-    if env is not None and state is not None:
-        env.ret_rms.mean, env.ret_rms.var = np.array(state["mean"]), np.array(state["var"])
-        env.ret_rms.count = state["count"]
-
-
-def weights(model: OnPolicyAlgorithm) -> dict[str, torch.Tensor]:
-    """Return a copy of the policy's state dict on the CPU."""
-    return {name: value.detach().cpu().clone().contiguous() for name, value in model.policy.state_dict().items()}
+def weights(module: torch.nn.Module) -> dict[str, Tensor]:
+    """Return a copy of a module's state dict on the CPU."""
+    return {name: value.detach().cpu().clone().contiguous() for name, value in module.state_dict().items()}
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
@@ -113,65 +80,93 @@ def checkpoints_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step_*") if path.is_dir())
 
 
-def write_checkpoint(
-    folder: Path,
-    model: OnPolicyAlgorithm,
-    progress: Progress,
-    best: dict[str, torch.Tensor] | None,
-    snapshot: dict[str, Any],
+def write_state(
+    folder: Path, progress: Progress, tensors: Mapping[str, Tensor], best: Best, facts: Mapping[str, Any]
 ) -> Path:
-    """Return the new checkpoint's folder; older ones than the last two are deleted.
+    """Return the new checkpoint's folder in `folder`; older ones than the last two are deleted.
 
     Args:
         folder: `checkpoints/` of the run.
-        model: its weights and optimizer are those between two updates.
-        progress: counters that belong to these weights.
+        progress: the counters.
+        tensors: all that decides what comes next.
         best: weights of the best policy so far.
-        snapshot: random generators and reward normalisation at the same moment.
+        facts: JSON data of the same moment.
     """
     target = folder / f"step_{progress.num_timesteps:012d}"
     with atomic_folder(target) as temporary:
-        model.save(temporary / "model.zip")
+        write_tensors(temporary / "training.safetensors", tensors)
         if best is not None:
-            save_file(best, temporary / "best.safetensors")
-        write_json(temporary / "state.json", {"schema": CHECKPOINT_SCHEMA, "progress": vars(progress), **snapshot})
+            write_tensors(temporary / "best.safetensors", best)
+        write_json(temporary / "state.json", {"schema": CHECKPOINT_SCHEMA, "progress": vars(progress), **facts})
     for old in checkpoints_in(folder)[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
     return target
 
 
-def read_checkpoint(
-    folder: Path, model: OnPolicyAlgorithm, normalizer: VecNormalize | None
-) -> tuple[Progress, dict[str, torch.Tensor] | None] | None:
-    """Put the newest checkpoint in `folder` into `model` and return its progress and best weights; None without one."""
+@dataclass(frozen=True)
+class Checkpoint:
+    """One checkpoint that has been read."""
+
+    path: Path
+    progress: Progress
+    tensors: dict[str, Tensor]
+    best: Best
+    facts: dict[str, Any]
+
+    def damaged(self, error: Exception) -> CorruptFileError:
+        """Return the error for content that does not fit what is to be continued."""
+        return _damaged(self.path, error)
+
+
+def newest_state(folder: Path) -> Checkpoint | None:
+    """Return the newest checkpoint in `folder`, None without one; raise `CorruptFileError` if it cannot be read."""
     found = checkpoints_in(folder)
     if not found:
         return None
     newest = found[-1]
-    zipped, best_file = newest / "model.zip", newest / "best.safetensors"
-    if not zipped.is_file() or not (newest / "state.json").is_file():
+    best = newest / "best.safetensors"
+    if not (newest / "state.json").is_file():
         raise missing_checkpoint_part(newest)
-    state = read_json(newest / "state.json", "checkpoint", CHECKPOINT_SCHEMA)
+    facts = read_json(newest / "state.json", "checkpoint", CHECKPOINT_SCHEMA)
+    if facts["schema"] < CHECKPOINT_SCHEMA:
+        raise SchemaError(
+            f"Checkpoint {str(newest)!r} has schema {facts['schema']} and this version continues from "
+            f"{CHECKPOINT_SCHEMA}; finish the run with the version that began it, or train into another folder."
+        )
+    if not (newest / "training.safetensors").is_file():
+        raise missing_checkpoint_part(newest)
     try:
-        model.set_parameters(str(zipped), device=model.device)
-        best = load_file(best_file) if best_file.is_file() else None
-        progress = Progress(**state["progress"])
-        restore_normalizer(normalizer, state["normalizer"])
-        if isinstance(model, TensorRecurrentPPO):
-            model.load_normalization_state(state.get("on_device", {}))
-        restore_random_state(state["random"])
-    except (
-        zipfile.BadZipFile,
-        pickle.UnpicklingError,
-        SafetensorError,
-        RuntimeError,
-        ValueError,
-        KeyError,
-        TypeError,
-    ) as error:
-        raise CorruptFileError(
-            f"Checkpoint {str(newest)!r} cannot be read ({type(error).__name__}); delete it to resume from an "
-            "earlier one."
-        ) from error
-    model.num_timesteps, model._n_updates = progress.num_timesteps, progress.n_updates
-    return progress, best
+        progress = Progress(**facts.pop("progress"))
+        tensors = read_tensors(newest / "training.safetensors")
+        return Checkpoint(newest, progress, tensors, read_tensors(best) if best.is_file() else None, facts)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(newest, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> CorruptFileError:
+    return CorruptFileError(
+        f"Checkpoint {str(path)!r} cannot be read ({type(error).__name__}); delete it to resume from an earlier one."
+    )
+
+
+def write_checkpoint(folder: Path, model: OnPolicyAlgorithm, progress: Progress, best: Best, moment: Moment) -> Path:
+    """Return the new checkpoint's folder; `progress` and `moment` belong to the model's weights and optimizer."""
+    tensors = {f"policy.{name}": value for name, value in model.policy.state_dict().items()}
+    tensors |= {f"optimizer.{name}": value for name, value in optimizer_tensors(model.policy.optimizer).items()}
+    tensors |= {f"moment.{name}": value for name, value in moment.tensors.items()}
+    return write_state(folder, progress, tensors, best, moment.facts)
+
+
+def read_checkpoint(folder: Path, model: OnPolicyAlgorithm) -> tuple[Progress, Best] | None:
+    """Put the newest checkpoint in `folder` into `model` and return its progress and best weights; None without one."""
+    found = newest_state(folder)
+    if found is None:
+        return None
+    try:
+        model.policy.load_state_dict(under("policy", found.tensors))
+        load_optimizer(model.policy.optimizer, under("optimizer", found.tensors))
+        Moment(under("moment", found.tensors), found.facts).resume(model)
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise found.damaged(error) from error
+    model.num_timesteps, model._n_updates = found.progress.num_timesteps, found.progress.n_updates
+    return found.progress, found.best

@@ -18,6 +18,7 @@ from typing import Any
 
 from robust_policies.certificates.files import read_json, write_atomic, write_json
 from robust_policies.errors import CorruptFileError, InvalidValueError, MissingFileError
+from robust_policies.train.lock import held
 from robust_policies.train.recipe import Recipe, parse_recipe
 from robust_policies.train.yaml_file import read_yaml
 
@@ -50,14 +51,26 @@ class RunFolder:
         """Return provenance.json; raise `SchemaError` if a newer version wrote it."""
         return read_json(self.provenance, "provenance", RUN_SCHEMA)
 
+    @contextmanager
+    def reserved(self, recipe: Recipe, resume: bool) -> Iterator[bool]:
+        """Keep the folder to this process while it trains `recipe` into it; yield whether a run is being continued.
+
+        Raises:
+            InvalidValueError: another process trains into the folder, or as `begin`; nothing was touched then.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise InvalidValueError(f"Output {str(self.path)!r} is a file; expected a folder, new or empty.")
+        with _unwritable(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        with held(self.path, f"Run folder {str(self.path)!r}"):
+            yield self.begin(recipe, resume)
+
     def begin(self, recipe: Recipe, resume: bool) -> bool:
         """Make the folder ready for training `recipe`; return whether an earlier run is being continued.
 
         Raises:
             InvalidValueError: the folder holds files and `resume` is off, or holds a run of another recipe.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise InvalidValueError(f"Output {str(self.path)!r} is a file; expected a folder, new or empty.")
         used = self.path.is_dir() and any(self.path.iterdir())
         if used and not resume:
             raise InvalidValueError(
@@ -75,13 +88,8 @@ class RunFolder:
             _same_recipe(self.read_recipe(), recipe, self.path)
             remove_leftovers(self.checkpoints)
             return True
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
+        with _unwritable(self.path):
             write_atomic(self.recipe, lambda file: file.write(recipe.to_yaml().encode()))
-        except OSError as error:
-            raise InvalidValueError(
-                f"Output folder {str(self.path)!r} cannot be written ({error.strerror}); choose another with -o."
-            ) from error
         return False
 
     def write_provenance(self, **facts: Any) -> None:
@@ -96,6 +104,16 @@ class RunFolder:
             "machine": machine(),
         }
         write_json(self.provenance, content)
+
+
+@contextmanager
+def _unwritable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InvalidValueError(
+            f"Output folder {str(path)!r} cannot be written ({error.strerror}); choose another with -o."
+        ) from error
 
 
 def open_run(path: str | Path) -> RunFolder:

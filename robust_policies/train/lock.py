@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from collections.abc import Iterator
@@ -10,6 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from robust_policies.errors import InvalidValueError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks; there nothing keeps two processes apart.
+    fcntl = None
 
 
 @contextmanager
@@ -21,6 +25,9 @@ def held(path: Path, what: str, patience: float = 0.0) -> Iterator[None]:
         what: its name in the message.
         patience: seconds to wait for the other process.
     """
+    if fcntl is None:
+        yield
+        return
     handle = os.open(path, os.O_RDONLY)
     until = time.monotonic() + patience
     try:

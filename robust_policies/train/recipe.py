@@ -110,6 +110,10 @@ class CheckpointSection(_Section):
     every: int = Field(default=50_000, ge=1, description="environment steps between two checkpoints to resume from")
     evaluate_every: int = Field(default=50_000, ge=1, description="environment steps between two evaluations")
     evaluate_episodes: int = Field(default=20, ge=1)
+    certify_every: int = Field(default=20, ge=0, description="updates between two certificates in the logs; 0: none")
+    stop_at_reward: float | None = Field(
+        default=None, description="end when an evaluation's mean return is at least this; null: after total_steps"
+    )
     keep: Literal["best", "last"] = Field(default="best", description="best: highest mean return of the evaluations")
 
 
@@ -142,6 +146,7 @@ class Recipe(_Section):
     schema_: int = Field(default=RECIPE_SCHEMA, alias="schema", ge=1)
     description: str = ""
     seed: int = Field(default=0, ge=0, lt=2**31)
+    deterministic: bool = Field(default=False, description="deterministic algorithms only, where there is a choice")
     task: TaskSection
     policy: PolicySection = Field(default_factory=PolicySection)
     algorithm: AlgorithmSection

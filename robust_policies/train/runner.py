@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import time
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import torch
 from sb3_contrib import RecurrentPPO
-from stable_baselines3.common.logger import configure
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
@@ -18,15 +19,20 @@ from robust_policies import checks
 from robust_policies.certificates.files import write_atomic
 from robust_policies.envs.registration import unknown_environment
 from robust_policies.envs.sb3 import SB3VecEnv, make_sb3_vec_env
-from robust_policies.errors import RobustPoliciesError
+from robust_policies.errors import DivergedError, RobustPoliciesError
 from robust_policies.policies import RecurrentCellPolicy, save_policy
 from robust_policies.train.apg_recipe import ApgRecipe
 from robust_policies.train.apg_run import ApgRun
-from robust_policies.train.callbacks import RunCallback, StopRequest, diverging
-from robust_policies.train.checkpoints import Progress, read_checkpoint
+from robust_policies.train.callbacks import RunCallback, StopRequest
+from robust_policies.train.checkpoints import Progress, last_checkpoint, reached, read_checkpoint
+from robust_policies.train.continuation import continues
+from robust_policies.train.determinism import deterministic
 from robust_policies.train.folder import RunFolder
+from robust_policies.train.guard import LinAlgError, diverged, why_it_failed
+from robust_policies.train.logs import tensorboard_logger
 from robust_policies.train.progress import Reporter, Silent
 from robust_policies.train.recipe import Recipe, schedule
+from robust_policies.train.resources import disk_of, memory_of
 from robust_policies.train.target import Outcome, outcome
 from robust_policies.train.tensor_ppo import TensorRecurrentPPO
 
@@ -50,6 +56,8 @@ class TrainResult:
     seconds: float
     best_reward: float | None
     best_timesteps: int | None
+    reached: bool = False
+    """Whether it ended because an evaluation reached `checkpoints.stop_at_reward`."""
     target: Outcome | None = None
 
 
@@ -140,82 +148,127 @@ def train(
         recipe: what to train.
         folder: a new or empty folder; with `resume` also one that holds an interrupted run of the same recipe.
         device: `cpu`, `cuda` or `cuda:N`.
-        resume: continue from the last checkpoint; episodes under way when it was written start afresh.
+        resume: continue from the last checkpoint, with the numbers of a run that was not interrupted where the
+            environments are this package's; the episodes of others begin anew, and a warning says so.
         reporter: shows progress; None shows nothing.
 
     Raises:
         UserError: the recipe names something unknown, the folder is in use, or the device does not exist; then
             nothing was written.
         TrainingInterruptedError: Ctrl-C or SIGTERM; a checkpoint was written.
-        DivergedError: the weights became NaN or infinite.
+        DivergedError: something became NaN or infinite; the last checkpoint stays as it was.
+        NotEnoughMemoryError, DiskError: memory or disk ran out; the last checkpoint is whole.
     """
     run = RunFolder(folder)
     checks.device(device)
     check_tasks(recipe.evaluation.tasks)
-    reporter = reporter or Silent()
-    section = recipe.checkpoints
-    eval_seed = (recipe.seed + _EVALUATION_SEED) % _SEEDS
-    if isinstance(recipe, ApgRecipe):
-        return _train_apg(recipe, run, device, resume, reporter, eval_seed)
-    env = make_env(recipe, recipe.task.num_envs, recipe.seed, device, training=True)
-    eval_env = make_env(recipe, min(section.evaluate_episodes, 64), eval_seed, device, training=False)
-    try:
-        model = make_model(recipe, env, device)
-        continued = run.begin(recipe, resume)
-        loaded = read_checkpoint(run.checkpoints, model, model.get_vec_normalize_env()) if continued else None
-        progress, best = loaded or (Progress(), None)
-        if loaded:
+    job = _Job(recipe, run, device, resume, reporter or Silent(), (recipe.seed + _EVALUATION_SEED) % _SEEDS)
+    with deterministic(recipe.deterministic):
+        return _train_apg(job, recipe) if isinstance(recipe, ApgRecipe) else _train_ppo(job)
+
+
+class _Job(NamedTuple):
+    recipe: Recipe
+    run: RunFolder
+    device: str
+    resume: bool
+    reporter: Reporter
+    eval_seed: int
+
+    @contextmanager
+    def reserved(self) -> Iterator[bool]:
+        """Keep the run folder for the block, and explain what ends it; yield whether a run is being continued."""
+        run = self.run
+        with run.reserved(self.recipe, self.resume) as continued, disk_of(run.path, run.checkpoints):
+            try:
+                yield continued
+            except DivergedError as error:
+                raise DivergedError(f"{error} {last_checkpoint(run.checkpoints)}") from error
+
+    def finish(self, progress: Progress) -> TrainResult:
+        """Return the result after writing the provenance."""
+        recipe, section = self.recipe, self.recipe.checkpoints
+        stopped, found = reached(section, progress), outcome(recipe.target, progress)
+        self.run.write_provenance(
+            seed=recipe.seed,
+            device=self.device,
+            deterministic=recipe.deterministic,
+            num_timesteps=progress.num_timesteps,
+            training_seconds=round(progress.seconds, 1),
+            ended_by="stop_at_reward" if stopped else "total_steps",
+            kept=section.keep,
+            best_mean_reward=progress.best_reward,
+            best_timesteps=progress.best_timesteps,
+            cpu_seconds=round(progress.cpu_seconds, 1),
+            evaluations=progress.evaluations,
+            target=None if found is None else asdict(found),
+        )
+        best = progress.best_reward, progress.best_timesteps
+        return TrainResult(self.run.path, progress.num_timesteps, progress.seconds, *best, stopped, found)
+
+
+def _train_ppo(job: _Job) -> TrainResult:
+    """Return the result of training by recurrent PPO; see `train`."""
+    recipe, run, section = job.recipe, job.run, job.recipe.checkpoints
+    with ExitStack() as stack:
+        with memory_of(recipe, "task.num_envs"):
+            env = make_env(recipe, recipe.task.num_envs, recipe.seed, job.device, training=True)
+            stack.callback(env.close)
+            eval_env = make_env(recipe, min(section.evaluate_episodes, 64), job.eval_seed, job.device, training=False)
+            stack.callback(eval_env.close)
+        stack.enter_context(memory_of(recipe, "task.num_envs", "algorithm.n_steps", "algorithm.batch_size"))
+        model = make_model(recipe, env, job.device)
+        continued = stack.enter_context(job.reserved())
+        progress, best = (read_checkpoint(run.checkpoints, model) if continued else None) or (Progress(), None)
+        if progress.num_timesteps and not continues(model):
             env.seed((recipe.seed + progress.num_timesteps) % _SEEDS)
+            warnings.warn(
+                f"The state of {recipe.task.id} cannot be read: its episodes begin anew, so the run will not be number "
+                "for number the one that was not interrupted.",
+                stacklevel=3,
+            )
         if best is not None:
             _restore_best(run, model, best)
-        began = time.monotonic() - progress.seconds
         remaining = recipe.algorithm.total_steps - progress.num_timesteps
-        if remaining > 0:
-            model.set_logger(configure(str(run.tensorboard), ["tensorboard"]))
-            reporter.start(recipe.algorithm.total_steps, progress.num_timesteps)
+        if remaining > 0 and not reached(section, progress):
+            model.set_logger(tensorboard_logger(run.tensorboard, progress.num_timesteps))
+            job.reporter.start(recipe.algorithm.total_steps, progress.num_timesteps)
             with StopRequest() as stop:
-                callback = RunCallback(run, section, eval_seed, eval_env, reporter, stop, progress, best)
+                callback = RunCallback(run, section, job.eval_seed, eval_env, job.reporter, stop, progress, best)
                 try:
                     model.learn(remaining, callback, reset_num_timesteps=False)
-                except ValueError as error:
-                    raise diverging(error, lambda: _finite(model)) from error
+                except (ValueError, LinAlgError) as error:
+                    found = why_it_failed(model, error)
+                    if found is None:
+                        raise
+                    raise diverged(found, callback.update, model.num_timesteps) from error
                 finally:
-                    reporter.stop()
+                    job.reporter.stop()
                     model.logger.close()
             if callback.interrupted:
                 raise _interrupted(run, recipe, progress)
             best = callback.best
-        seconds = time.monotonic() - began
         if section.keep == "best" and best is not None:
             model.policy.load_state_dict(best)
-        _write_provenance(run, recipe, device, progress, seconds)
         write_atomic(run.policy_zip, lambda file: model.save(file))  # pyright: ignore[reportArgumentType]
+        result = job.finish(progress)
         save_policy(model, run.path)
-    finally:
-        env.close()
-        eval_env.close()
-    return _result(run, recipe, progress, seconds)
+    return result
 
 
-def _train_apg(
-    recipe: ApgRecipe, run: RunFolder, device: str, resume: bool, reporter: Reporter, eval_seed: int
-) -> TrainResult:
+def _train_apg(job: _Job, recipe: ApgRecipe) -> TrainResult:
     """Return the result of training by analytic policy gradients; see `train`."""
-    training = ApgRun(recipe, device, reporter)
-    if run.begin(recipe, resume):
-        training.load(run)
-    progress = training.progress
-    if not training.finished and not training.train(run, eval_seed):
-        raise _interrupted(run, recipe, progress)
-    training.keep()
-    _write_provenance(run, recipe, device, progress, progress.seconds)
-    save_policy(training.algorithm.deployed(), run.path)
-    return _result(run, recipe, progress, progress.seconds)
-
-
-def _result(run: RunFolder, recipe: Recipe, progress: Progress, seconds: float) -> TrainResult:
-    best, at = progress.best_reward, progress.best_timesteps
-    return TrainResult(run.path, progress.num_timesteps, seconds, best, at, outcome(recipe.target, progress))
+    with memory_of(recipe, "task.num_envs", "algorithm.horizon"):
+        training = ApgRun(recipe, job.device, job.reporter)
+        with job.reserved() as continued:
+            if continued:
+                training.load(job.run)
+            if not training.finished and not training.train(job.run, job.eval_seed):
+                raise _interrupted(job.run, recipe, training.progress)
+            training.keep()
+            result = job.finish(training.progress)
+            save_policy(training.algorithm.deployed(), job.run.path)
+    return result
 
 
 def _interrupted(run: RunFolder, recipe: Recipe, progress: Progress) -> TrainingInterruptedError:
@@ -223,26 +276,6 @@ def _interrupted(run: RunFolder, recipe: Recipe, progress: Progress) -> Training
         f"Stopped after {progress.num_timesteps} of {recipe.algorithm.total_steps} steps; the checkpoint is in "
         f"{run.checkpoints}. To go on, run the same command with --resume."
     )
-
-
-def _write_provenance(run: RunFolder, recipe: Recipe, device: str, progress: Progress, seconds: float) -> None:
-    reached = outcome(recipe.target, progress)
-    run.write_provenance(
-        seed=recipe.seed,
-        device=device,
-        num_timesteps=progress.num_timesteps,
-        training_seconds=round(seconds, 1),
-        kept=recipe.checkpoints.keep,
-        best_mean_reward=progress.best_reward,
-        best_timesteps=progress.best_timesteps,
-        cpu_seconds=round(progress.cpu_seconds, 1),
-        evaluations=progress.evaluations,
-        target=None if reached is None else asdict(reached),
-    )
-
-
-def _finite(model: OnPolicyAlgorithm) -> bool:
-    return all(bool(torch.isfinite(value).all()) for value in model.policy.state_dict().values())
 
 
 def _restore_best(run: RunFolder, model: OnPolicyAlgorithm, best: dict[str, torch.Tensor]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -30,7 +31,10 @@ class EpisodeTotals:
             limit: the number of episodes, at most.
         """
         steps = torch.arange(len(rewards), device=rewards.device).unsqueeze(1)
-        sums = rewards.to(torch.float64).cumsum(0)
+        sums = rewards.to(torch.float64, copy=True)
+        # Not cumsum, which has no deterministic algorithm on CUDA.
+        for before, row in pairwise(sums.unbind()):
+            row.add_(before)
         latest = torch.where(dones, steps, -1).cummax(0).values
         before = torch.cat((torch.full_like(latest[:1], -1), latest[:-1]))
         counted = dones

@@ -15,7 +15,8 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
 from robust_policies.envs.sb3 import SB3VecEnv
-from robust_policies.errors import DivergedError, InvalidValueError
+from robust_policies.errors import InvalidValueError
+from robust_policies.train.guard import diverged, in_buffer, in_update
 from robust_policies.train.normalization import ObservationScale, RewardScale, from_json, to_json
 from robust_policies.train.on_demand import OnDemand
 from robust_policies.train.tensor_buffer import Minibatch, TensorRolloutBuffer, minibatch_count
@@ -76,6 +77,7 @@ class TensorRecurrentPPO(RecurrentPPO):
         self.spread_episodes = spread_episodes
         self.why_numpy: str | None = None
         self.seconds = dict.fromkeys(PHASES, 0.0)
+        self._logged_seconds = dict(self.seconds)
         self._scales: dict[str, Any] = {}
         options = dict(kwargs.pop("policy_kwargs", None) or {})
         if normalize_observation:
@@ -260,11 +262,7 @@ class TensorRecurrentPPO(RecurrentPPO):
     def _finish(self, acting: RolloutPolicy, last_observations: Tensor, cut_off: list[_Truncation]) -> None:
         began = time.perf_counter()
         buffer, tensors = self.rollout_buffer, self._tensors
-        if not bool(torch.isfinite(buffer.actions).all()):
-            raise DivergedError(
-                f"Training diverged: the policy's actions were NaN or infinite within the first {self.num_timesteps} "
-                "steps. Lower algorithm.learning_rate or algorithm.max_grad_norm."
-            )
+        self._check(in_buffer(buffer))
         buffer.values.copy_(acting.all_values(buffer.observations))
         buffer.log_probs.copy_(acting.all_log_probs())
         assert self.ep_info_buffer is not None
@@ -275,6 +273,10 @@ class TensorRecurrentPPO(RecurrentPPO):
             rewards[step] += torch.where(rows, self.gamma * tensors.values(latent), 0.0)
         buffer.estimate(rewards, tensors.values(acting.latent(last_observations)), self.gamma, self.gae_lambda)
         self.seconds["advantages"] += time.perf_counter() - began
+
+    def _check(self, found: str | None) -> None:
+        if found is not None:
+            raise diverged(found, self.num_timesteps // (self.n_steps * self.n_envs), self.num_timesteps)
 
     def train(self) -> None:
         """Update the policy with the rollout in the buffer, by sb3-contrib's loss on whole sequences."""
@@ -287,30 +289,36 @@ class TensorRecurrentPPO(RecurrentPPO):
         clip_range = self.clip_range(self._current_progress_remaining)  # pyright: ignore[reportCallIssue]
         clip_range_vf = self.clip_range_vf and self.clip_range_vf(self._current_progress_remaining)  # pyright: ignore[reportCallIssue]
         steps: list[Tensor] = []
+        norms: list[Tensor] = []
         divergences: list[Tensor] = []
         stop = False
-        for epoch in range(self.n_epochs):
-            divergences = []
-            for batch in self.rollout_buffer.minibatches(self.minibatches):
-                loss, parts, divergence = self._loss(batch, clip_range, clip_range_vf)
-                steps.append(torch.stack((loss.detach(), *parts)))
-                divergences.append(divergence)
-                if self.target_kl is not None and float(divergence) > 1.5 * self.target_kl:
-                    stop = True
-                    if self.verbose >= 1:
-                        print(f"Early stopping at step {epoch} due to reaching max kl: {float(divergence):.2f}")
+        try:
+            for epoch in range(self.n_epochs):
+                divergences = []
+                for batch in self.rollout_buffer.minibatches(self.minibatches):
+                    loss, parts, divergence = self._loss(batch, clip_range, clip_range_vf)
+                    steps.append(torch.stack((loss.detach(), *parts)))
+                    divergences.append(divergence)
+                    if self.target_kl is not None and float(divergence) > 1.5 * self.target_kl:
+                        stop = True
+                        if self.verbose >= 1:
+                            print(f"Early stopping at step {epoch} due to reaching max kl: {float(divergence):.2f}")
+                        break
+                    self.policy.optimizer.zero_grad()
+                    loss.backward()
+                    norms.append(nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm))
+                    self.policy.optimizer.step()
+                self._n_updates += 1
+                if stop:
                     break
-                self.policy.optimizer.zero_grad()
-                loss.backward()
-                nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
-                self.policy.optimizer.step()
-            self._n_updates += 1
-            if stop:
-                break
+        finally:
+            # A library that refuses to go on is not the cause, and what follows from NaN is not saved.
+            self._check(in_update(steps, norms))
         if "observation" in self._scales:
             self._scales["observation"].update(self.rollout_buffer.observations, self.policy)
-        self._log(torch.stack(steps), torch.stack(divergences), clip_range, clip_range_vf)
         self.seconds["update"] += time.perf_counter() - began
+        norms = norms or [torch.zeros((), device=self.device)]
+        self._log(torch.stack(steps), torch.stack(norms), torch.stack(divergences), clip_range, clip_range_vf)
 
     def _loss(
         self, batch: Minibatch, clip_range: float, clip_range_vf: float | None
@@ -333,13 +341,15 @@ class TensorRecurrentPPO(RecurrentPPO):
             fraction = ((ratio - 1).abs() > clip_range).float().mean()
         return loss, [policy_loss.detach(), fraction, value_loss.detach(), -entropy.detach()], divergence
 
-    def _log(self, steps: Tensor, divergences: Tensor, clip_range: float, clip_range_vf: float | None) -> None:
+    def _log(
+        self, steps: Tensor, norms: Tensor, divergences: Tensor, clip_range: float, clip_range_vf: float | None
+    ) -> None:
         buffer = self.rollout_buffer
         spread = buffer.returns.var(correction=0)
         unexplained = (buffer.returns - buffer.values).var(correction=0) / spread
         deviation = self.policy.log_std.detach().exp().mean() if self._tensors.gaussian else torch.zeros_like(spread)
-        numbers = torch.stack((*steps.mean(0)[1:], divergences.mean(), steps[-1, 0], 1 - unexplained, deviation))
-        policy_loss, fraction, value_loss, entropy_loss, kl, loss, explained, std = numbers.tolist()
+        sums = (*steps.mean(0)[1:], divergences.mean(), steps[-1, 0], 1 - unexplained, deviation, norms.mean())
+        policy_loss, fraction, value_loss, entropy_loss, kl, loss, explained, std, norm = torch.stack(sums).tolist()
         record = self.logger.record
         record("train/entropy_loss", entropy_loss)
         record("train/policy_gradient_loss", policy_loss)
@@ -347,12 +357,14 @@ class TensorRecurrentPPO(RecurrentPPO):
         record("train/approx_kl", kl)
         record("train/clip_fraction", fraction)
         record("train/loss", loss)
+        record("train/gradient_norm", norm)
         record("train/explained_variance", explained if np.isfinite(explained) else np.nan)
         if self._tensors.gaussian:
             record("train/std", std)
         record("train/n_updates", self._n_updates, exclude="tensorboard")
         record("train/clip_range", clip_range)
         for name, spent in self.seconds.items():
-            record(f"time/{name}_seconds", spent)
+            record(f"time/{name}_seconds", spent - self._logged_seconds[name])
+        self._logged_seconds = dict(self.seconds)
         if clip_range_vf is not None:
             record("train/clip_range_vf", clip_range_vf)

@@ -213,23 +213,36 @@ def test_choices_are_whole_numbers_within_the_table():
         single.step(5)
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
-@pytest.mark.parametrize("task", ["pendulum", "linear", "cartpole_swingup"])
-def test_a_compiled_step_gives_the_same_results(task):
-    plain = TorchVectorEnv(task, 8, max_episode_steps=6, state_dtype="float64")
-    compiled = TorchVectorEnv(task, 8, max_episode_steps=6, state_dtype="float64", compile=True)
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiled steps need a C++ compiler on the CPU")
+@pytest.mark.parametrize("task", ["cartpole", "linear"])
+def test_compiled_steps_and_starts_give_the_same_results(task):
+    plain = TorchVectorEnv(task, 24, max_episode_steps=30)
+    compiled = TorchVectorEnv(task, 24, max_episode_steps=30, compile=True)
     assert torch.equal(plain.reset(seed=0)[0], compiled.reset(seed=0)[0])
-    generator = torch.Generator().manual_seed(0)
-    kept = []
-    for _ in range(15):
-        actions = torch.randn(8, 1, generator=generator)
+    plain.action_space.seed(0)
+    kept, ends = [], []
+    for _ in range(70):
+        actions = torch.as_tensor(plain.action_space.sample())
         first, second = plain.step(actions), compiled.step(actions)
         for mine, theirs in zip(first[:4], second[:4], strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-6)
-        kept.append((second[2], second[2].clone()))
+        assert first[4].keys() == second[4].keys()
+        if first[4]:
+            torch.testing.assert_close(first[4]["final_obs"], second[4]["final_obs"], rtol=1e-6, atol=1e-6)
+            ends.append(int(first[4]["_final_obs"].sum()))
+        kept += [(value, value.clone()) for value in second[:4]]
     assert all(torch.equal(*pair) for pair in kept)
+    assert torch.equal(plain._streams.state, compiled._streams.state)
+    assert torch.equal(plain.elapsed, compiled.elapsed)
+    assert {1, 2} <= set(ends) if task == "cartpole" else set(ends) == {24}
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiled steps need a C++ compiler on the CPU")
+def test_a_copy_of_a_compiled_environment_compiles_its_own_step():
+    compiled = TorchVectorEnv("pendulum", 3, compile=True)
+    compiled.reset(seed=0)
     other = pickle.loads(pickle.dumps(copy.deepcopy(compiled)))
-    actions = torch.ones(8, 1)
+    actions = torch.ones(3, 1)
     torch.testing.assert_close(other.step(actions)[0], compiled.step(actions)[0])
 
 

@@ -1,13 +1,12 @@
 """Analytic policy gradients: the gradient, what training reaches, run folders, resuming, and what is refused."""
 
 import json
-import os
-import signal
 
 import numpy as np
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from event_files import scalars
+from stopping import StopAt
 
 from robust_policies.envs.task import load_plant
 from robust_policies.errors import DivergedError, InvalidValueError, UnknownNameError
@@ -20,7 +19,6 @@ from robust_policies.train.apg import AnalyticPolicyGradient
 from robust_policies.train.apg_critic import Experience, ValueTail, follow, lambda_returns, target_of
 from robust_policies.train.apg_recipe import ApgSection, rate_at
 from robust_policies.train.checkpoints import checkpoints_in
-from robust_policies.train.progress import Silent
 
 TINY = [
     "task.num_envs=8",
@@ -261,28 +259,6 @@ def test_a_value_tail_teaches_the_pendulum():
     assert after > before + 200
 
 
-def scalars(run):
-    tags = {}
-    for path in run.tensorboard.rglob("events.out.tfevents.*"):
-        accumulator = EventAccumulator(str(path), size_guidance={"scalars": 0})
-        accumulator.Reload()
-        for tag in accumulator.Tags()["scalars"]:
-            tags.setdefault(tag, []).extend((event.step, event.value) for event in accumulator.Scalars(tag))
-    return tags
-
-
-class StopAt(Silent):
-    """Presses Ctrl-C, as it were, once `steps` are done."""
-
-    def __init__(self, steps):
-        self.steps = steps
-
-    def update(self, steps, reward, best):
-        if steps >= self.steps:
-            self.steps = float("inf")
-            os.kill(os.getpid(), signal.SIGINT)
-
-
 def test_a_run_folder_has_its_files_its_scalars_and_a_policy_that_passes(tmp_path):
     recipe = recipe_named()
     result = train(recipe, tmp_path / "run")
@@ -291,7 +267,7 @@ def test_a_run_folder_has_its_files_its_scalars_and_a_policy_that_passes(tmp_pat
     assert run.read_recipe() == recipe
     assert run.read_provenance()["num_timesteps"] == 1600
     tags = scalars(run)
-    for tag in ("rollout/ep_rew_mean", "rollout/ep_len_mean", "time/fps", "train/loss", "train/grad_norm",
+    for tag in ("rollout/ep_rew_mean", "rollout/ep_len_mean", "time/fps", "train/loss", "train/gradient_norm",
                 "train/learning_rate", "train/value_loss", "train/n_updates", "eval/mean_reward"):  # fmt: skip
         assert tags[tag], tag
     assert [step for step, _ in tags["eval/mean_reward"]] == [800, 1600]
@@ -315,7 +291,7 @@ def test_an_interrupted_and_resumed_run_ends_with_the_numbers_of_an_uninterrupte
     assert json.loads((checkpoint / "state.json").read_text())["progress"]["n_updates"] == 4
     result = train(recipe, tmp_path / "run", resume=True)
     assert result.num_timesteps == 1600
-    names = ("policy.safetensors", "checkpoints/step_000000001600/apg.safetensors")
+    names = ("policy.safetensors", "checkpoints/step_000000001600/training.safetensors")
     for name in names:
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
@@ -333,7 +309,7 @@ def test_divergence_stops_before_the_weights_are_spoilt_and_says_where():
     algorithm.update(1.0)
     weights = [parameter.clone() for parameter in algorithm.actor.parameters()]
     algorithm.world = algorithm.world._replace(state=torch.full_like(algorithm.world.state, float("nan")))
-    with pytest.raises(DivergedError, match=r"train/loss is nan at update 2.*learning_rate"):
+    with pytest.raises(DivergedError, match=r"in update 2, .*the reward in step 1 .* was nan.*learning_rate"):
         algorithm.update(1.0)
     for before, after in zip(weights, algorithm.actor.parameters(), strict=True):
         assert torch.equal(before, after)

@@ -1,43 +1,19 @@
 """Training into a run folder: its files, its scalars, and a run that is stopped and continued."""
 
 import json
-import os
-import signal
 
 import numpy as np
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from event_files import scalars
+from stopping import StopAt
 from tiny_recipe import TINY
 
 from robust_policies.errors import DeviceError, InvalidValueError, SchemaError, UnknownNameError
 from robust_policies.policies import load_policy
 from robust_policies.train import RunFolder, TrainingInterruptedError, load_recipe, open_run, train
 from robust_policies.train.checkpoints import checkpoints_in, read_checkpoint
-from robust_policies.train.progress import Silent
 from robust_policies.train.runner import make_env, make_model
-
-
-def scalars(run):
-    tags = {}
-    for path in run.tensorboard.rglob("events.out.tfevents.*"):
-        accumulator = EventAccumulator(str(path), size_guidance={"scalars": 0})
-        accumulator.Reload()
-        for tag in accumulator.Tags()["scalars"]:
-            tags.setdefault(tag, []).extend((event.step, event.value) for event in accumulator.Scalars(tag))
-    return tags
-
-
-class StopAt(Silent):
-    """Presses Ctrl-C, as it were, once `steps` are done."""
-
-    def __init__(self, steps):
-        self.steps = steps
-
-    def update(self, steps, reward, best):
-        if steps >= self.steps:
-            self.steps = float("inf")
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_a_run_folder_has_its_files_and_sb3s_scalars(tiny, tmp_path):
@@ -95,7 +71,7 @@ def test_a_continued_run_starts_from_the_weights_and_optimizer_of_the_checkpoint
         train(tiny, tmp_path / "run", reporter=StopAt(900))
     env = make_env(tiny, 4, 0, "cpu", training=True)
     model = make_model(tiny, env)
-    progress, _ = read_checkpoint(RunFolder(tmp_path / "run").checkpoints, model, model.get_vec_normalize_env())
+    progress, _ = read_checkpoint(RunFolder(tmp_path / "run").checkpoints, model)
     assert (progress.num_timesteps, model.num_timesteps, model._n_updates) == (800, 800, 4)
     assert model.policy.optimizer.state_dict()["state"]
     assert model.get_vec_normalize_env().ret_rms.count > 700

@@ -1,0 +1,190 @@
+"""Where environments stand in the middle of their episodes: taken as plain tensors and numbers, and set again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robust_policies.envs.parameters import PhysicalParameters
+from robust_policies.envs.perturb.core import Perturbation
+from robust_policies.envs.perturb.physics import Ledger
+from robust_policies.envs.perturb.randomness import Randomness
+from robust_policies.envs.perturb.vector import Wrapper
+from robust_policies.envs.sb3 import SB3VecEnv
+from robust_policies.envs.streams import Streams
+from robust_policies.envs.vector import TorchVectorEnv
+from robust_policies.envs.wrappers import RunningMoments, TensorWrapper
+from robust_policies.errors import InvalidValueError
+
+_HOLDERS = (
+    SB3VecEnv,
+    TorchVectorEnv,
+    TensorWrapper,
+    Wrapper,
+    Perturbation,
+    Randomness,
+    Streams,
+    PhysicalParameters,
+    Ledger,
+    RunningMoments,
+)
+"""What is looked into for numbers that change; plants, spaces and specifications are constants."""
+_NUMBERS = (bool, int, float, type(None))
+
+
+class Snapshot(NamedTuple):
+    """All numbers that objects hold, by the path of attribute names that leads to each."""
+
+    tensors: dict[str, Tensor]
+    """Copies on the device where they are."""
+    values: dict[str, Any]
+    """Numbers, None and lists of them: JSON data."""
+    same: dict[str, str]
+    """Paths at which the very tensor of another path stands."""
+
+
+class _Place(NamedTuple):
+    owner: Any
+    key: str
+
+    def get(self) -> Any:
+        return self.owner[self.key] if isinstance(self.owner, dict) else getattr(self.owner, self.key)
+
+    def set(self, value: Any) -> None:
+        if isinstance(self.owner, dict):
+            self.owner[self.key] = value
+        else:
+            setattr(self.owner, self.key, value)
+
+
+def capture(**roots: Any) -> Snapshot:
+    """Return a copy of all numbers in `roots`, objects by name: an `SB3VecEnv`, a `TorchVectorEnv`, wrappers of one.
+
+    Tensors stay on their device and nothing waits for it. Objects inside that are no environment's (plants, spaces) are
+    left out, so a snapshot is for environments made in the same way.
+    """
+    tensors: dict[str, Tensor] = {}
+    values: dict[str, Any] = {}
+    same: dict[str, str] = {}
+    seen: dict[int, str] = {}
+    for path, place in _places(roots):
+        value = place.get()
+        if isinstance(value, Tensor | np.ndarray):
+            if id(value) in seen:
+                same[path] = seen[id(value)]
+                continue
+            seen[id(value)] = path
+            tensors[path] = value.detach().clone() if isinstance(value, Tensor) else torch.from_numpy(value.copy())
+        else:
+            values[path] = list(value) if isinstance(value, list) else value
+    return Snapshot(tensors, values, same)
+
+
+def restore(snapshot: Snapshot, **roots: Any) -> None:
+    """Put the numbers of a snapshot into `roots`, objects made as those that it was taken of.
+
+    Raises:
+        InvalidValueError: it was taken of other objects, or of another number of environments.
+    """
+    places = dict(_places(roots))
+    _check(snapshot, places)
+    count: dict[int, int] = {}
+    for place in places.values():
+        count[id(place.get())] = count.get(id(place.get()), 0) + 1
+    for path, value in snapshot.values.items():
+        _place(path, roots, places).set(list(value) if isinstance(value, list) else value)
+    for path, value in snapshot.tensors.items():
+        place = _place(path, roots, places)
+        now = place.get() if path in places else None
+        if isinstance(now, np.ndarray):
+            place.set(value.cpu().numpy().astype(now.dtype))
+        elif isinstance(now, Tensor) and count[id(now)] == 1 and _holds(now, value) and path not in snapshot.same:
+            with torch.no_grad():
+                now.copy_(value)
+        else:
+            place.set(value.to(_device(roots)))
+    for path, other in snapshot.same.items():
+        _place(path, roots, places).set(_place(other, roots, places).get())
+    for holder in _holders(roots):
+        if isinstance(holder, Streams | PhysicalParameters):
+            holder.forget()
+
+
+def _places(roots: Mapping[str, Any]) -> Iterator[tuple[str, _Place]]:
+    """Yield the path and the place of everything numeric, each object's once."""
+    seen: set[int] = set()
+
+    def walk(prefix: str, owner: Any, entries: Mapping[str, Any]) -> Iterator[tuple[str, _Place]]:
+        for name, value in list(entries.items()):
+            path = f"{prefix}/{name}"
+            if isinstance(value, (Tensor, np.ndarray, *_NUMBERS)) or (
+                isinstance(value, list) and all(isinstance(item, _NUMBERS) for item in value)
+            ):
+                yield path, _Place(owner, name)
+            elif isinstance(value, dict) and all(isinstance(key, str) for key in value):
+                yield from walk(path, value, value)
+            elif isinstance(value, _HOLDERS) and id(value) not in seen:
+                seen.add(id(value))
+                yield from walk(path, value, vars(value))
+
+    for name, root in roots.items():
+        seen.add(id(root))
+        yield from walk(name, root, root if isinstance(root, dict) else vars(root))
+
+
+def _holders(roots: Mapping[str, Any]) -> list[Any]:
+    found = {id(root): root for root in roots.values()}
+    found |= {id(place.owner): place.owner for _, place in _places(roots)}
+    return list(found.values())
+
+
+def _place(path: str, roots: Mapping[str, Any], places: Mapping[str, _Place]) -> _Place:
+    """Return the place of a path, making the attributes and mappings that are not there yet."""
+    if path in places:
+        return places[path]
+    root, *names = path.split("/")
+    owner = roots[root]
+    for name in names[:-1]:
+        inner = owner.get(name) if isinstance(owner, dict) else getattr(owner, name, None)
+        if inner is None:
+            inner = {}
+            _Place(owner, name).set(inner)
+        owner = inner
+    return _Place(owner, names[-1])
+
+
+def _check(snapshot: Snapshot, places: Mapping[str, _Place]) -> None:
+    """Raise unless the numbers of environments, and what there is to step, are those of the snapshot."""
+    taken = {path: value for path, value in snapshot.values.items() if path.endswith("/num_envs")}
+    now = {path: place.get() for path, place in places.items() if path.endswith("/num_envs")}
+    if taken != now:
+        raise InvalidValueError(
+            f"The snapshot is of {_described(taken)}; expected one of {_described(now)}, which it is to be put into."
+        )
+    for path, value in snapshot.tensors.items():
+        if path.endswith("/_state") and path in places and places[path].get().shape != value.shape:
+            raise InvalidValueError(
+                f"The snapshot's states have shape {tuple(value.shape)}; expected {tuple(places[path].get().shape)}."
+            )
+
+
+def _described(counts: Mapping[str, Any]) -> str:
+    return ", ".join(f"{path.rpartition('/')[0]} with {count} environments" for path, count in counts.items()) or "none"
+
+
+def _holds(now: Tensor, value: Tensor) -> bool:
+    """Return whether `now` can be overwritten by `value`: the same kind, and no number of it stands for several."""
+    expanded = any(stride == 0 and size > 1 for stride, size in zip(now.stride(), now.shape, strict=True))
+    return now.shape == value.shape and now.dtype == value.dtype and not expanded
+
+
+def _device(roots: Mapping[str, Any]) -> torch.device:
+    for holder in _holders(roots):
+        device = getattr(holder, "device", None)
+        if isinstance(device, torch.device):
+            return device
+    return torch.device("cpu")

@@ -1,0 +1,140 @@
+"""NaN and infinity while training: which quantity held them first, and when."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from torch import Tensor, nn
+
+from robust_policies.errors import DivergedError
+
+LinAlgError: type[Exception] = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsage]
+"""What PyTorch's linear algebra raises where it cannot compute."""
+
+
+def diverged(what: str, update: int, steps: int) -> DivergedError:
+    """Return the error for `what` ("an action in step 3 ... was nan"), found in an update (from 1) after `steps`."""
+    return DivergedError(
+        f"Training diverged in update {update}, after {steps} steps: {what}. Lower algorithm.learning_rate or "
+        "algorithm.max_grad_norm."
+    )
+
+
+def in_rollout(**quantities: Any) -> str | None:
+    """Return which of the quantities of a rollout, (time, env, ...) tensors or arrays, was not finite first, or None.
+
+    They are given by name in the order in which one follows from the other within a step. Where all is finite the
+    device is asked once.
+    """
+    found = {name: torch.as_tensor(value) for name, value in quantities.items()}
+    # The sum of finite numbers is finite (in float64), and needs no memory for an answer about each.
+    if bool(torch.isfinite(torch.stack([value.sum(dtype=torch.float64) for value in found.values()])).all()):
+        return None
+    bad: list[tuple[int, int, str, float]] = []
+    for rank, (name, value) in enumerate(found.items()):
+        steps = (~torch.isfinite(value)).flatten(1).any(1)
+        if bool(steps.any()):
+            step = int(steps.int().argmax())
+            row = value[step].flatten()
+            bad.append((step, rank, name, float(row[~torch.isfinite(row)][0])))
+    if not bad:
+        return None
+    step, _, name, number = min(bad)
+    return f"the {name} in step {step + 1} of the rollout was {number}"
+
+
+def in_buffer(buffer: Any) -> str | None:
+    """Return what was not finite first in a rollout buffer, tensors or arrays (time, env, ...); None if all is."""
+    return in_rollout(observation=buffer.observations, action=buffer.actions, reward=buffer.rewards)
+
+
+def in_update(losses: Sequence[Tensor], norms: Sequence[Tensor]) -> str | None:
+    """Return what was not finite first in the gradient steps of an update; None if all is, or there was none.
+
+    Args:
+        losses: of each step, with further numbers behind the loss, or without.
+        norms: of the gradients, one for each step; the last may be missing.
+    """
+    if not norms:
+        return None
+    values, sizes = torch.stack(list(losses[: len(norms)])).reshape(len(norms), -1)[:, 0], torch.stack(list(norms))
+    good = torch.isfinite(values) & torch.isfinite(sizes)
+    if bool(good.all()):
+        return None
+    step = int((~good).int().argmax())
+    name, value = ("gradient", sizes[step]) if bool(torch.isfinite(values[step])) else ("loss", values[step])
+    return f"the {name} in gradient step {step + 1} was {float(value)}"
+
+
+def in_weights(weights: Mapping[str, Tensor]) -> str | None:
+    """Return which of the weights is not finite, None if all are."""
+    real = {name: value.detach() for name, value in weights.items() if value.is_floating_point() and value.numel()}
+    if not real or bool(torch.isfinite(torch.stack([value.sum(dtype=torch.float64) for value in real.values()])).all()):
+        return None
+    names = [name for name, value in real.items() if not bool(torch.isfinite(value).all())]
+    return f"the weights {names[0]} hold NaN or infinity" if names else None
+
+
+def too_large(module: nn.Module) -> str:
+    """Return what happened where linear algebra on the weights failed."""
+    largest = max(float(value.detach().abs().max()) for value in module.parameters() if value.numel())
+    return f"the weights grew until the policy's arrays could not be computed (the largest is {largest:.3g})"
+
+
+def why_it_failed(model: OnPolicyAlgorithm, error: Exception) -> str | None:
+    """Return what was not finite when a library refused to compute (`error`); None if it was something else."""
+    last = getattr(model, "_last_obs", None)
+    if isinstance(last, Tensor | np.ndarray) and not bool(torch.isfinite(torch.as_tensor(last)).all()):
+        return "the observation was NaN or infinite"
+    buffer: Any = model.rollout_buffer
+    # An update leaves NumPy's buffer in another shape, of a rollout that has been looked at already.
+    found = in_buffer(buffer) if buffer.observations.ndim > 2 else None
+    found = found or in_weights(model.policy.state_dict())
+    if found is None and isinstance(error, LinAlgError):
+        found = too_large(model.policy)
+    return found
+
+
+class GradientNorms:
+    """The gradient's norm before clipping, of every step that an optimizer takes, for loops that do not tell it.
+
+    A step whose gradient is not finite is refused with the error that `refusal` makes of what happened: the weights
+    stay as they are.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        refusal: Callable[[str], Exception],
+    ) -> None:
+        self.refusal = refusal
+        self.taken: list[Tensor] = []
+        self._parts: list[Tensor] = []
+        self._handles = [p.register_post_accumulate_grad_hook(self._note) for p in parameters if p.requires_grad]
+        self._handles.append(optimizer.register_step_pre_hook(self._check))
+
+    def _note(self, parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        self._parts.append(torch.linalg.vector_norm(parameter.grad))
+
+    def _check(self, *_: Any) -> None:
+        norm = torch.linalg.vector_norm(torch.stack(self._parts)) if self._parts else torch.zeros(())
+        self._parts = []
+        self.taken.append(norm)
+        if not bool(torch.isfinite(norm)):
+            raise self.refusal(f"the gradient in gradient step {len(self.taken)} was {float(norm)}")
+
+    def mean(self) -> float | None:
+        """Return the mean norm since the last call, None without a step."""
+        taken, self.taken = self.taken, []
+        return float(torch.stack(taken).mean()) if taken else None
+
+    def close(self) -> None:
+        """Look no further."""
+        for handle in self._handles:
+            handle.remove()
