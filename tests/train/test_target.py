@@ -1,16 +1,13 @@
 """A recipe's target: what training must reach by when, said at the end, kept in the run folder, shown in the report."""
 
-import os
-import signal
-
 import pytest
+from stopping import StopAt
 from tiny_recipe import TINY
 
 from robust_policies.errors import InvalidValueError, UnknownNameError
 from robust_policies.evaluation import certify_run, write_report
 from robust_policies.train import RunFolder, TrainingInterruptedError, load_recipe, open_run, parse_recipe, train
 from robust_policies.train.checkpoints import Progress
-from robust_policies.train.progress import Silent
 from robust_policies.train.recipe import TargetSection
 from robust_policies.train.target import outcome
 
@@ -23,16 +20,6 @@ APG = [
 
 def recipe_with(reward, steps, *assignments):
     return load_recipe("pendulum_r2dn_gamma6", [*TINY, f"target={{return: {reward}, steps: {steps}}}", *assignments])
-
-
-class StopAt(Silent):
-    def __init__(self, steps):
-        self.steps = steps
-
-    def update(self, steps, reward, best):
-        if steps >= self.steps:
-            self.steps = float("inf")
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 def found(reward, steps):
