@@ -1,13 +1,11 @@
 """Assignments that make a pendulum recipe train in a second or two."""
 
 TINY = [
-    "algorithm.name=recurrent_ppo",
-    "algorithm.spread_episodes=false",
     "task.num_envs=4",
     "policy.state_size=4",
     "policy.features=4",
     "policy.hidden_sizes=[4]",
-    "algorithm.total_steps=1600",
+    "algorithm={name: recurrent_ppo, total_steps: 1600, discount: 0.9, learning_rate: lin_1e-3}",
     "algorithm.n_steps=100",
     "algorithm.batch_size=200",
     "algorithm.n_epochs=2",
