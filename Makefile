@@ -62,9 +62,11 @@ format: $(VENV)/.dev ## ruff's formatter and its safe fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: setup ## every benchmark; writes benchmarks/*.json
+bench: setup ## every benchmark; writes benchmarks/*.json, results/apg.* and docs/images/growth.png (hours)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/cells.py --output benchmarks/cells.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/envs.py --output benchmarks/envs.json
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/training.py --output benchmarks/training.json
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/apg.py
 
 clean: ## remove the virtual environment and build products
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

@@ -5,7 +5,7 @@
 Against ours stand Gymnasium's SyncVectorEnv of the same task (`Pendulum-v1`, `CartPole-v1`, the v5 MuJoCo tasks), its
 vectorized `CartPoleVectorEnv`, and a bare `mujoco.rollout` of the same number of physics steps. Every figure is the
 median of repeated timings; the sides alternate, so that a busy machine slows both. The cart-pole is timed compiled too;
-`--compile` does so for every task.
+`--compile` does so for every task. With `--tasks` the rows of the others stay as they are in the output file.
 """
 
 # MuJoCo's compiled binding has no type stubs.
@@ -169,6 +169,8 @@ def main() -> None:
             text = "  ".join(f"{name} {value:,.0f}" for name, value in rate.items())
             print(f"{task:<24} {size:>8}  {text}", flush=True)
     if arguments.output:
+        kept = json.loads(arguments.output.read_text())["rows"] if arguments.output.exists() else []
+        kept = [row for row in kept if row["task"] not in arguments.tasks]
         report = {
             "device": torch.cuda.get_device_name() if arguments.device != "cpu" else "cpu",
             "threads": torch.get_num_threads(),
@@ -179,7 +181,7 @@ def main() -> None:
                 "mujoco": mujoco.__version__,
             },
             "unit": "environment steps per second",
-            "rows": rows,
+            "rows": sorted(kept + rows, key=lambda row: assets.task_names().index(row["task"])),
         }
         arguments.output.write_text(json.dumps(report, indent=1) + "\n")
 

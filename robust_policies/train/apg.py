@@ -87,7 +87,7 @@ class AnalyticPolicyGradient:
             for bound in (plant.action_low, plant.action_high)
         )
         self.generator = torch.Generator(self.device).manual_seed(seed)
-        self.optimizer = torch.optim.Adam(actor.parameters(), lr=1e-3)
+        self.optimizer = torch.optim.Adam(actor.parameters(), lr=1e-3, betas=(settings.betas[0], settings.betas[1]))
         self.value: ValueTail | None = None
         if settings.value_tail:
             size = plant.observation_size + plant.state_size

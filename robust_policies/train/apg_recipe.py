@@ -23,6 +23,7 @@ class ApgSection(_Section):
     value_tail: bool = Field(default=True, description="a learned value stands for what follows the horizon")
     learning_rate: float | str = Field(default=1e-3, description="a number; lin_, cos_ or drop_NUMBER to let it fall")
     max_grad_norm: float = Field(default=1.0, gt=0)
+    betas: list[float] = Field(default_factory=lambda: [0.9, 0.999], description="of Adam: what its two averages keep")
     action_noise: float = Field(default=0.0, ge=0, description="deviation while training, in units of the action limit")
     zero_init: bool = Field(default=True, description="the first policy does nothing; false: the cell's random start")
     critic_sizes: list[int] = Field(default_factory=lambda: [64, 64], description="hidden layers of the value")
@@ -35,6 +36,13 @@ class ApgSection(_Section):
     @classmethod
     def _falls(cls, value: float | str) -> float | str:
         rate_at(value, 1.0)
+        return value
+
+    @field_validator("betas")
+    @classmethod
+    def _kept(cls, value: list[float]) -> list[float]:
+        if len(value) != 2 or not all(0 <= beta < 1 for beta in value):
+            raise ValueError("expected two numbers from 0 to below 1, such as [0.9, 0.999]")
         return value
 
     @field_validator("critic_sizes")
