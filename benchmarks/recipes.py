@@ -1,94 +1,156 @@
-"""Train every recipe with several seeds and write what each reaches: results/recipes.md and results/recipes.json.
+"""Train every recipe with several seeds and say whether it reaches its target, and when.
 
 usage: OMP_NUM_THREADS=1 python benchmarks/recipes.py [--seeds 0 1 2] [--recipes NAME ...] [--runs results/recipes]
 
-A run that is already complete in the runs' folder is measured again, not trained again. The return is that of the
-deterministic policy without perturbation, in Gymnasium's own Pendulum-v1 for the pendulum.
+Writes results/recipes.json (a row a run), results/recipes.md and the table in README.md, after each run. Rows of other
+recipes and seeds are kept, unless their recipe has changed since. A run that is complete in the runs' folder is
+measured again, not trained again; with --seeds and no number only the tables are written.
+
+The target is checked on the evaluations while training, the return is that of the deterministic policy that was kept,
+in new episodes without perturbation. Means are over training seeds with their 95% interval by Student's t; no seed is
+left out.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.stats
 import torch
 
 from robust_policies import assets
 from robust_policies.evaluation import certify_run
 from robust_policies.evaluation.rollout import run_episodes
 from robust_policies.policies import load_policy
-from robust_policies.train import load_recipe, open_run, train
+from robust_policies.sweep.table import interval
+from robust_policies.train import Recipe, load_recipe, open_run, train
+from robust_policies.train.checkpoints import Progress
+from robust_policies.train.target import outcome
 
-EPISODES = 100
-RESULTS = Path(__file__).resolve().parent.parent / "results"
+EPISODES, EPISODE_SEED = 100, 12345
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "results"
+MARKS = ("<!-- benchmarks/recipes.py: begin -->\n", "<!-- benchmarks/recipes.py: end -->\n")
+HEAD = (
+    "| recipe | target: return, steps | reached | steps to target | CPU s to target | return | certified gain |\n"
+    "|---|--:|--:|--:|--:|--:|--:|"
+)
+NOTE = (
+    "Means over training seeds [95% interval]. Reached: seeds whose evaluations came to the target in time; the steps "
+    f"and CPU seconds (one thread) theirs. Return: {EPISODES} new episodes of the policy kept, in its training task. "
+    "Certified gain: raw observation to raw action, the largest over seeds; contracting: stable, its gain not designed."
+)
+
+
+def digest(recipe: Recipe) -> str:
+    """Return a name of what a recipe sets and training depends on: not description, target, evaluation or seed."""
+    content = recipe.model_dump(by_alias=True, exclude_unset=True)
+    for key in ("description", "target", "evaluation", "seed"):
+        content.pop(key, None)
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def measure(name: str, seed: int, folder: Path) -> dict[str, Any]:
     """Return one row: the recipe trained with one seed."""
     recipe = load_recipe(name, seed=seed)
-    if not (folder / "policy.json").is_file():
-        train(recipe, folder, resume=folder.is_dir())
-    task = recipe.evaluation.tasks[-1]
-    returns = run_episodes(load_policy(folder), task, "uniform", [0.0], EPISODES, 12345).returns[0]
-    certificate = certify_run(folder)
-    provenance = open_run(folder).read_provenance()
+    train(recipe, folder, resume=True)
+    task = recipe.task
+    found = run_episodes(
+        load_policy(folder), task.id, "uniform", [0.0], EPISODES, EPISODE_SEED,
+        env_kwargs=task.kwargs, perturbations=task.perturbations,
+    )  # fmt: skip
+    certificate, provenance = certify_run(folder), open_run(folder).read_provenance()
     return {
         "recipe": name,
         "seed": seed,
-        "task": task,
-        "steps": recipe.algorithm.total_steps,
-        "return": float(np.mean(returns)),
+        "digest": digest(recipe),
+        "return": float(np.mean(found.returns[0])),
+        "median_return": float(np.median(found.returns[0])),
         "gamma_raw": certificate.gamma_raw,
         "status": certificate.status,
         "found": certificate.empirical_lower,
-        "training_seconds": provenance["training_seconds"],
+        "steps": provenance["num_timesteps"],
+        "cpu_seconds": provenance["cpu_seconds"],
+        "cpu": provenance["machine"]["cpu"],
+        "evaluations": provenance["evaluations"],
     }
 
 
+def with_interval(values: list[float], form: str) -> str:
+    """Return the mean of the values and its 95% interval, as text."""
+    found = interval(values)
+    text = format(found["mean"], form)
+    return text if found["low"] is None else f"{text} [{found['low']:{form}}, {found['high']:{form}}]"
+
+
+def line(name: str, rows: list[dict[str, Any]]) -> str:
+    """Return the table's line about one recipe."""
+    recipe = load_recipe(name)
+    cells = [f"`{name}`", *["-"] * 4]
+    if recipe.target is not None:
+        outcomes = [outcome(recipe.target, Progress(evaluations=row["evaluations"])) for row in rows]
+        reached = [found for found in outcomes if found is not None and found.reached]
+        cells[1:3] = [f"{recipe.target.return_:g}, {recipe.target.steps:,}", f"{len(reached)} of {len(rows)}"]
+        if reached:
+            cells[3] = with_interval([found.reached_steps or 0 for found in reached], ",.0f")
+            cells[4] = with_interval([found.reached_cpu_seconds or 0.0 for found in reached], ".0f")
+    digits = ".2f" if abs(np.mean([row["return"] for row in rows])) < 10 else ".0f"
+    cells.append(with_interval([row["return"] for row in rows], digits))
+    gains = [row["gamma_raw"] for row in rows]
+    if all(row["status"] == "PASS" for row in rows):
+        designed = recipe.policy.gamma is not None and None not in gains
+        cells.append(f"{max(gains):.4g}" if designed else "contracting")
+    else:
+        cells.append("none")
+    return "| " + " | ".join(cells) + " |"
+
+
 def table(rows: list[dict[str, Any]]) -> str:
-    """Return the rows as Markdown, a line a recipe: mean over seeds and its 95% t interval."""
-    lines = [
-        "| recipe | task | steps | seeds | return (95% interval over seeds) | worst seed "
-        "| proven gain | found gain | training, s |",
-        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
-    ]
-    for name in dict.fromkeys(row["recipe"] for row in rows):
-        found = [row for row in rows if row["recipe"] == name]
-        returns = [row["return"] for row in found]
-        mean, interval = float(np.mean(returns)), ""
-        if len(returns) > 1:
-            half = scipy.stats.t.ppf(0.975, len(returns) - 1) * scipy.stats.sem(returns)
-            interval = f" [{mean - half:.1f}, {mean + half:.1f}]"
-        proven = [row["gamma_raw"] for row in found]
-        gain = "none" if None in proven else f"{max(proven):.4g}"
-        cells = [name, found[0]["task"], found[0]["steps"], len(found), f"{mean:.1f}{interval}", f"{min(returns):.1f}"]
-        seconds = float(np.median([row["training_seconds"] for row in found]))
-        cells += [gain, f"{max(row['found'] for row in found):.4g}", f"{seconds:.0f}"]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines)
+    """Return the rows as Markdown, a line a recipe."""
+    names = dict.fromkeys(row["recipe"] for row in rows)
+    return "\n".join([HEAD, *(line(name, [row for row in rows if row["recipe"] == name]) for name in names)])
+
+
+def write(rows: list[dict[str, Any]]) -> None:
+    """Write the rows, the page and the README's part."""
+    rows.sort(key=lambda row: (row["recipe"], row["seed"]))
+    text = "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n"
+    (RESULTS / "recipes.json").write_text(text)
+    shown = f"{table(rows)}\n\n{NOTE}\n"
+    (RESULTS / "recipes.md").write_text(f"# What the recipes reach\n\nBy `python benchmarks/recipes.py`.\n\n{shown}")
+    readme = (ROOT / "README.md").read_text()
+    before, rest = readme.split(MARKS[0])
+    (ROOT / "README.md").write_text(f"{before}{MARKS[0]}{shown}{MARKS[1]}{rest.split(MARKS[1])[1]}")
+
+
+def kept() -> list[dict[str, Any]]:
+    """Return the rows of results/recipes.json whose recipe is still the same."""
+    path = RESULTS / "recipes.json"
+    rows = json.loads(path.read_text()) if path.is_file() else []
+    names = set(assets.recipe_names())
+    return [row for row in rows if row["recipe"] in names and row.get("digest") == digest(load_recipe(row["recipe"]))]
 
 
 def main() -> None:
     """Measure what is asked for; the tables are written after each run."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--recipes", nargs="+", default=assets.recipe_names())
     parser.add_argument("--runs", type=Path, default=RESULTS / "recipes")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    rows: list[dict[str, Any]] = []
+    rows = kept()
+    write(rows)
     for seed in given.seeds:
         for name in given.recipes:
-            rows.append(measure(name, seed, given.runs / f"{name}_{seed}"))
-            rows.sort(key=lambda row: (row["recipe"], row["seed"]))
-            (RESULTS / "recipes.json").write_text(json.dumps(rows, indent=1) + "\n")
-            note = f"By `python benchmarks/recipes.py`: {EPISODES} episodes each, gains are the largest over seeds."
-            (RESULTS / "recipes.md").write_text(f"# What the recipes reach\n\n{note}\n\n{table(rows)}\n")
-            print(rows[[(row["recipe"], row["seed"]) for row in rows].index((name, seed))], flush=True)
+            row = measure(name, seed, given.runs / f"{name}_{seed}")
+            rows = [old for old in rows if (old["recipe"], old["seed"]) != (name, seed)] + [row]
+            write(rows)
+            print({key: value for key, value in row.items() if key != "evaluations"}, flush=True)
 
 
 if __name__ == "__main__":

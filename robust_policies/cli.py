@@ -128,6 +128,8 @@ def train(
     best = "" if result.best_reward is None else f", best mean return {result.best_reward:.1f}"
     early = " (checkpoints.stop_at_reward was reached)" if result.reached else ""
     typer.echo(f"Trained {result.num_timesteps} steps in {result.seconds:.0f} s{best}{early}: {folder}")
+    if result.target is not None:
+        typer.echo(result.target.text)
     if not evaluation:
         return
     _certify(folder)

@@ -215,11 +215,33 @@ def _return_table(runs: Sequence[Run], task: str, kind: str) -> str:
 
 
 def _training(runs: Sequence[Run]) -> str:
-    if not any(run.training is not None for run in runs):
+    parts = [_targets(runs)]
+    if any(run.training is not None for run in runs):
+        caption = "Mean return of recent training episodes, with exploration."
+        parts.append(_figure(figures.training_figure(runs), "Training curves", caption))
+    return "<h2>Training</h2>" + "".join(parts) if any(parts) else ""
+
+
+def _targets(runs: Sequence[Run]) -> str:
+    rows = []
+    for run in runs:
+        found = (run.provenance or {}).get("target")
+        if not found:
+            continue
+        badge, at = "<span class='badge VIOLATED'>not reached</span>", ""
+        if found["reached_steps"] is not None:
+            badge = "<span class='badge PASS'>reached</span>"
+            at = f" at {found['reached_steps']:,} steps, {found['reached_cpu_seconds']:.0f} CPU seconds"
+        best = "-" if found["best"] is None else f"{found['best']:.1f} at {found['best_steps']:,} steps"
+        rows.append([_name(run), f"{found['expected']:g}", f"{found['within']:,}", badge + at, best])
+    if not rows:
         return ""
-    return "<h2>Training</h2>" + _figure(
-        figures.training_figure(runs), "Training curves", "Mean return of recent training episodes, with exploration."
+    caption = (
+        "What the recipe expects of training, and whether an evaluation while training (the policy without "
+        "exploration, in the training task) reached it in time."
     )
+    head = ["Policy", "Target return", "Within steps", "Reached", "Best evaluation in time"]
+    return _table(head, rows, caption, (1, 2))
 
 
 def _reproduce(run: Run) -> str:

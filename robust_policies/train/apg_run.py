@@ -133,7 +133,7 @@ class ApgRun:
         total, saved = self.recipe.algorithm.total_steps, progress.num_timesteps
         updates = math.ceil(total / algorithm.steps_per_update)
         began, first = time.monotonic(), progress.num_timesteps
-        before = progress.seconds
+        before, cpu_began = progress.seconds, time.process_time() - progress.cpu_seconds
         logger = tensorboard_logger(run.tensorboard, first)
         self.reporter.start(total, first)
         try:
@@ -143,6 +143,7 @@ class ApgRun:
                     progress.n_updates += 1
                     progress.num_timesteps += algorithm.steps_per_update
                     progress.seconds = before + time.monotonic() - began
+                    progress.cpu_seconds = time.process_time() - cpu_began
                     last = progress.num_timesteps >= total
                     found["time/fps"] = (progress.num_timesteps - first) / max(time.monotonic() - began, 1e-9)
                     if section.certify_every and (progress.n_updates % section.certify_every == 0 or last):
@@ -210,9 +211,7 @@ class ApgRun:
         mean, length = algorithm.evaluate(self.recipe.checkpoints.evaluate_episodes, seed)
         if not math.isfinite(mean):
             raise diverged(f"the evaluation's mean return was {mean}", progress.n_updates, progress.num_timesteps)
-        progress.last_evaluation = progress.num_timesteps
-        if progress.best_reward is None or mean > progress.best_reward:
-            progress.best_reward, progress.best_timesteps = mean, progress.num_timesteps
+        if progress.evaluated(mean):
             self.best = weights(algorithm.actor)
             save_policy(algorithm.deployed(), run.checkpoints / "best")
         return {"eval/mean_reward": mean, "eval/mean_ep_length": length}

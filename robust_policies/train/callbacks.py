@@ -84,6 +84,7 @@ class RunCallback(BaseCallback):
         self.interrupted = self.reached = False
         self._saved = progress.num_timesteps
         self._began = time.monotonic() - progress.seconds
+        self._cpu_began = time.process_time() - progress.cpu_seconds
         self._clock = time.perf_counter()
         self._moment: Moment | None = None
         self._norms: GradientNorms | None = None
@@ -153,6 +154,7 @@ class RunCallback(BaseCallback):
             self.logger.record("train/gradient_norm", norm)
         self.state.num_timesteps, self.state.n_updates = self.num_timesteps, int(self.model._n_updates)
         self.state.seconds = time.monotonic() - self._began
+        self.state.cpu_seconds = time.process_time() - self._cpu_began
         every = self.section.certify_every
         if every and (number % every == 0 or last):
             for name, value in certified(deploy(self.model)).items():
@@ -189,11 +191,9 @@ class RunCallback(BaseCallback):
         mean = float(np.mean(returns))
         if not np.isfinite(mean):
             raise diverged(f"the evaluation's mean return was {mean}", self.update - 1, self.num_timesteps)
-        self.state.last_evaluation = self.num_timesteps
         self.logger.record("eval/mean_reward", mean)
         self.logger.record("eval/mean_ep_length", float(np.mean(lengths)))
-        if self.state.best_reward is None or mean > self.state.best_reward:
-            self.state.best_reward, self.state.best_timesteps = mean, self.num_timesteps
+        if self.state.evaluated(mean):
             self.best = weights(self.model.policy)
             save_policy(self.model, self.run.checkpoints / "best")
         self.reached = reached(self.section, self.state)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +33,29 @@ Best = dict[str, Tensor] | None
 
 @dataclass
 class Progress:
-    """Where a run stands between two updates."""
+    """Where a run stands between two updates.
+
+    `evaluations` lists all so far: environment steps, CPU seconds of training (earlier evaluations included), and mean
+    return of each.
+    """
 
     num_timesteps: int = 0
     n_updates: int = 0
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
     last_evaluation: int = 0
     best_reward: float | None = None
     best_timesteps: int | None = None
+    evaluations: list[tuple[int, float, float]] = field(default_factory=list)
+
+    def evaluated(self, mean: float) -> bool:
+        """Note the mean return of an evaluation made now; return whether it is the best so far."""
+        self.last_evaluation = self.num_timesteps
+        self.evaluations.append((self.num_timesteps, round(self.cpu_seconds, 2), mean))
+        if self.best_reward is not None and mean <= self.best_reward:
+            return False
+        self.best_reward, self.best_timesteps = mean, self.num_timesteps
+        return True
 
 
 def reached(section: CheckpointSection, progress: Progress) -> bool:

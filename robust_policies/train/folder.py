@@ -23,6 +23,7 @@ from robust_policies.train.recipe import Recipe, parse_recipe
 from robust_policies.train.yaml_file import read_yaml
 
 RUN_SCHEMA = 1
+_NOT_OF_TRAINING = ("description", "evaluation", "target")
 _PACKAGES = ("robust-policies", "torch", "numpy", "gymnasium", "stable-baselines3", "sb3-contrib", "safetensors")
 
 
@@ -150,11 +151,11 @@ def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _same_recipe(old: Recipe, new: Recipe, path: Path) -> None:
     before, after = _flat(old.resolved()), _flat(new.resolved())
-    # How a finished policy is evaluated does not touch its training.
+    # How a finished policy is evaluated, and what is expected of it, does not touch its training.
     changed = sorted(
         key
         for key in before.keys() | after.keys()
-        if before.get(key) != after.get(key) and not key.startswith("evaluation.") and key != "description"
+        if before.get(key) != after.get(key) and key.partition(".")[0] not in _NOT_OF_TRAINING
     )
     if changed:
         key = changed[0]

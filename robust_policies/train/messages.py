@@ -29,12 +29,21 @@ def _fields(model: type[BaseModel]) -> dict[str, Any]:
     return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
+def _section(field: Any) -> type[BaseModel] | None:
+    """Return the class of a section, of one that may be left out too; None for a value."""
+    for kind in (field.annotation, *typing.get_args(field.annotation)):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
+    return None
+
+
 def _paths(model: type[BaseModel], prefix: str = "") -> list[str]:
     paths = []
     for name, field in _fields(model).items():
         paths.append(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            paths.extend(_paths(field.annotation, f"{prefix}{name}."))
+        section = _section(field)
+        if section is not None:
+            paths.extend(_paths(section, f"{prefix}{name}."))
     return paths
 
 
@@ -45,8 +54,7 @@ def _at(model: type[BaseModel], keys: tuple[Any, ...]) -> Any:
         field = _fields(model).get(str(key))
         if field is None:
             return None
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            model = field.annotation
+        model = _section(field) or model
     return field
 
 

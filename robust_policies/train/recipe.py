@@ -117,6 +117,13 @@ class CheckpointSection(_Section):
     keep: Literal["best", "last"] = Field(default="best", description="best: highest mean return of the evaluations")
 
 
+class TargetSection(_Section):
+    """What training is expected to reach: `robust-policies train` says at its end whether it did."""
+
+    return_: float = Field(alias="return", description="mean return of an evaluation while training")
+    steps: int = Field(ge=1, description="environment steps within which it is reached")
+
+
 class EvaluationSection(_Section):
     """What `robust-policies evaluate` does with the trained policy when not told otherwise."""
 
@@ -145,6 +152,7 @@ class Recipe(_Section):
     algorithm: AlgorithmSection
     checkpoints: CheckpointSection = Field(default_factory=CheckpointSection)
     evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
+    target: TargetSection | None = None
 
     @model_validator(mode="after")
     def _batch_fits(self) -> Recipe:

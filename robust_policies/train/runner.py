@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +33,7 @@ from robust_policies.train.logs import tensorboard_logger
 from robust_policies.train.progress import Reporter, Silent
 from robust_policies.train.recipe import Recipe, schedule
 from robust_policies.train.resources import disk_of, memory_of
+from robust_policies.train.target import Outcome, outcome
 from robust_policies.train.tensor_ppo import TensorRecurrentPPO
 
 # Evaluation starts and resumed runs draw from seeds of their own.
@@ -57,6 +58,7 @@ class TrainResult:
     best_timesteps: int | None
     reached: bool = False
     """Whether it ended because an evaluation reached `checkpoints.stop_at_reward`."""
+    target: Outcome | None = None
 
 
 def make_env(recipe: Recipe, num_envs: int, seed: int, device: str, training: bool) -> VecEnv:
@@ -186,7 +188,7 @@ class _Job(NamedTuple):
     def finish(self, progress: Progress) -> TrainResult:
         """Return the result after writing the provenance."""
         recipe, section = self.recipe, self.recipe.checkpoints
-        stopped = reached(section, progress)
+        stopped, found = reached(section, progress), outcome(recipe.target, progress)
         self.run.write_provenance(
             seed=recipe.seed,
             device=self.device,
@@ -197,9 +199,12 @@ class _Job(NamedTuple):
             kept=section.keep,
             best_mean_reward=progress.best_reward,
             best_timesteps=progress.best_timesteps,
+            cpu_seconds=round(progress.cpu_seconds, 1),
+            evaluations=progress.evaluations,
+            target=None if found is None else asdict(found),
         )
         best = progress.best_reward, progress.best_timesteps
-        return TrainResult(self.run.path, progress.num_timesteps, progress.seconds, *best, stopped)
+        return TrainResult(self.run.path, progress.num_timesteps, progress.seconds, *best, stopped, found)
 
 
 def _train_ppo(job: _Job) -> TrainResult:

@@ -62,6 +62,7 @@ def end_of(folder):
     state = json.loads((last / "state.json").read_text())
     provenance = json.loads((folder / "provenance.json").read_text())
     state["progress"] = {name: value for name, value in state["progress"].items() if not name.endswith("seconds")}
+    state["progress"]["evaluations"] = [(steps, mean) for steps, _, mean in state["progress"]["evaluations"]]
     for episode in state.get("episodes", ()):
         episode.pop()
     values = {name: value for name, value in state.get("values", {}).items() if not name.endswith("_began")}

@@ -4,21 +4,34 @@ import pytest
 
 from robust_policies import assets
 from robust_policies.errors import CorruptFileError, InvalidValueError, MissingFileError, SchemaError, UnknownNameError
-from robust_policies.train import load_recipe, parse_recipe
-from robust_policies.train.runner import make_env, make_model
+from robust_policies.policies import load_policy
+from robust_policies.train import load_recipe, parse_recipe, train
+from robust_policies.train.runner import make_env
 
 MINIMAL = {"task": {"id": "robust_policies/Pendulum-v0"}, "algorithm": {"total_steps": 1000}}
 
 
-@pytest.mark.parametrize("name", [name for name in assets.recipe_names() if not name.endswith("_apg")])
-def test_every_recipe_that_ships_builds_a_model_that_acts(name):
-    recipe = load_recipe(name, ["task.num_envs=2", "algorithm.batch_size=100"])
-    env = make_env(recipe, 2, 0, "cpu", training=True)
-    model = make_model(recipe, env)
-    actions, _ = model.predict(env.reset(), deterministic=True)
+@pytest.mark.parametrize("name", assets.recipe_names())
+def test_every_recipe_that_ships_trains_and_acts(name, tmp_path):
+    tiny = ["task.num_envs=2", "checkpoints.evaluate_episodes=2", "task.kwargs={max_episode_steps: 20}"]
+    if load_recipe(name).algorithm.name == "apg":
+        tiny += ["algorithm.total_steps=16", "algorithm.horizon=8"]
+    else:
+        tiny += ["algorithm.total_steps=16", "algorithm.n_steps=8", "algorithm.batch_size=8", "algorithm.n_epochs=1"]
+    recipe = load_recipe(name, tiny)
+    assert train(recipe, tmp_path / "run").num_timesteps == 16
+    env = make_env(recipe, 2, 0, "cpu", training=False)
+    actions, _ = load_policy(tmp_path / "run").predict(env.reset(), deterministic=True)
     assert actions.shape == (2, *env.action_space.shape)
-    assert recipe.description
     env.close()
+
+
+@pytest.mark.parametrize("name", assets.recipe_names())
+def test_every_recipe_that_ships_states_a_target_that_its_training_can_meet(name):
+    recipe = load_recipe(name)
+    assert recipe.description
+    assert recipe.target is not None
+    assert recipe.checkpoints.evaluate_every <= recipe.target.steps <= recipe.algorithm.total_steps
 
 
 def test_a_resolved_recipe_is_a_recipe():
