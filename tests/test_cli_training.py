@@ -62,10 +62,13 @@ def test_what_does_not_fit_is_refused_in_one_line(recipe, settings, words, comma
 
 
 def test_numpy_environments_on_the_tensor_path_are_trained_and_one_line_says_how(command):
-    status, _, lines = command("pendulum_r2dn_gamma6", "task.id=Pendulum-v1", "algorithm.name=tensor_ppo")
+    status, _, lines = command("pendulum_r2dn_gamma6", "task.id=Pendulum-v1")
     assert status == 0, lines
     (line,) = lines
-    assert line.startswith("warning: TensorRecurrentPPO trains by sb3-contrib's NumPy path, because the environment is")
+    assert line.startswith(
+        "warning: TensorRecurrentPPO trains by sb3-contrib's NumPy path and without spread_episodes, because the "
+        "environment is"
+    )
 
 
 @pytest.mark.parametrize("recipe", ["pendulum_r2dn_gamma6", "pendulum_r2dn_apg"])

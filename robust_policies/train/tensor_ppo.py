@@ -23,7 +23,7 @@ from robust_policies.train.tensor_buffer import Minibatch, TensorRolloutBuffer, 
 from robust_policies.train.tensor_episodes import EpisodeTotals
 from robust_policies.train.tensor_policy import RolloutPolicy, TensorPolicy, unsupported
 
-_DEVICE_ONLY = ("normalize_observation", "normalize_reward", "spread_episodes")
+_DEVICE_ONLY = ("normalize_observation", "normalize_reward")
 PHASES = ("policy", "environment", "advantages", "update")
 
 
@@ -112,8 +112,10 @@ class TensorRecurrentPPO(RecurrentPPO):
                     f"{asked[0]}=True works on the device only, but {self.why_numpy}; leave it out (there is "
                     "Stable-Baselines3's VecNormalize for NumPy)."
                 )
+            without = " and without spread_episodes" if self.spread_episodes else ""
             warnings.warn(
-                f"TensorRecurrentPPO trains by sb3-contrib's NumPy path, because {self.why_numpy}.", stacklevel=4
+                f"TensorRecurrentPPO trains by sb3-contrib's NumPy path{without}, because {self.why_numpy}.",
+                stacklevel=4,
             )
             return
         self.minibatches = minibatch_count(self.n_envs, self.n_steps, self.batch_size)

@@ -127,10 +127,10 @@ def test_a_failed_trial_fails_its_setting_and_the_search_goes_on(tmp_path):
 
 
 def test_a_setting_that_the_recipe_refuses_is_reported(tmp_path):
-    # Each value is fine beside the recipe's own, and no two of them fit together: 32 environments, batch <= 32 n_steps.
+    # Each value is fine beside the recipe's own, and no two of them fit together: batch <= 128 n_steps.
     rejected = []
     found = search(
-        tmp_path, 3, space=["algorithm.batch_size=6000,6400", "algorithm.n_steps=100,150"], rejected=rejected.append
+        tmp_path, 3, space=["algorithm.batch_size=6144,8192", "algorithm.n_steps=16,32"], rejected=rejected.append
     )
     assert found.next() is None
     assert [row["name"] for row in rejected] == [f"search={number:04d}_seed=0" for number in range(3)]
