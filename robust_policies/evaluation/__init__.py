@@ -1,7 +1,8 @@
 """Evidence: returns under perturbations and attacks, certificates of run folders, and the report."""
 
+from robust_policies.evaluation.certify import certify_run
 from robust_policies.evaluation.report import write_report
-from robust_policies.evaluation.run import certify_run, evaluate_run
+from robust_policies.evaluation.run import evaluate_run
 from robust_policies.evaluation.suites import SUITES
 
 __all__ = ["SUITES", "certify_run", "evaluate_run", "write_report"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,11 @@ import numpy as np
 import yaml
 
 from robust_policies import checks
-from robust_policies.certificates import Certificate, empirical_gain, secant_gain
-from robust_policies.certificates.certificate import array_hashes, claim, versions
+from robust_policies.certificates.certificate import versions
 from robust_policies.certificates.files import read_json, write_json
 from robust_policies.envs.perturb import describe, parse
 from robust_policies.envs.registration import ENV_IDS
-from robust_policies.errors import CorruptFileError, InvalidValueError, NotCertifiableError, RobustPoliciesError
+from robust_policies.errors import CorruptFileError, InvalidValueError, RobustPoliciesError
 from robust_policies.evaluation.metrics import summary
 from robust_policies.evaluation.rollout import run_episodes
 from robust_policies.evaluation.suites import suite_named
@@ -118,30 +116,6 @@ def evaluate_run(
     if progress is not None:
         progress(1.0, "done")
     return content
-
-
-def certify_run(folder: str | Path, *, steps: int = 50, seed: int = 0) -> Certificate:
-    """Return the certificate of the policy in a run folder, also written to certificate.json with witness.npz.
-
-    The gain search runs whether or not something is proven, and its witness is evaluated again before it counts.
-    """
-    folder = Path(folder)
-    policy = load_policy(folder)
-    try:
-        certificate = policy.certificate()
-    except NotCertifiableError as error:
-        reason = str(error).rstrip(".")
-        certificate = Certificate(
-            "NOT_CERTIFIED", claim("NOT_CERTIFIED", None, None, None, reason), reason=reason, versions=versions(),
-            arrays_sha256=array_hashes(policy.actor.state_dict()),
-        )  # fmt: skip
-    scale = policy.actor.body.scaling.scale
-    found = empirical_gain(policy.actor, steps, seed, input_scale=None if scale is None else scale.double().numpy())
-    found = replace(found, gain=secant_gain(policy.actor, found.inputs_a, found.inputs_b))
-    found.save(folder / "witness.npz")
-    certificate = certificate.with_search(found.gain, "witness.npz")
-    certificate.to_json(folder / "certificate.json")
-    return certificate
 
 
 def read_evaluation(folder: str | Path) -> dict[str, Any]:
