@@ -15,7 +15,7 @@ _ROWS_AT_ONCE = 100_000
 def action_deviation(
     policy: DeployedPolicy, clean: Tensor, perturbed: Tensor, lengths: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return |actions - clean actions| / |perturbation| of episodes, l2 over each: (applied, before clipping), (batch,).
+    """Return |actions - clean actions| / |perturbation|, l2 over each episode: (applied, before clipping), (batch,).
 
     The clean actions are those of a twin with its own recurrent state that reads the unperturbed observations of the
     same visited states. So what is measured is one pair of input sequences of the policy as an open loop: before
@@ -24,7 +24,8 @@ def action_deviation(
 
     Args:
         policy: whose arrays are upcast exactly to float64.
-        clean, perturbed: observations (time, batch, nu), as the policy read them.
+        clean: observations (time, batch, nu) of the visited states.
+        perturbed: what the policy read instead.
         lengths: (batch,) numbers of steps that count.
     """
     run, _ = running_map(policy)

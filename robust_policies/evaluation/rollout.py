@@ -132,8 +132,8 @@ def run_episodes(
     record = min(checks.positive_int("record", record, minimum=0), episodes)
     attack = make_attack(kind, options, prepared) if kind in ATTACKS else None
     setting = _Setting(
-        policy, env_id, dict(env_kwargs or {}), perturbations, episodes, seed, checks.positive_int("max_steps", max_steps),
-        on_step,
+        policy, env_id, dict(env_kwargs or {}), perturbations, episodes, seed,
+        checks.positive_int("max_steps", max_steps), on_step,
     )  # fmt: skip
     played = _attacked(setting, attack, kind, sizes, norm)
     shape = (len(sizes), episodes)
@@ -185,9 +185,7 @@ def _attacked(setting: _Setting, attack: Attack | None, kind: str, sizes: list[f
             return _play(setting, task, actor, perturbed)
         budget = Budget(norm, size, horizon)
         task.check_fit(setting.policy, setting.env_id)
-        attack.begin(
-            Scene(actor, budget, len(sizes), setting.episodes, nu, task.torch_env, setting.seed + 1, recorded)
-        )
+        attack.begin(Scene(actor, budget, len(sizes), setting.episodes, nu, task.torch_env, setting.seed + 1, recorded))
         return _play(setting, task, actor, lambda m: budget.apply(m.observation, attack.perturbation(m)))
     finally:
         task.close()
@@ -197,7 +195,8 @@ def _play(setting: _Setting, task: Task, actor: FrozenActor, perturb: Perturb) -
     """Return the episodes in which the policy reads what `perturb` makes of each moment's observations."""
     env_id, count = setting.env_id, task.count
     task.check_fit(setting.policy, env_id)
-    observation = task.reset([setting.seed * 100_003 + i for i in range(setting.episodes)] * (count // setting.episodes))
+    seeds = [setting.seed * 100_003 + i for i in range(setting.episodes)]
+    observation = task.reset(seeds * (count // setting.episodes))
     hidden = actor.initial_state(count)
     lengths = torch.zeros(count, dtype=torch.int64, device=observation.device)
     ended = torch.zeros(count, dtype=torch.bool, device=observation.device)

@@ -76,6 +76,11 @@ class Attack(ABC):
         self.options: Any = options
         self.prepared = prepared
 
+    @classmethod
+    def prepare(cls, options: Any, tuning: Any) -> Any:
+        """Return what is learned or recorded on the `Tuning` episodes; None where nothing is needed."""
+        return None
+
     def begin(self, scene: Scene) -> None:
         """Start the episodes of `scene`; raises InvalidValueError if this attack cannot attack them."""
         self.scene = scene

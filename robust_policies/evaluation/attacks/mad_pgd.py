@@ -33,9 +33,7 @@ class MADPGD(Attack):
         ball = self.scene.budget.ball(moment.t, 1)
         with torch.no_grad():
             clean = actor.clip(actor.step(moment.hidden, moment.observation)[1]).repeat(options.restarts, 1)
-        hidden, observation = (
-            value.repeat(options.restarts, 1) for value in (moment.hidden, moment.observation)
-        )
+        hidden, observation = (value.repeat(options.restarts, 1) for value in (moment.hidden, moment.observation))
 
         def distance(delta: Tensor) -> Tensor:
             action = actor.step(hidden, observation + delta[0])[1]

@@ -29,11 +29,16 @@ ATTACKS: dict[str, str] = {
 }
 
 
-def attack_options(name: str) -> type[Options]:
-    """Return the model of an attack's settings, with defaults and descriptions; raises UnknownNameError."""
+def attack_class(name: str) -> type[Attack]:
+    """Return an attack's class; raises UnknownNameError."""
     if name not in _CLASSES:
         raise UnknownNameError.among("attack", name, _CLASSES)
-    return _CLASSES[name].Options
+    return _CLASSES[name]
+
+
+def attack_options(name: str) -> type[Options]:
+    """Return the model of an attack's settings, with defaults and descriptions; raises UnknownNameError."""
+    return attack_class(name).Options
 
 
 def checked_options(name: str, options: Mapping[str, Any] | None) -> Options:
@@ -70,6 +75,5 @@ def why_not(name: str, env_id: str, env_kwargs: Mapping[str, Any] | None = None)
 
     from robust_policies.envs.task import load_plant
 
-    spec = gymnasium.spec(env_id.rpartition(":")[2])
-    plant = load_plant((env_kwargs or {}).get("task", spec.kwargs["task"]))
+    plant = load_plant((env_kwargs or {}).get("task", gymnasium.spec(env_id.rpartition(":")[2]).kwargs["task"]))
     return None if plant.differentiable else f"no gradient flows through the plant of {env_id} ({plant.kind})"

@@ -54,7 +54,8 @@ def ascend(
         best = torch.where(better, value.detach(), best)
         kept = torch.where(better.reshape(1, -1, 1), delta.detach(), kept)
         if k < steps:
-            (gradient,) = torch.autograd.grad(value.sum(), delta)
+            # Actions that do not depend on these observations at all have no graph.
+            gradient = torch.autograd.grad(value.sum(), delta)[0] if value.requires_grad else torch.zeros_like(delta)
             velocity = momentum * velocity + many.steepest(gradient)
             pace = rate * 0.1 ** (k / max(1, steps - 1))
             delta = many.project(delta.detach() + pace * many.steepest(velocity))

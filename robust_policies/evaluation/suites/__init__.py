@@ -23,7 +23,7 @@ class Suite(BaseModel):
 
     def attack_options(self) -> dict[str, int]:
         """Return the attack's settings."""
-        return {"steps": self.gradient_steps, "window": self.window}
+        return {"steps": self.gradient_steps, "window": self.window, "replan": self.window, "restarts": 1}
 
 
 SUITES: dict[str, Suite] = {
