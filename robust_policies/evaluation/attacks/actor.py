@@ -37,5 +37,15 @@ class FrozenActor:
         return self.actor.head(self.actor.cell.run(self.explicit, inputs, state, None)[0])
 
     def clip(self, action: Tensor) -> Tensor:
-        """Return the action within the action space."""
-        return torch.minimum(torch.maximum(action, self.low), self.high)
+        """Return the action within the action space.
+
+        Beyond the limits a small gradient is left, else a search could not leave saturation again.
+        """
+        clipped = torch.minimum(torch.maximum(action, self.low), self.high).detach()
+        if not torch.is_grad_enabled():
+            return clipped
+        within = (action >= self.low) & (action <= self.high)
+        slope = torch.where(within, 1.0, self.leak)
+        return clipped + slope * (action - action.detach())
+
+    leak = 0.1
