@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -164,13 +164,19 @@ def _attacked(setting: _Setting, attack: Attack | None, kind: str, sizes: list[f
     count = len(sizes) * setting.episodes
     size = torch.tensor(sizes, dtype=torch.float32, device=actor.low.device).repeat_interleave(setting.episodes)
 
-    def recorded() -> Tensor:
+    def rehearse(policy: DeployedPolicy | None, other: Attack | None) -> tuple[Tensor, Tensor]:
+        rehearsed = setting if policy is None else replace(setting, policy=policy)
+        if other is not None:
+            played = _attacked(rehearsed, other, kind, sizes, norm)
+            return played.until_end(played.observations), played.until_end(played.perturbed)
+        # Without an attack all sizes are alike.
         task = Task(setting.env_id, setting.episodes, setting.env_kwargs, setting.perturbations, actor.low.device)
         try:
-            played = _play(setting, task, actor, lambda moment: moment.observation)
+            played = _play(rehearsed, task, FrozenActor(rehearsed.policy), lambda moment: moment.observation)
         finally:
             task.close()
-        return played.until_end(played.observations).repeat(1, len(sizes), 1)
+        clean = played.until_end(played.observations).repeat(1, len(sizes), 1)
+        return clean, clean
 
     task = Task(setting.env_id, count, setting.env_kwargs, setting.perturbations, actor.low.device)
     try:
@@ -185,7 +191,7 @@ def _attacked(setting: _Setting, attack: Attack | None, kind: str, sizes: list[f
             return _play(setting, task, actor, perturbed)
         budget = Budget(norm, size, horizon)
         task.check_fit(setting.policy, setting.env_id)
-        attack.begin(Scene(actor, budget, len(sizes), setting.episodes, nu, task.torch_env, setting.seed + 1, recorded))
+        attack.begin(Scene(actor, budget, len(sizes), setting.episodes, nu, task.torch_env, setting.seed + 1, rehearse))
         return _play(setting, task, actor, lambda m: budget.apply(m.observation, attack.perturbation(m)))
     finally:
         task.close()

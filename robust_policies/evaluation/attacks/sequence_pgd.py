@@ -41,7 +41,7 @@ class SequencePGD(Attack):
     def begin(self, scene: Scene) -> None:
         """Record the episodes without an attack."""
         super().begin(scene)
-        self.recording = scene.recorded()
+        self.recording = scene.rehearse(None, None)[0]
         self.twin = scene.actor.initial_state(scene.batch)
         self.plan = torch.zeros(0, scene.batch, scene.observation_size)
         self.played = 0
