@@ -230,6 +230,8 @@ def test_wrong_settings_are_named():
         run_episodes(make_policy(), OURS, "closed_loop", [0.1], 1, 0)
     with pytest.raises(InvalidValueError, match="sequence_pgd"):
         run_episodes(make_policy(), THEIRS, "closed_loop_pgd", [0.1], 1, 0)
+    with pytest.raises(InvalidValueError, match="prepare_attack"):
+        run_episodes(make_policy(), OURS, "learned", [0.1], 1, 0)
     assert why_not("closed_loop_pgd", OURS) is None and "mujoco" in (
         why_not("closed_loop_pgd", "robust_policies/Hopper-v0") or ""
     )
