@@ -15,7 +15,7 @@ from torch import Tensor
 from robust_policies.envs.gradient import differentiable
 from robust_policies.errors import InvalidValueError
 from robust_policies.evaluation.attacks.attack import Attack, Moment, Options, Scene
-from robust_policies.evaluation.attacks.search import Objective, ascend
+from robust_policies.evaluation.attacks.search import Objective, ascend, cross_entropy
 
 
 class ClosedLoopOptions(Options):
@@ -24,9 +24,15 @@ class ClosedLoopOptions(Options):
     window: NonNegativeInt = Field(40, description="steps planned at once; 0: the rest of the episode")
     replan: PositiveInt = Field(20, description="steps played before the plan is made again, at most the window")
     steps: PositiveInt = Field(10, description="gradient steps for each plan")
-    restarts: PositiveInt = Field(2, description="starts: the last plan's rest if there is one, and random ones")
+    restarts: PositiveInt = Field(
+        3, description="starts: the last plan's rest if there is one, steady pushes and random ones in turn"
+    )
     rate: float = Field(0.8, gt=0, description="length of the first gradient step, in budgets")
     momentum: float = Field(0.5, ge=0, lt=1, description="how much of the last direction a step keeps")
+    search: Literal["gradient", "cem"] = Field(
+        "gradient", description="projected gradient, or the cross-entropy method, which needs none: to see masking"
+    )
+    population: int = Field(64, ge=8, description="samples of each step of the cross-entropy method")
     objective: Literal["return", "last_reward"] = Field(
         "return", description="what is made small: the rewards' sum over the window, or its last reward only"
     )
@@ -62,10 +68,18 @@ class ClosedLoopPGD(Attack):
     def _planned(self, moment: Moment, width: int) -> Tensor:
         options, count = self.options, self.options.restarts
         ball = self.scene.budget.ball(moment.t, width)
-        starts = self.starts(count, width) * ball.size.reshape(1, 1, -1, 1)
+        starts = self.starts(count, width)
+        # A push that stays the same for the whole window is what random steps hardly ever find.
+        starts[1::2] = starts[1::2, :1]
+        starts = starts * ball.size.reshape(1, 1, -1, 1)
         rest = self.plan[self.played :][:width]
         if len(rest):
             starts[0, : len(rest)] = rest
+        if options.search == "cem":
+            simulate = self._simulation(moment, options.population)
+            return cross_entropy(
+                simulate, starts[0], ball, population=options.population, steps=options.steps, generator=self.generator
+            )[0]
         harm = self._simulation(moment, count)
         return ascend(harm, starts, ball, steps=options.steps, rate=options.rate, momentum=options.momentum)[0]
 
