@@ -161,6 +161,16 @@ def test_a_total_budget_is_split_where_it_counts():
     assert effort.max() > 1.5 * effort.mean()
 
 
+@pytest.mark.parametrize("name", ["sequence_pgd", "closed_loop_pgd"])
+def test_of_several_rehearsals_the_worst_is_played(name):
+    options = {"steps": 2, "window": 10, "replan": 10, "restarts": 1}
+    once, often = (
+        upright(name, [0.4, 0.0, 0.2], episodes=3, options={**options, "plays": plays}).returns for plays in (1, 2)
+    )
+    assert (often <= once + 1e-6).all() and np.array_equal(often[1], once[1])
+    assert (often[0] <= often[2] + 1e-6).all() and (often[2] <= often[1] + 1e-6).all()
+
+
 def test_the_last_reward_alone_can_be_the_target():
     options = {"objective": "last_reward", "window": 20, "replan": 20, "restarts": 1}
     assert upright("closed_loop_pgd", [0.2], options=options).returns.mean() < upright("random", [0.0]).returns.mean()

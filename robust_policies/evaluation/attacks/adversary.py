@@ -16,14 +16,16 @@ from robust_policies.evaluation.attacks.actor import FrozenActor
 from robust_policies.evaluation.attacks.budget import Budget
 
 _SPENDING = 3.0
+_AMPLIFIED = 3.0
 
 
 def wish(norm: str, raw: Tensor, size: Tensor, horizon: int) -> Tensor:
     """Return the perturbation (batch, nu) that an adversary's action `raw` (batch, nu) stands for.
 
-    Per step: the action in the unit ball, times the size. Of a total budget up to three times as much as an even
-    spread over the horizon would take; the account limits the sum.
+    Per step: three times the action, in the unit ball, times the size, for most of what harms lies on the surface. Of a
+    total budget up to three times as much as an even spread over the horizon would take; the account limits the sum.
     """
+    raw = _AMPLIFIED * raw
     if norm == "per_step_linf":
         return raw.clamp(-1.0, 1.0) * size.unsqueeze(-1)
     inside = raw / raw.norm(dim=-1, keepdim=True).clamp(min=1.0)
@@ -54,7 +56,7 @@ class Victim:
     def begin(self, ended: Tensor) -> None:
         """Begin new episodes where `ended` (batch,) is True."""
         self.hidden = self.hidden.masked_fill(ended.unsqueeze(-1), 0.0)
-        self.budget.left = torch.where(ended, self.size.double(), self.budget.left)
+        self.budget.left = torch.where(ended, self.budget.limit, self.budget.left)
 
     def seen(self, observation: Tensor) -> Tensor:
         """Return what the adversary reads for observations (batch, nu)."""

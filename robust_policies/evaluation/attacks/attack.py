@@ -35,7 +35,8 @@ class Scene:
         environment: the batch of environments if they are this package's, else None.
         seed: of the attack's own random numbers.
         rehearse: plays the same episodes with another policy and attack (None: this policy; no attack): observations
-            and perturbed observations (time, batch, nu), which stay as they were after an episode's end.
+            and perturbed observations (time, batch, nu), which stay as they were after an episode's end, and returns
+            (batch,), NaN where an episode failed.
     """
 
     actor: FrozenActor
@@ -45,7 +46,7 @@ class Scene:
     observation_size: int
     environment: TorchVectorEnv | None
     seed: int
-    rehearse: Callable[[DeployedPolicy | None, Attack | None], tuple[Tensor, Tensor]]
+    rehearse: Callable[[DeployedPolicy | None, Attack | None], tuple[Tensor, Tensor, Tensor]]
 
     @property
     def batch(self) -> int:

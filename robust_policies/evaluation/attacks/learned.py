@@ -8,6 +8,7 @@ adversary".
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from typing import Any
 
@@ -28,12 +29,12 @@ from robust_policies.evaluation.attacks.attack import Attack, Moment, Options, S
 class LearnedOptions(Options):
     """Settings of `learned`."""
 
-    train_steps: PositiveInt = Field(100_000, description="environment steps that the adversary learns for")
+    train_steps: PositiveInt = Field(200_000, description="environment steps that the adversary learns for")
     num_envs: PositiveInt = Field(32, description="environments side by side")
     rollout: PositiveInt = Field(64, description="steps of each environment between two updates")
     state_size: PositiveInt = Field(32, description="of the adversary's LSTM; an even number", multiple_of=2)
-    learning_rate: float = Field(1e-3, gt=0, description="of Adam, falling to zero")
-    discount: float = Field(0.97, gt=0, lt=1, description="of the adversary's return")
+    learning_rate: float = Field(2e-3, gt=0, description="of Adam, falling to zero")
+    discount: float = Field(0.95, gt=0, lt=1, description="of the adversary's return")
 
 
 class Learned(Attack):
@@ -61,7 +62,7 @@ class Learned(Attack):
                 warnings.filterwarnings("ignore", message="TensorRecurrentPPO trains by")
                 model = TensorRecurrentPPO(
                     RecurrentCellPolicy, env, n_steps=options.rollout, n_epochs=6, seed=tuning.seeds[0],
-                    batch_size=options.rollout * max(d for d in (1, 2, 4, 8) if count % d == 0 and count // d),
+                    batch_size=options.rollout * math.gcd(count, 8),
                     gamma=options.discount, gae_lambda=0.95, device=tuning.policy.device,
                     learning_rate=lambda left: options.learning_rate * left,
                     policy_kwargs={

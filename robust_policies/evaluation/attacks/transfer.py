@@ -60,8 +60,8 @@ class Transfer(Attack):
             other = other.to(here.device)
         self.inner = make_attack(self.options.attack, self.options.options)
         if self.options.mode == "replay":
-            observations, perturbed = scene.rehearse(other, self.inner)
-            self.found = perturbed - observations
+            observations, perturbed, _ = scene.rehearse(other, self.inner)
+            self.found = perturbed.double() - observations.double()
             return
         self.other = FrozenActor(other)
         self.hidden = self.other.initial_state(scene.batch)
