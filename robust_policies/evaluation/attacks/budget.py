@@ -77,14 +77,14 @@ class Budget:
         self.limit = size.double() * (1 - 1e-12)
         self.left = self.limit.clone()
 
-    def ball(self, t: int, width: int) -> Ball:
+    def ball(self, t: int, width: int, hurry: float = 1.0) -> Ball:
         """Return the ball of what may be spent in the `width` steps from step `t` on.
 
-        Of a total budget that is what is left, in the proportion of energy that the window has of the steps to come.
+        Of a total budget's energy that is the window's share of the steps to come, `hurry` times, at most all of it.
         """
         if self.norm != "total_l2":
             return Ball(self.norm, self.size)
-        share = min(1.0, width / max(1, self.horizon - t)) ** 0.5
+        share = min(1.0, hurry * width / max(1, self.horizon - t)) ** 0.5
         return Ball(self.norm, (self.left * share).to(self.size.dtype))
 
     def apply(self, observation: Tensor, delta: Tensor) -> Tensor:

@@ -42,6 +42,13 @@ class ClosedLoopPGD(Planned):
         {"rate": 1.5},
         {"window": 20},
     )
+    total_variations = (
+        {},
+        {"window": 0, "replan": 10_000, "steps": 30},
+        {"hurry": 5.0},
+        {"window": 0},
+        {"search": "cem", "hurry": 5.0},
+    )
 
     def begin(self, scene: Scene) -> None:
         """Start without a plan; raises InvalidValueError where no gradient flows through the environment."""
@@ -57,7 +64,7 @@ class ClosedLoopPGD(Planned):
     def planned(self, moment: Moment, width: int) -> Tensor:
         """Return a plan (width, batch, nu) from this moment on."""
         options = self.options
-        ball = self.scene.budget.ball(moment.t, width)
+        ball = self.scene.budget.ball(moment.t, width, options.hurry)
         if options.search == "gradient":
             return self.searched(self._simulation(moment, options.restarts), ball, width)
         return cross_entropy(

@@ -25,6 +25,7 @@ class PlannedOptions(Options):
     )
     rate: float = Field(0.8, gt=0, description="length of the first gradient step, in budgets")
     momentum: float = Field(0.5, ge=0, lt=1, description="how much of the last direction a step keeps")
+    hurry: float = Field(1.0, gt=0, description="a window's share of a total budget, in shares of an even spread")
     plays: PositiveInt = Field(
         1,
         description="times that the same episodes are rehearsed with different settings; of each episode the worst is "
@@ -37,6 +38,7 @@ class Planned(Attack):
 
     Options: ClassVar[type[Options]] = PlannedOptions
     variations: ClassVar[tuple[dict[str, Any], ...]] = ({},)
+    total_variations: ClassVar[tuple[dict[str, Any], ...]] = ({},)
     play = 0
 
     def begin(self, scene: Scene) -> None:
@@ -83,9 +85,10 @@ class Planned(Attack):
     def _rehearsed(self) -> Tensor:
         """Return the perturbations (time, batch, nu) float64 of each episode's worst rehearsal."""
         scene = self.scene
+        variations = self.total_variations if scene.budget.norm == "total_l2" else self.variations
         returns, shifts = [], []
         for play in range(self.options.plays):
-            varied = {**self.variations[play % len(self.variations)], "plays": 1}
+            varied = {**variations[play % len(variations)], "plays": 1}
             other = type(self)(self.options.model_copy(update=varied), self.prepared)
             other.play = play
             observations, perturbed, value = scene.rehearse(None, other)

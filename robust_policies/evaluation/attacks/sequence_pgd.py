@@ -37,6 +37,12 @@ class SequencePGD(Planned):
 
     Options = SequenceOptions
     variations = ({}, {"objective": "directed"}, {"objective": "directed"}, {"objective": "squared"})
+    total_variations = (
+        {"window": 0, "replan": 10_000},
+        {"window": 0, "replan": 10_000, "objective": "directed"},
+        {"hurry": 5.0, "objective": "directed"},
+        {"hurry": 20.0, "objective": "directed"},
+    )
 
     def begin(self, scene: Scene) -> None:
         """Record the episodes without an attack."""
@@ -67,7 +73,7 @@ class SequencePGD(Planned):
             last = ahead[-1:] if len(ahead) else moment.observation.unsqueeze(0)
             ahead = torch.cat((ahead, last.expand(width - len(ahead), -1, -1)))
         ahead = torch.cat((moment.observation.unsqueeze(0), ahead[1:]))
-        ball = scene.budget.ball(moment.t, width)
+        ball = scene.budget.ball(moment.t, width, options.hurry)
         with torch.no_grad():
             clean = actor.clip(actor.run(self.twin, ahead)).repeat(1, count, 1)
         many, hidden = ahead.repeat(1, count, 1), moment.hidden.repeat(count, 1)
