@@ -53,7 +53,7 @@ def main() -> None:
     print("| attack | " + " | ".join(f"{size:g}" for size in sizes) + " | largest gain | CPU s |")
     print("|---|" + "--:|" * (len(sizes) + 2))
     for name, options in (*ROWS, *(transfers if given.other else ())):
-        if why_not(name, given.task) is not None or why_not(options.get("attack", name), given.task) is not None:
+        if why_not(name, given.task) is not None or why_not(str(options.get("attack", name)), given.task) is not None:
             continue
         began = time.process_time()
         prepared = prepare_attack(name, policy, given.task, given.norm, options, [TUNING_SEED], sizes=sizes)

@@ -238,4 +238,5 @@ def _play(setting: _Setting, task: Task, actor: FrozenActor, perturb: Perturb) -
             setting.on_step()
         if bool(ended.all()):
             break
-    return _Played(*(torch.stack(values) for values in zip(*history, strict=True)), lengths, failed)
+    observations, seen, actions, rewards = (torch.stack(values) for values in zip(*history, strict=True))
+    return _Played(observations, seen, actions, rewards, lengths, failed)

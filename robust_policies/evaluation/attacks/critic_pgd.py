@@ -32,6 +32,9 @@ class CriticOptions(Options):
 class Critic(nn.Module):
     """The value (batch,) of an observation, an action and the policy's next state, in standard deviations."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, inputs: Tensor, width: int) -> None:
         super().__init__()
         self.register_buffer("mean", inputs.mean(0))
