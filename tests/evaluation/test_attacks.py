@@ -176,6 +176,21 @@ def test_the_last_reward_alone_can_be_the_target():
     assert upright("closed_loop_pgd", [0.2], options=options).returns.mean() < upright("random", [0.0]).returns.mean()
 
 
+@pytest.mark.parametrize(
+    "env_id", ["CartPoleContinuous", "Quadrotor", "QubeServo", "DCMotor", "DoyleLQG", "YoulaExample"]
+)
+def test_gradients_flow_through_our_other_plants(env_id):
+    env = gymnasium.make(f"robust_policies/{env_id}-v0")
+    observations, actions = env.observation_space, env.action_space
+    torch.manual_seed(0)
+    nu, na = observations.shape[0], actions.shape[0]
+    actor = Actor(ScaledCell(R2DN(nu, 4, na, 6, (8,), guarantee=Lipschitz(4.0)), Scaling(nu)), MeanHead(na, na, False))
+    policy = DeployedPolicy(actor, observations, actions)
+    env_id, options = f"robust_policies/{env_id}-v0", SMALL["closed_loop_pgd"]
+    found = run_episodes(policy, env_id, "closed_loop_pgd", [0.0, 0.2], 2, 0, max_steps=12, options=options)
+    assert np.isfinite(found.returns).all() and (found.gains[1] > 0).all() and (found.gains[1] <= 4.0).all()
+
+
 def test_lstm_policies_are_attacked():
     found = run_episodes(make_policy(LSTMCell(3, 8, 1)), OURS, "sequence_pgd", [0.2], 2, 0, max_steps=20)
     assert (found.gains > 0).all()
