@@ -27,7 +27,7 @@ ROWS = (
     ("critic_pgd", {"steps": 50, "restarts": 3}),
     ("learned", {}),
     ("sequence_pgd", {}),
-    ("sequence_pgd", {"objective": "directed"}),
+    ("sequence_pgd", {"objective": "squared"}),
     ("closed_loop_pgd", {"objective": "last_reward", "window": 50, "replan": 50}),
     ("closed_loop_pgd", {}),
     ("closed_loop_pgd", {"search": "cem", "population": 64}),

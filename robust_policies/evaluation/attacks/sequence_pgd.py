@@ -26,9 +26,9 @@ class SequenceOptions(PlannedOptions):
     restarts: PositiveInt = Field(
         2, description="starts: the last plan's rest if there is one, steady pushes and random ones in turn"
     )
-    objective: Literal["squared", "absolute", "directed"] = Field(
-        "squared",
-        description="sum over steps and actions of the squared or absolute deviation, or of the deviation to one side",
+    objective: Literal["directed", "squared", "absolute"] = Field(
+        "directed",
+        description="sum over steps and actions of the deviation to one side, or of its square or absolute value",
     )
 
 
@@ -36,7 +36,7 @@ class SequencePGD(Planned):
     """Projected gradient on the action deviation of a window, through the recurrent state."""
 
     Options = SequenceOptions
-    variations = ({}, {"objective": "directed"}, {"objective": "directed"}, {"objective": "squared"})
+    variations = ({}, {"objective": "squared"}, {"objective": "directed"}, {"window": 20})
     total_variations = (
         {"window": 0, "replan": 10_000},
         {"window": 0, "replan": 10_000, "objective": "directed"},
