@@ -19,6 +19,7 @@ from torch import Tensor
 from robust_policies import checks
 from robust_policies.certificates.files import write_atomic
 from robust_policies.certificates.gain_search import (
+    Budget,
     Map,
     Pairs,
     evaluate,
@@ -93,7 +94,7 @@ def empirical_gain(
     *,
     batch: int = 32,
     power_iterations: int = 20,
-    adam_iterations: int = 160,
+    adam_iterations: int = 120,
     bases: Any = None,
     input_scale: Any = None,
 ) -> GainResult:
@@ -128,7 +129,7 @@ def gain_curve(
     *,
     batch: int = 32,
     power_iterations: int = 20,
-    adam_iterations: int = 160,
+    adam_iterations: int = 120,
     bases: Any = None,
     input_scale: Any = None,
 ) -> GainCurve:
@@ -190,15 +191,17 @@ class _Searcher:
 
     def pairs(self, steps: int, padded: Pairs | None = None) -> Pairs:
         """Return what the search finds over `steps` steps, the best first, no worse than the `padded` pairs."""
-        count = 3 * self.batch if self.power else self.batch
+        # Short horizons are cheap to look at, and few samples cover a box of few dimensions badly.
+        count = 3 * self.batch * min(8, max(1, _FULL // steps)) if self.power else self.batch
         base = self.centre + self.units * generated_bases(steps, count, self.map.input_size, self.generator)
         if self.recorded is not None:
-            base = torch.cat((recorded_bases(self.recorded, steps, self.map.input_size, count), base), dim=1)
+            base = torch.cat((recorded_bases(self.recorded, steps, self.map.input_size, 3 * self.batch), base), dim=1)
         delta = torch.randn(base.shape, generator=self.generator, dtype=torch.float64)
         if padded is not None:
             base, delta = torch.cat((padded.base, base), dim=1), torch.cat((padded.delta, delta), dim=1)
         adam = self.adam * min(steps, _FULL) // steps
-        found = search(self.map, base, delta, self.units, keep=self.batch, power=self.power, adam=adam)
+        budget = Budget(self.batch, self.power, adam)
+        found = search(self.map, base, delta, self.units, self.generator, budget)
         if padded is None:
             return found
         parts = zip(evaluate(self.map, padded.base, padded.delta), found, strict=True)

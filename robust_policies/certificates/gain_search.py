@@ -46,6 +46,24 @@ class Pairs(NamedTuple):
         return [Pairs(*parts) for parts in zip(*(part.split(size, dim=1) for part in self), strict=True)]
 
 
+class Budget(NamedTuple):
+    """How long to search.
+
+    Attributes:
+        keep: samples that go on after the first power iteration.
+        power: most products with the linearization and its transpose in each power iteration; 0 leaves them out.
+        adam: ascent steps on (base, direction, log size) in all; 0 ends the search after the first power iteration.
+        turns: of ascent, power iteration and mutation.
+        generations: of mutated bases in each turn.
+    """
+
+    keep: int
+    power: int
+    adam: int
+    turns: int = 2
+    generations: int = 4
+
+
 class Map(NamedTuple):
     """A causal map in float64: `run` inputs (time, batch, nu) -> outputs; `step` (state, input) -> (state, output)."""
 
@@ -141,36 +159,59 @@ def recorded_bases(rollouts: Any, steps: int, nu: int, limit: int) -> Tensor:
 
 
 def search(
-    model: Map, base: Tensor, delta: Tensor, units: Tensor, *, keep: int, power: int, adam: int, rounds: int = 2
+    model: Map, base: Tensor, delta: Tensor, units: Tensor, generator: torch.Generator, budget: Budget
 ) -> Pairs:
-    """Return pairs (steps, <= keep, nu) of large gain, the best first.
+    """Return pairs (steps, <= budget.keep, nu) of large gain, the best first.
 
     Args:
         model: the map.
         base, delta: (steps, batch, nu) where to start.
         units: (nu,) the size of a unit of each input.
-        keep: how many samples go on after the first power iteration.
-        power: most products with the linearization and its transpose in each power iteration; 0 leaves them out.
-        adam: ascent steps on (base, direction, log size) in all; 0 leaves the ascent out.
-        rounds: turns of ascent and power iteration that `adam` is divided into.
+        generator: of the mutations.
+        budget: how long.
 
     Raises:
         DivergedError: the outputs for these bases are not finite.
     """
     chunk = max(1, _ROWS // base.shape[0])
-    found = []
-    for part, direction in zip(base.split(chunk, dim=1), delta.split(chunk, dim=1), strict=True):
-        _check(model, part)
-        found.append(power_iteration(model, part, direction, power))
-    pairs = _joined(found).largest(keep)
-    for turn in range(rounds if adam else 0):
-        found = []
-        for part in pairs.split(chunk):
-            risen = ascend(model, part, units, max(1, adam // rounds), widest=0.3 - turn)
-            better = part.best_of(risen)
-            found.append(better.best_of(_along(model, risen, power)) if power else better)
-        pairs = _joined(found)
-    return pairs.largest(keep)
+
+    def tangents(start: Pairs, power: int) -> Pairs:
+        return _joined([power_iteration(model, part.base, part.delta, power) for part in start.split(chunk)])
+
+    start = Pairs(torch.zeros_like(delta[:1, :, :1]), base, delta)
+    for part in start.split(chunk):
+        _check(model, part.base)
+    pairs = tangents(start, budget.power).largest(budget.keep)
+    for turn in range(budget.turns if budget.adam else 0):
+        widest = 0.3 - turn
+        found = [ascend(model, part, units, budget.adam // budget.turns, widest) for part in pairs.split(chunk)]
+        risen = _joined(found)
+        pairs = pairs.best_of(risen)
+        if budget.power:
+            for where in (-0.5, 0.0, 0.5):
+                pairs = pairs.best_of(tangents(risen._replace(base=risen.base + where * risen.delta), budget.power))
+            for _ in range(budget.generations):
+                young = tangents(mutated(pairs.largest(budget.keep // 4 + 1), units, 2 * budget.keep, generator), 8)
+                pairs = _joined([pairs, young]).largest(budget.keep)
+    return pairs.largest(budget.keep)
+
+
+def mutated(parents: Pairs, units: Tensor, count: int, generator: torch.Generator) -> Pairs:
+    """Return `count` bases near those of the parents, changed everywhere or over a stretch of time only.
+
+    The linearization of a network of piecewise constant slopes has no gradient to follow but is cheap to look at.
+    """
+    steps, batch, nu = parents.base.shape
+    chosen = torch.arange(count) % batch
+    base, delta = parents.base[:, chosen], parents.delta[:, chosen]
+    begin = torch.randint(steps, (1, count, 1), generator=generator)
+    length = torch.randint(1, steps + 1, (1, count, 1), generator=generator)
+    time = torch.arange(steps).reshape(-1, 1, 1)
+    stretch = (time >= begin) & (time < begin + length) | (torch.arange(count).reshape(1, -1, 1) % 2 == 0)
+    size = 10 ** (-2.5 * torch.rand(1, count, 1, generator=generator, dtype=torch.float64))
+    change = torch.randn(base.shape, generator=generator, dtype=torch.float64) * stretch
+    reach = (norm(base / units) / math.sqrt(steps * nu)).clamp(min=0.05) * units
+    return Pairs(parents.gain[:, chosen], base + size * reach * change, delta)
 
 
 def _joined(found: list[Pairs]) -> Pairs:
@@ -242,14 +283,6 @@ class Linearization:
             costates.append(costate)
             costate = torch.baddbmm(drive, A, costate)
         return (self.B.mT @ torch.stack(costates[::-1]) + self.D.mT @ covector.unsqueeze(3)).squeeze(3)
-
-
-def _along(model: Map, pairs: Pairs, iterations: int) -> Pairs:
-    """Return what power iteration finds on the segments of the pairs: somewhere there it is no less than the secant."""
-    found = [
-        power_iteration(model, pairs.base + where * pairs.delta, pairs.delta, iterations) for where in (-0.5, 0.0, 0.5)
-    ]
-    return found[0].best_of(found[1]).best_of(found[2])
 
 
 def ascend(model: Map, pairs: Pairs, units: Tensor, iterations: int, widest: float = 0.3) -> Pairs:
