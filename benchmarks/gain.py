@@ -84,9 +84,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    records = [
-        record for kind in (REN, R2DN) for scale in SCALES for record in measure(kind, scale, arguments.seeds)
-    ]
+    records = [record for kind in (REN, R2DN) for scale in SCALES for record in measure(kind, scale, arguments.seeds)]
     content = {
         "machine": platform.processor() or platform.machine(), "torch": torch.__version__, "seeds": arguments.seeds,
         "gamma": GAMMA, "steps": STEPS, "reference_ren": REFERENCE, "records": records,

@@ -174,9 +174,7 @@ def _secant(model: Map, inputs_a: np.ndarray, inputs_b: np.ndarray) -> float:
 class _Searcher:
     """A model with the settings of a search; one generator for all horizons."""
 
-    def __init__(
-        self, model: Any, seed: int, batch: int, power: int, adam: int, bases: Any, input_scale: Any
-    ) -> None:
+    def __init__(self, model: Any, seed: int, batch: int, power: int, adam: int, bases: Any, input_scale: Any) -> None:
         self.map = running_map(model)
         self.batch = checks.positive_int("batch", batch)
         self.power = checks.positive_int("power_iterations", power, minimum=0)

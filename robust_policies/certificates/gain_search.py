@@ -24,6 +24,10 @@ _ROWS = 2**14
 _SMALL = (1e-5, 1e-3)
 
 
+# Decay of Adam's averages of the gradient and its square.
+_BETAS = (0.9, 0.99)
+
+
 class Pairs(NamedTuple):
     """Samples of a search: gains (1, batch, 1), midpoints and differences (time, batch, nu)."""
 
@@ -129,7 +133,7 @@ def input_units(model: Any, nu: int) -> tuple[Tensor, Tensor]:
 
 
 def generated_bases(steps: int, batch: int, nu: int, generator: torch.Generator) -> Tensor:
-    """Return (steps, batch, nu) of noise, constants (steps) and sinusoids in turn, of sizes log-spaced from .01 to 30."""
+    """Return (steps, batch, nu) of noise, constants (steps) and sinusoids in turn, sizes log-spaced .01 to 30."""
     size = torch.logspace(-2, 1.5, batch, dtype=torch.float64)
     size = size[torch.randperm(batch, generator=generator)].reshape(1, batch, 1)
     noise = torch.randn(steps, batch, nu, generator=generator, dtype=torch.float64)
@@ -158,14 +162,13 @@ def recorded_bases(rollouts: Any, steps: int, nu: int, limit: int) -> Tensor:
     return recorded[rows, chosen[:, 1]]
 
 
-def search(
-    model: Map, base: Tensor, delta: Tensor, units: Tensor, generator: torch.Generator, budget: Budget
-) -> Pairs:
+def search(model: Map, base: Tensor, delta: Tensor, units: Tensor, generator: torch.Generator, budget: Budget) -> Pairs:
     """Return pairs (steps, <= budget.keep, nu) of large gain, the best first.
 
     Args:
         model: the map.
-        base, delta: (steps, batch, nu) where to start.
+        base: (steps, batch, nu) where to start.
+        delta: (steps, batch, nu) the first directions.
         units: (nu,) the size of a unit of each input.
         generator: of the mutations.
         budget: how long.
@@ -188,8 +191,10 @@ def search(
         risen = _joined(found)
         pairs = pairs.best_of(risen)
         if budget.power:
-            for where in (-0.5, 0.0, 0.5):
-                pairs = pairs.best_of(tangents(risen._replace(base=risen.base + where * risen.delta), budget.power))
+            # Every secant is an average over its segment, so somewhere there the linearization is no less.
+            along = _joined([risen._replace(base=risen.base + where * risen.delta) for where in (-0.5, 0.0, 0.5)])
+            for found in tangents(along, budget.power).split(pairs.gain.shape[1]):
+                pairs = pairs.best_of(found)
             for _ in range(budget.generations):
                 young = tangents(mutated(pairs.largest(budget.keep // 4 + 1), units, 2 * budget.keep, generator), 8)
                 pairs = _joined([pairs, young]).largest(budget.keep)
@@ -220,10 +225,10 @@ def _joined(found: list[Pairs]) -> Pairs:
 
 def evaluate(model: Map, base: Tensor, delta: Tensor) -> Pairs:
     """Return the pairs with their gains |y_a - y_b| / |u_a - u_b| as rounded float64 inputs give them."""
-    a, b = base + 0.5 * delta, base - 0.5 * delta
+    both = torch.cat((base + 0.5 * delta, base - 0.5 * delta), dim=1)
     with torch.no_grad():
-        change = model.run(a) - model.run(b)
-    gain = norm(change) / norm(a - b).clamp(min=1e-300)
+        change = _difference(model.run(both))
+    gain = norm(change) / norm(_difference(both)).clamp(min=1e-300)
     return Pairs(torch.where(gain.isfinite(), gain, torch.full_like(gain, -math.inf)), base, delta)
 
 
@@ -241,8 +246,12 @@ def power_iteration(model: Map, base: Tensor, delta: Tensor, iterations: int) ->
             if bool((size <= last * (1 + 1e-6)).all()):
                 break
             last = size
-    found = [evaluate(model, base, small * norm(base).clamp(min=1.0) * direction) for small in _SMALL]
-    return found[0].best_of(found[1])
+    small = norm(base).clamp(min=1.0) * direction
+    tried = evaluate(model, base.repeat(1, len(_SMALL), 1), torch.cat([size * small for size in _SMALL], dim=1))
+    first, *others = tried.split(base.shape[1])
+    for found in others:
+        first = first.best_of(found)
+    return first
 
 
 class Linearization:
@@ -252,7 +261,7 @@ class Linearization:
     """
 
     def __init__(self, model: Map, base: Tensor) -> None:
-        time, batch, nu = base.shape
+        time, batch, _ = base.shape
         nx = model.state_size
         state, states = base.new_zeros(batch, nx), []
         with torch.no_grad():
@@ -300,27 +309,26 @@ def ascend(model: Map, pairs: Pairs, units: Tensor, iterations: int, widest: flo
     largest = (10 * norm((typical + 1) * units.expand_as(start))).log()
     move = torch.zeros_like(start, requires_grad=True)
     direction = (pairs.delta / norm(pairs.delta).clamp(min=1e-300) * root).requires_grad_(True)
-    optimizer = torch.optim.Adam([
-        {"params": [move], "lr": 0.05}, {"params": [direction], "lr": 0.05}, {"params": [log_size], "lr": 0.1}
-    ], betas=(0.9, 0.99))  # fmt: skip
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations, eta_min=0.0)
+    variables, rates = [move, direction, log_size], (0.05, 0.05, 0.1)
+    moments = [(torch.zeros_like(value), torch.zeros_like(value)) for value in variables]
     best = pairs._replace(gain=torch.full_like(pairs.gain, -math.inf))
-    for _ in range(iterations):
+    for turn in range(iterations):
         base = start + reach * move
         delta = direction / norm(direction) * torch.minimum(log_size, largest).exp()
-        outputs = model.run(torch.cat((base + 0.5 * delta, base - 0.5 * delta), dim=1))
-        change = outputs[:, :batch] - outputs[:, batch:]
+        change = _difference(model.run(torch.cat((base + 0.5 * delta, base - 0.5 * delta), dim=1)))
         value = norm(change).clamp(min=1e-300).log() - norm(delta).log()
         gain = value.detach().exp()
         gain = torch.where(gain.isfinite(), gain, torch.full_like(gain, -math.inf))
         best = best.best_of(Pairs(gain, base.detach(), delta.detach()))
-        optimizer.zero_grad()
-        (-value.sum()).backward()
-        for parameter in (move, direction, log_size):
-            assert parameter.grad is not None
-            parameter.grad.nan_to_num_(0.0, 0.0, 0.0)
-        optimizer.step()
-        schedule.step()
+        gradients = torch.autograd.grad(value.sum(), variables)
+        cosine = 0.5 + 0.5 * math.cos(math.pi * turn / iterations)
+        with torch.no_grad():
+            for variable, rate, (mean, square), given in zip(variables, rates, moments, gradients, strict=True):
+                gradient = given.nan_to_num(0.0, 0.0, 0.0)
+                mean.lerp_(gradient, 1 - _BETAS[0])
+                square.lerp_(gradient.square(), 1 - _BETAS[1])
+                step = mean / (1 - _BETAS[0] ** (turn + 1))
+                variable += rate * cosine * step / ((square / (1 - _BETAS[1] ** (turn + 1))).sqrt() + 1e-8)
     return evaluate(model, best.base, best.delta)
 
 
@@ -329,14 +337,19 @@ def norm(value: Tensor) -> Tensor:
     return value.square().sum(dim=(0, 2), keepdim=True).sqrt()
 
 
+def _difference(values: Tensor) -> Tensor:
+    first, second = values.chunk(2, dim=1)
+    return first - second
+
+
 def _check(model: Map, base: Tensor) -> None:
     with torch.no_grad():
         finite = torch.isfinite(model.run(base)).all(dim=2)
     if not bool(finite.all()):
         step = int((~finite).any(dim=1).nonzero()[0])
         raise DivergedError(
-            f"The outputs are NaN or infinite from step {step} on for finite inputs (at most {float(base.abs().max()):.3g}"
-            "): the network diverges and has no gain; train it again, or ask for fewer steps."
+            f"The outputs are NaN or infinite from step {step} on for finite inputs of at most "
+            f"{float(base.abs().max()):.3g}: the network diverges and has no gain; train it again, or ask for fewer steps."
         )
 
 
