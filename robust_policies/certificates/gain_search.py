@@ -349,7 +349,7 @@ def _check(model: Map, base: Tensor) -> None:
         step = int((~finite).any(dim=1).nonzero()[0])
         raise DivergedError(
             f"The outputs are NaN or infinite from step {step} on for finite inputs of at most "
-            f"{float(base.abs().max()):.3g}: the network diverges and has no gain; train it again, or ask for fewer steps."
+            f"{float(base.abs().max()):.3g}: the network diverges; train it again, or ask for fewer steps."
         )
 
 

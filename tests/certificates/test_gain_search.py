@@ -73,10 +73,8 @@ def test_linearization_is_exact_through_time(make):
 
 @pytest.mark.parametrize(("scale", "share"), [(0.0, 0.52), (1.0, 0.90), (3.0, 0.98)])
 def test_search_reaches_the_stated_share_of_gamma_on_random_rens(scale, share):
-    ratios = [
-        empirical_gain(random_cell(REN, scale, seed), 50, seed, batch=4, adam_iterations=0).gain / 5
-        for seed in range(3)
-    ]
+    cells = [random_cell(REN, scale, seed) for seed in range(3)]
+    ratios = [empirical_gain(cell, 50, batch=8, adam_iterations=20).gain / 5.0 for cell in cells]
     assert np.mean(ratios) >= share
     assert max(ratios) <= 1 + 1e-9
 
@@ -165,9 +163,10 @@ def test_recorded_rollouts_are_cut_into_windows_and_lead_to_gains_that_random_ba
 
 def test_broken_models_and_inputs_are_said():
     cell = random_cell(REN, 0.0, 0, nx=2, nv=3)
-    for broken, match in ((dict(bases=np.zeros((5, 2, 7))), "bases"), (dict(input_scale=np.ones(7)), "input_scale")):
-        with pytest.raises(ShapeError, match=match):
-            empirical_gain(cell, 4, **QUICK, **broken)
+    with pytest.raises(ShapeError, match="bases"):
+        empirical_gain(cell, 4, bases=np.zeros((5, 2, 7)), **QUICK)
+    with pytest.raises(ShapeError, match="input_scale"):
+        empirical_gain(cell, 4, input_scale=np.ones(7), **QUICK)
     with pytest.raises(NonFiniteError, match="bases"):
         empirical_gain(cell, 4, bases=np.full((5, 2, 2), np.nan), **QUICK)
     with pytest.raises(InvalidValueError, match="steps names no horizon"):
