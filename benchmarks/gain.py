@@ -14,6 +14,7 @@ import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ REFERENCE = {0.0: 0.52, 1.0: 0.90, 3.0: 0.98}
 
 def random_cell(kind: type[REN] | type[R2DN], scale: float, seed: int) -> Cell:
     torch.manual_seed(seed)
-    hidden = {"hidden_sizes": (16, 16)} if kind is R2DN else {}
+    hidden: dict[str, Any] = {"hidden_sizes": (16, 16)} if kind is R2DN else {}
     cell = kind(2, 8, 2, features=16, activation="relu", guarantee=Lipschitz(GAMMA), **hidden).double()
     with torch.no_grad():
         for parameter in cell.parameters():

@@ -198,6 +198,9 @@ class _Searcher:
         if padded is not None:
             base, delta = torch.cat((padded.base, base), dim=1), torch.cat((padded.delta, delta), dim=1)
         adam = self.adam * min(steps, _FULL) // steps
+        if padded is not None:
+            # The padded pairs have risen already.
+            adam = (adam + 1) // 2
         budget = Budget(self.batch, self.power, adam)
         found = search(self.map, base, delta, self.units, self.generator, budget)
         if padded is None:

@@ -113,8 +113,8 @@ def running_map(model: Any) -> Map:
     return Map(run, step, cell.input_size, cell.state_size)
 
 
-def _same(value: Tensor) -> Tensor:
-    return value
+def _same(inputs: Tensor) -> Tensor:
+    return inputs
 
 
 def input_units(model: Any, nu: int) -> tuple[Tensor, Tensor]:
