@@ -7,6 +7,7 @@ the search weak, never which of the two.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +33,7 @@ from robust_policies.certificates.gain_search import (
 from robust_policies.errors import CorruptFileError, InvalidValueError, MissingFileError
 
 CURVE_STEPS = (1, 2, 5, 10, 20, 50, 100, 200)
-# Shorter searches' pairs that a longer one starts from, and the horizon up to which a search costs its full number of
-# ascent steps.
+# Shorter searches' pairs that a longer one starts from, and the horizon above which a search is cut to cost no more.
 _CARRIED = 4
 _FULL = 50
 
@@ -137,7 +137,7 @@ def gain_curve(
 
     A shorter witness followed by equal inputs is a longer one: the map is causal, so its difference of outputs can
     only grow. Longer searches start from shorter witnesses padded in this way, which makes the curve non-decreasing.
-    Above 50 steps there are fewer ascent steps, so that no horizon costs more than that one.
+    Above 50 steps there are fewer bases and ascent steps, so that no horizon costs much more than that one.
     """
     wanted = sorted({checks.positive_int("an entry of steps", value) for value in steps})
     if not wanted:
@@ -190,18 +190,18 @@ class _Searcher:
     def pairs(self, steps: int, padded: Pairs | None = None) -> Pairs:
         """Return what the search finds over `steps` steps, the best first, no worse than the `padded` pairs."""
         # Short horizons are cheap to look at, and few samples cover a box of few dimensions badly.
-        count = 3 * self.batch * min(8, max(1, _FULL // steps)) if self.power else self.batch
+        effort = min(8.0, _FULL / steps)
+        count = max(self.batch, int(3 * self.batch * effort)) if self.power else self.batch
         base = self.centre + self.units * generated_bases(steps, count, self.map.input_size, self.generator)
         if self.recorded is not None:
             base = torch.cat((recorded_bases(self.recorded, steps, self.map.input_size, 3 * self.batch), base), dim=1)
         delta = torch.randn(base.shape, generator=self.generator, dtype=torch.float64)
         if padded is not None:
             base, delta = torch.cat((padded.base, base), dim=1), torch.cat((padded.delta, delta), dim=1)
-        adam = self.adam * min(steps, _FULL) // steps
-        if padded is not None:
-            # The padded pairs have risen already.
-            adam = (adam + 1) // 2
-        budget = Budget(self.batch, self.power, adam)
+        share = min(1.0, effort)
+        # Padded pairs have risen already.
+        adam = math.ceil(self.adam * share * (1.0 if padded is None else 0.5))
+        budget = Budget(self.batch, self.power, adam, generations=math.ceil(4 * share))
         found = search(self.map, base, delta, self.units, self.generator, budget)
         if padded is None:
             return found

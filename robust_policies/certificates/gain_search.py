@@ -187,7 +187,9 @@ def search(model: Map, base: Tensor, delta: Tensor, units: Tensor, generator: to
     pairs = tangents(start, budget.power).largest(budget.keep)
     for turn in range(budget.turns if budget.adam else 0):
         widest = 0.3 - turn
-        found = [ascend(model, part, units, budget.adam // budget.turns, widest) for part in pairs.split(chunk)]
+        found = [
+            ascend(model, part, units, math.ceil(budget.adam / budget.turns), widest) for part in pairs.split(chunk)
+        ]
         risen = _joined(found)
         pairs = pairs.best_of(risen)
         if budget.power:
