@@ -158,17 +158,16 @@ def gain_curve(
 
 
 def secant_gain(model: Any, inputs_a: np.ndarray, inputs_b: np.ndarray) -> float:
-    """Return |y_a - y_b| / |u_a - u_b| in float64 for two input sequences (time, nu)."""
+    """Return |y_a - y_b| / |u_a - u_b| in float64, less what may be rounding, for two input sequences (time, nu)."""
     return _secant(running_map(model), inputs_a, inputs_b)
 
 
 def _secant(model: Map, inputs_a: np.ndarray, inputs_b: np.ndarray) -> float:
     pair = torch.as_tensor(np.stack([inputs_a, inputs_b], axis=1), dtype=torch.float64)
     checks.shape("inputs", pair, (None, 2, model.input_size))
-    with torch.no_grad():
-        outputs = model.run(pair)
-    difference = float((pair[:, 0] - pair[:, 1]).norm())
-    return float((outputs[:, 0] - outputs[:, 1]).norm()) / difference if difference > 0 else 0.0
+    a, b = pair.unbind(1)
+    found = evaluate(model, 0.5 * (a + b).unsqueeze(1), (a - b).unsqueeze(1))
+    return max(0.0, float(found.gain))
 
 
 class _Searcher:

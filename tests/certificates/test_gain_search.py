@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from robust_policies.certificates import GainResult, empirical_gain, gain_curve, secant_gain
+from robust_policies.certificates import GainResult, empirical_gain, gain_curve, secant_gain, verify
 from robust_policies.certificates.gain_search import (
     Linearization,
     generated_bases,
@@ -204,3 +204,16 @@ def test_generated_bases_span_sizes_and_kinds():
     assert size.min() < 0.05 and size.max() > 10
     constant = (bases == bases[:1]).all(dim=2).all(dim=0)
     assert int(constant.sum()) == 20
+
+
+def test_cancellation_inside_a_network_is_not_taken_for_a_gain():
+    for seed, scale in ((1, 5.0), (1, 7.0)):
+        torch.manual_seed(seed)
+        cell = R2DN(2, 3, 2, features=5, hidden_sizes=(6,), guarantee=Lipschitz(5.0))
+        with torch.no_grad():
+            for parameter in cell.parameters():
+                parameter.copy_(torch.randn(parameter.shape) * math.exp(scale))
+        proven = verify(cell).gamma
+        found = empirical_gain(cell, 15, seed, batch=6, adam_iterations=6)
+        assert proven is not None and found.gain <= proven * (1 + 1e-9)
+        assert secant_gain(cell, found.inputs_a, found.inputs_b) <= proven * (1 + 1e-9)
