@@ -229,16 +229,18 @@ def evaluate(model: Map, base: Tensor, delta: Tensor) -> Pairs:
     """Return the pairs with their gains |y_a - y_b| / |u_a - u_b|, less what may be rounding.
 
     The outputs are computed twice, by the model's fast path and step by step. Where large numbers cancel inside the
-    network the two differ, and ten times their difference is taken off: rounding is not a gain, in float64 neither.
+    network the two differ; ten times their difference and the last place of the outputs is taken off: rounding is not a gain, in float64 neither.
     """
     both = torch.cat((base + 0.5 * delta, base - 0.5 * delta), dim=1)
     with torch.no_grad():
-        change = _difference(model.run(both))
+        values = model.run(both)
+        change = _difference(values)
         state, outputs = both.new_zeros(both.shape[1], model.state_size), []
         for inputs in both.unbind():
             state, output = model.step(state, inputs)
             outputs.append(output)
         doubt = norm(change - _difference(torch.stack(outputs)))
+        doubt = doubt + 2.0**-52 * torch.cat((values, both), dim=2).abs().amax() * math.sqrt(change[:, 0].numel())
     gain = (norm(change) - 10 * doubt).clamp(min=0.0) / norm(_difference(both)).clamp(min=1e-300)
     return Pairs(torch.where(gain.isfinite(), gain, torch.full_like(gain, -math.inf)), base, delta)
 
