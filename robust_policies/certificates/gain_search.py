@@ -229,7 +229,7 @@ def evaluate(model: Map, base: Tensor, delta: Tensor) -> Pairs:
     """Return the pairs with their gains |y_a - y_b| / |u_a - u_b|, less what may be rounding.
 
     The outputs are computed twice, by the model's fast path and step by step. Where large numbers cancel inside the
-    network the two differ; ten times their difference and the last place of the outputs is taken off: rounding is not a gain, in float64 neither.
+    network the two differ; ten times their difference and the last place of the outputs are taken off.
     """
     both = torch.cat((base + 0.5 * delta, base - 0.5 * delta), dim=1)
     with torch.no_grad():
