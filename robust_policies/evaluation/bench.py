@@ -12,7 +12,7 @@ import numpy as np
 
 from robust_policies.envs.perturb import Spec
 from robust_policies.envs.registration import ours
-from robust_policies.evaluation.rollout import Episodes, episode_seeds_of, run_episodes
+from robust_policies.evaluation.rollout import Episodes, run_episodes, seeds_of
 from robust_policies.evaluation.suites import Suite
 from robust_policies.policies.deployed import DeployedPolicy
 
@@ -74,7 +74,7 @@ class Bench:
                 self.policy, self.task, kind, list(sizes), sum(count for _, count, _ in group), group[0][0],
                 env_kwargs=self.env_kwargs, perturbations=[*inside, *self.around],
                 record=record if group[0] == blocks[0] else 0,
-                episode_seeds=[s for seed, count, _ in group for s in episode_seeds_of(seed, count)], **options,
+                episode_seeds=[s for seed, count, _ in group for s in seeds_of(seed, count)], **options,
             )  # fmt: skip
             first = 0
             for seed, count, is_tuning in group:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from robust_policies.evaluation.attacks import prepare_attack
 from robust_policies.evaluation.bench import OBSERVATION, Bench, Part, measurement, pooled_mean, recording
 from robust_policies.evaluation.suites import AttackEntry
 
@@ -97,7 +98,12 @@ def measure_attack(
 def attack_settings(bench: Bench, entry: AttackEntry, variant: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of `run_episodes` for an attack, prepared on tuning seeds if it must be."""
     options = {**entry.options, **variant}
-    return {"norm": entry.norm, "options": options}
+    prepared = prepare_attack(
+        entry.name, bench.policy, bench.task, entry.norm, options, bench.suite.tuning.seeds,
+        sizes=entry.sizes or bench.suite.sizes, episodes=bench.suite.tuning.episodes,
+        env_kwargs=bench.env_kwargs, perturbations=bench.around,
+    )  # fmt: skip
+    return {"norm": entry.norm, "options": options, "prepared": prepared}
 
 
 def measure_critical(bench: Bench, entry: AttackEntry, found: dict[str, Any]) -> dict[str, Any]:
