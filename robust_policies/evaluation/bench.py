@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -85,8 +85,8 @@ class Bench:
 
 
 def _columns(found: Episodes, columns: slice) -> Episodes:
-    values = (getattr(found, name)[:, columns] for name in ("returns", "lengths", "deviations", "gains", "failed"))
-    return Episodes(*values, found.attack, found.recorded)
+    names = ("returns", "lengths", "deviations", "gains", "failed")
+    return replace(found, **{name: getattr(found, name)[:, columns] for name in names})
 
 
 def measurement(part: Part, index: int, **labels: Any) -> dict[str, Any]:

@@ -104,13 +104,7 @@ def evaluate_run(
     """
     folder = Path(folder)
     policy = load_policy(folder)
-    chosen = suite if isinstance(suite, Suite) else suite_named(suite)
-    if sizes is not None:
-        # Sizes that were asked for hold for every attack, whatever the suite had for one of them.
-        own = [{**entry.model_dump(), "sizes": None} for entry in chosen.attacks]
-        chosen = chosen.changed(sizes=list(sizes), attacks=own)
-    chosen = chosen.changed(episodes=episodes, seeds=None if seeds is None else list(seeds))
-    chosen = chosen if attacks is None else chosen.only_attacks(list(attacks))
+    chosen = resolved_suite(suite, sizes, episodes, seeds, attacks)
     wrappers = None if perturbations is None else parse(perturbations)
     origin = _origin(folder)
     tasks = list(tasks or _default_tasks(origin.task))
@@ -145,6 +139,23 @@ def evaluate_run(
     if progress is not None:
         progress(1.0, "done")
     return content
+
+
+def resolved_suite(
+    suite: str | Suite = "quick",
+    sizes: Sequence[float] | None = None,
+    episodes: int | None = None,
+    seeds: Sequence[int] | None = None,
+    attacks: Sequence[str] | None = None,
+) -> Suite:
+    """Return a suite with what is given in place of its own; arguments and errors as `evaluate_run`."""
+    chosen = suite if isinstance(suite, Suite) else suite_named(suite)
+    if sizes is not None:
+        # Sizes that were asked for hold for every attack, whatever the suite had for one of them.
+        own = [{**entry.model_dump(), "sizes": None} for entry in chosen.attacks]
+        chosen = chosen.changed(sizes=list(sizes), attacks=own)
+    chosen = chosen.changed(episodes=episodes, seeds=None if seeds is None else list(seeds))
+    return chosen if attacks is None else chosen.only_attacks(list(attacks))
 
 
 def _measure(
@@ -213,7 +224,7 @@ def _jobs(bench: Bench, done: dict[str, Any] | None) -> Iterator[tuple[str, Job]
             yield f"parameters {', '.join(names)}", lambda e=entry, n=names: measure_grid(bench, e, n)
     for entry in suite.attacks:
         job = _job_of(entry)
-        if {entry.name, entry.shown} & set(suite.critical.attacks) and (done is None or job in done):
+        if entry.shown in suite.critical.attacks and (done is None or job in done):
             found = {} if done is None else done[job]
             yield f"critical size, {job}", lambda e=entry, f=found: {"critical": [measure_critical(bench, e, f)]}
 

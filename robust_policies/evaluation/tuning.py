@@ -126,6 +126,7 @@ def measure_critical(bench: Bench, entry: AttackEntry, found: dict[str, Any]) ->
         "perturbation": entry.shown, "norm": entry.norm, "level": critical.level, "nominal": nominal,
         "threshold": threshold, "size": None, "low": max(means), "high": None, "evaluations": 0,
     }  # fmt: skip
+    tolerance = critical.tolerance * max(means)
     low, high = 0.0, None
     for size, mean in means.items():
         if mean < threshold:
@@ -141,7 +142,7 @@ def measure_critical(bench: Bench, entry: AttackEntry, found: dict[str, Any]) ->
         part, _ = bench.play(entry.name, sizes, **settings)
         return [pooled_mean(part, index) for index in range(len(sizes))]
 
-    low, high, evaluations = bracket(mean_returns, threshold, low, high, critical.tolerance)
+    low, high, evaluations = bracket(mean_returns, threshold, low, high, tolerance)
     return {**result, "size": (low + high) / 2, "low": low, "high": high, "evaluations": evaluations}
 
 

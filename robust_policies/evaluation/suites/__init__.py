@@ -133,9 +133,9 @@ class GridEntry(_Section):
 class Critical(_Section):
     """The search for the size at which a share of the nominal return is left."""
 
-    attacks: tuple[str, ...] = Field(default=(), description="of the suite, by name or label")
+    attacks: tuple[str, ...] = Field(default=(), description="of the suite, by their label or else their name")
     level: float = Field(default=0.8, gt=0, lt=1, description="what is left: nominal - (1 - level) |nominal|")
-    tolerance: float = Field(default=0.01, gt=0, description="width of the final bracket, in units of the size")
+    tolerance: float = Field(default=0.03, gt=0, description="width of the final bracket, of the largest size")
 
 
 class Suite(_Section):
@@ -175,7 +175,7 @@ class Suite(_Section):
             twice = next((name for name, norm in keys if keys.count((name, norm)) > 1), None)
             if twice is not None:
                 raise ValueError(f"{section} has {twice} twice; give each a label of its own")
-        names = {name for e in self.attacks for name in (e.name, e.shown)}
+        names = {e.shown for e in self.attacks}
         for name in self.critical.attacks:
             if name not in names:
                 raise UnknownNameError.among("attack under critical", name, names)
