@@ -18,7 +18,7 @@ from robust_policies import cli
 from robust_policies.errors import DivergedError, InvalidValueError
 from robust_policies.evaluation import evaluate_run
 from robust_policies.evaluation.partial import Journal
-from robust_policies.evaluation.run import PARTIAL
+from robust_policies.evaluation.run import PARTIAL, method_of
 from robust_policies.evaluation.table import COLUMNS, worst_rows
 from robust_policies.evaluation.tuning import Choice, bracket, choose
 from robust_policies.policies import save_policy
@@ -331,3 +331,20 @@ def test_two_processes_do_not_evaluate_one_folder_at_a_time(tmp_path):
     with pytest.raises(InvalidValueError, match="in use"):
         evaluate_run(tmp_path, suite=tiny_suite(), tasks=[OURS])
     os.close(handle)
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("gamma=4_seed=0", "gamma=4"),
+        ("r2dn-seed12", "r2dn"),
+        ("r2dn_s3", "r2dn"),
+        ("seed=1_gamma=4", "gamma=4"),
+        ("gamma_4", "gamma_4"),
+        ("r2dn", "r2dn"),
+        ("seed3", "parent"),
+        ("3", "parent"),
+    ],
+)
+def test_a_method_is_the_folders_name_without_the_seed(tmp_path, name, method):
+    assert method_of(tmp_path / "parent" / name) == method
