@@ -224,7 +224,8 @@ def _jobs(bench: Bench, done: dict[str, Any] | None) -> Iterator[tuple[str, Job]
             yield f"parameters {', '.join(names)}", lambda e=entry, n=names: measure_grid(bench, e, n)
     for entry in suite.attacks:
         job = _job_of(entry)
-        if entry.shown in suite.critical.attacks and (done is None or job in done):
+        searched = entry.shown in suite.critical.attacks and max(entry.sizes or suite.sizes) > 0
+        if searched and (done is None or job in done):
             found = {} if done is None else done[job]
             yield f"critical size, {job}", lambda e=entry, f=found: {"critical": [measure_critical(bench, e, f)]}
 

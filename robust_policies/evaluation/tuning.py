@@ -38,7 +38,7 @@ def choose(means: Sequence[Sequence[float]], nominal: float) -> list[Choice]:
     """
     # Without a nominal mean, doing nothing is no option, and any mean that is finite is better.
     best, chosen = Choice(-1, -1, nominal if np.isfinite(nominal) else float("inf")), []
-    for index in range(len(means[0])):
+    for index in range(len(means[0]) if means else 0):
         for variant, row in enumerate(means):
             # On a tie the larger size: it is what the budget is for.
             if np.isfinite(row[index]) and row[index] <= best.mean:
@@ -67,7 +67,7 @@ def measure_attack(
         "point": {},
     }
     played: list[tuple[Part, Part]] = []
-    for variant in entry.tune:
+    for variant in entry.tune if sizes else ():
         played.append(
             bench.play(
                 entry.name, sizes, tuning=True, record=bench.suite.record, **attack_settings(bench, entry, variant)
