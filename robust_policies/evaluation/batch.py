@@ -89,6 +89,16 @@ class Task:
         done = torch.as_tensor(terminated, device=self.device) | torch.as_tensor(truncated, device=self.device)
         return self._flat(observation), reward, done
 
+    def scale(self, name: str, factors: Tensor) -> None:
+        """Multiply a physical parameter by `factors` (count,); raises InvalidValueError, UnknownNameError."""
+        if self.torch_env is None:
+            raise InvalidValueError(
+                f"Factors of {name} were given for an environment of another package; use DynamicsShift around it."
+            )
+        nominal = self.torch_env.params[name]
+        each = factors.to(nominal).reshape(-1, *(1,) * nominal.ndim)
+        self.torch_env.params[name] = each * nominal
+
     def close(self) -> None:
         """Close the environments."""
         self.env.close()

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from robust_policies.certificates import Certificate
 from robust_policies.certificates.files import write_atomic
 from robust_policies.evaluation.perturbations import DESCRIPTIONS
-from robust_policies.evaluation.run import pooled
+from robust_policies.evaluation.table import pooled
 
 # Okabe and Ito's colours, distinguishable with any colour vision; markers tell the policies apart without colour.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")

@@ -13,7 +13,7 @@ from robust_policies.certificates import Certificate
 from robust_policies.certificates.files import read_json
 from robust_policies.errors import UserError
 from robust_policies.evaluation.figures import Run
-from robust_policies.evaluation.run import read_evaluation
+from robust_policies.evaluation.table import read_evaluation
 
 TRAINING_TAG = "rollout/ep_rew_mean"
 PROVENANCE_SCHEMA = 1

@@ -15,7 +15,7 @@ from robust_policies.errors import InvalidValueError, MissingFileError
 from robust_policies.evaluation import figures
 from robust_policies.evaluation.figures import COLOURS, Run, svg
 from robust_policies.evaluation.load import load_runs
-from robust_policies.evaluation.run import pooled
+from robust_policies.evaluation.table import pooled
 
 STATUS_WORDS = {"PASS": "proven", "VIOLATED": "refuted", "NOT_CERTIFIED": "not certified"}
 

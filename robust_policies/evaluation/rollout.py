@@ -62,6 +62,8 @@ class _Setting:
     seed: int
     max_steps: int
     on_step: Step | None
+    episode_seeds: list[int]
+    factors: Mapping[str, Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,8 @@ def run_episodes(
     max_steps: int = 2000,
     on_step: Step | None = None,
     record: int = 0,
+    episode_seeds: Sequence[int] | None = None,
+    factors: Mapping[str, Sequence[float]] | None = None,
 ) -> Episodes:
     """Return `episodes` episodes at each size of the perturbation `kind`, on top of the wrappers `perturbations`.
 
@@ -126,6 +130,8 @@ def run_episodes(
         max_steps: episodes are cut here.
         on_step: called after every step of the batch.
         record: of how many first episodes observations, actions and rewards are kept.
+        episode_seeds: of the environments, one for each episode; None: those of `seeds_of(seed, episodes)`.
+        factors: for noise in this package's environments: physical parameters by name, one factor for each size.
 
     Raises:
         UnknownNameError, InvalidValueError: an argument is wrong, or the attack cannot attack this environment.
@@ -142,7 +148,14 @@ def run_episodes(
     setting = _Setting(
         policy, env_id, dict(env_kwargs or {}), perturbations, episodes, seed,
         checks.positive_int("max_steps", max_steps), on_step,
+        seeds_of(seed, episodes) if episode_seeds is None else list(episode_seeds), dict(factors or {}),
     )  # fmt: skip
+    if len(setting.episode_seeds) != episodes:
+        raise InvalidValueError(
+            f"{len(setting.episode_seeds)} episode seeds were given; expected one for each of {episodes} episodes."
+        )
+    if any(len(values) != len(sizes) for values in setting.factors.values()) or (factors and attack is not None):
+        raise InvalidValueError(f"factors are {dict(factors or {})}; expected one for each size, and no attack.")
     played = _attacked(setting, attack, kind, sizes, norm)
     shape = (len(sizes), episodes)
     lengths, failed = played.lengths.cpu().numpy(), played.failed.cpu().numpy()
@@ -163,6 +176,11 @@ def run_episodes(
         returns.reshape(shape), lengths.reshape(shape), deviations.reshape(shape), gains.reshape(shape),
         failed.reshape(shape), name, recorded,
     )  # fmt: skip
+
+
+def seeds_of(seed: int, episodes: int) -> list[int]:
+    """Return the environments' seeds of the episodes of an evaluation seed; no two seeds share one."""
+    return [seed * 100_003 + i for i in range(episodes)]
 
 
 def _attacked(setting: _Setting, attack: Attack | None, kind: str, sizes: list[float], norm: str) -> _Played:
@@ -208,8 +226,9 @@ def _play(setting: _Setting, task: Task, actor: FrozenActor, perturb: Perturb) -
     """Return the episodes in which the policy reads what `perturb` makes of each moment's observations."""
     env_id, count = setting.env_id, task.count
     task.check_fit(setting.policy, env_id)
-    seeds = [setting.seed * 100_003 + i for i in range(setting.episodes)]
-    observation = task.reset(seeds * (count // setting.episodes))
+    for name, values in setting.factors.items():
+        task.scale(name, torch.tensor(values).repeat_interleave(setting.episodes))
+    observation = task.reset(setting.episode_seeds * (count // setting.episodes))
     hidden = actor.initial_state(count)
     lengths = torch.zeros(count, dtype=torch.int64, device=observation.device)
     ended = torch.zeros(count, dtype=torch.bool, device=observation.device)
