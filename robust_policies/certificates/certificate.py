@@ -39,7 +39,7 @@ class Verification:
 
     `gamma` bounds the incremental l2 gain (None: only contraction was asked or proven), `rate` the contraction rate,
     `overshoot` is sqrt(cond P), `margin` the smallest eigenvalue of the LMI, `shift` what rounding may
-    have taken from it, `tau` the multiplier of phi's bound and `ell` phi's Lipschitz bound.
+    have taken from it, `tau` the multiplier of phi's bound and `ell` phi's Lipschitz bound; `method` names the proof.
     NOT_CERTIFIED never means unstable.
     """
 
@@ -53,6 +53,7 @@ class Verification:
     overshoot: float | None = None
     reason: str = ""
     claimed_gamma: float | None = None
+    method: str = ""
 
 
 @dataclass(frozen=True)
