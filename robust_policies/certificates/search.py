@@ -15,7 +15,9 @@ from robust_policies.certificates.multipliers import LipschitzMultiplier, Multip
 from robust_policies.certificates.optimum import Candidate
 from robust_policies.certificates.riccati import recover_metric
 
-_DELTAS = (1e-9, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3)
+# A designed gain may have become untrue by this much when its arrays were rounded to float32.
+ROUNDING = 1 + 1e-3
+_DELTAS = (1e-9, 1e-7, 1e-6, 1e-5, 1e-4, 9e-4)
 _TAUS = (1.0, 0.5, 2.0, 0.1, 10.0, 0.01, 100.0)
 
 
@@ -61,10 +63,10 @@ class Search:
         for delta in _DELTAS:
             for rate in self._rates(delta):
                 scaled = self.scaled(P, theta, rate, gamma)
-                if scaled is not None and scaled.gamma is not None and scaled.gamma <= gamma * (1 + 1e-2):
-                    found = self.at(scaled, max(scaled.gamma, gamma) * (1 + delta), rate)
-                    if found is not None:
-                        return found
+                proven = max(scaled.gamma or 0.0, gamma) * (1 + delta) if scaled is not None else math.inf
+                found = self.at(scaled, proven, rate) if scaled is not None and proven <= gamma * ROUNDING else None
+                if found is not None:
+                    return found
         return None
 
     def dissipation(self, P: Array, theta: Array, supply: Array) -> Verification | None:

@@ -28,7 +28,7 @@ from robust_policies.certificates.multipliers import (
     SlopeMultiplier,
     SortMultiplier,
 )
-from robust_policies.certificates.search import Search
+from robust_policies.certificates.search import ROUNDING, Search
 from robust_policies.errors import InvalidValueError, NonFiniteError, NotCertifiableError, ShapeError
 
 SLOPE_RESTRICTED = frozenset(
@@ -231,7 +231,7 @@ def _layers_gain(cell: Any, explicit: Any) -> float:
 
 def _memoryless(claimed: float, proven: float) -> Verification:
     """Return the verdict on a memoryless net whose layers prove the gain `proven`; rounding may cost 1e-3."""
-    if not proven <= claimed * (1 + 1e-3):
+    if not proven <= claimed * ROUNDING:
         reason = f"its layers prove a gain of {proven:.6g} only"
         return Verification("NOT_CERTIFIED", reason=reason, claimed_gamma=claimed)
     method = "product of the layers' bounds"
