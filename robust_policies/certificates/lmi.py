@@ -95,7 +95,10 @@ def gain_supply(gamma: float, outputs: Array, inputs: Array) -> Array:
 
 
 def signal_maps(model: Matrices, with_input: bool, eye: float = 1.0) -> tuple[Array, Array]:
-    """Return F_x, the maps to (x, x+), and F_r, to (v, w[, y, u]), of z = (x, w[, u]); `eye` 0 for a model of errors."""
+    """Return F_x, the maps to (x, x+), and F_r, to (v, w[, y, u]), of z = (x, w[, u]).
+
+    `eye` is 0 for a model of errors: what is not a matrix of the model has none.
+    """
     nx, nv, nu, _ = model.sizes
     if with_input:
         F_x = np.block([[eye * np.eye(nx), np.zeros((nx, nv + nu))], [model.A, model.B1, model.B2]])

@@ -85,7 +85,9 @@ class _Path:
     def __init__(self, pairs: Pairs, constant: Array, size: int) -> None:
         self.pairs, self.constant = pairs, constant
         entries = np.ones(pairs.variable.size)
-        self.collect = scipy.sparse.csr_matrix((entries, (pairs.variable, np.arange(entries.size))), (size, entries.size))
+        self.collect = scipy.sparse.csr_matrix(
+            (entries, (pairs.variable, np.arange(entries.size))), (size, entries.size)
+        )
 
     def matrix(self, theta: Array, constant: bool = True) -> Array:
         a, b, c, variable = self.pairs

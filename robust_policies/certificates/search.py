@@ -32,7 +32,12 @@ class Search:
     """
 
     def __init__(
-        self, model: Matrices, family: Multiplier, rate: float, inputs: Array | None = None, outputs: Array | None = None
+        self,
+        model: Matrices,
+        family: Multiplier,
+        rate: float,
+        inputs: Array | None = None,
+        outputs: Array | None = None,
     ) -> None:
         _, _, nu, ny = model.sizes
         self.model, self.family, self.rate = model, family, rate

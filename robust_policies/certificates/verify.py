@@ -7,6 +7,7 @@ prove nothing: only `prove_positive` on what they found does.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -70,7 +71,7 @@ def verify(cell_or_policy: Any, explicit: Any = None) -> Verification:
     except (NonFiniteError, ShapeError, _Unknown) as error:
         return Verification("NOT_CERTIFIED", reason=str(error).rstrip("."), claimed_gamma=claimed)
     if running.weights:
-        return _chain(running)
+        return _chain(running.weights, running.family)
     guarantee = cell.guarantee
     supply = None
     if hasattr(guarantee, "Q"):
@@ -183,11 +184,11 @@ def _explicit(cell_or_policy: Any, explicit: Any) -> tuple[Any, Any]:
 def _running(cell: Any, explicit: Any) -> _Running:
     name = getattr(getattr(cell, "activation", None), "name", None)
     if name not in SLOPE_RESTRICTED and not (name == SORTING and hasattr(explicit, "weights")):
-        raise _Unknown(f"the slope of the activation {name!r} is not known to be in [0, 1]")
+        raise _Unknown(_unknown(name))
     if hasattr(explicit, "weights"):
         weights = tuple(_array(weight) for weight in explicit.weights)
         model = chain_model(weights)
-        family = (SortMultiplier if name == SORTING else SlopeMultiplier)(model.sizes[1])
+        family = _chain_family(weights, name)
         return _Running(model, family, np.zeros((0, 0)), chain_start(weights, family), weights)
     model = matrices(*(_array(getattr(explicit, name)) for name in _NAMES), D11=_optional(explicit, "D11"))
     P = _array(cell.metric()) if cell.guarantee is not None else None
@@ -197,17 +198,41 @@ def _running(cell: Any, explicit: Any) -> _Running:
     return _Running(model, family, P, _array(cell.multiplier()) if hasattr(cell, "multiplier") else family.start())
 
 
-def _chain(running: _Running) -> Verification:
+def verify_layers(weights: Sequence[Array], activation: str = "relu") -> Verification:
+    """Return the least gain that is proven of u -> W_L act(.. act(W_0 u + b_0)), weights first layer first.
+
+    Args:
+        weights: float32 or float64 arrays (n_k, n_{k-1}).
+        activation: a name in `SLOPE_RESTRICTED`, or "maxmin".
+    """
+    if activation not in SLOPE_RESTRICTED and activation != SORTING:
+        return Verification("NOT_CERTIFIED", reason=_unknown(activation))
+    arrays = tuple(np.asarray(weight, dtype=np.float64) for weight in weights)
+    return _chain(arrays, _chain_family(arrays, activation))
+
+
+def _chain(weights: tuple[Array, ...], family: Multiplier) -> Verification:
     """Return the smaller of a chain's LipSDP gain and the product of its spectral norms."""
-    product = norm_product(running.weights)
+    try:
+        product = norm_product(weights)
+        model = chain_model(weights)
+    except (NonFiniteError, ShapeError) as error:
+        return Verification("NOT_CERTIFIED", reason=str(error).rstrip("."))
     proven = Verification("PASS", product, method="product of spectral norms")
-    if product == 0 or not running.model.sizes[1] or running.family.size > LARGEST_CHAIN:
+    if product == 0 or not model.sizes[1] or family.size > LARGEST_CHAIN:
         return proven
-    search = Search(running.model, running.family, 1.0)
-    gamma = search.least(np.zeros((0, 0)), running.theta)
+    gamma = Search(model, family, 1.0).least(np.zeros((0, 0)), chain_start(weights, family))
     if gamma is None or gamma >= product:
         return proven
-    return Verification("PASS", gamma, method="LipSDP (a multiplier for each neuron), proven with rounding-error bound")
+    return Verification("PASS", gamma, method="LipSDP: a multiplier for each neuron, rounding-error bound")
+
+
+def _chain_family(weights: Sequence[Array], activation: str) -> Multiplier:
+    return (SortMultiplier if activation == SORTING else SlopeMultiplier)(sum(len(w) for w in weights[:-1]))
+
+
+def _unknown(activation: Any) -> str:
+    return f"the slope of the activation {activation!r} is not known to be in [0, 1]"
 
 
 def layers_bound(layers: Any) -> float:
@@ -225,7 +250,7 @@ def layers_bound(layers: Any) -> float:
 def _layers_gain(cell: Any, explicit: Any) -> float:
     name = cell.network.activation.name
     if name not in SLOPE_RESTRICTED:
-        raise _Unknown(f"the slope of the activation {name!r} is not known to be in [0, 1]")
+        raise _Unknown(_unknown(name))
     return layers_bound(explicit.layers) * float(explicit.scale.double()) ** 2 * (1 + 1e-15)
 
 

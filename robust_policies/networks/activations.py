@@ -91,7 +91,9 @@ def perceptron_activation(name: str, widths: Sequence[int]) -> Activation | Grou
         return activation_named(name, GROUP_ACTIVATIONS)
     group = GROUP_ACTIVATIONS[name].group
     if any(width % group for width in widths):
-        raise InvalidValueError(f"hidden_sizes is {list(widths)}; {name} needs layers of a multiple of {group} neurons.")
+        raise InvalidValueError(
+            f"hidden_sizes is {list(widths)}; {name} needs layers of a multiple of {group} neurons."
+        )
     return GROUP_ACTIVATIONS[name]
 
 
