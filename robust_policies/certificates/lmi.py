@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import scipy.linalg
@@ -62,9 +63,9 @@ class Matrices:
 
     def then(self, head: Array) -> Matrices:
         """Return the model with the linear map `head` (n, ny) after its output, and what rounding may have done."""
-        zero = {item.name: np.zeros_like(getattr(self, item.name)) for item in fields(self) if item.name != "error"}
-        error = Matrices(**zero) if self.error is None else self.error
-        outputs, bounds = {}, {}
+        error = self.error or matrices(*(np.zeros_like(getattr(self, f.name)) for f in fields(self)[:9]))
+        outputs: dict[str, Any] = {}
+        bounds: dict[str, Any] = {}
         for name in ("C2", "D21", "D22"):
             outputs[name], bounds[name] = product(head, getattr(self, name), right_error=getattr(error, name))
         return replace(self, **outputs, error=replace(error, **bounds))

@@ -47,7 +47,7 @@ def least_gain(
     `inputs` (nu,) and `outputs` (ny,) are the units of `gain_supply`.
     """
     assert start.gamma is not None
-    nx, nv, nu, ny = model.sizes
+    nx, nv, _, ny = model.sizes
     F_x, F_r = signal_maps(model, True)
     out = outputs[:, None] * F_r[2 * nv : 2 * nv + ny]
     drive = F_r[2 * nv + ny :] / inputs[:, None]
@@ -117,7 +117,7 @@ class _Path:
                 return None
             a_w, b_w = (scipy.linalg.solve_triangular(L, rows.T, lower=True) for rows in (a, b))
             ab, aa, bb = a_w.T @ b_w, a_w.T @ a_w, b_w.T @ b_w
-            gradient = -2 * (self.collect @ (c * np.diag(ab)))
+            gradient = np.asarray(self.collect @ (-2 * c * np.diag(ab)))
             gradient[objective] += weight
             hessian = 2 * (ab * ab.T + aa * bb) * np.outer(c, c)
             hessian = self.collect @ (self.collect @ hessian).T

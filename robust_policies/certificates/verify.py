@@ -66,9 +66,9 @@ def verify(cell_or_policy: Any, explicit: Any = None) -> Verification:
     claimed = getattr(cell, "gamma", None)
     try:
         if hasattr(explicit, "scale"):
-            return _memoryless(claimed, _layers_gain(cell, explicit))
+            return _memoryless(cell.gamma, _layers_gain(cell, explicit))
         running = _running(cell, explicit)
-    except (NonFiniteError, ShapeError, _Unknown) as error:
+    except (NonFiniteError, ShapeError, _UnknownFormError) as error:
         return Verification("NOT_CERTIFIED", reason=str(error).rstrip("."), claimed_gamma=claimed)
     if running.weights:
         return _chain(running.weights, running.family)
@@ -94,17 +94,18 @@ def verify_chain(
     """Return the least proven gain of u -> cell -> head as one inequality, or None where there is no proof.
 
     Args:
-        cell_or_policy, explicit: as for `verify`.
+        cell_or_policy: as for `verify`.
         inputs: (nu,) the size of one unit of each of the cell's inputs; the norm of u is that of u / inputs.
         outputs: (na,) the factor of each of the head's outputs in the norm of what comes out.
         head: (na, ny) a linear map after the cell; None for none.
+        explicit: as for `verify`.
     """
     cell, explicit = _explicit(cell_or_policy, explicit)
     if hasattr(explicit, "scale"):
         return None
     try:
         running = _running(cell, explicit)
-    except (NonFiniteError, ShapeError, _Unknown):
+    except (NonFiniteError, ShapeError, _UnknownFormError):
         return None
     model = running.model if head is None else running.model.then(head)
     if running.weights and running.family.size > LARGEST_CHAIN:
@@ -165,7 +166,7 @@ def verify_arrays(
     return replace(found, claimed_gamma=gamma, method="matrix inequality with rounding-error bound")
 
 
-class _Unknown(Exception):
+class _UnknownFormError(Exception):
     """There is no form known that bounds the nonlinearity."""
 
 
@@ -184,7 +185,7 @@ def _explicit(cell_or_policy: Any, explicit: Any) -> tuple[Any, Any]:
 def _running(cell: Any, explicit: Any) -> _Running:
     name = getattr(getattr(cell, "activation", None), "name", None)
     if name not in SLOPE_RESTRICTED and not (name == SORTING and hasattr(explicit, "weights")):
-        raise _Unknown(_unknown(name))
+        raise _UnknownFormError(_unknown(name))
     if hasattr(explicit, "weights"):
         weights = tuple(_array(weight) for weight in explicit.weights)
         model = chain_model(weights)
@@ -250,7 +251,7 @@ def layers_bound(layers: Any) -> float:
 def _layers_gain(cell: Any, explicit: Any) -> float:
     name = cell.network.activation.name
     if name not in SLOPE_RESTRICTED:
-        raise _Unknown(_unknown(name))
+        raise _UnknownFormError(_unknown(name))
     return layers_bound(explicit.layers) * float(explicit.scale.double()) ** 2 * (1 + 1e-15)
 
 

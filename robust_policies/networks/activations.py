@@ -104,7 +104,6 @@ def activation_named(name: str, others: Iterable[str] = ()) -> Activation:
         InvalidValueError: `name` is none of `ACTIVATIONS`; a slope outside [0, 1] (gelu, silu) voids every guarantee.
     """
     if not isinstance(name, str) or name not in ACTIVATIONS:
-        raise InvalidValueError(
-            f"activation is {name!r}; a slope in [0, 1] is needed: use one of {', '.join(sorted([*ACTIVATIONS, *others]))}."
-        )
+        known = ", ".join(sorted([*ACTIVATIONS, *others]))
+        raise InvalidValueError(f"activation is {name!r}; a slope in [0, 1] is needed: use one of {known}.")
     return ACTIVATIONS[name]

@@ -87,9 +87,15 @@ def certify_deployed(policy: DeployedPolicy, weights: Sequence[float] | None = N
             whole = scales.largest(units) * verification.gamma * outside * UP
             weighted = _least(actor, units / scales.unit, whole)
     return compose(
-        verification, before=scales.factors, after=after, joint=joint, weights=units, weighted=weighted,
-        arrays=running_arrays(actor), cell_note=cell.name,
-    )  # fmt: skip
+        verification,
+        before=scales.factors,
+        after=after,
+        joint=joint,
+        weights=None if units is None else units.tolist(),
+        weighted=weighted,
+        arrays=running_arrays(actor),
+        cell_note=cell.name,
+    )
 
 
 def scales_of(actor: Actor) -> Scales:
