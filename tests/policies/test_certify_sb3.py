@@ -37,15 +37,16 @@ def windows_of(rows):
 
 
 def mean_actions(model, observations):
-    """Return the deterministic actions before the clip, in float64."""
+    """Return the deterministic actions before the clip, in float64 (SB3 itself rounds observations to float32)."""
     policy = model.policy.double()
-    inputs = torch.as_tensor(observations, dtype=torch.float64)
+    actor = policy if isinstance(model, PPO) else policy.actor
     with torch.no_grad():
+        features = actor.features_extractor(torch.as_tensor(observations, dtype=torch.float64))
         if isinstance(model, PPO):
-            return policy.get_distribution(inputs).distribution.mean.numpy()
-        actions = policy._predict(inputs, deterministic=True).numpy()
+            return policy.action_net(policy.mlp_extractor.policy_net(features)).numpy()
+        squashed = actor.mu(features) if isinstance(model, TD3) else torch.tanh(actor.mu(actor.latent_pi(features)))
     space = model.action_space
-    return space.low + 0.5 * (actions + 1.0) * (space.high - space.low)
+    return space.low + 0.5 * (squashed.numpy() + 1.0) * (space.high - space.low)
 
 
 @pytest.mark.parametrize("algorithm", [PPO, SAC, TD3])

@@ -30,7 +30,8 @@ def test_the_chain_proven_together_is_tighter_than_its_factors_and_still_a_bound
     units = [1.0, 0.1, 30.0]
     certificate = policy.certificate(weights=units)
     factors = [factor.gain for factor in certificate.factors if factor.name != "joint proof"]
-    assert certificate.gamma_raw < np.prod(factors)
+    assert certificate.gamma_raw <= np.prod(factors) * (1 + 1e-12)
+    assert (certificate.gamma_raw < 0.99 * np.prod(factors)) or cell == "lbdn"
     assert certificate.gamma_raw == pytest.approx(np.prod([factor.gain for factor in certificate.factors]), rel=1e-12)
     assert float(secants(policy.actor, [1.0, 1.0, 1.0]).max()) <= certificate.gamma_raw * (1 + 1e-9)
     assert float(secants(policy.actor, units).max()) <= certificate.gamma_weighted * (1 + 1e-9)
