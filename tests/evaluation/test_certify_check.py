@@ -85,7 +85,9 @@ def test_one_changed_weight_is_noticed_even_with_a_new_hash(run):
     assert checked(run)[0] == 1
 
 
-@pytest.mark.parametrize("name", ["certificate.json", "policy.safetensors", "policy.json", "witness.npz"])
+@pytest.mark.parametrize(
+    "name", ["certificate.json", "policy.safetensors", "policy.json", "witness.npz", "tightness.json"]
+)
 def test_a_truncated_or_missing_file_is_a_message_not_a_traceback(run, name):
     path = run / name
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -101,6 +103,20 @@ def test_a_witness_of_other_sequences_is_noticed(run):
         arrays = {key: file[key] for key in file.files}
     np.savez(run / "witness.npz", **{**arrays, "inputs_b": arrays["inputs_a"] + 1.0})
     assert any("empirical_lower" in line for line in check_run(run))
+
+
+def test_edited_gains_against_length_are_noticed(run):
+    path = run / "tightness.json"
+    content = json.loads(path.read_text())
+    assert content["steps"] == [1, 2, 5] and content["gain"] == sorted(content["gain"])
+    for edit in (
+        {"gain": content["gain"][::-1]},
+        {"gamma_raw": 9.0},
+        {"gain": [*content["gain"][:-1], 9.0]},
+        {"gain": 1},
+    ):
+        path.write_text(json.dumps({**content, **edit}))
+        assert any("tightness.json" in line for line in check_run(run))
 
 
 def test_wrong_weights_and_folders_leave_nothing_behind(run, tmp_path):
