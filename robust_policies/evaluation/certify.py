@@ -32,7 +32,8 @@ def certify_run(
     """Return the certificate of the policy in a run folder, also written to certificate.json.
 
     Beside it: witness.npz, two input sequences that show the largest gain found, and tightness.json, that gain against
-    the sequences' length. The gain search runs whether or not something is proven, and its witness is evaluated again before it counts.
+    the sequences' length. The search runs whether or not something is proven, and its witness is evaluated again
+    before it counts.
 
     Args:
         folder: with policy.json and policy.safetensors.
