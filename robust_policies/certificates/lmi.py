@@ -13,7 +13,7 @@ admissible phi (`multipliers`). A memoryless net is the case nx = 0.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -63,7 +63,7 @@ class Matrices:
 
     def then(self, head: Array) -> Matrices:
         """Return the model with the linear map `head` (n, ny) after its output, and what rounding may have done."""
-        error = self.error or matrices(*(np.zeros_like(getattr(self, f.name)) for f in fields(self)[:9]))
+        error = self.error or zeros(self.sizes)
         outputs: dict[str, Any] = {}
         bounds: dict[str, Any] = {}
         for name in ("C2", "D21", "D22"):
@@ -76,6 +76,13 @@ def matrices(A, B1, B2, C1, D12, C2, D21, D22, D11=None) -> Matrices:
     nv = np.asarray(C1).shape[0]
     D11 = np.zeros((nv, nv)) if D11 is None else D11
     return Matrices(*(np.asarray(array, dtype=np.float64) for array in (A, B1, B2, C1, D12, C2, D21, D22, D11)))
+
+
+def zeros(sizes: tuple[int, int, int, int]) -> Matrices:
+    """Return the model of zeros with these (nx, nv, nu, ny)."""
+    nx, nv, nu, ny = sizes
+    shapes = ((nx, nx), (nx, nv), (nx, nu), (nv, nx), (nv, nu), (ny, nx), (ny, nv), (ny, nu))
+    return matrices(*map(np.zeros, shapes))
 
 
 def product(left: Array, right: Array, *, right_error: Array | None = None) -> tuple[Array, Array]:
