@@ -28,10 +28,10 @@ from robust_policies.certificates.verify import layers_bound
 from robust_policies.networks import R2DN, REN, Cell, Lipschitz, make_cell
 
 GAMMA = 3.0
-CELLS = (("r2dn", 16, 32), ("r2dn", 32, 128), ("r2dn", 64, 256), ("ren", 16, 32), ("ren", 64, 256))
+CELLS = (("r2dn", 16, 32), ("r2dn", 24, 64), ("r2dn", 32, 128), ("r2dn", 64, 256), ("ren", 16, 32), ("ren", 64, 256))
 PERCEPTRONS = ((32, 32), (64, 64), (128, 128))
 NAMES = ("A", "B1", "B2", "C1", "D12", "C2", "D21", "D22")
-LARGEST_SEARCH = 32
+LARGEST_SEARCH = 24
 
 
 def cpu_seconds(repeats: int, run: Callable[[], Any]) -> tuple[float, Any]:

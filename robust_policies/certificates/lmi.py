@@ -75,7 +75,9 @@ def matrices(A, B1, B2, C1, D12, C2, D21, D22, D11=None) -> Matrices:
     """Return the arrays upcast exactly to float64; D11 None means zero. Raises ShapeError, NonFiniteError."""
     nv = np.asarray(C1).shape[0]
     D11 = np.zeros((nv, nv)) if D11 is None else D11
-    return Matrices(*(np.asarray(array, dtype=np.float64) for array in (A, B1, B2, C1, D12, C2, D21, D22, D11)))
+    return Matrices(
+        *(np.asarray(array, dtype=np.float64) for array in (A, B1, B2, C1, D12, C2, D21, D22, D11)), error=None
+    )
 
 
 def zeros(sizes: tuple[int, int, int, int]) -> Matrices:
