@@ -7,6 +7,7 @@ the search weak, never which of the two.
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -33,8 +34,7 @@ from robust_policies.certificates.gain_search import (
 from robust_policies.errors import CorruptFileError, InvalidValueError, MissingFileError
 
 CURVE_STEPS = (1, 2, 5, 10, 20, 50, 100, 200)
-# Shorter searches' pairs that a longer one starts from, and the horizon up to which a search costs its full number of
-# ascent steps.
+# Shorter searches' pairs that a longer one starts from, and the horizon above which a search is cut to cost no more.
 _CARRIED = 4
 _FULL = 50
 
@@ -138,7 +138,7 @@ def gain_curve(
 
     A shorter witness followed by equal inputs is a longer one: the map is causal, so its difference of outputs can
     only grow. Longer searches start from shorter witnesses padded in this way, which makes the curve non-decreasing.
-    Above 50 steps there are fewer ascent steps, so that no horizon costs more than that one.
+    Above 50 steps there are fewer bases and ascent steps, so that no horizon costs much more than that one.
     """
     wanted = sorted({checks.positive_int("an entry of steps", value) for value in steps})
     if not wanted:
@@ -159,17 +159,16 @@ def gain_curve(
 
 
 def secant_gain(model: Any, inputs_a: np.ndarray, inputs_b: np.ndarray) -> float:
-    """Return |y_a - y_b| / |u_a - u_b| in float64 for two input sequences (time, nu)."""
+    """Return |y_a - y_b| / |u_a - u_b| in float64, less what may be rounding, for two input sequences (time, nu)."""
     return _secant(running_map(model), inputs_a, inputs_b)
 
 
 def _secant(model: Map, inputs_a: np.ndarray, inputs_b: np.ndarray) -> float:
     pair = torch.as_tensor(np.stack([inputs_a, inputs_b], axis=1), dtype=torch.float64)
     checks.shape("inputs", pair, (None, 2, model.input_size))
-    with torch.no_grad():
-        outputs = model.run(pair)
-    difference = float((pair[:, 0] - pair[:, 1]).norm())
-    return float((outputs[:, 0] - outputs[:, 1]).norm()) / difference if difference > 0 else 0.0
+    a, b = pair.unbind(1)
+    found = evaluate(model, 0.5 * (a + b).unsqueeze(1), (a - b).unsqueeze(1))
+    return max(0.0, float(found.gain))
 
 
 class _Searcher:
@@ -191,18 +190,18 @@ class _Searcher:
     def pairs(self, steps: int, padded: Pairs | None = None) -> Pairs:
         """Return what the search finds over `steps` steps, the best first, no worse than the `padded` pairs."""
         # Short horizons are cheap to look at, and few samples cover a box of few dimensions badly.
-        count = 3 * self.batch * min(8, max(1, _FULL // steps)) if self.power else self.batch
+        effort = min(8.0, _FULL / steps)
+        count = max(self.batch, int(3 * self.batch * effort)) if self.power else self.batch
         base = self.centre + self.units * generated_bases(steps, count, self.map.input_size, self.generator)
         if self.recorded is not None:
             base = torch.cat((recorded_bases(self.recorded, steps, self.map.input_size, 3 * self.batch), base), dim=1)
         delta = torch.randn(base.shape, generator=self.generator, dtype=torch.float64)
         if padded is not None:
             base, delta = torch.cat((padded.base, base), dim=1), torch.cat((padded.delta, delta), dim=1)
-        adam = self.adam * min(steps, _FULL) // steps
-        if padded is not None:
-            # The padded pairs have risen already.
-            adam = (adam + 1) // 2
-        budget = Budget(self.batch, self.power, adam)
+        share = min(1.0, effort)
+        # Padded pairs have risen already.
+        adam = math.ceil(self.adam * share * (1.0 if padded is None else 0.5))
+        budget = Budget(self.batch, self.power, adam, generations=math.ceil(4 * share))
         found = search(self.map, base, delta, self.units, self.generator, budget)
         if padded is None:
             return found

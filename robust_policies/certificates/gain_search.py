@@ -187,7 +187,9 @@ def search(model: Map, base: Tensor, delta: Tensor, units: Tensor, generator: to
     pairs = tangents(start, budget.power).largest(budget.keep)
     for turn in range(budget.turns if budget.adam else 0):
         widest = 0.3 - turn
-        found = [ascend(model, part, units, budget.adam // budget.turns, widest) for part in pairs.split(chunk)]
+        found = [
+            ascend(model, part, units, math.ceil(budget.adam / budget.turns), widest) for part in pairs.split(chunk)
+        ]
         risen = _joined(found)
         pairs = pairs.best_of(risen)
         if budget.power:
@@ -224,11 +226,22 @@ def _joined(found: list[Pairs]) -> Pairs:
 
 
 def evaluate(model: Map, base: Tensor, delta: Tensor) -> Pairs:
-    """Return the pairs with their gains |y_a - y_b| / |u_a - u_b| as rounded float64 inputs give them."""
+    """Return the pairs with their gains |y_a - y_b| / |u_a - u_b|, less what may be rounding.
+
+    The outputs are computed twice, by the model's fast path and step by step. Where large numbers cancel inside the
+    network the two differ; ten times their difference and the last place of the outputs are taken off.
+    """
     both = torch.cat((base + 0.5 * delta, base - 0.5 * delta), dim=1)
     with torch.no_grad():
-        change = _difference(model.run(both))
-    gain = norm(change) / norm(_difference(both)).clamp(min=1e-300)
+        values = model.run(both)
+        change = _difference(values)
+        state, outputs = both.new_zeros(both.shape[1], model.state_size), []
+        for inputs in both.unbind():
+            state, output = model.step(state, inputs)
+            outputs.append(output)
+        doubt = norm(change - _difference(torch.stack(outputs)))
+        doubt = doubt + 2.0**-52 * torch.cat((values, both), dim=2).abs().amax() * math.sqrt(change[:, 0].numel())
+    gain = (norm(change) - 10 * doubt).clamp(min=0.0) / norm(_difference(both)).clamp(min=1e-300)
     return Pairs(torch.where(gain.isfinite(), gain, torch.full_like(gain, -math.inf)), base, delta)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from robust_policies.certificates import GainResult, empirical_gain, gain_curve, secant_gain
+from robust_policies.certificates import GainResult, empirical_gain, gain_curve, secant_gain, verify
 from robust_policies.certificates.gain_search import (
     Linearization,
     generated_bases,
@@ -104,7 +104,7 @@ def test_curve_does_not_decrease_and_every_witness_shows_its_gain(make, tmp_path
     for steps, witness in zip(curve.steps, curve.witnesses, strict=True):
         assert witness.inputs_a.dtype == np.float64 and witness.inputs_a.shape[0] == steps
         again = GainResult.load(witness.save(tmp_path / "witness.npz"))
-        assert secant_gain(model, again.inputs_a, again.inputs_b) == pytest.approx(witness.gain, rel=1e-12)
+        assert secant_gain(model, again.inputs_a, again.inputs_b) == pytest.approx(witness.gain, rel=1e-8)
     assert curve.at(5) is curve.witnesses[2]
     content = json.loads(curve.to_json(tmp_path / "tightness.json", 5.0).read_text())
     assert content == {"schema": 1, "steps": [1, 2, 5, 12], "gain": list(curve.gain), "gamma_raw": 5.0}
@@ -116,7 +116,7 @@ def test_a_witness_followed_by_equal_inputs_shows_at_least_its_gain():
         found = empirical_gain(cell, 6, seed, **QUICK)
         tail = np.random.default_rng(seed).normal(size=(9, 2))
         padded = secant_gain(cell, *(np.concatenate((part, tail)) for part in (found.inputs_a, found.inputs_b)))
-        assert padded >= found.gain * (1 - 1e-12)
+        assert padded >= found.gain * (1 - 1e-8)
 
 
 def test_float32_secants_of_tiny_size_lie_and_float64_ones_do_not():
@@ -204,3 +204,16 @@ def test_generated_bases_span_sizes_and_kinds():
     assert size.min() < 0.05 and size.max() > 10
     constant = (bases == bases[:1]).all(dim=2).all(dim=0)
     assert int(constant.sum()) == 20
+
+
+def test_cancellation_inside_a_network_is_not_taken_for_a_gain():
+    for seed, scale in ((1, 5.0), (1, 7.0)):
+        torch.manual_seed(seed)
+        cell = R2DN(2, 3, 2, features=5, hidden_sizes=(6,), guarantee=Lipschitz(5.0))
+        with torch.no_grad():
+            for parameter in cell.parameters():
+                parameter.copy_(torch.randn(parameter.shape) * math.exp(scale))
+        proven = verify(cell).gamma
+        found = empirical_gain(cell, 15, seed, batch=6, adam_iterations=6)
+        assert proven is not None and found.gain <= proven * (1 + 1e-9)
+        assert secant_gain(cell, found.inputs_a, found.inputs_b) <= proven * (1 + 1e-9)
