@@ -240,7 +240,8 @@ def evaluate(model: Map, base: Tensor, delta: Tensor) -> Pairs:
             state, output = model.step(state, inputs)
             outputs.append(output)
         doubt = norm(change - _difference(torch.stack(outputs)))
-        doubt = doubt + 2.0**-52 * torch.cat((values, both), dim=2).abs().amax() * math.sqrt(change[:, 0].numel())
+        largest = torch.maximum(*torch.cat((values, both), dim=2).abs().amax(dim=(0, 2), keepdim=True).chunk(2, dim=1))
+        doubt = doubt + 2.0**-52 * math.sqrt(change[:, 0].numel()) * largest
     gain = (norm(change) - 10 * doubt).clamp(min=0.0) / norm(_difference(both)).clamp(min=1e-300)
     return Pairs(torch.where(gain.isfinite(), gain, torch.full_like(gain, -math.inf)), base, delta)
 

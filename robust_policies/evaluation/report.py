@@ -184,13 +184,13 @@ def _return_section(runs: Sequence[Run]) -> str:
         attack = next((row["attack"] for run in runs if run.evaluation for row in run.evaluation["rows"]
                        if row["task"] == task and row.get("attack")), "")  # fmt: skip
         how = {
-            "closed_loop": "The attack (pgd) minimises the return through policy and plant, window by window.",
-            "deviation": "The attack (pgd) drives the next actions away from the clean ones through the recurrent "
+            "closed_loop_pgd": "The attack (pgd) minimises the return through policy and plant, window by window.",
+            "sequence_pgd": "The attack (pgd) drives the next actions away from the clean ones through the recurrent "
             "state; it does not see the plant.",
         }.get(attack, "")
         caption = (
             "Mean return and 95% bootstrap interval; the same start states and noise at every size. "
-            f"{how} An attack keeps, episode by episode, the worst it found at this size or a smaller one. "
+            f"{how} "
             "A stronger attack may exist."
         )
         parts.append(f"<h3>{_e(task)}</h3>")

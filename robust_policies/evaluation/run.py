@@ -16,6 +16,7 @@ from robust_policies.certificates.files import read_json, write_json
 from robust_policies.envs.perturb import describe, parse
 from robust_policies.envs.registration import ENV_IDS
 from robust_policies.errors import CorruptFileError, InvalidValueError, RobustPoliciesError
+from robust_policies.evaluation.attacks import why_not
 from robust_policies.evaluation.metrics import summary
 from robust_policies.evaluation.rollout import run_episodes
 from robust_policies.evaluation.suites import suite_named
@@ -81,15 +82,16 @@ def evaluate_run(
         kwargs = env_kwargs if task == recipe_task else {}
         around = wrappers if wrappers is not None else own_wrappers if task == recipe_task else []
         try:
+            attack = _attack(task, kwargs) if kind == "pgd" else ""
             found = run_episodes(
                 policy,
                 task,
-                kind,
+                attack or kind,
                 sizes,
                 episodes,
                 seed,
+                options=chosen.attack_options() if attack else None,
                 env_kwargs=kwargs,
-                budget=chosen.budget(),
                 perturbations=around,
             )
             rows += [
@@ -109,7 +111,7 @@ def evaluate_run(
         "schema": SCHEMA, "policy": folder.resolve().name, "cell": policy.cell.name, "suite": suite, "tasks": tasks,
         "perturbations": listed, "sizes": sizes, "episodes": episodes, "seeds": seeds, "rows": rows,
         "failures": failures,
-        "attack_budget": chosen.model_dump(include={"gradient_steps", "window", "deviation_steps", "horizon"}),
+        "attack_budget": chosen.model_dump(include={"gradient_steps", "window"}),
         "seconds": round(time.perf_counter() - begun, 1), "versions": versions(),
     }  # fmt: skip
     write_json(folder / "evaluation.json", content)
@@ -153,6 +155,11 @@ def _recipe_task(folder: Path) -> tuple[str | None, dict[str, Any], list[Any]]:
         return str(task["id"]), dict(task.get("kwargs") or {}), describe(parse(around))
     except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise CorruptFileError(f"{path} does not name a task ({error}); expected a resolved recipe.") from error
+
+
+def _attack(task: str, env_kwargs: dict[str, Any]) -> str:
+    """Return the strongest attack there is for a task."""
+    return "closed_loop_pgd" if why_not("closed_loop_pgd", task, env_kwargs) is None else "sequence_pgd"
 
 
 def _default_tasks(recipe_task: str | None) -> list[str]:

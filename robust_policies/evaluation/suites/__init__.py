@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 
 from robust_policies.errors import UnknownNameError
-from robust_policies.evaluation.rollout import KINDS, Budget
+from robust_policies.evaluation.perturbations import PERTURBATIONS
 
 
 class Suite(BaseModel):
@@ -13,26 +13,23 @@ class Suite(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    perturbations: tuple[str, ...] = KINDS
+    perturbations: tuple[str, ...] = (*PERTURBATIONS, "pgd")
     sizes: tuple[float, ...] = (0.0, 0.05, 0.1, 0.2, 0.3)
     episodes: int = 50
     seeds: tuple[int, ...] = (0,)
     gradient_steps: int = 15
     window: int = 40
-    deviation_steps: int = 6
-    horizon: int = 4
     gain_steps: int = 50
 
-    def budget(self) -> Budget:
-        """Return the attack's budget."""
-        return Budget(self.gradient_steps, self.window, self.deviation_steps, self.horizon)
+    def attack_options(self) -> dict[str, int]:
+        """Return the attack's settings."""
+        return {"steps": self.gradient_steps, "window": self.window, "replan": self.window, "restarts": 1}
 
 
 SUITES: dict[str, Suite] = {
     "quick": Suite(),
     "standard": Suite(
         sizes=(0.0, 0.03, 0.06, 0.11, 0.15, 0.21, 0.3), seeds=(0, 1, 2), gradient_steps=20, window=50,
-        deviation_steps=10, horizon=5,
     ),
 }  # fmt: skip
 SUITES["default"] = SUITES["quick"]
