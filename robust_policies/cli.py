@@ -147,12 +147,26 @@ app.command()(sweep)
 
 
 @app.command()
-def certify(folder: Folder) -> None:
+def certify(
+    folder: Folder,
+    weights: Annotated[
+        str | None,
+        typer.Option(metavar="W1,W2,...", help="size of one unit of each sensor, for a gain in these units: 1,1,0.1"),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="prove again what certificate.json says, and change nothing")
+    ] = False,
+) -> None:
     """Prove the gain and contraction of the policy that runs; exit status 1 if nothing could be proven."""
     from robust_policies.train import open_run
 
+    if check:
+        if weights is not None:
+            raise InvalidValueError("--weights was given with --check, which takes them from certificate.json.")
+        _check_certificate(folder)
+        return
     open_run(folder)
-    if not _certify(folder):
+    if not _certify(folder, None if weights is None else _numbers("--weights", weights)):
         raise typer.Exit(1)
 
 
@@ -346,10 +360,22 @@ def _check_evaluation(section: Any) -> None:
     suite_named(section.suite)
 
 
-def _certify(folder: Path) -> bool:
+def _check_certificate(folder: Path) -> None:
+    from robust_policies.evaluation.certify import check_run
+
+    differences = check_run(folder)
+    for difference in differences:
+        typer.echo(f"{folder}: {difference}", err=True)
+    if differences:
+        typer.echo("Not confirmed; write the certificate again with `certify` if you trust the policy's files.")
+        raise typer.Exit(1)
+    typer.echo("Confirmed: the arrays, the proof, the witness and every entry of certificate.json agree.")
+
+
+def _certify(folder: Path, weights: list[float] | None = None) -> bool:
     from robust_policies.evaluation import certify_run
 
-    certificate = certify_run(folder)
+    certificate = certify_run(folder, weights=weights)
     typer.echo(f"{certificate.status}: {certificate.claim}")
     if certificate.empirical_lower is not None:
         of = "" if certificate.ratio is None else f", {certificate.ratio:.2f} of the proven one"
