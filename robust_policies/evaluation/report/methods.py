@@ -61,14 +61,17 @@ class Method:
         return Look.of(self.index)
 
     @cached_property
-    def _rows(self) -> dict[tuple[Condition, float, tuple[Any, ...]], list[list[Row]]]:
-        """Return {(condition, size, point): the rows of each run that has some, by evaluation seed}."""
+    def _rows(self) -> dict[tuple[Condition, float, tuple[Any, ...]], dict[int, list[Row]]]:
+        """Return {(condition, size, point): {number of the run: its rows by evaluation seed}}."""
         table: dict[tuple[Condition, float, tuple[Any, ...]], dict[int, list[Row]]] = {}
         for number, run in enumerate(self.runs):
             for row in [*run.rows, *_derived_worst(run)]:
                 key = (Condition(row.task, row.group, row.perturbation, row.norm), row.size, row.point)
                 table.setdefault(key, {}).setdefault(number, []).append(row)
-        return {key: [sorted(rows, key=lambda row: row.seed) for rows in of.values()] for key, of in table.items()}
+        for found in table.values():
+            for rows in found.values():
+                rows.sort(key=lambda row: row.seed)
+        return table
 
     @cached_property
     def conditions(self) -> list[Condition]:
@@ -80,13 +83,13 @@ class Method:
         """The tasks it was evaluated in."""
         return list(dict.fromkeys(condition.task for condition in self.conditions))
 
-    def rows(self, condition: Condition, size: float, point: tuple[Any, ...] = ()) -> list[list[Row]]:
-        """Return the rows of each training seed that has some."""
-        return self._rows.get((condition, size, point), [])
+    def rows(self, condition: Condition, size: float, point: tuple[Any, ...] = ()) -> dict[int, list[Row]]:
+        """Return {number of the training seed in `runs`: its rows}, without those that have none."""
+        return self._rows.get((condition, size, point), {})
 
-    def points(self, condition: Condition) -> list[tuple[tuple[str, float], ...]]:
-        """Return the factors of the plant at which it was measured."""
-        return [point for other, _, point in self._rows if other == condition and point]
+    def points(self, condition: Condition) -> dict[tuple[tuple[str, float], ...], float]:
+        """Return {factors of the plant at which it was measured: the size written beside them}."""
+        return {point: size for other, size, point in self._rows if other == condition and point}
 
     def matrix(self, condition: Condition, size: float, point: tuple[Any, ...] = ()) -> Array | None:
         """Return the returns, (training seeds, episodes), None if there are none.
@@ -98,7 +101,7 @@ class Method:
             return self.nominal(condition.task)
         if not found:
             return None
-        values = [np.concatenate([row.returns for row in rows]) for rows in found]
+        values = [np.concatenate([row.returns for row in rows]) for rows in found.values()]
         episodes = min(map(len, values))
         return np.stack([value[:episodes] for value in values])
 
@@ -132,25 +135,10 @@ class Method:
         found = np.array([self.interval(condition, size) for size in sizes])
         return Curve(np.array(sizes), found[:, 0], found[:, 1], found[:, 2])
 
-    def seed_values(self, condition: Condition, size: float) -> list[tuple[str, float]]:
-        """Return (name, mean return over episodes) of each training seed at a size."""
-        if size == 0.0 and not self.rows(condition, 0.0):
-            return []
-        return [
-            (run.name, float(np.concatenate([row.returns for row in rows]).mean()))
-            for run, rows in self._by_run(condition, size)
-        ]
-
-    def _by_run(self, condition: Condition, size: float) -> list[tuple[Run, list[Row]]]:
-        found = []
-        for run in self.runs:
-            rows = [row for row in run.rows if row.task == condition.task and row.size == size and not row.point]
-            if condition.group == "worst":
-                rows = [row for row in [*rows, *_derived_worst(run)] if row.size == size]
-            kept = [row for row in rows if Condition(row.task, row.group, row.perturbation, row.norm) == condition]
-            if kept:
-                found.append((run, kept))
-        return found
+    def seed_means(self, condition: Condition, size: float) -> dict[int, float]:
+        """Return {number of the training seed: mean return over its episodes} at a size."""
+        found = self.rows(condition, size)
+        return {number: float(np.concatenate([r.returns for r in rows]).mean()) for number, rows in found.items()}
 
     def area(self, condition: Condition, up_to: float) -> float | None:
         """Return the mean return over sizes from 0 to `up_to`: the area under the curve over its width."""

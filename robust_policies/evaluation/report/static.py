@@ -1,12 +1,13 @@
-"""The report's pictures, drawn with matplotlib without a display."""
+"""The pictures as files, drawn with matplotlib without a display."""
 
 from __future__ import annotations
 
+import base64
 import io
+import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,157 +16,189 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from robust_policies.certificates import Certificate
-from robust_policies.certificates.files import write_atomic
-from robust_policies.evaluation.perturbations import DESCRIPTIONS
-from robust_policies.evaluation.run import pooled
+from robust_policies.certificates.files import read_json, write_atomic, write_json
+from robust_policies.errors import UserError
+from robust_policies.evaluation.report.chart import Chart, Heat, Panel, Series, y_range
 
-# Okabe and Ito's colours, distinguishable with any colour vision; markers tell the policies apart without colour.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+INDEX_SCHEMA = 1
 STYLE: Any = {
-    "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
-    "svg.fonttype": "path", "svg.hashsalt": "robust-policies", "figure.constrained_layout.use": True,
+    "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
+    "axes.titlesize": 9.5, "legend.fontsize": 8.5, "svg.fonttype": "path", "svg.hashsalt": "robust-policies",
+    "pdf.fonttype": 42, "figure.constrained_layout.use": True, "text.parse_math": False,
 }  # fmt: skip
+MARKERS = {
+    "circle": "o", "square": "s", "triangle-up": "^", "diamond": "D", "triangle-down": "v", "cross": "P", "x": "X",
+    "star": "*", "pentagon": "p", "hexagon": "h", "bar": "|",
+}  # fmt: skip
+DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
+WIDTH = 8.2
 
 
-@dataclass
-class Run:
-    """What a report shows of one run folder; parts that are missing are None and named in `notes`."""
-
-    folder: Path
-    label: str
-    index: int
-    evaluation: dict[str, Any] | None
-    certificate: Certificate | None
-    provenance: dict[str, Any] | None
-    training: tuple[np.ndarray, np.ndarray] | None
-    notes: list[str]
-
-    @property
-    def look(self) -> dict[str, Any]:
-        """The line style of this policy in every picture."""
-        return {"color": COLOURS[self.index % len(COLOURS)], "marker": MARKERS[self.index % len(MARKERS)]}
-
-    def pairs(self) -> list[tuple[str, str]]:
-        """Return the (task, perturbation) pairs evaluated, in order."""
-        rows = [] if self.evaluation is None else self.evaluation["rows"]
-        return list(dict.fromkeys((row["task"], row["perturbation"]) for row in rows))
-
-
-def curve(axes: Axes, runs: Sequence[Run], task: str, kind: str) -> None:
-    """Draw return against size with 95% bands for every run that has it."""
-    for run in runs:
-        if run.evaluation is None or (task, kind) not in run.pairs():
-            continue
-        found = pooled(run.evaluation["rows"], task, kind)
-        look = run.look
-        axes.fill_between(found["size"], found["low"], found["high"], color=look["color"], alpha=0.18, linewidth=0)
-        axes.plot(found["size"], found["mean"], label=run.label, markersize=4.5, linewidth=1.8, **look)
-    axes.set_xlabel("perturbation size (observation units)")
-    axes.set_ylabel("return")
-    axes.set_title(f"{task}: {kind}", fontsize=10)
-
-
-def gains(axes: Axes, runs: Sequence[Run]) -> None:
-    """Draw the proven and the found gain of each policy, logarithmic."""
-    shown = [run for run in runs if run.certificate is not None and run.certificate.empirical_lower is not None]
-    values = []
-    for row, run in enumerate(shown):
-        certificate = run.certificate
-        assert certificate is not None and certificate.empirical_lower is not None
-        found, proven = max(certificate.empirical_lower, 1e-12), certificate.gamma_raw
-        look = run.look
-        values += [found] + ([] if proven is None else [proven])
-        if proven is not None and certificate.status == "PASS":
-            axes.plot([found, proven], [row, row], color=look["color"], linewidth=6, alpha=0.3, solid_capstyle="round")
-            axes.plot(proven, row, marker="|", markersize=22, markeredgewidth=3, color=look["color"])
-            axes.annotate(
-                f"proven {proven:.3g}", (proven, row), (0, 14), textcoords="offset points", ha="center", size=9
-            )
-        axes.plot(found, row, marker="o", markersize=8, color=look["color"])
-        text = f"found {found:.3g}" + ("" if certificate.status == "PASS" and proven else ", nothing proven")
-        axes.annotate(text, (found, row), (0, -19), textcoords="offset points", ha="center", size=9)
-    axes.set_yticks(range(len(shown)), [run.label for run in shown])
-    axes.set_ylim(len(shown) - 0.4, -0.6)
-    axes.set_xscale("log")
-    if values:
-        axes.set_xlim(min(values) / 2.5, max(values) * 2.5)
-    axes.set_xlabel("incremental l2 gain, observation to mean action")
-    axes.set_title("Gain: proven (bar) and found (dot)", fontsize=10)
-    axes.grid(axis="y", visible=False)
-
-
-def curves_figure(runs: Sequence[Run], task: str, kinds: Sequence[str]) -> Figure:
-    """Return one row of return curves, one picture for each perturbation, with one legend."""
+def draw(chart: Chart) -> Figure:
+    """Return the picture of a chart, as wide as a printed page, with one legend above."""
     with matplotlib.rc_context(STYLE):
-        columns = min(2, len(kinds))
-        rows = math.ceil(len(kinds) / columns)
-        figure = Figure(figsize=(8.4, 3.1 * rows + 0.3))
-        grid = np.atleast_1d(figure.subplots(rows, columns, sharey=True, squeeze=False)).ravel()
-        for axes, kind in zip(grid, kinds, strict=False):
-            curve(axes, runs, task, kind)
-            axes.set_title(f"{kind}: {DESCRIPTIONS.get(kind, '')}", fontsize=8.5)
-        for axes in grid[len(kinds) :]:
+        columns = min(chart.columns, len(chart.panels))
+        rows = math.ceil(len(chart.panels) / columns)
+        heights = [_height(panel, WIDTH / columns) for panel in chart.panels]
+        entries = chart.legend_entries()
+        legend_rows = math.ceil(len(entries) / _legend_columns(entries)) if entries else 0
+        figure = Figure(figsize=(WIDTH, max(heights) * rows + 0.22 * legend_rows + 0.2))
+        shared = y_range(chart)
+        grid = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
+        for axes, panel in zip(grid, chart.panels, strict=False):
+            draw_panel(axes, panel)
+            if shared is not None:
+                axes.set_ylim(*shared)
+        for axes in grid[len(chart.panels) :]:
             axes.set_visible(False)
-        handles, labels = grid[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=min(4, max(1, len(labels))), frameon=False)
+        if entries:
+            add_legend(figure, entries)
         return figure
 
 
-def gains_figure(runs: Sequence[Run]) -> Figure:
-    """Return the picture of proven and found gains."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8.4, 1.3 + 0.75 * len(runs)))
-        gains(figure.subplots(), runs)
-        return figure
+def _legend_columns(entries: Sequence[Series]) -> int:
+    widest = max(len(entry.name) for entry in entries)
+    return max(1, min(len(entries), 5, 105 // (widest + 9)))
 
 
-def training_figure(runs: Sequence[Run]) -> Figure:
-    """Return the training curves of the runs that have one."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8.4, 3.2))
-        axes = figure.subplots()
-        for run in runs:
-            if run.training is not None:
-                axes.plot(*run.training, label=run.label, color=run.look["color"], linewidth=1.6)
-        axes.set_xlabel("environment steps")
-        axes.set_ylabel("mean training return")
-        axes.legend(frameon=False)
-        return figure
+def add_legend(figure: Figure, entries: Sequence[Series]) -> None:
+    """Write the legend above all panels."""
+    axes = figure.axes[0]
+    handles = [axes.plot([], [], label=entry.name, **_style(entry))[0] for entry in entries]
+    figure.legend(handles=handles, loc="outside upper center", ncols=_legend_columns(entries), frameon=False)
 
 
-def overview_figure(runs: Sequence[Run]) -> Figure:
-    """Return the picture for a README: return against attack size, and proven against found gain."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(11, 3.9))
-        left, right = figure.subplots(1, 2, width_ratios=[1.25, 1])
-        pairs = [pair for run in runs for pair in run.pairs()]
-        chosen = next((pair for pair in pairs if pair[1] == "pgd"), pairs[0] if pairs else None)
-        if chosen is None:
-            left.text(0.5, 0.5, "no evaluation yet", ha="center", transform=left.transAxes)
+def _height(panel: Panel, width: float) -> float:
+    if panel.y_names:
+        return 0.8 + 0.34 * len(panel.y_names)
+    if panel.heat is not None:
+        return min(0.95 + 0.36 * len(panel.heat.y), width)
+    return 2.75
+
+
+def _style(series: Series) -> dict[str, Any]:
+    look = series.look
+    size = {"bar": 15.0, "star": 8.0}.get(look.marker, 5.0) * (0.62 if series.faint else 1.0)
+    return {
+        "color": look.colour, "alpha": 0.4 if series.faint else 1.0, "markersize": size, "linewidth": 1.6,
+        "linestyle": DASHES[look.dash] if series.line or series.step else "none",
+        "marker": MARKERS[look.marker] if series.points else "", "markeredgewidth": 2.2 if look.marker == "bar" else 0.5,
+        "markeredgecolor": look.colour if look.marker == "bar" else "white",
+    }  # fmt: skip
+
+
+def draw_panel(axes: Axes, panel: Panel) -> None:
+    """Draw one panel into its axes."""
+    axes.set_title(panel.title)
+    axes.set_xlabel(panel.x_label)
+    axes.set_ylabel(panel.y_label)
+    if panel.heat is not None:
+        _heat(axes, panel.heat)
+        return
+    for series in panel.series:
+        _series(axes, series)
+    if panel.log_x:
+        axes.set_xscale("log")
+    if panel.log_y:
+        axes.set_yscale("log")
+    if panel.y_names:
+        axes.set_yticks(range(len(panel.y_names)), [_short(name) for name in panel.y_names])
+        axes.set_ylim(len(panel.y_names) - 0.5, -0.5)
+
+
+def _short(name: str, length: int = 34) -> str:
+    return name if len(name) <= length else name[: length - 1] + "…"
+
+
+def _series(axes: Axes, series: Series) -> None:
+    x, y = np.asarray(series.x, float), np.asarray(series.y, float)
+    colour = series.look.colour
+    if series.low is not None and series.high is not None:
+        if series.line:
+            axes.fill_between(x, np.asarray(series.low), np.asarray(series.high), color=colour, alpha=0.15, linewidth=0)
         else:
-            curve(left, runs, *chosen)
-            left.set_title(f"Return in {chosen[0]} under {'attack' if chosen[1] == 'pgd' else chosen[1]}", fontsize=10)
-            left.legend(frameon=False)
-        gains(right, runs)
-        return figure
+            axes.vlines(x, np.asarray(series.low), np.asarray(series.high), color=colour, linewidth=1.2)
+    if series.x_low is not None and series.x_high is not None:
+        thick = series.low is None
+        ends = np.asarray(series.x_low), np.asarray(series.x_high)
+        axes.hlines(y, *ends, color=colour, linewidth=5 if thick else 1.2, alpha=0.3 if thick else 1.0)
+    axes.plot(x, y, drawstyle="steps-post" if series.step else "default", **_style(series))
 
 
-def svg(figure: Figure, title: str) -> str:
-    """Return the figure as an inline SVG element with a title for screen readers."""
-    buffer = io.StringIO()
+def _heat(axes: Axes, heat: Heat) -> None:
+    image = axes.imshow(heat.values, cmap="cividis", vmin=heat.low, vmax=heat.high, aspect="auto")
+    axes.set_xticks(range(len(heat.x)), [_short(name, 16) for name in heat.x], size=7)
+    axes.set_yticks(range(len(heat.y)), [_short(name, 16) for name in heat.y], size=7)
+    if max(map(len, heat.x)) > 5:
+        axes.tick_params(axis="x", rotation=40)
+        for label in axes.get_xticklabels():
+            label.set_horizontalalignment("right")
+    axes.grid(visible=False)
+    if heat.values.size <= 120:
+        middle = (heat.low + heat.high) / 2
+        for (row, column), value in np.ndenumerate(heat.values):
+            if np.isfinite(value):
+                colour = "black" if value > middle else "white"
+                text = f"{value:.{heat.digits}g}"
+                axes.text(column, row, text, ha="center", va="center", size=6.5, color=colour)
+    else:
+        axes.figure.colorbar(image, ax=axes)
+
+
+def save(chart: Chart, folder: Path) -> str:
+    """Return the picture as SVG, after writing it into `folder` as PNG and PDF."""
+    figure = draw(chart)
     with matplotlib.rc_context(STYLE):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        figure.draw_without_rendering()
+        # The layout is found; finding it again for each file takes most of the time.
+        figure.set_layout_engine("none")
+        write_atomic(folder / f"{chart.key}.png", lambda file: figure.savefig(file, format="png", dpi=150))
+        metadata = {"CreationDate": None, "Title": chart.title}
+        write_atomic(folder / f"{chart.key}.pdf", lambda file: figure.savefig(file, format="pdf", metadata=metadata))
+        return _svg(figure)
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    text = re.sub(r'(<svg [^>]*?)width="[^"]*" height="[^"]*"|height="[^"]*pt" (?=viewBox)', r"\1", text, count=1)
-    # Ids are local to a picture, and several pictures share one page.
-    unique = re.sub(r"\W+", "-", title.lower())
-    text = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{unique}-", text)
-    return text.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
+    # Thousandths of a point are not seen, and are half of the file.
+    return re.sub(r"(\d+\.\d{2})\d+", r"\1", text)
 
 
-def save_png(figure: Figure, path: Path) -> Path:
-    """Return `path` after writing the figure there, whole or not at all."""
-    return write_atomic(path, lambda file: figure.savefig(file, format="png", dpi=130))
+def data_uri(svg: str) -> str:
+    """Return an SVG picture as the address of an image that is its own file."""
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
+
+
+def save_all(charts: Sequence[Chart], folder: Path, report: str) -> dict[str, str]:
+    """Return {key: SVG} after writing each chart as PNG and PDF, and index.json with their titles and captions.
+
+    Pictures that an earlier report of the same name left there, and this one has not, are removed.
+    """
+    index = folder / "index.json"
+    try:
+        before = read_json(index, "list of figures", INDEX_SCHEMA)
+        earlier = {str(item["key"]) for item in before["figures"]} if before.get("report") == report else set()
+    except (UserError, KeyError, TypeError):
+        earlier = set()
+    for key in earlier - {chart.key for chart in charts}:
+        if re.fullmatch(r"[a-z0-9-]+", key):
+            (folder / f"{key}.png").unlink(missing_ok=True)
+            (folder / f"{key}.pdf").unlink(missing_ok=True)
+    pictures = {chart.key: save(chart, folder) for chart in charts}
+    listed = [{"key": chart.key, "title": chart.title, "caption": chart.caption} for chart in charts]
+    write_json(index, {"schema": INDEX_SCHEMA, "report": report, "figures": listed})
+    return pictures
+
+
+def save_overview(panels: Sequence[Panel], entries: Sequence[Series], path: Path) -> Path:
+    """Return `path` after drawing a few panels side by side there, for a README."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(11, 4.1 + 0.2 * (len(entries) > 5)))
+        for axes, panel in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
+            draw_panel(axes, panel)
+        if entries:
+            add_legend(figure, entries)
+        return write_atomic(path, lambda file: figure.savefig(file, format="png", dpi=130))
