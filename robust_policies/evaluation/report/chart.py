@@ -65,7 +65,10 @@ class Series:
 
 @dataclass(frozen=True)
 class Heat:
-    """A map of colours: `values` (len(y), len(x)), NaN where nothing was measured, over the labels of its sides."""
+    """A map of colours: `values` (len(y), len(x)), NaN where nothing was measured, over the labels of its sides.
+
+    `notes` (len(y), len(x)) is what the pointer and the table say of each field; empty: the value.
+    """
 
     x: Sequence[str]
     y: Sequence[str]
@@ -73,6 +76,7 @@ class Heat:
     low: float
     high: float
     digits: int = 3
+    notes: Sequence[Sequence[str]] = ()
 
 
 @dataclass(frozen=True)

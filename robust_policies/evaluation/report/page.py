@@ -1,272 +1,171 @@
-"""One self-contained HTML page about one or several run folders."""
+"""One self-contained HTML page about one or several run folders, and its pictures as files beside it."""
 
 from __future__ import annotations
 
-import html
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+
+from plotly.offline import get_plotlyjs
 
 from robust_policies import __version__
-from robust_policies.certificates import Certificate
 from robust_policies.certificates.files import write_atomic
-from robust_policies.errors import InvalidValueError, MissingFileError
-from robust_policies.evaluation import figures
-from robust_policies.evaluation.figures import COLOURS, Run, svg
-from robust_policies.evaluation.load import load_runs
-from robust_policies.evaluation.run import pooled
+from robust_policies.errors import InvalidValueError
+from robust_policies.evaluation.report import sections, static
+from robust_policies.evaluation.report.chart import Chart
+from robust_policies.evaluation.report.gains import gains_chart, gains_panel, tightness_chart, training_chart
+from robust_policies.evaluation.report.interactive import embed, panels
+from robust_policies.evaluation.report.load import find_runs, load_runs
+from robust_policies.evaluation.report.markup import details, escape, figure
+from robust_policies.evaluation.report.methods import (
+    Method,
+    condition_title,
+    conditions_of,
+    group_by_method,
+    main_worst,
+    tasks_of,
+)
+from robust_policies.evaluation.report.returns import (
+    curve_panel,
+    fault_chart,
+    gain_chart,
+    heat_charts,
+    improvement_chart,
+    pareto_chart,
+    profile_chart,
+    return_charts,
+    slug,
+)
+from robust_policies.evaluation.report.trajectories import trajectory_charts
 
-STATUS_WORDS = {"PASS": "proven", "VIOLATED": "refuted", "NOT_CERTIFIED": "not certified"}
+# The page can load nothing at all: no address but those inside it.
+POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+LEAD = (
+    "What is proven of these control policies, and the worst that was found when what they observe, or the plant, is "
+    "changed. The certificate is about the policy alone; the returns are measurements."
+)
 
 
 def write_report(folders: Sequence[str | Path] | str | Path, output: str | Path | None = None) -> Path:
-    """Return the path of the report on `folders`, written with overview.png beside it.
+    """Return the path of the report on `folders`, written with overview.png and figures/ beside it.
 
     Args:
-        folders: one or several run folders; the first decides colours and order.
+        folders: run folders, or folders that hold run folders; runs of one method are training seeds of it.
         output: the HTML file, or a folder to put report.html in; None: report.html in the first folder.
 
     A part that is missing or broken in a folder is named in the report; the rest is still shown.
 
     Raises:
-        MissingFileError: a folder does not exist. InvalidValueError: no folder has anything to show.
+        MissingFileError: a folder does not exist. InvalidValueError: a folder holds no run, or nothing can be shown.
     """
     paths = [Path(folders)] if isinstance(folders, str | Path) else [Path(folder) for folder in folders]
-    if not paths:
-        raise InvalidValueError("No run folder was given; expected at least one.")
-    for path in paths:
-        if not path.is_dir():
-            raise MissingFileError(f"Run folder {str(path)!r} does not exist; make one with `robust-policies train`.")
-    runs = load_runs(paths)
+    runs = load_runs(find_runs(paths))
     if all(run.evaluation is None and run.certificate is None for run in runs):
+        why = "; ".join(dict.fromkeys(note for run in runs for note in run.notes))
         raise InvalidValueError(
-            f"{', '.join(str(path) for path in paths)} holds neither a readable certificate.json nor "
-            "evaluation.json; run `robust-policies certify` and `robust-policies evaluate` on it first."
+            f"{', '.join(str(path) for path in paths)} holds neither a readable certificate.json nor evaluation.json "
+            f"({why}); run `robust-policies certify` and `robust-policies evaluate` on it first."
         )
     target = Path(output) if output is not None else paths[0] / "report.html"
     if target.suffix.lower() != ".html":
         target = target / "report.html"
-    page = render(runs)
-    figures.save_png(figures.overview_figure(runs), target.parent / "overview.png")
+    methods = group_by_method(runs)
+    parts = _charts(methods)
+    charts = list({chart.key: chart for group in parts.values() for chart in group}.values())
+    pictures = static.save_all(charts, target.parent / "figures", target.name)
+    _overview(methods, target.parent / "overview.png")
+    page = render(methods, parts, pictures)
     return write_atomic(target, lambda file: file.write(page.encode()))
 
 
-def render(runs: Sequence[Run]) -> str:
+def _charts(methods: Sequence[Method]) -> dict[str, list[Chart]]:
+    """Return the pictures of each part of the page: gains, training, and each task by name."""
+    parts = {"gains": _some(gains_chart(methods), tightness_chart(methods)), "training": _some(training_chart(methods))}
+    for task in tasks_of(methods):
+        here = [method for method in methods if task in method.tasks]
+        parts[f"task {task}"] = [
+            *return_charts(here, task),
+            *_some(gain_chart(here, task), pareto_chart(here, task), fault_chart(here, task)),
+            *heat_charts(here, task),
+            *_some(profile_chart(here, task), improvement_chart(here, task)),
+        ]
+        parts[f"trajectories {task}"] = trajectory_charts(here, task)
+    return parts
+
+
+def _some(*charts: Chart | None) -> list[Chart]:
+    return [chart for chart in charts if chart is not None]
+
+
+def _overview(methods: Sequence[Method], path: Path) -> None:
+    """Write the picture for a README: return under the worst attack, and proven against found gain."""
+    shown = []
+    for task in tasks_of(methods)[:1]:
+        here = [method for method in methods if task in method.tasks]
+        condition = main_worst(here, task) or next(iter(conditions_of(here, task, ("noise", "fault"))), None)
+        if condition is not None:
+            shown.append(curve_panel(here, condition, f"Return in {task}: {condition_title(condition)}"))
+    gains = gains_panel(methods)
+    if gains is not None:
+        shown.append(gains)
+    if shown:
+        chart = Chart("overview", "Overview", "", shown)
+        entries = chart.legend_entries() if len(shown) > 1 or gains is None else []
+        static.save_overview(shown, entries, path)
+
+
+def render(methods: Sequence[Method], parts: dict[str, list[Chart]], pictures: dict[str, str]) -> str:
     """Return the page."""
-    names = ", ".join(run.label for run in runs)
-    parts = [
-        f"<h1>{_e(names)}</h1>",
-        "<p class='lead'>What is proven of these control policies, and the worst that was found when the observations "
-        "they read are perturbed. The certificate is about the policy alone; the returns are measurements.</p>",
-        _notes(runs), "<h2>At a glance</h2>", _glance(runs), "<h2>What is proven</h2>", *(map(_certificate, runs)),
-        _gain_section(runs), _return_section(runs), _training(runs),
-        "<h2>How to reproduce</h2>", *(map(_reproduce, runs)),
-    ]  # fmt: skip
-    css = files("robust_policies.evaluation").joinpath("report.css").read_text()
+    title = ", ".join(method.name for method in methods[:4])
+    if len(methods) > 4:
+        title += f" and {len(methods) - 4} more"
+    blocks = list(_blocks(methods, parts, pictures))
+    menu = "".join(f"<a href='#{anchor}'>{escape(name)}</a>" for anchor, name, _ in blocks)
+    content = "".join(
+        f"<section id='{anchor}'><h2>{escape(name)}</h2>{body}</section>" for anchor, name, body in blocks
+    )
+    resources = files("robust_policies.evaluation.report")
+    css, script = (resources.joinpath(name).read_text() for name in ("report.css", "report.js"))
+    data = embed({chart.key: panels(chart) for group in parts.values() for chart in group})
+    notes = sections.notes([run for method in methods for run in method.runs], tasks_of(methods))
     return (
-        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>Report: {_e(names)}</title>"
+        f"<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><title>Report: {escape(title)}</title>"
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         f"<meta name='viewport' content='width=device-width, initial-scale=1'><style>{css}</style></head><body><main>"
-        + "\n".join(part for part in parts if part)
-        + f"<p class='lead'>Written by robust-policies {_e(__version__)}.</p></main></body></html>\n"
+        f"<header><h1>{escape(title)}</h1><p class='lead'>{LEAD}</p>{sections.subtitle(methods)}</header>"
+        f"<nav aria-label='Contents'>{menu}</nav>{notes}{content}"
+        f"<footer>Written by robust-policies {escape(__version__)}. The pictures are in the folder figures beside this "
+        f"page, as PNG and PDF.</footer></main>\n<script type='application/json' id='charts'>{data}</script>\n"
+        f"<script>{get_plotlyjs()}</script>\n<script>{script}</script></body></html>\n"
     )
 
 
-def _e(value: Any) -> str:
-    return html.escape(str(value), quote=True)
+def _blocks(
+    methods: Sequence[Method], parts: dict[str, list[Chart]], pictures: dict[str, str]
+) -> Iterator[tuple[str, str, str]]:
+    """Yield (anchor, title, HTML) of each part of the page that has something to show."""
 
+    def draw(name: str) -> str:
+        return "".join(figure(chart, pictures[chart.key]) for chart in parts[name])
 
-def _number(value: float | None, digits: int = 4) -> str:
-    return "-" if value is None else f"{value:.{digits}g}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "", numeric: Sequence[int] = ()) -> str:
-    def cells(row: Sequence[str], tag: str) -> str:
-        scope = " scope='col'" if tag == "th" else ""
-        return "".join(f"<{tag}{scope}{' class=n' if i in numeric else ''}>{c}</{tag}>" for i, c in enumerate(row))
-
-    body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
-    title = f"<caption>{caption}</caption>" if caption else ""
-    head_row = f"<thead><tr>{cells(head, 'th')}</tr></thead>"
-    return f"<div class='scroll'><table>{title}{head_row}<tbody>{body}</tbody></table></div>"
-
-
-def _badge(certificate: Certificate | None) -> str:
-    status = "MISSING" if certificate is None else certificate.status
-    return f"<span class='badge {status}'>{STATUS_WORDS.get(status, 'no certificate')}</span>"
-
-
-def _name(run: Run) -> str:
-    colour = COLOURS[run.index % len(COLOURS)]
-    return f"<span class='swatch' style='background:{colour}'></span>{_e(run.label)}"
-
-
-def _interval(found: dict[str, Any], index: int) -> str:
-    mean, low, high = (float(found[key][index]) for key in ("mean", "low", "high"))
-    return f"{mean:.4g} [{low:.4g}, {high:.4g}]"
-
-
-def _notes(runs: Sequence[Run]) -> str:
-    notes = [f"<p class='note'><b>{_e(run.label)}</b>: {_e(note)}</p>" for run in runs for note in run.notes]
-    tasks = [frozenset(task for task, _ in run.pairs()) for run in runs if run.evaluation is not None]
-    if len(set(tasks)) > 1:
-        notes.append(
-            "<p class='note'>These policies were evaluated in different tasks; each picture shows those it has.</p>"
-        )
-    return "".join(notes)
-
-
-def _glance(runs: Sequence[Run]) -> str:
-    tasks = _tasks(runs)
-    rows = []
-    for run in runs:
-        certificate = run.certificate
-        row = [_name(run), _badge(certificate), _number(certificate.gamma_raw if certificate else None)]
-        row.append(_number(certificate.empirical_lower if certificate else None))
-        for task in tasks:
-            kind = next((k for t, k in run.pairs() if t == task), None)
-            if run.evaluation is None or kind is None:
-                row.append("-")
-                continue
-            found = pooled(run.evaluation["rows"], task, kind)
-            row.append(_interval(found, 0) if found["size"][0] == 0 else "-")
-        rows.append(row)
-    head = ["Policy", "Certificate", "Proven gain", "Found gain", *(f"Nominal return, {_e(task)}" for task in tasks)]
-    caption = "Nominal return: mean over episodes without perturbation [95% bootstrap interval]."
-    return _table(head, rows, caption, (2, 3, *range(4, 4 + len(tasks))))
-
-
-def _tasks(runs: Sequence[Run]) -> list[str]:
-    return list(dict.fromkeys(task for run in runs for task, _ in run.pairs()))
-
-
-def _certificate(run: Run) -> str:
-    certificate = run.certificate
-    if certificate is None:
-        return f"<h3>{_name(run)} {_badge(None)}</h3><p>No certificate; run <code>robust-policies certify</code>.</p>"
-    parts = [f"<h3>{_name(run)} {_badge(certificate)}</h3><p>{_e(certificate.claim)}</p>"]
-    if certificate.factors:
-        rows = [[_e(f.name), _number(f.gain, 7), _e(f.note)] for f in certificate.factors]
-        rows.append(
-            ["<b>product</b>", f"<b>{_number(certificate.gamma_raw, 7)}</b>", "raw observation to raw mean action"]
-        )
-        parts.append(_table(["Factor", "Gain", ""], rows, "The gain, factor by factor", (1,)))
-    facts = [
-        ("contraction rate", certificate.rate),
-        ("overshoot", certificate.overshoot),
-        ("margin", certificate.margin),
-    ]
-    shown = [f"{name} {_number(value)}" for name, value in facts if value is not None]
-    return "".join(parts) + (f"<p class='lead'>{_e('; '.join(shown))}.</p>" if shown else "")
-
-
-def _figure(picture: Any, title: str, caption: str) -> str:
-    return f"<figure>{svg(picture, _e(title))}<figcaption>{caption}</figcaption></figure>"
-
-
-def _gain_section(runs: Sequence[Run]) -> str:
-    shown = [run for run in runs if run.certificate is not None and run.certificate.empirical_lower is not None]
-    if not shown:
-        return ""
-    caption = (
-        "Bar: the gain that is proven, an upper bound. Dot: the largest gain a search found, a lower bound with its "
-        "two input sequences saved in float64. A distance between the two means a loose bound or a weak search: the "
-        "picture cannot say which. A dot alone: nothing is proven, and larger gains may exist. The gain is an "
-        "open-loop property of the policy; it does not bound the closed loop's return."
-    )
-    return "<h2>Proven and found gain</h2>" + _figure(figures.gains_figure(shown), "Proven and found gain", caption)
-
-
-def _return_section(runs: Sequence[Run]) -> str:
-    parts = ["<h2>Return under perturbed observations</h2>"] if _tasks(runs) else []
-    for task in _tasks(runs):
-        kinds = list(dict.fromkeys(kind for run in runs for t, kind in run.pairs() if t == task))
-        attack = next((row["attack"] for run in runs if run.evaluation for row in run.evaluation["rows"]
-                       if row["task"] == task and row.get("attack")), "")  # fmt: skip
-        how = {
-            "closed_loop": "The attack (pgd) minimises the return through policy and plant, window by window.",
-            "deviation": "The attack (pgd) drives the next actions away from the clean ones through the recurrent "
-            "state; it does not see the plant.",
-        }.get(attack, "")
-        caption = (
-            "Mean return and 95% bootstrap interval; the same start states and noise at every size. "
-            f"{how} An attack keeps, episode by episode, the worst it found at this size or a smaller one. "
-            "A stronger attack may exist."
-        )
-        parts.append(f"<h3>{_e(task)}</h3>")
-        parts.append(_figure(figures.curves_figure(runs, task, kinds), f"Return against size in {task}", caption))
-        parts += [_return_table(runs, task, kind) for kind in kinds]
-    return "".join(parts)
-
-
-def _return_table(runs: Sequence[Run], task: str, kind: str) -> str:
-    found = {run.index: pooled(run.evaluation["rows"], task, kind) for run in runs
-             if run.evaluation is not None and (task, kind) in run.pairs()}  # fmt: skip
-    sizes = sorted({float(size) for one in found.values() for size in one["size"]})
-    rows = []
-    for run in runs:
-        if run.index in found:
-            one = found[run.index]
-            at = {float(size): _interval(one, i) for i, size in enumerate(one["size"])}
-            rows.append([_name(run), *(at.get(size, "-") for size in sizes)])
-    head = ["Policy", *(f"size {size:g}" for size in sizes)]
-    table = _table(head, rows, "", range(1, len(head)))
-    return f"<details><summary>Table: {_e(kind)}</summary>{table}</details>"
-
-
-def _training(runs: Sequence[Run]) -> str:
-    parts = [_targets(runs)]
-    if any(run.training is not None for run in runs):
-        caption = "Mean return of recent training episodes, with exploration."
-        parts.append(_figure(figures.training_figure(runs), "Training curves", caption))
-    return "<h2>Training</h2>" + "".join(parts) if any(parts) else ""
-
-
-def _targets(runs: Sequence[Run]) -> str:
-    rows = []
-    for run in runs:
-        found = (run.provenance or {}).get("target")
-        if not found:
-            continue
-        badge, at = "<span class='badge VIOLATED'>not reached</span>", ""
-        if found["reached_steps"] is not None:
-            badge = "<span class='badge PASS'>reached</span>"
-            at = f" at {found['reached_steps']:,} steps, {found['reached_cpu_seconds']:.0f} CPU seconds"
-        best = "-" if found["best"] is None else f"{found['best']:.1f} at {found['best_steps']:,} steps"
-        rows.append([_name(run), f"{found['expected']:g}", f"{found['within']:,}", badge + at, best])
-    if not rows:
-        return ""
-    caption = (
-        "What the recipe expects of training, and whether an evaluation while training (the policy without "
-        "exploration, in the training task) reached it in time."
-    )
-    head = ["Policy", "Target return", "Within steps", "Reached", "Best evaluation in time"]
-    return _table(head, rows, caption, (1, 2))
-
-
-def _reproduce(run: Run) -> str:
-    provenance = run.provenance or {}
-    folder = _e(run.folder)
-    command = provenance.get("command")
-    train = command if isinstance(command, str) else f"robust-policies train {run.folder / 'recipe.yaml'} -o NEW_FOLDER"
-    commands = f"{_e(train)}\nrobust-policies certify {folder}\nrobust-policies evaluate {folder}\n"
-    commands += f"robust-policies report {folder}"
-    rows = [
-        [_e(key.replace("_", " ")), _e(_setting("", provenance[key]).strip())]
-        for key in ("seed", "num_timesteps", "training_seconds", "written", "git_commit", "machine")
-        if provenance.get(key) is not None
-    ]
-    versions = provenance.get("versions")
-    if isinstance(versions, dict):
-        rows.append(["versions", _e(", ".join(f"{key} {value}" for key, value in versions.items()))])
-    evaluation = run.evaluation
-    if evaluation is not None:
-        keys = ("suite", "episodes", "seeds", "attack_budget", "seconds")
-        rows.append(["evaluation", _e("; ".join(_setting(k, evaluation[k]) for k in keys if k in evaluation))])
-    return f"<h3>{_name(run)}</h3><pre>{commands}</pre>" + (_table(["", ""], rows) if rows else "")
-
-
-def _setting(name: str, value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key.replace('_', ' ')} {item}" for key, item in value.items())
-    return f"{name} {', '.join(map(str, value)) if isinstance(value, list) else value}"
+    tasks = tasks_of(methods)
+    if tasks:
+        tables = [
+            f"{f'<h3>{escape(task)}</h3>' if len(tasks) > 1 else ''}{sections.glance(methods, task)}" for task in tasks
+        ]
+        yield "glance", "At a glance", "".join(tables) + sections.worst_note(methods)
+    if parts["gains"]:
+        yield "proven-found", "Proven and found", draw("gains")
+    for task in tasks:
+        here = [method for method in methods if task in method.tasks]
+        body = draw(f"task {task}") + sections.attack_tables(here, task)
+        episodes = parts[f"trajectories {task}"]
+        for number, chart in enumerate(episodes):
+            body += details(escape(chart.title), figure(chart, pictures[chart.key]), opened=number == 0)
+        yield slug("task", task), f"Returns in {task}", body
+    yield "certificates", "What is proven", sections.certificates(methods)
+    training = sections.targets(methods) + draw("training")
+    if training:
+        yield "training-part", "Training", training
+    yield "reproduce", "How to reproduce", sections.reproduce(methods)
+    yield "reading", "How to read this report", sections.reading()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 
@@ -61,7 +60,9 @@ def fault_chart(methods: Sequence[Method], task: str) -> Chart | None:
     found = [c for c in conditions_of(methods, task, ("fault", "disturbance", "parameter")) if _is_curve(methods, c)]
     if not found:
         return None
-    caption = f"{band_words(methods)} Faults and disturbances are of the plant's side; none is chosen against the policy."
+    caption = (
+        f"{band_words(methods)} Faults and disturbances are of the plant's side; none is chosen against the policy."
+    )
     return _curves(methods, task, found, "Return under faults", caption)
 
 
@@ -187,20 +188,29 @@ def heat_charts(methods: Sequence[Method], task: str) -> list[Chart]:
                       for m in methods}  # fmt: skip
             xs = sorted({p[0][1] for found in points.values() for p in found})
             ys = sorted({p[1][1] for found in points.values() for p in found}, reverse=True)
-            maps = {}
+            maps, notes = {}, {}
             for method in methods:
+                said = [[""] * len(xs) for _ in ys]
                 values = np.full((len(ys), len(xs)), np.nan)
                 for point, size in points[method.name].items():
-                    values[ys.index(point[1][1]), xs.index(point[0][1])] = method.interval(condition, size, point)[0]
+                    row, column = ys.index(point[1][1]), xs.index(point[0][1])
+                    value, least, most = method.interval(condition, size, point)
+                    values[row, column] = value
+                    said[row][column] = f"{_point(point)}: {value:.4g} [{least:.4g}, {most:.4g}]"
                 if np.isfinite(values).any():
-                    maps[method.name] = values
+                    maps[method.name], notes[method.name] = values, said
             if not maps:
                 continue
             low = min(float(np.nanmin(values)) for values in maps.values())
             high = max(float(np.nanmax(values)) for values in maps.values())
             labels = [[f"{value:g}" for value in side] for side in (xs, ys)]
             panels = [
-                Panel(name, f"{pair[0]} factor", f"{pair[1]} factor", heat=Heat(*labels, values, low, high))
+                Panel(
+                    name,
+                    f"{pair[0]} factor",
+                    f"{pair[1]} factor",
+                    heat=Heat(*labels, values, low, high, 3, notes[name]),
+                )
                 for name, values in maps.items()
             ]
             title = f"Return over {pair[0]} and {pair[1]}"
@@ -210,6 +220,10 @@ def heat_charts(methods: Sequence[Method], task: str) -> list[Chart]:
             )
             charts.append(Chart(slug(task, title), title, caption, panels, columns=3, legend=False))
     return charts
+
+
+def _point(point: tuple[tuple[str, float], ...]) -> str:
+    return ", ".join(f"{name} x {value:g}" for name, value in point)
 
 
 def profile_chart(methods: Sequence[Method], task: str) -> Chart | None:
@@ -230,13 +244,14 @@ def profile_chart(methods: Sequence[Method], task: str) -> Chart | None:
         for method in methods:
             matrix = matrices[method.name, size]
             if matrix is not None:
-                share = np.asarray(performance_profile(matrix, thresholds), dtype=float)
-                series.append(Series(method.name, method.look, thresholds, share, points=False))
+                found = performance_profile(matrix, thresholds, resamples=500)
+                shares = found.value, found.low, found.high
+                series.append(Series(method.name, method.look, thresholds, *shares, points=False))
         title = "unperturbed" if size == 0 else f"worst attack, size {size:g}"
         panels.append(Panel(title, "threshold of the return", "share of episodes above it", series))
     caption = (
-        "Performance profiles: the share of all episodes (of all training seeds) whose return is above the threshold. "
-        "Higher is better; the left end shows the failures that a mean hides."
+        "Performance profiles: the share of all episodes (of all training seeds) whose return is above the threshold; bands: "
+        "95% bootstrap intervals. Higher is better; the left end shows the failures that a mean hides."
     )
     return Chart(slug(task, "performance profiles"), "Performance profiles", caption, panels, share_y=True)
 
@@ -252,14 +267,18 @@ def improvement_chart(methods: Sequence[Method], task: str) -> Chart | None:
         if len(known) < 2:
             continue
         values = np.full((len(known), len(known)), np.nan)
-        for i, (_, a) in enumerate(known):
-            for j, (_, b) in enumerate(known):
-                if i < j:
-                    values[i, j] = probability(a, b)
-                    values[j, i] = 1.0 - values[i, j]
+        notes = [[""] * len(known) for _ in known]
+        for i, (first, a) in enumerate(known):
+            for j, (second, b) in enumerate(known):
+                if i != j:
+                    found = probability_of_improvement(a, b, resamples=300)
+                    values[i, j] = found.value
+                    ends = f"[{found.low:.2f}, {found.high:.2f}]"
+                    notes[i][j] = f"{first.name} above {second.name}: {found.value:.2f} {ends}"
         names = [method.name for method, _ in known]
         title = "unperturbed" if size == 0 else f"worst attack, size {size:g}"
-        panels.append(Panel(title, "than this one", "this method is better", heat=Heat(names, names, values, 0, 1, 2)))
+        heat = Heat(names, names, values, 0.0, 1.0, 2, notes)
+        panels.append(Panel(title, "than this one", "this method is better", heat=heat))
     if not panels:
         return None
     caption = (
@@ -268,13 +287,3 @@ def improvement_chart(methods: Sequence[Method], task: str) -> Chart | None:
     )
     key, title = slug(task, "probability of improvement"), "Probability of improvement"
     return Chart(key, title, caption, panels, columns=2, legend=False)
-
-
-def probability(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the probability that a training seed of `a` beats one of `b`; with one seed each, an episode."""
-    if len(a) == len(b) == 1:
-        a, b = a.T, b.T
-    found = probability_of_improvement(a, b)
-    value = getattr(found, "value", found)
-    return float(value) if math.isfinite(float(value)) else math.nan
-

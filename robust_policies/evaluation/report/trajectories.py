@@ -53,7 +53,9 @@ def _components(named: Sequence[tuple[str, Recording]], signal: str, word: str) 
     arrays = [(i, name, r.signals[signal][:, 0]) for i, (name, r) in enumerate(named) if signal in r.signals]
     width = min((values.shape[1] for _, _, values in arrays), default=0)
     return [
-        Panel(f"{word} {k + 1}" if width > 1 else word, "step", word, [_line(i, name, v[:, k]) for i, name, v in arrays])
+        Panel(
+            f"{word} {k + 1}" if width > 1 else word, "step", word, [_line(i, name, v[:, k]) for i, name, v in arrays]
+        )
         for k in range(min(width, COMPONENTS))
     ]
 
@@ -70,5 +72,7 @@ def _return_panel(named: Sequence[tuple[str, Recording]]) -> list[Panel]:
 def _line(index: int, name: str, values: Array) -> Series:
     """Return one signal over the steps of the episode; steps after its end (NaN) are not drawn."""
     steps = np.flatnonzero(np.isfinite(values))
-    keep = steps[np.unique(np.linspace(0, len(steps) - 1, min(POINTS, len(steps))).astype(int))] if len(steps) else steps
+    keep = (
+        steps[np.unique(np.linspace(0, len(steps) - 1, min(POINTS, len(steps))).astype(int))] if len(steps) else steps
+    )
     return Series(name, LOOKS[index % len(LOOKS)], keep.astype(float), values[keep], points=False)
