@@ -24,7 +24,7 @@ INDEX_SCHEMA = 1
 STYLE: Any = {
     "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
     "axes.titlesize": 9.5, "legend.fontsize": 8.5, "svg.fonttype": "path", "svg.hashsalt": "robust-policies",
-    "pdf.fonttype": 42, "figure.constrained_layout.use": True, "text.parse_math": False,
+    "figure.constrained_layout.use": True, "text.parse_math": False,
 }  # fmt: skip
 MARKERS = {
     "circle": "o", "square": "s", "triangle-up": "^", "diamond": "D", "triangle-down": "v", "cross": "P", "x": "X",
