@@ -16,8 +16,8 @@ from robust_policies.certificates.files import read_json, write_json
 from robust_policies.envs.perturb import describe, parse
 from robust_policies.envs.registration import ENV_IDS
 from robust_policies.errors import CorruptFileError, InvalidValueError, RobustPoliciesError
-from robust_policies.evaluation.metrics import summary
 from robust_policies.evaluation.rollout import run_episodes
+from robust_policies.evaluation.statistics import summary
 from robust_policies.evaluation.suites import suite_named
 from robust_policies.policies import load_policy
 

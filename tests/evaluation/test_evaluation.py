@@ -13,7 +13,6 @@ from gymnasium import spaces
 from robust_policies.errors import DivergedError, InvalidValueError, MissingFileError, ShapeError, UnknownNameError
 from robust_policies.evaluation import certify_run, evaluate_run, write_report
 from robust_policies.evaluation.attacks import FrozenActor, deviation_attack
-from robust_policies.evaluation.metrics import summary
 from robust_policies.evaluation.perturbations import unit_noise
 from robust_policies.evaluation.rollout import run_episodes
 from robust_policies.networks import R2DN, Lipschitz, LSTMCell
@@ -90,14 +89,6 @@ def test_noise_has_the_stated_shape_and_size():
     assert torch.equal(unit_noise("gaussian", (9, 2, 3), 1), unit_noise("gaussian", (9, 2, 3), 1))
     with pytest.raises(UnknownNameError, match="gaussian"):
         unit_noise("gausian", (1, 1, 1), 0)
-
-
-def test_bootstrap_interval_contains_the_mean():
-    found = summary(np.arange(20.0))
-    assert found["low"] < found["mean"] == 9.5 < found["high"]
-    assert summary([3.0]) == {"mean": 3.0, "low": 3.0, "high": 3.0}
-    with pytest.raises(InvalidValueError):
-        summary([1.0, float("nan")])
 
 
 def test_wrong_input_is_named():
