@@ -1,4 +1,4 @@
-"""What a picture shows, apart from how it is drawn: the page draws it with plotly, the files beside it with matplotlib."""
+"""What a picture shows, apart from how it is drawn: with plotly in the page, with matplotlib in the files beside it."""
 
 from __future__ import annotations
 
@@ -92,6 +92,16 @@ class Panel:
     log_y: bool = False
     y_names: Sequence[str] = ()
 
+    @property
+    def decades_x(self) -> float:
+        """How many powers of ten the values of x span."""
+        return _decades([v for s in self.series for v in (s.x, s.x_low, s.x_high) if v is not None])
+
+    @property
+    def decades_y(self) -> float:
+        """How many powers of ten the values of y span."""
+        return _decades([v for s in self.series for v in (s.y, s.low, s.high) if v is not None])
+
 
 @dataclass(frozen=True)
 class Chart:
@@ -119,6 +129,12 @@ class Chart:
         first = {one.name: one for one in [*(s for s in series if not s.faint), *series][::-1]}
         order = dict.fromkeys(one.name for one in series)
         return [first[name] for name in order] if self.legend else []
+
+
+def _decades(parts: Sequence[Sequence[float] | NDArray[np.float64]]) -> float:
+    values = np.concatenate([np.asarray(part, float) for part in parts]) if parts else np.ones(1)
+    values = values[np.isfinite(values) & (values > 0)]
+    return float(np.log10(values.max() / values.min())) if values.size else 0.0
 
 
 def y_range(chart: Chart) -> tuple[float, float] | None:

@@ -22,8 +22,8 @@ def found_gains(method: Method) -> list[float]:
 
 def proven_gains(method: Method) -> list[float]:
     """Return the proven gain of each training seed that has one."""
-    known = [r.certificate.gamma_raw for r in method.runs if r.certificate is not None and r.certificate.status == "PASS"]  # fmt: skip
-    return [gain for gain in known if gain is not None and np.isfinite(gain) and gain > 0]
+    passed = [c for run in method.runs if (c := run.certificate) is not None and c.status == "PASS"]
+    return [gain for gain in (c.gamma_raw for c in passed) if gain is not None and np.isfinite(gain) and gain > 0]
 
 
 def gains_panel(methods: Sequence[Method]) -> Panel | None:
@@ -42,7 +42,8 @@ def gains_panel(methods: Sequence[Method]) -> Panel | None:
             middle = float(np.median(proven))
             start = [float(np.median(found))] if found else [middle]
             text = [f"proven: at most {middle:.4g}"]
-            series.append(Series(method.name, bar, [middle], [float(row)], x_low=start, x_high=[middle], line=False, text=text))  # fmt: skip
+            at = {"x_low": start, "x_high": [middle]}
+            series.append(Series(method.name, bar, [middle], [float(row)], line=False, text=text, **at))
         if found:
             middle = float(np.median(found))
             text = [f"found: at least {middle:.4g}" + ("" if proven else "; nothing proven")]
@@ -50,7 +51,7 @@ def gains_panel(methods: Sequence[Method]) -> Panel | None:
     if not shown:
         return None
     names = [method.name for method in shown]
-    return Panel("", "incremental l2 gain, raw observation to mean action (log)", "", series, log_x=True, y_names=names)
+    return Panel("", "incremental l2 gain (log)", "", series, log_x=True, y_names=names)
 
 
 def gains_chart(methods: Sequence[Method]) -> Chart | None:
@@ -59,11 +60,11 @@ def gains_chart(methods: Sequence[Method]) -> Chart | None:
     if panel is None:
         return None
     caption = (
-        "Upright stroke: the gain that is proven, an upper bound. Point: the largest gain a search found, a lower bound "
-        "with its two input sequences saved in float64. A distance between the two means a loose bound or a weak search: "
-        "the picture cannot say which. A point alone: nothing is proven, and larger gains may exist. Small marks: "
-        "training seeds; large: their medians. The gain is an open-loop property of the policy; it does not bound the "
-        "closed loop's return."
+        "The incremental l2 gain from raw observations to mean actions. Upright stroke: the gain that is proven, an "
+        "upper bound. Point: the largest gain a search found, a lower bound with its two input sequences saved in float64. A "
+        "distance between the two means a loose bound or a weak search: the picture cannot say which. A point alone: "
+        "nothing is proven, and larger gains may exist. Small marks: training seeds; large: their medians. The gain is "
+        "an open-loop property of the policy; it does not bound the closed loop's return."
     )
     return Chart("gains", "Proven and found gain", caption, [panel], columns=1, legend=False)
 
@@ -83,8 +84,8 @@ def tightness_chart(methods: Sequence[Method]) -> Chart | None:
     if not panels:
         return None
     caption = (
-        f"The largest gain that a search found over T steps (float64 witnesses; more steps can only find more). {RANGE} "
-        "A share near 1 means that the bound is tight. A low share means a loose bound or a weak search, and does not "
+        f"The largest gain that a search found over T steps (float64 witnesses; more steps can only find more). {RANGE}"
+        " A share near 1 means that the bound is tight. A low share means a loose bound or a weak search, and does not "
         "say which."
     )
     return Chart("tightness", "Tightness of the bound over time", caption, panels)

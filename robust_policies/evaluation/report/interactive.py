@@ -74,8 +74,8 @@ def _trace(panel: Panel, series: Series) -> dict[str, Any]:
     mode = "+".join(word for word, on in (("lines", joined), ("markers", series.points)) if on)
     size = (18 if bar else 7) * (0.65 if series.faint else 1.0) * (1.3 if not series.line and not series.faint else 1.0)
     edge = {"width": 3 if bar else 1, "color": look.colour if bar else "#fff"}
-    if bar and series.faint:
-        edge["width"] = 1.5
+    if series.faint:
+        edge["width"] = 1.5 if bar else 0
     trace: dict[str, Any] = {
         "type": "scatter", "mode": mode, "x": _numbers(series.x), "y": _numbers(series.y), "name": series.name,
         "showlegend": False, "opacity": 0.4 if series.faint else 1.0,
@@ -136,13 +136,13 @@ def _layout(panel: Panel, shared: tuple[float, float] | None) -> dict[str, Any]:
     }  # fmt: skip
     x = {**axis, "title": {"text": _text(panel.x_label), "standoff": 8}}
     y = {**axis, "title": {"text": _text(panel.y_label), "standoff": 6}}
-    for side, log in ((x, panel.log_x), (y, panel.log_y)):
+    for side, log, decades in ((x, panel.log_x, panel.decades_x), (y, panel.log_y, panel.decades_y)):
         if log:
-            # One, two and five of each decade: a range of less than a decade still has numbers.
-            side |= {"type": "log", "dtick": "D2", "tickformat": ".3~g", "minor": {"showgrid": False}}
+            # 1, 2 and 5 of each decade; all digits where there is not even one decade.
+            side |= {"type": "log", "dtick": "D2" if decades > 0.7 else "D1", "tickformat": ".3~g"}
     if shared is not None:
         y["range"] = list(shared)
-    height, hover = 300, "closest"
+    height = 310
     if panel.y_names:
         names = {"tickmode": "array", "tickvals": list(range(len(panel.y_names)))}
         y |= {
@@ -150,17 +150,17 @@ def _layout(panel: Panel, shared: tuple[float, float] | None) -> dict[str, Any]:
             "ticktext": [_short(name, 26) for name in panel.y_names],
             "range": [len(panel.y_names) - 0.5, -0.5],
         }
-        height = 90 + 40 * len(panel.y_names)
+        height = 108 + 40 * len(panel.y_names)
     if panel.heat is not None:
         for side, labels in ((x, panel.heat.x), (y, panel.heat.y)):
             ticks = {"tickmode": "array", "tickvals": list(range(len(labels))), "showgrid": False, "zeroline": False}
-            side |= {**ticks, "ticktext": [_short(name, 16) for name in labels]}
+            side |= {**ticks, "ticktext": [_short(name, 16) for name in labels], "ticklen": 0}
         y["autorange"] = "reversed"
         height = max(240, 130 + 30 * len(panel.heat.y))
     return {
-        "height": height, "margin": {"l": 52, "r": 12, "t": 8, "b": 44}, "xaxis": x, "yaxis": y, "showlegend": False,
+        "height": height, "margin": {"l": 52, "r": 12, "t": 26, "b": 44}, "xaxis": x, "yaxis": y, "showlegend": False,
         "paper_bgcolor": "#fff", "plot_bgcolor": "#fff", "font": {"family": FONT, "size": 12, "color": INK},
-        "hovermode": hover, "hoverlabel": {"bgcolor": "#fff", "bordercolor": "#8a9099", "font": {"color": INK}},
+        "hovermode": "closest", "hoverlabel": {"bgcolor": "#fff", "bordercolor": "#8a9099", "font": {"color": INK}},
     }  # fmt: skip
 
 

@@ -255,7 +255,8 @@ def _recordings(path: Path, evaluation: dict[str, Any]) -> list[Recording]:
                 if kept:
                     found.append(Recording(*what, float(item["size"]), kept))
     except (KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise CorruptFileError(f"{path} cannot be read ({error}); write it again with `robust-policies evaluate`.") from error  # fmt: skip
+        what = f"{path} cannot be read ({error}); write it again with `robust-policies evaluate`."
+        raise CorruptFileError(what) from error
     return found
 
 

@@ -38,7 +38,11 @@ def spread(values: Sequence[float]) -> str:
     if not values:
         return "-"
     middle = f"{float(np.median(values)):.4g}"
-    return middle if len(values) == 1 else f"{middle} <span class='i'>[{min(values):.4g}, {max(values):.4g}]</span>"
+    return (
+        middle
+        if min(values) == max(values)
+        else f"{middle} <span class='i'>[{min(values):.4g}, {max(values):.4g}]</span>"
+    )
 
 
 def name_of(method: Method) -> str:
@@ -48,19 +52,20 @@ def name_of(method: Method) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "", numeric: Sequence[int] = ()) -> str:
-    """Return a table of cells that are HTML already; the columns `numeric` are set to the right."""
+    """Return a table of cells and a caption that are HTML already; the columns `numeric` are set to the right."""
 
     def cells(row: Sequence[str], tag: str) -> str:
         scope = " scope='col'" if tag == "th" else ""
         return "".join(f"<{tag}{scope}{' class=n' if i in numeric else ''}>{c}</{tag}>" for i, c in enumerate(row))
 
     body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
-    title = f"<caption>{caption}</caption>" if caption else ""
+    # Outside what scrolls, so that all of it is seen on a narrow screen.
+    title = f"<p class='caption'>{caption}</p>" if caption else ""
     head_row = f"<thead><tr>{cells(head, 'th')}</tr></thead>"
-    label = f" aria-label='{html.escape(caption, quote=True)}'" if caption and "<" not in caption else ""
+    label = caption or "table"
     return (
-        f"<div class='scroll' tabindex='0' role='region'{label or ' aria-label=table'}>"
-        f"<table>{title}{head_row}<tbody>{body}</tbody></table></div>"
+        f"{title}<div class='scroll' tabindex='0' role='region' aria-label='{label}'>"
+        f"<table>{head_row}<tbody>{body}</tbody></table></div>"
     )
 
 
@@ -69,14 +74,16 @@ def details(summary: str, content: str, opened: bool = False) -> str:
     return f"<details{' open' if opened else ''}><summary>{summary}</summary>{content}</details>"
 
 
-def figure(chart: Chart, picture: str) -> str:
+def figure(chart: Chart, picture: str, heading: bool = True) -> str:
     """Return a picture of the page: drawn by the script on a screen, `picture` (SVG) in print and without scripts."""
     key, title = escape(chart.key), escape(chart.title)
     legend = "".join(
-        f"<button type='button' aria-pressed='true' data-name='{escape(entry.name)}'>{sample(entry)}{escape(entry.name)}</button>"
+        f"<button type='button' aria-pressed='true' data-name='{escape(entry.name)}'>"
+        f"{sample(entry)}{escape(entry.name)}</button>"
         for entry in chart.legend_entries()
     )
     legend = f"<div class='legend' role='group' aria-label='Show or hide'>{legend}</div>" if legend else ""
+    above = f"<h3>{title}</h3>{legend}" if heading else legend
     panels = "".join(
         f"<div class='panel'>{f'<h4>{escape(panel.title)}</h4>' if panel.title else ''}"
         f"<div class='plot' data-chart='{key}' data-panel='{number}' role='img' "
@@ -85,7 +92,7 @@ def figure(chart: Chart, picture: str) -> str:
     )
     columns = min(chart.columns, len(chart.panels))
     return (
-        f"<figure id='{key}'><h3>{title}</h3>{legend}<div class='panels c{columns}'>{panels}</div>"
+        f"<figure id='{key}'>{above}<div class='panels c{columns}'>{panels}</div>"
         f"<img class='still' alt='{title}' src='{data_uri(picture)}'>"
         f"<figcaption>{escape(chart.caption)}</figcaption>{details('The numbers', chart_table(chart))}</figure>"
     )

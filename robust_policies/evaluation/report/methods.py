@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -197,7 +196,9 @@ def group_by_method(runs: Sequence[Run]) -> list[Method]:
 def _group_name(runs: Sequence[Run]) -> str:
     if len(runs) == 1 or runs[0].method_key.startswith("method "):
         return runs[0].method
-    common = re.sub(r"([\s_.-]*(seed)?[\s_.-]*\d*)$", "", os.path.commonprefix([run.name for run in runs]))
+    first, last = min(run.name for run in runs), max(run.name for run in runs)
+    same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    common = re.sub(r"[\s_.-]*(seed|s)?[\s_.-]*\d*$", "", first[:same])
     cell = (runs[0].evaluation or {}).get("cell")
     name = common or runs[0].name
     return f"{cell} ({name})" if isinstance(cell, str) and cell and cell not in name else name

@@ -160,8 +160,10 @@ def _blocks(
         here = [method for method in methods if task in method.tasks]
         body = draw(f"task {task}") + sections.attack_tables(here, task)
         episodes = parts[f"trajectories {task}"]
+        body += "<h3>Attacked and nominal trajectories</h3>" if episodes else ""
         for number, chart in enumerate(episodes):
-            body += details(escape(chart.title), figure(chart, pictures[chart.key]), opened=number == 0)
+            picture = figure(chart, pictures[chart.key], heading=False)
+            body += details(escape(chart.title), picture, opened=number == 0)
         yield slug("task", task), f"Returns in {task}", body
     yield "certificates", "What is proven", sections.certificates(methods)
     training = sections.targets(methods) + draw("training")

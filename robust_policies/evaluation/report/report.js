@@ -4,6 +4,7 @@
   const coarse = matchMedia("(pointer: coarse)").matches;
   const config = {
     responsive: true, displaylogo: false, scrollZoom: false,
+    displayModeBar: coarse ? false : "hover",
     modeBarButtons: [["toImage", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
   };
   const hidden = new Set();

@@ -78,7 +78,7 @@ def curve_panel(methods: Sequence[Method], condition: Condition, title: str | No
         if curve is not None:
             series.append(Series(method.name, method.look, curve.sizes, curve.value, curve.low, curve.high))
     unit = unit_of(methods, condition)
-    label = f"size [{unit}]" if unit else "size"
+    label = (unit or "size") if condition.group == "fault" else f"size [{unit}]" if unit else "size"
     return Panel(title if title is not None else condition_title(condition), label, RETURN, series)
 
 
@@ -107,9 +107,9 @@ def gain_chart(methods: Sequence[Method], task: str) -> Chart | None:
     if not panels:
         return None
     caption = (
-        "Across: the largest ratio of the change of the actions to the perturbation (l2 over an episode) that any attack "
-        "of this size measured in the closed loop. Up: mean return under the worst attack. Small points: training seeds; "
-        "large: their medians. A measured ratio is not a bound, and no bound of the return follows from a gain of the "
+        "Across: the largest ratio of the change of the actions to the perturbation (l2 over an episode) that any "
+        "attack of this size measured in the closed loop. Up: mean return under the worst attack. Small points: "
+        "training seeds; large: their medians. A measured ratio is not a bound, and no bound of the return follows from a gain of the "
         "policy alone."
     )
     return Chart(slug(task, "return against gain"), "Return against measured gain", caption, panels, True, 3)
@@ -250,8 +250,8 @@ def profile_chart(methods: Sequence[Method], task: str) -> Chart | None:
         title = "unperturbed" if size == 0 else f"worst attack, size {size:g}"
         panels.append(Panel(title, "threshold of the return", "share of episodes above it", series))
     caption = (
-        "Performance profiles: the share of all episodes (of all training seeds) whose return is above the threshold; bands: "
-        "95% bootstrap intervals. Higher is better; the left end shows the failures that a mean hides."
+        "Performance profiles: the share of all episodes (of all training seeds) whose return is above the threshold; "
+        "bands: 95% bootstrap intervals. Higher is better; the left end shows the failures that a mean hides."
     )
     return Chart(slug(task, "performance profiles"), "Performance profiles", caption, panels, share_y=True)
 

@@ -27,18 +27,19 @@ from robust_policies.evaluation.report.methods import (
 
 STATUS_WORDS = {"PASS": "proven", "VIOLATED": "refuted", "NOT_CERTIFIED": "not certified"}
 READING = (
-    "A certificate is about the policy alone: the gain from the observations it reads to its mean actions, in open loop. "
-    "It says nothing about exploration noise, and <b>a gain in open loop does not bound a return in closed loop</b>: "
+    "A certificate is about the policy alone: the gain from the observations it reads to its mean actions, in open "
+    "loop. It says nothing about exploration noise, and <b>a gain in open loop does not bound a return in closed "
+    "loop</b>: "
     "every return here is a measurement.",
     "A found gain is a lower bound with a witness. A low ratio of found to proven means a loose bound <b>or</b> a weak "
     "search; it cannot say which. “Not certified” never means unstable.",
     "The worst attack is the worst of those that were run, chosen on other episodes than those reported. "
     "<b>A stronger attack may exist.</b>",
-    "The interquartile mean leaves out the best and the worst quarter of the episodes. What it hides is in the mean of the "
-    "worst tenth (CVaR 10%) and in the performance profiles.",
+    "The interquartile mean leaves out the best and the worst quarter of the episodes. What it hides is in the mean of "
+    "the worst tenth (CVaR 10%) and in the performance profiles.",
     "Return per size: the mean return over perturbation sizes from 0 to the largest that all methods share (area under "
-    "the curve divided by its width). Size at 80%: the smallest size found by bisection at which the mean return has lost "
-    "a fifth of its nominal magnitude.",
+    "the curve divided by its width). Size at 80%: the smallest size found by bisection at which the mean return has "
+    "lost a fifth of its nominal magnitude.",
 )
 
 
@@ -157,8 +158,8 @@ def worst_note(methods: Sequence[Method]) -> str:
     if not worst_was_derived([run for method in methods for run in method.runs]):
         return ""
     text = (
-        "Where an evaluation did not choose its worst attack on other episodes, the lowest mean of the reported ones is "
-        "taken: it flatters the attack a little."
+        "Where an evaluation did not choose its worst attack on other episodes, the lowest mean of the reported ones "
+        "is taken: it flatters the attack a little."
     )
     return f"<p class='note'>{text}</p>"
 
@@ -284,16 +285,19 @@ def reading() -> str:
 def subtitle(methods: Sequence[Method]) -> str:
     """Return how much there is, and what the intervals are over."""
     counts = {len(method.runs) for method in methods}
-    seeds = f"{min(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
-    words = f"{len(methods)} method{'s' * (len(methods) > 1)} with {seeds} training seed{'s' * (max(counts) > 1)} each"
-    over = {
-        (True, False): "Intervals are 95% bootstrap intervals over training seeds.",
-        (
-            False,
-            True,
-        ): "There is one training seed, so intervals are over episodes: they say nothing of another training.",
-    }.get(
-        (min(counts) > 1, max(counts) == 1),
-        "Intervals are over training seeds, for methods with one seed over episodes.",
-    )
-    return f"<p class='lead'>{words}; {len(tasks_of(methods)) or 'no'} evaluated task{'s' * (len(tasks_of(methods)) != 1)}. {over}</p>"
+    least, most, tasks = min(counts), max(counts), len(tasks_of(methods))
+    seeds = f"{least}" if least == most else f"{least} to {most}"
+    if least > 1:
+        over = "Intervals are 95% bootstrap intervals over training seeds."
+    elif most == 1:
+        over = (
+            "With one training seed, intervals (95% bootstrap) are over episodes: they say nothing of another training."
+        )
+    else:
+        over = "Intervals (95% bootstrap) are over training seeds; for methods with one seed, over episodes."
+    words = f"{_count(len(methods), 'method')} with {seeds} training seed{'s' * (most > 1)} each"
+    return f"<p class='lead'>{words}; {_count(tasks, 'evaluated task')}. {over}</p>"
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number or 'no'} {word}{'s' * (number != 1)}"

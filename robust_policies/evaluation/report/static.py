@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -14,7 +13,9 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from robust_policies.certificates.files import read_json, write_atomic, write_json
 from robust_policies.errors import UserError
@@ -72,7 +73,8 @@ def _height(panel: Panel, width: float) -> float:
     if panel.y_names:
         return 0.8 + 0.34 * len(panel.y_names)
     if panel.heat is not None:
-        return min(0.95 + 0.36 * len(panel.heat.y), width)
+        names = 0.09 * min(16, max(map(len, panel.heat.x))) if max(map(len, panel.heat.x)) > 5 else 0.0
+        return min(0.95 + 0.36 * len(panel.heat.y), width) + names
     return 2.75
 
 
@@ -80,9 +82,11 @@ def _style(series: Series) -> dict[str, Any]:
     look = series.look
     size = {"bar": 15.0, "star": 8.0}.get(look.marker, 5.0) * (0.62 if series.faint else 1.0)
     return {
-        "color": look.colour, "alpha": 0.4 if series.faint else 1.0, "markersize": size, "linewidth": 1.6,
+        "color": look.colour, "alpha": 0.4 if series.faint else 1.0, "markersize": size,
+        "linewidth": 1.6,
         "linestyle": DASHES[look.dash] if series.line or series.step else "none",
-        "marker": MARKERS[look.marker] if series.points else "", "markeredgewidth": 2.2 if look.marker == "bar" else 0.5,
+        "marker": MARKERS[look.marker] if series.points else "",
+        "markeredgewidth": 2.2 if look.marker == "bar" else 0.5,
         "markeredgecolor": look.colour if look.marker == "bar" else "white",
     }  # fmt: skip
 
@@ -99,11 +103,22 @@ def draw_panel(axes: Axes, panel: Panel) -> None:
         _series(axes, series)
     if panel.log_x:
         axes.set_xscale("log")
+        _plain_ticks(axes.xaxis, panel.decades_x)
     if panel.log_y:
         axes.set_yscale("log")
+        _plain_ticks(axes.yaxis, panel.decades_y)
     if panel.y_names:
         axes.set_yticks(range(len(panel.y_names)), [_short(name) for name in panel.y_names])
         axes.set_ylim(len(panel.y_names) - 0.5, -0.5)
+
+
+def _plain_ticks(axis: Axis, decades: float) -> None:
+    """Write 1, 2, 5, 10 rather than powers of ten, more of them where the range is less than a decade."""
+    axis.set_major_locator(
+        LogLocator(subs=(1, 2, 5) if decades > 0.7 else (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9), numticks=12)
+    )
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _short(name: str, length: int = 34) -> str:
@@ -163,8 +178,8 @@ def _svg(figure: Figure) -> str:
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    # Thousandths of a point are not seen, and are half of the file.
-    return re.sub(r"(\d+\.\d{2})\d+", r"\1", text)
+    # Thousandths of a point are not seen, and are half of the file; numbers below 1 may be scales.
+    return re.sub(r"([1-9]\d*\.\d{2})\d+", r"\1", text)
 
 
 def data_uri(svg: str) -> str:
