@@ -84,6 +84,11 @@ class Browser:
             assert time.monotonic() < limit, f"never true: {expression}"
             time.sleep(0.1)
 
+    def wait_for_event(self, method: str) -> None:
+        """Return when the event has happened since the events were last cleared."""
+        while not any(event["method"] == method for event in self.events):
+            self.events.append(self._read())
+
     def complaints(self) -> list[str]:
         """Return what the page wrote on the console as warning or error, and what it threw."""
         found = []

@@ -51,7 +51,9 @@ def gains_panel(methods: Sequence[Method]) -> Panel | None:
     if not shown:
         return None
     names = [method.name for method in shown]
-    return Panel("", "incremental l2 gain (log)", "", series, log_x=True, y_names=names)
+    return Panel(
+        "Proven (stroke) and found (point) gain", "incremental l2 gain (log)", "", series, log_x=True, y_names=names
+    )
 
 
 def gains_chart(methods: Sequence[Method]) -> Chart | None:
@@ -61,10 +63,10 @@ def gains_chart(methods: Sequence[Method]) -> Chart | None:
         return None
     caption = (
         "The incremental l2 gain from raw observations to mean actions. Upright stroke: the gain that is proven, an "
-        "upper bound. Point: the largest gain a search found, a lower bound with its two input sequences saved in float64. A "
-        "distance between the two means a loose bound or a weak search: the picture cannot say which. A point alone: "
-        "nothing is proven, and larger gains may exist. Small marks: training seeds; large: their medians. The gain is "
-        "an open-loop property of the policy; it does not bound the closed loop's return."
+        "upper bound. Point: the largest gain a search found, a lower bound with its two input sequences saved in "
+        "float64. A distance between the two means a loose bound or a weak search: the picture cannot say which. A "
+        "point alone: nothing is proven, and larger gains may exist. Small marks: training seeds; large: their medians. "
+        "The gain is an open-loop property of the policy; it does not bound the closed loop's return."
     )
     return Chart("gains", "Proven and found gain", caption, [panel], columns=1, legend=False)
 
@@ -77,10 +79,10 @@ def tightness_chart(methods: Sequence[Method]) -> Chart | None:
         absolute += _range(method, [(steps, gain) for steps, gain, _ in curves])
         ratio += _range(method, [(steps, gain / proven) for steps, gain, proven in curves if proven is not None])
     panels = []
-    if ratio:
-        panels.append(Panel("share of the proven gain", "steps T (log)", "found / proven", ratio, log_x=True))
     if absolute:
         panels.append(Panel("gain found", "steps T (log)", "gain (log)", absolute, log_x=True, log_y=True))
+    if ratio:
+        panels.append(Panel("share of the proven gain", "steps T (log)", "found / proven", ratio, log_x=True))
     if not panels:
         return None
     caption = (

@@ -156,6 +156,8 @@ def _layout(panel: Panel, shared: tuple[float, float] | None) -> dict[str, Any]:
             ticks = {"tickmode": "array", "tickvals": list(range(len(labels))), "showgrid": False, "zeroline": False}
             side |= {**ticks, "ticktext": [_short(name, 16) for name in labels], "ticklen": 0}
         y["autorange"] = "reversed"
+        if max(map(len, panel.heat.x)) > 5:
+            x["tickangle"] = -45
         height = max(240, 130 + 30 * len(panel.heat.y))
     return {
         "height": height, "margin": {"l": 52, "r": 12, "t": 26, "b": 44}, "xaxis": x, "yaxis": y, "showlegend": False,

@@ -146,8 +146,8 @@ def _load(folder: Path, name: str) -> Run:
         run.critical = [item for item in critical if isinstance(item, dict)] if isinstance(critical, list) else []
         for failure in evaluation.get("failures") or []:
             if isinstance(failure, dict):
-                what = " ".join(str(failure[key]) for key in ("task", "perturbation") if failure.get(key))
-                run.notes.append(f"{what} was not evaluated: {failure.get('reason')}")
+                under = f" under {failure['perturbation']}" if failure.get("perturbation") else ""
+                run.notes.append(f"{failure.get('task')} was not evaluated{under}: {failure.get('reason')}")
         if evaluation.get("perturbations"):
             wrappers = ", ".join(map(_wrapper, evaluation["perturbations"]))
             run.notes.append(f"evaluated inside wrappers, the first nearest to the plant: {wrappers}")

@@ -8,7 +8,9 @@
     modeBarButtons: [["toImage", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
   };
   const hidden = new Set();
-  const todo = Array.from(document.querySelectorAll(".plot"));
+  // What is folded away has no width yet, and is drawn when it is unfolded.
+  const folded = (plot) => plot.closest("details:not([open])") !== null;
+  const todo = Array.from(document.querySelectorAll(".plot")).filter((plot) => !folded(plot));
   const show = (plot) => {
     const panel = charts[plot.dataset.chart][Number(plot.dataset.panel)];
     // A finger scrolls the page; dragging a picture would catch it.
@@ -37,9 +39,10 @@
     if (!hidden.delete(name)) hidden.add(name);
     apply();
   });
-  // A picture that was drawn while folded away has no width yet.
   document.addEventListener("toggle", (event) => {
-    for (const plot of event.target.querySelectorAll(".js-plotly-plot")) Plotly.Plots.resize(plot);
+    for (const plot of event.target.querySelectorAll(".plot:not(.js-plotly-plot)")) {
+      if (!folded(plot)) show(plot).then(apply);
+    }
   }, true);
   document.documentElement.classList.add("live");
   next();

@@ -109,8 +109,8 @@ def gain_chart(methods: Sequence[Method], task: str) -> Chart | None:
     caption = (
         "Across: the largest ratio of the change of the actions to the perturbation (l2 over an episode) that any "
         "attack of this size measured in the closed loop. Up: mean return under the worst attack. Small points: "
-        "training seeds; large: their medians. A measured ratio is not a bound, and no bound of the return follows from a gain of the "
-        "policy alone."
+        "training seeds; large: their medians. A measured ratio is not a bound, and no bound of the "
+        "return follows from a gain of the policy alone."
     )
     return Chart(slug(task, "return against gain"), "Return against measured gain", caption, panels, True, 3)
 

@@ -29,8 +29,7 @@ STATUS_WORDS = {"PASS": "proven", "VIOLATED": "refuted", "NOT_CERTIFIED": "not c
 READING = (
     "A certificate is about the policy alone: the gain from the observations it reads to its mean actions, in open "
     "loop. It says nothing about exploration noise, and <b>a gain in open loop does not bound a return in closed "
-    "loop</b>: "
-    "every return here is a measurement.",
+    "loop</b>: every return here is a measurement.",
     "A found gain is a lower bound with a witness. A low ratio of found to proven means a loose bound <b>or</b> a weak "
     "search; it cannot say which. “Not certified” never means unstable.",
     "The worst attack is the worst of those that were run, chosen on other episodes than those reported. "

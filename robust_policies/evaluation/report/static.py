@@ -164,8 +164,10 @@ def save(chart: Chart, folder: Path) -> str:
     """Return the picture as SVG, after writing it into `folder` as PNG and PDF."""
     figure = draw(chart)
     with matplotlib.rc_context(STYLE):
-        figure.draw_without_rendering()
-        # The layout is found; finding it again for each file takes most of the time.
+        # The layout is the same in each file, and finding it takes most of the time.
+        engine = figure.get_layout_engine()
+        assert engine is not None
+        engine.execute(figure)
         figure.set_layout_engine("none")
         write_atomic(folder / f"{chart.key}.png", lambda file: figure.savefig(file, format="png", dpi=150))
         metadata = {"CreationDate": None, "Title": chart.title}
@@ -178,8 +180,9 @@ def _svg(figure: Figure) -> str:
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    # Thousandths of a point are not seen, and are half of the file; numbers below 1 may be scales.
-    return re.sub(r"([1-9]\d*\.\d{2})\d+", r"\1", text)
+    # A tenth of a point is not seen, and the digits behind it are half of the file; numbers below 1 may be scales.
+    text = re.sub(r"([1-9]\d+\.\d)\d+", r"\1", text)
+    return re.sub(r"(\b[1-9]\.\d{2})\d+", r"\1", text)
 
 
 def data_uri(svg: str) -> str:
