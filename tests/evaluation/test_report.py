@@ -13,8 +13,10 @@ from report_fixtures import CARTPOLE, METHODS, PENDULUM, SIZES, write_run, write
 
 from robust_policies.errors import InvalidValueError, MissingFileError
 from robust_policies.evaluation import write_report
+from robust_policies.evaluation.report.chart import Chart, Look, Panel, Series
 from robust_policies.evaluation.report.load import find_runs, load_runs
 from robust_policies.evaluation.report.methods import Condition, group_by_method, main_worst, shown_sizes
+from robust_policies.evaluation.report.static import save_all
 from robust_policies.evaluation.statistics import iqm
 
 FIGURES = (
@@ -261,14 +263,16 @@ def test_the_worst_attack_is_that_chosen_on_other_episodes(tmp_path):
 
 
 def test_figures_of_an_earlier_report_do_not_stay(tmp_path):
-    folder = write_small(tmp_path / "run", "LSTM")
-    write_report(folder)
-    (folder / "figures" / "mine.png").write_bytes(b"mine")
-    gains = folder / "figures" / "gains.png"
-    assert gains.is_file()
-    (folder / "certificate.json").unlink()
-    write_report(folder)
-    assert not gains.exists() and (folder / "figures" / "mine.png").is_file()
+    panel = Panel("", "x", "y", [Series("line", Look.of(0), [0.0, 1.0], [1.0, 2.0])])
+    old, new = (Chart(key, key, "", [panel]) for key in ("old", "new"))
+    save_all([old], tmp_path, "report.html")
+    (tmp_path / "mine.png").write_bytes(b"mine")
+    save_all([new], tmp_path, "other.html")
+    assert (tmp_path / "old.png").is_file()
+    save_all([old], tmp_path, "report.html")
+    save_all([new], tmp_path, "report.html")
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"new.png", "new.pdf", "mine.png", "index.json"}
 
 
 def test_nothing_to_show_is_said_in_one_line(tmp_path):

@@ -59,17 +59,19 @@ def test_the_legend_hides_a_method_in_every_figure(page, full_report):
     assert set(page.run(pressed)) == {"false"}
 
 
-@pytest.mark.parametrize("width", [320, 390, 820])
-def test_nothing_is_wider_than_the_screen(page, full_report, width):
-    page.open(full_report, width, 844, phone=True)
+def test_nothing_is_wider_than_the_screen(page, full_report):
+    page.open(full_report, 390, 844, phone=True)
     page.run("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
     page.wait("document.querySelectorAll('.plot:not(.js-plotly-plot)').length == 0")
-    assert page.run("[document.documentElement.scrollWidth, innerWidth]") == [width, width]
-    outside = page.run(
-        "[...document.querySelectorAll('figure, h1, h2, h3, p, .plot, summary, nav a')]"
-        f".filter((e) => e.getBoundingClientRect().right > {width} + 0.5).map((e) => e.outerHTML.slice(0, 80))"
-    )
-    assert outside == []
+    for width in (390, 320, 820):
+        page.call("Emulation.setDeviceMetricsOverride", width=width, height=844, deviceScaleFactor=1, mobile=True)
+        # Pictures follow the width of the window a moment later.
+        page.wait(f"document.documentElement.scrollWidth == {width} && innerWidth == {width}")
+        outside = page.run(
+            "[...document.querySelectorAll('figure, h1, h2, h3, p, .plot, summary, nav a')]"
+            f".filter((e) => e.getBoundingClientRect().right > {width} + 0.5).map((e) => e.outerHTML.slice(0, 80))"
+        )
+        assert outside == []
 
 
 def test_print_shows_the_static_figures_and_cuts_none(page, full_report):

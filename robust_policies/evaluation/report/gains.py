@@ -42,8 +42,8 @@ def gains_panel(methods: Sequence[Method]) -> Panel | None:
             middle = float(np.median(proven))
             start = [float(np.median(found))] if found else [middle]
             text = [f"proven: at most {middle:.4g}"]
-            at = {"x_low": start, "x_high": [middle]}
-            series.append(Series(method.name, bar, [middle], [float(row)], line=False, text=text, **at))
+            one = Series(method.name, bar, [middle], [float(row)], line=False, text=text)
+            series.append(replace(one, x_low=start, x_high=[middle]))
         if found:
             middle = float(np.median(found))
             text = [f"found: at least {middle:.4g}" + ("" if proven else "; nothing proven")]
@@ -65,7 +65,7 @@ def gains_chart(methods: Sequence[Method]) -> Chart | None:
         "The incremental l2 gain from raw observations to mean actions. Upright stroke: the gain that is proven, an "
         "upper bound. Point: the largest gain a search found, a lower bound with its two input sequences saved in "
         "float64. A distance between the two means a loose bound or a weak search: the picture cannot say which. A "
-        "point alone: nothing is proven, and larger gains may exist. Small marks: training seeds; large: their medians. "
+        "point alone: nothing is proven, and larger gains may exist. Small marks: training seeds; large: medians. "
         "The gain is an open-loop property of the policy; it does not bound the closed loop's return."
     )
     return Chart("gains", "Proven and found gain", caption, [panel], columns=1, legend=False)

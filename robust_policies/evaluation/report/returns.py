@@ -203,13 +203,13 @@ def heat_charts(methods: Sequence[Method], task: str) -> list[Chart]:
                 continue
             low = min(float(np.nanmin(values)) for values in maps.values())
             high = max(float(np.nanmax(values)) for values in maps.values())
-            labels = [[f"{value:g}" for value in side] for side in (xs, ys)]
+            across, up = ([f"{value:g}" for value in side] for side in (xs, ys))
             panels = [
                 Panel(
                     name,
                     f"{pair[0]} factor",
                     f"{pair[1]} factor",
-                    heat=Heat(*labels, values, low, high, 3, notes[name]),
+                    heat=Heat(across, up, values, low, high, 3, notes[name]),
                 )
                 for name, values in maps.items()
             ]
