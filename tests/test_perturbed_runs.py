@@ -72,12 +72,12 @@ def test_a_recipes_perturbations_are_checked_and_used():
 
 @pytest.mark.parametrize("env_id", [OURS, THEIRS])
 def test_episodes_run_inside_the_wrappers(env_id):
-    plain = run_episodes(policy(), env_id, "uniform", [0.0], 3, 0, max_steps=60)
+    plain = run_episodes(policy(), env_id, "uniform", [0.0], 3, 0, max_steps=60, record=1)
     shifted = run_episodes(
-        policy(), env_id, "uniform", [0.0], 3, 0, max_steps=60, perturbations=[{"ActionDropout": 1.0}]
+        policy(), env_id, "uniform", [0.0], 3, 0, max_steps=60, record=1, perturbations=[{"ActionDropout": 1.0}]
     )
     assert not np.allclose(plain.returns, shifted.returns)
-    assert np.array_equal(plain.actions[0], shifted.actions[0])
+    assert np.array_equal(plain.recorded["actions"][0], shifted.recorded["actions"][0])
 
 
 def test_evaluation_takes_the_recipes_wrappers_or_those_given(folder):
