@@ -105,8 +105,9 @@ def _evaluation(
             )
             return returns
 
+        row("noise", "none", "", 0.0, 0.0)
         for size in SIZES:
-            row("noise", "uniform", "per_step_linf", size, size * softness * 0.3, unit="observation units")
+            row("noise", "uniform", "", size, size * softness * 0.3, unit="of the observation")
             for norm, attacks in ATTACKS.items():
                 scale = 1.0 if norm == "per_step_l2" else 0.1
                 found = {a: row("attack", a, norm, size, size * softness * 6 * STRENGTH[a] * scale) for a in attacks}
@@ -147,7 +148,7 @@ def _evaluation(
             }
         )
         for number, (name, norm, size) in enumerate(
-            [("nominal", "", 0.0), ("closed_loop_pgd", "per_step_l2", 0.11), ("closed_loop_pgd", "per_step_l2", 0.3)]
+            [("none", "", 0.0), ("closed_loop_pgd", "per_step_l2", 0.11), ("closed_loop_pgd", "per_step_l2", 0.3)]
         ):
             key = f"t{tasks.index(task)}_{number}"
             index.append({"task": task, "perturbation": name, "norm": norm, "size": size, "key": key})
@@ -155,10 +156,10 @@ def _evaluation(
             angle = np.pi * np.exp(-time / 30) * np.cos(time / 15) + 3 * size * np.sin(time / 9) + np.zeros((1, 3))
             speed = np.gradient(angle, axis=0) * 20
             seen = np.stack([np.cos(angle), np.sin(angle), speed], -1)
-            arrays[f"{key}/observations"] = seen.astype(np.float32)
-            arrays[f"{key}/perturbed"] = (seen + size / 2).astype(np.float32)
-            arrays[f"{key}/actions"] = np.clip(-speed, -2, 2)[..., None].astype(np.float32)
-            arrays[f"{key}/rewards"] = -(angle**2 + 0.1 * speed**2).astype(np.float32)
+            arrays[f"{key}_observations"] = seen.astype(np.float32)
+            arrays[f"{key}_perturbed"] = (seen + size / 2).astype(np.float32)
+            arrays[f"{key}_actions"] = np.clip(-speed, -2, 2)[..., None].astype(np.float32)
+            arrays[f"{key}_rewards"] = -(angle**2 + 0.1 * speed**2).astype(np.float32)
     np.savez(folder / "trajectories.npz", **arrays)
     return {
         "schema": 2,
@@ -177,6 +178,7 @@ def _evaluation(
         "worst": worst,
         "tuning": [],
         "failures": [],
+        "skipped": [],
         "trajectories": index,
         "seconds": 41.0,
         "versions": {"torch": "2.9"},

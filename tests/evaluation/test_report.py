@@ -156,7 +156,7 @@ def test_words_from_files_are_only_words(tmp_path):
         content = json.loads((folder / "evaluation.json").read_text())
         for row in content["rows"]:
             row |= {"task": evil, "attack": evil, "unit": evil}
-        content["failures"] = [{"task": evil, "reason": evil}]
+        content["failures"] = content["skipped"] = [{"task": evil, "perturbation": evil, "reason": evil}]
         (folder / "evaluation.json").write_text(json.dumps(content))
         certificate = json.loads((folder / "certificate.json").read_text())
         certificate |= {"claim": evil, "factors": [{"name": evil, "gain": 3.0, "note": evil}]}

@@ -43,7 +43,7 @@ def test_the_pointer_over_a_point_shows_its_values(page, full_report):
     page.wait(f"{FIRST_PLOT}.querySelector('.hoverlayer .hovertext') !== null")
     text = page.run(f"{FIRST_PLOT}.querySelector('.hoverlayer').textContent")
     assert "R2DN" in text or "LSTM" in text
-    assert re.search(r"size \[observation units\]: 0\.11", text) and re.search(r"return: .\d+.* \[", text)
+    assert re.search(r"size \(observation units\): 0\.11", text) and re.search(r"return: .\d+.* \[", text)
 
 
 def test_the_legend_hides_a_method_in_every_figure(page, full_report):

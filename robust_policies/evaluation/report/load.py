@@ -148,6 +148,9 @@ def _load(folder: Path, name: str) -> Run:
             if isinstance(failure, dict):
                 under = f" under {failure['perturbation']}" if failure.get("perturbation") else ""
                 run.notes.append(f"{failure.get('task')} was not evaluated{under}: {failure.get('reason')}")
+        for left in evaluation.get("skipped") or []:
+            if isinstance(left, dict):
+                run.notes.append(f"{left.get('task')}: {left.get('perturbation')} was left out: {left.get('reason')}")
         if evaluation.get("perturbations"):
             wrappers = ", ".join(map(_wrapper, evaluation["perturbations"]))
             run.notes.append(f"evaluated inside wrappers, the first nearest to the plant: {wrappers}")

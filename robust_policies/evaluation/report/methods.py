@@ -20,7 +20,8 @@ NORM_WORDS = {
     "per_step_linf": "largest component of each step",
     "total_l2": "l2 norm of the whole sequence",
 }
-GROUPS = ("noise", "attack", "fault", "parameter", "disturbance", "worst")
+# What an evaluation calls the episodes in which nothing is perturbed.
+UNPERTURBED = "none"
 # Enough for two digits of an interval, and a report on a hundred policies needs a thousand intervals.
 RESAMPLES = 1000
 
@@ -211,7 +212,8 @@ def tasks_of(methods: Sequence[Method]) -> list[str]:
 
 def conditions_of(methods: Sequence[Method], task: str, groups: Sequence[str]) -> list[Condition]:
     """Return the conditions in a task that some method was measured under, by group and norm."""
-    found = dict.fromkeys(c for method in methods for c in method.conditions if c.task == task and c.group in groups)
+    found = dict.fromkeys(c for method in methods for c in method.conditions
+                          if c.task == task and c.group in groups and c.perturbation != UNPERTURBED)  # fmt: skip
 
     def place(condition: Condition) -> tuple[int, int]:
         norm = NORMS.index(condition.norm) if condition.norm in NORMS else len(NORMS)

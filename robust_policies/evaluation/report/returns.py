@@ -78,7 +78,7 @@ def curve_panel(methods: Sequence[Method], condition: Condition, title: str | No
         if curve is not None:
             series.append(Series(method.name, method.look, curve.sizes, curve.value, curve.low, curve.high))
     unit = unit_of(methods, condition)
-    label = (unit or "size") if condition.group == "fault" else f"size [{unit}]" if unit else "size"
+    label = (unit or "size") if condition.group == "fault" else f"size ({unit})" if unit else "size"
     return Panel(title if title is not None else condition_title(condition), label, RETURN, series)
 
 
