@@ -158,7 +158,7 @@ def _layout(panel: Panel, shared: tuple[float, float] | None) -> dict[str, Any]:
         y["autorange"] = "reversed"
         if max(map(len, panel.heat.x)) > 5:
             x["tickangle"] = -45
-        height = max(240, 130 + 30 * len(panel.heat.y))
+        height = max(240, 130 + 30 * len(panel.heat.y)) + 5 * min(16, max(map(len, panel.heat.x)))
     return {
         "height": height, "margin": {"l": 52, "r": 12, "t": 26, "b": 44}, "xaxis": x, "yaxis": y, "showlegend": False,
         "paper_bgcolor": "#fff", "plot_bgcolor": "#fff", "font": {"family": FONT, "size": 12, "color": INK},

@@ -60,9 +60,7 @@ def fault_chart(methods: Sequence[Method], task: str) -> Chart | None:
     found = [c for c in conditions_of(methods, task, ("fault", "disturbance", "parameter")) if _is_curve(methods, c)]
     if not found:
         return None
-    caption = (
-        f"{band_words(methods)} Faults and disturbances are of the plant's side; none is chosen against the policy."
-    )
+    caption = f"{band_words(methods)} Faults of sensors and actuators, and pushes on the plant; none is chosen against the policy."
     return _curves(methods, task, found, "Return under faults", caption)
 
 
@@ -237,7 +235,7 @@ def profile_chart(methods: Sequence[Method], task: str) -> Chart | None:
     if not known:
         return None
     low, high = min(float(m.min()) for m in known), max(float(m.max()) for m in known)
-    thresholds = np.linspace(low, high, 81)
+    thresholds = np.linspace(low - 0.02 * (high - low), high, 81)
     panels = []
     for size in sizes:
         series = []
@@ -278,7 +276,7 @@ def improvement_chart(methods: Sequence[Method], task: str) -> Chart | None:
         names = [method.name for method, _ in known]
         title = "unperturbed" if size == 0 else f"worst attack, size {size:g}"
         heat = Heat(names, names, values, 0.0, 1.0, 2, notes)
-        panels.append(Panel(title, "than this one", "this method is better", heat=heat))
+        panels.append(Panel(title, "than this one", "is better", heat=heat))
     if not panels:
         return None
     caption = (
