@@ -142,20 +142,19 @@ def _load(folder: Path, name: str) -> Run:
     if evaluation is not None:
         run.evaluation = evaluation
         run.rows = _rows(run, evaluation)
-        critical = evaluation.get("critical_sizes")
-        run.critical = [item for item in critical if isinstance(item, dict)] if isinstance(critical, list) else []
-        for failure in evaluation.get("failures") or []:
-            if isinstance(failure, dict):
-                under = f" under {failure['perturbation']}" if failure.get("perturbation") else ""
-                run.notes.append(f"{failure.get('task')} was not evaluated{under}: {failure.get('reason')}")
-        for left in evaluation.get("skipped") or []:
-            if isinstance(left, dict):
-                run.notes.append(f"{left.get('task')}: {left.get('perturbation')} was left out: {left.get('reason')}")
-        if evaluation.get("perturbations"):
-            wrappers = ", ".join(map(_wrapper, evaluation["perturbations"]))
-            run.notes.append(f"evaluated inside wrappers, the first nearest to the plant: {wrappers}")
+        run.critical = _objects(evaluation, "critical_sizes")
+        for failure in _objects(evaluation, "failures"):
+            under = f" under {failure['perturbation']}" if failure.get("perturbation") else ""
+            run.notes.append(f"{failure.get('task')} was not evaluated{under}: {failure.get('reason')}")
+        for left in _objects(evaluation, "skipped"):
+            run.notes.append(f"{left.get('task')}: {left.get('perturbation')} was left out: {left.get('reason')}")
+        around = evaluation.get("perturbations")
+        if isinstance(around, list) and around:
+            run.notes.append(
+                f"evaluated inside wrappers, the first nearest to the plant: {', '.join(map(_wrapper, around))}"
+            )
         run.recordings = _try(run, lambda: _recordings(folder / "trajectories.npz", evaluation)) or []
-    run.certificate = _try(run, lambda: Certificate.from_json(folder / "certificate.json"))
+    run.certificate = _try(run, lambda: _certificate(folder / "certificate.json"))
     if (folder / "tightness.json").exists():
         run.tightness = _try(run, lambda: _tightness(folder / "tightness.json"))
     if (folder / "provenance.json").exists():
@@ -164,6 +163,12 @@ def _load(folder: Path, name: str) -> Run:
     run.training = _try(run, lambda: training_curve(folder))
     _name_method(run)
     return run
+
+
+def _objects(evaluation: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    """Return the objects in a list of an evaluation, none where it is no list."""
+    found = evaluation.get(key)
+    return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
 
 
 def _try(run: Run, read: Any) -> Any:
@@ -203,7 +208,18 @@ def _evaluation(path: Path) -> dict[str, Any]:
         raise CorruptFileError(
             f"{path} has no table of rows; write it again with `robust-policies evaluate {path.parent}`."
         )
-    return content
+    # Half a character (a lone surrogate) is valid JSON and cannot be drawn or written.
+    return _whole_characters(content) if b"\\ud" in path.read_bytes().lower() else content
+
+
+def _whole_characters(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()
+    if isinstance(value, list):
+        return [_whole_characters(item) for item in value]
+    if isinstance(value, dict):
+        return {_whole_characters(key): _whole_characters(item) for key, item in value.items()}
+    return value
 
 
 def _rows(run: Run, evaluation: dict[str, Any]) -> list[Row]:
@@ -257,7 +273,7 @@ def _recordings(path: Path, evaluation: dict[str, Any]) -> list[Recording]:
                 what = (str(item["task"]), str(item.get("perturbation") or ""), str(item.get("norm") or ""))
                 if kept:
                     found.append(Recording(*what, float(item["size"]), kept))
-    except (KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, EOFError, zipfile.BadZipFile) as error:
         what = f"{path} cannot be read ({error}); write it again with `robust-policies evaluate`."
         raise CorruptFileError(what) from error
     return found
@@ -276,13 +292,20 @@ def _signal(arrays: Any, key: str, name: str) -> Array | None:
     return None
 
 
+def _certificate(path: Path) -> Certificate:
+    try:
+        return Certificate.from_json(path)
+    except OverflowError as error:
+        raise CorruptFileError(f"{path} cannot be read ({error}); write it again with `certify`.") from error
+
+
 def _tightness(path: Path) -> tuple[Array, Array, float | None]:
     """Return (steps, gain found, proven gain or None)."""
     content = read_json(path, "tightness", TIGHTNESS_SCHEMA)
     try:
         steps, gain = (np.asarray(content[key], dtype=np.float64) for key in ("steps", "gain"))
         proven = None if content.get("gamma_raw") is None else float(content["gamma_raw"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CorruptFileError(f"{path} has no steps and gains ({error}); write it again with `certify`.") from error
     if steps.ndim != 1 or steps.shape != gain.shape or not steps.size or not np.isfinite([steps, gain]).all():
         raise CorruptFileError(f"{path}: steps and gains are not two lists of as many numbers; write it again.")

@@ -75,7 +75,7 @@ def write_report(folders: Sequence[str | Path] | str | Path, output: str | Path 
     pictures = static.save_all(charts, target.parent / "figures", target.name)
     _overview(methods, target.parent / "overview.png")
     page = render(methods, parts, pictures)
-    return write_atomic(target, lambda file: file.write(page.encode()))
+    return write_atomic(target, lambda file: file.write(page.encode(errors="replace")))
 
 
 def _charts(methods: Sequence[Method]) -> dict[str, list[Chart]]:

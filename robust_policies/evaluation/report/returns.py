@@ -60,7 +60,10 @@ def fault_chart(methods: Sequence[Method], task: str) -> Chart | None:
     found = [c for c in conditions_of(methods, task, ("fault", "disturbance", "parameter")) if _is_curve(methods, c)]
     if not found:
         return None
-    caption = f"{band_words(methods)} Faults of sensors and actuators, and pushes on the plant; none is chosen against the policy."
+    caption = (
+        f"{band_words(methods)} Faults of sensors and actuators, and pushes on the plant; none is chosen against the "
+        "policy."
+    )
     return _curves(methods, task, found, "Return under faults", caption)
 
 

@@ -227,7 +227,7 @@ def _target(found: dict[str, Any]) -> list[str] | None:
             at = f" at {found['reached_steps']:,} steps, {found['reached_cpu_seconds']:.0f} CPU seconds"
         best = "-" if found["best"] is None else f"{found['best']:.1f} at {found['best_steps']:,} steps"
         return [f"{found['expected']:g}", f"{found['within']:,}", state + at, best]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
 
 
