@@ -6,9 +6,9 @@ the search weak, never which of the two.
 
 from __future__ import annotations
 
-import copy
+import json
 import math
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,23 @@ from torch import Tensor
 
 from robust_policies import checks
 from robust_policies.certificates.files import write_atomic
-from robust_policies.errors import CorruptFileError, DivergedError, MissingFileError
+from robust_policies.certificates.gain_search import (
+    Budget,
+    Map,
+    Pairs,
+    evaluate,
+    generated_bases,
+    input_units,
+    recorded_bases,
+    running_map,
+    search,
+)
+from robust_policies.errors import CorruptFileError, InvalidValueError, MissingFileError
 
-Run = Callable[[Tensor], Tensor]
+CURVE_STEPS = (1, 2, 5, 10, 20, 50, 100, 200)
+# Shorter searches' pairs that a longer one starts from, and the horizon above which a search is cut to cost no more.
+_CARRIED = 4
+_FULL = 50
 
 
 @dataclass(frozen=True)
@@ -49,28 +63,28 @@ class GainResult:
             raise CorruptFileError(f"{path} is not a witness ({error}); write it again with `certify`.") from error
 
 
-def running_map(model: Any) -> tuple[Run, int]:
-    """Return (inputs (time, batch, nu) float64 -> outputs, nu) of a cell, an actor or a policy with an actor.
+@dataclass(frozen=True)
+class GainCurve:
+    """The largest gain found within each number of steps, non-decreasing, and the witness of each."""
 
-    The explicit arrays are those that run, upcast exactly, not recomputed in float64.
-    """
-    actor = getattr(model, "actor", model)
-    cell = actor.cell if hasattr(actor, "cell") else actor
-    with torch.no_grad():
-        explicit = _upcast(cell.explicit())
-    double = copy.deepcopy(actor).to(device="cpu", dtype=torch.float64).eval().requires_grad_(False)
-    if double is not actor and not hasattr(double, "cell"):
+    steps: tuple[int, ...]
+    witnesses: tuple[GainResult, ...]
 
-        def run_cell(inputs: Tensor) -> Tensor:
-            return double.run(explicit, inputs, double.initial_state(inputs.shape[1]), None)[0]
+    @property
+    def gain(self) -> tuple[float, ...]:
+        """The gains found, in the order of `steps`."""
+        return tuple(witness.gain for witness in self.witnesses)
 
-        return run_cell, cell.input_size
+    def at(self, steps: int) -> GainResult:
+        """Return the witness over `steps` steps; raises InvalidValueError if the curve has none."""
+        if steps not in self.steps:
+            raise InvalidValueError(f"The curve has no witness over {steps!r} steps; it has {list(self.steps)}.")
+        return self.witnesses[self.steps.index(steps)]
 
-    def run_actor(inputs: Tensor) -> Tensor:
-        scaled = double.body.scaling(double.normalized(inputs))
-        return double.head(double.cell.run(explicit, scaled, double.cell.initial_state(inputs.shape[1]), None)[0])
-
-    return run_actor, cell.input_size
+    def to_json(self, path: str | Path, gamma_raw: float | None = None) -> Path:
+        """Return `path` after writing the curve there beside the proven gain, if there is one."""
+        content = {"schema": 1, "steps": list(self.steps), "gain": list(self.gain), "gamma_raw": gamma_raw}
+        return write_atomic(path, lambda file: file.write((json.dumps(content, indent=2) + "\n").encode()))
 
 
 def empirical_gain(
@@ -79,121 +93,131 @@ def empirical_gain(
     seed: int = 0,
     *,
     batch: int = 32,
-    power_iterations: int = 15,
-    adam_iterations: int = 150,
+    power_iterations: int = 20,
+    adam_iterations: int = 120,
     bases: Any = None,
     input_scale: Any = None,
 ) -> GainResult:
     """Return the largest incremental l2 gain over `steps` steps that a search finds for a cell, actor or policy.
 
-    Power iteration on the linearization along base sequences (noise, steps and sinusoids of log-spaced sizes, and the
-    recorded `bases` (time, n, nu) if given), Adam on base and difference for the log secant gain, power iteration.
-    `input_scale` (nu,) multiplies the generated bases.
+    Power iteration on the exact linearization along base sequences (noise, constants and sinusoids of log-spaced
+    sizes, and windows of recorded rollouts), Adam on base, direction and size of the difference for the log central
+    secant gain, power iteration again. Float64 throughout, on the arrays that run.
+
+    Args:
+        model: what to search; its initial state is the same for both sequences.
+        steps: length of the sequences.
+        seed: of the generated bases and the first directions.
+        batch: samples in the ascent, the best of three times as many bases.
+        power_iterations: most products with the linearization and its transpose in each power iteration.
+        adam_iterations: ascent steps in all.
+        bases: recorded inputs (time, n, nu), cut into windows of `steps` that start from the initial state.
+        input_scale: (nu,) sizes of the inputs' units; those of the model's own fixed scaling if None.
 
     Raises:
-        DivergedError: the model's outputs are not finite.
+        DivergedError: the model's arrays or its outputs for finite inputs are not finite.
+        NonFiniteError, ShapeError: `bases` or `input_scale` do not fit.
     """
-    steps, batch = checks.positive_int("steps", steps), checks.positive_int("batch", batch)
-    run, nu = running_map(model)
-    generator = torch.Generator().manual_seed(seed)
-    base = _bases(steps, batch, nu, generator)
-    if input_scale is not None:
-        base = base * torch.as_tensor(np.asarray(input_scale), dtype=torch.float64)
-    if bases is not None:
-        recorded = torch.as_tensor(bases, dtype=torch.float64)[:steps]
-        checks.shape("bases", recorded, (steps, None, nu))
-        base = torch.cat((recorded, base), dim=1)
-    delta = torch.randn(base.shape, generator=generator, dtype=torch.float64)
-    delta = _power(run, base, delta, power_iterations)
-    best = _better(run, base, delta, None)
-    base, delta = _adam(run, base, delta * 0.1, adam_iterations)
-    best = _better(run, base, delta, best)
-    best = _better(run, base, _power(run, base, delta, power_iterations), best)
-    return best
+    searcher = _Searcher(model, seed, batch, power_iterations, adam_iterations, bases, input_scale)
+    return searcher.witness(searcher.pairs(checks.positive_int("steps", steps)))
+
+
+def gain_curve(
+    model: Any,
+    steps: Iterable[int] = CURVE_STEPS,
+    seed: int = 0,
+    *,
+    batch: int = 32,
+    power_iterations: int = 20,
+    adam_iterations: int = 120,
+    bases: Any = None,
+    input_scale: Any = None,
+) -> GainCurve:
+    """Return the largest gain found within each of `steps` time steps; arguments and errors as `empirical_gain`'s.
+
+    A shorter witness followed by equal inputs is a longer one: the map is causal, so its difference of outputs can
+    only grow. Longer searches start from shorter witnesses padded in this way, which makes the curve non-decreasing.
+    Above 50 steps there are fewer bases and ascent steps, so that no horizon costs much more than that one.
+    """
+    wanted = sorted({checks.positive_int("an entry of steps", value) for value in steps})
+    if not wanted:
+        raise InvalidValueError("steps names no horizon; expected at least one, such as (1, 10, 50).")
+    searcher = _Searcher(model, seed, batch, power_iterations, adam_iterations, bases, input_scale)
+    found: list[GainResult] = []
+    carried: Pairs | None = None
+    for count in wanted:
+        padded = None if carried is None else searcher.padded(carried, count)
+        pairs = searcher.pairs(count, padded)
+        witness = searcher.witness(pairs)
+        if found and witness.gain < found[-1].gain:
+            # The same difference of outputs, rounded in sums over another number of steps.
+            witness = GainResult(found[-1].gain, witness.inputs_a, witness.inputs_b)
+        found.append(witness)
+        carried = pairs.largest(_CARRIED)
+    return GainCurve(tuple(wanted), tuple(found))
 
 
 def secant_gain(model: Any, inputs_a: np.ndarray, inputs_b: np.ndarray) -> float:
-    """Return |y_a - y_b| / |u_a - u_b| in float64 for two input sequences (time, nu)."""
-    run, nu = running_map(model)
+    """Return |y_a - y_b| / |u_a - u_b| in float64, less what may be rounding, for two input sequences (time, nu)."""
+    return _secant(running_map(model), inputs_a, inputs_b)
+
+
+def _secant(model: Map, inputs_a: np.ndarray, inputs_b: np.ndarray) -> float:
     pair = torch.as_tensor(np.stack([inputs_a, inputs_b], axis=1), dtype=torch.float64)
-    checks.shape("inputs", pair, (None, 2, nu))
-    with torch.no_grad():
-        outputs = run(pair)
-    difference = float((pair[:, 0] - pair[:, 1]).norm())
-    return float((outputs[:, 0] - outputs[:, 1]).norm()) / difference if difference > 0 else 0.0
+    checks.shape("inputs", pair, (None, 2, model.input_size))
+    a, b = pair.unbind(1)
+    found = evaluate(model, 0.5 * (a + b).unsqueeze(1), (a - b).unsqueeze(1))
+    return max(0.0, float(found.gain))
 
 
-def _bases(steps: int, batch: int, nu: int, generator: torch.Generator) -> Tensor:
-    size = torch.logspace(-2, 1.5, batch, dtype=torch.float64).reshape(1, batch, 1)
-    noise = torch.randn(steps, batch, nu, generator=generator, dtype=torch.float64)
-    time = torch.arange(steps, dtype=torch.float64).reshape(-1, 1, 1)
-    frequency = math.pi * torch.rand(1, batch, nu, generator=generator, dtype=torch.float64)
-    wave = torch.sin(frequency * time + noise[:1])
-    kind = torch.arange(batch).reshape(1, batch, 1) % 3
-    return size * torch.where(kind == 0, noise, torch.where(kind == 1, noise[:1].expand_as(noise), wave))
+class _Searcher:
+    """A model with the settings of a search; one generator for all horizons."""
 
+    def __init__(self, model: Any, seed: int, batch: int, power: int, adam: int, bases: Any, input_scale: Any) -> None:
+        self.map = running_map(model)
+        self.batch = checks.positive_int("batch", batch)
+        self.power = checks.positive_int("power_iterations", power, minimum=0)
+        self.adam = checks.positive_int("adam_iterations", adam, minimum=0)
+        self.recorded = bases
+        self.centre, self.units = input_units(model, self.map.input_size)
+        if input_scale is not None:
+            self.units = torch.as_tensor(np.asarray(input_scale), dtype=torch.float64)
+            checks.shape("input_scale", self.units, (self.map.input_size,))
+            checks.finite_tensor("input_scale", self.units)
+        self.generator = torch.Generator().manual_seed(seed)
 
-def _norm(value: Tensor) -> Tensor:
-    return value.square().sum(dim=(0, 2), keepdim=True).sqrt()
+    def pairs(self, steps: int, padded: Pairs | None = None) -> Pairs:
+        """Return what the search finds over `steps` steps, the best first, no worse than the `padded` pairs."""
+        # Short horizons are cheap to look at, and few samples cover a box of few dimensions badly.
+        effort = min(8.0, _FULL / steps)
+        count = max(self.batch, int(3 * self.batch * effort)) if self.power else self.batch
+        base = self.centre + self.units * generated_bases(steps, count, self.map.input_size, self.generator)
+        if self.recorded is not None:
+            base = torch.cat((recorded_bases(self.recorded, steps, self.map.input_size, 3 * self.batch), base), dim=1)
+        delta = torch.randn(base.shape, generator=self.generator, dtype=torch.float64)
+        if padded is not None:
+            base, delta = torch.cat((padded.base, base), dim=1), torch.cat((padded.delta, delta), dim=1)
+        share = min(1.0, effort)
+        # Padded pairs have risen already.
+        adam = math.ceil(self.adam * share * (1.0 if padded is None else 0.5))
+        budget = Budget(self.batch, self.power, adam, generations=math.ceil(4 * share))
+        found = search(self.map, base, delta, self.units, self.generator, budget)
+        if padded is None:
+            return found
+        parts = zip(evaluate(self.map, padded.base, padded.delta), found, strict=True)
+        return Pairs(*(torch.cat(part, dim=1) for part in parts)).largest(self.batch)
 
+    def padded(self, pairs: Pairs, steps: int) -> Pairs:
+        """Return the pairs followed by equal inputs up to `steps`: the unit's zero, and the last midpoint held."""
+        missing = steps - pairs.base.shape[0]
+        rest = pairs.base.new_zeros(missing, *pairs.base.shape[1:])
+        tails: list[Tensor] = [rest + self.centre, rest + pairs.base[-1:]]
+        base = torch.cat([torch.cat((pairs.base, tail)) for tail in tails], dim=1)
+        delta = torch.cat((pairs.delta, rest)).repeat(1, len(tails), 1)
+        return Pairs(pairs.gain.repeat(1, len(tails), 1), base, delta)
 
-def _power(run: Run, base: Tensor, delta: Tensor, iterations: int) -> Tensor:
-    """Return differences (small) along the leading right singular vectors of the linearization at `base`."""
-    small = 1e-4
-    delta = delta / _norm(delta).clamp(min=1e-300)
-    for _ in range(iterations):
-        with torch.no_grad():
-            tangent = (run(base + small * delta) - run(base - small * delta)) / (2 * small)
-        point = base.clone().requires_grad_(True)
-        (pulled,) = torch.autograd.grad(run(point), point, tangent)
-        size = _norm(pulled)
-        delta = torch.where(size > 1e-200, pulled / size.clamp(min=1e-300), delta)
-    return small * delta
-
-
-def _adam(run: Run, base: Tensor, delta: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-    """Return the bases and differences after ascending the log secant gain of each sample, the best of each kept."""
-    # A difference as large as the base is where saturations and kinks can still be crossed.
-    size = (0.1 * _norm(base)).clamp(min=1e-2)
-    direction = (delta / _norm(delta).clamp(min=1e-300)).clone().requires_grad_(True)
-    log_size = size.log().clone().requires_grad_(True)
-    point = base.clone().requires_grad_(True)
-    optimizer = torch.optim.Adam([
-        {"params": [point], "lr": 0.03}, {"params": [direction], "lr": 0.02}, {"params": [log_size], "lr": 0.05}
-    ])  # fmt: skip
-    best = torch.full_like(size, -math.inf)
-    kept = base.clone(), delta.clone()
-    for _ in range(iterations):
-        step = direction / _norm(direction) * log_size.clamp(-12, 6).exp()
-        change = run(point + 0.5 * step) - run(point - 0.5 * step)
-        value = (_norm(change).clamp(min=1e-300) / _norm(step)).log()
-        better = (value > best).detach()
-        best = torch.where(better, value.detach(), best)
-        kept = torch.where(better, point.detach(), kept[0]), torch.where(better, step.detach(), kept[1])
-        optimizer.zero_grad()
-        (-value.sum()).backward()
-        optimizer.step()
-    return kept
-
-
-def _better(run: Run, base: Tensor, delta: Tensor, best: GainResult | None) -> GainResult:
-    a, b = base + 0.5 * delta, base - 0.5 * delta
-    with torch.no_grad():
-        change = run(a) - run(b)
-    if not bool(torch.isfinite(change).all()):
-        raise DivergedError("The outputs are NaN or infinite for finite inputs; the network is broken, train it again.")
-    gains = (_norm(change) / _norm(a - b).clamp(min=1e-300)).flatten()
-    index = int(gains.argmax())
-    if best is not None and best.gain >= float(gains[index]):
-        return best
-    return GainResult(float(gains[index]), a[:, index].numpy().copy(), b[:, index].numpy().copy())
-
-
-def _upcast(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().cpu().double()
-    if hasattr(value, "_fields"):
-        return type(value)(*(_upcast(part) for part in value))
-    if isinstance(value, tuple | list):
-        return tuple(_upcast(part) for part in value)
-    return value
+    def witness(self, pairs: Pairs) -> GainResult:
+        """Return the best pair as the two sequences, evaluated again as they are."""
+        best = pairs.largest(1)
+        a, b = ((best.base + sign * 0.5 * best.delta)[:, 0].numpy().copy() for sign in (1, -1))
+        return GainResult(_secant(self.map, a, b), a, b)

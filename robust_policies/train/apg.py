@@ -27,6 +27,7 @@ from robust_policies.envs.plant import Plant
 from robust_policies.errors import DivergedError
 from robust_policies.policies.actor import Actor
 from robust_policies.policies.deployed import DeployedPolicy
+from robust_policies.train.apg_adversary import worst_observations
 from robust_policies.train.apg_critic import Experience, ValueTail, follow, lambda_returns, target_of
 from robust_policies.train.apg_recipe import ApgSection, rate_at
 from robust_policies.train.guard import LinAlgError, diverged, in_rollout, in_weights, too_large
@@ -124,7 +125,10 @@ class AnalyticPolicyGradient:
         settings, parameters = self.settings, list(self.actor.parameters())
         clock = [time.perf_counter()]
         try:
-            objective, experience, world = self.rollout(self.world)
+            perturbed = None
+            if settings.adversary is not None:
+                perturbed = worst_observations(self, self.world, settings.adversary, remaining)
+            objective, experience, world = self.rollout(self.world, perturbed)
         except LinAlgError as error:
             raise self._diverged(too_large(self.actor)) from error
         clock.append(time.perf_counter())
@@ -151,20 +155,21 @@ class AnalyticPolicyGradient:
         names = ("time/rollout_seconds", "time/gradient_seconds", "time/value_seconds")
         return found | {name: after - before for name, before, after in zip(names, clock, clock[1:], strict=False)}
 
-    def rollout(self, world: World) -> tuple[Tensor, Experience, World]:
+    def rollout(self, world: World, perturbed: Tensor | None = None) -> tuple[Tensor, Experience, World]:
         """Return the objective of one horizon from `world`, what it says about values, and the world at its end.
 
         The objective is the mean over environments of the discounted rewards plus the discounted value at the
-        horizon's end (and at time limits within it), divided by the number of steps.
+        horizon's end (and at time limits within it), divided by the number of steps. `perturbed` (horizon, n,
+        observation_size) is added to what the policies observe.
         """
         settings, plant, horizon = self.settings, self.plant, self.settings.horizon
         explicit = self.actor.cell.explicit()
         process = self._noise(horizon, plant.process_noise_size)
         measurement = self._noise(horizon, plant.measurement_noise_size)
         explored = self._noise(horizon, plant.action_size) if settings.action_noise else None
-        limit_within = int(world.elapsed.max()) + horizon >= self.limit
-        ahead = None
-        if not plant.observes_actions and self.value is None and int(world.elapsed.max()) + horizon <= self.limit:
+        last = int(world.elapsed.max()) + horizon
+        limit_within, ahead = last >= self.limit, None
+        if perturbed is None and self.value is None and not plant.observes_actions and last <= self.limit:
             ahead = self._ahead(world, explicit, process, measurement)
         weight = torch.ones(self.num_envs, dtype=torch.float64, device=self.device)
         total = torch.zeros_like(weight)
@@ -172,7 +177,8 @@ class AnalyticPolicyGradient:
         for t in range(horizon):
             before = self._features(world.state).detach() if self.value is not None else weight
             if ahead is None:
-                memory, output = self.actor.cell.step(explicit, world.memory, self._inputs(world.observation))
+                observed = world.observation if perturbed is None else world.observation + perturbed[t]
+                memory, output = self.actor.cell.step(explicit, world.memory, self.inputs(observed))
             else:
                 memory, output = ahead[1], ahead[0][t]
             action = self._action(output, _at(explored, t))
@@ -208,7 +214,7 @@ class AnalyticPolicyGradient:
             running = torch.ones(episodes, dtype=torch.bool, device=self.device)
             length = torch.zeros(episodes, dtype=torch.float64, device=self.device)
             for _ in range(self.limit):
-                memory, output = self.actor.cell.step(explicit, world.memory, self._inputs(world.observation))
+                memory, output = self.actor.cell.step(explicit, world.memory, self.inputs(world.observation))
                 noises = (
                     self._normal(generator, episodes, size)
                     for size in (plant.process_noise_size, plant.measurement_noise_size)
@@ -221,6 +227,10 @@ class AnalyticPolicyGradient:
                 if plant.terminates and not bool(running.any()):
                     break
         return float(world.gained.mean()), float(length.mean())
+
+    def value_of(self, state: Tensor) -> Tensor | float:
+        """Return the value (n,) that stands for what follows plant states (n, state_size), 0 without one."""
+        return 0.0 if self.value is None else self.target(self._features(state)).double()
 
     def deployed(self) -> DeployedPolicy:
         """Return a copy of the actor as it is, with the task's spaces, on the CPU."""
@@ -310,7 +320,7 @@ class AnalyticPolicyGradient:
             for t in range(self.settings.horizon - 1):
                 state = plant.step(state, nothing, self.params, _at(process, t))
                 observations.append(plant.observe(state, self.params, _at(measurement, t)))
-        return self.actor.cell.run(explicit, self._inputs(torch.stack(observations)), world.memory, None)
+        return self.actor.cell.run(explicit, self.inputs(torch.stack(observations)), world.memory, None)
 
     def _action(self, output: Tensor, noise: Tensor | None) -> Tensor:
         """Return the action (n, action_size) within its limits for a cell's output, with exploration if any."""
@@ -319,7 +329,8 @@ class AnalyticPolicyGradient:
             action = action + self.settings.action_noise * 0.5 * (self.high - self.low) * noise
         return _InwardClip.apply(action, self.low, self.high)
 
-    def _inputs(self, observation: Tensor) -> Tensor:
+    def inputs(self, observation: Tensor) -> Tensor:
+        """Return what the cell reads (n, nu) of observations (n, observation_size)."""
         return self.actor.body.scaling(self.actor.normalized(observation))
 
     def _restarted(self, world: World, ended: Tensor) -> World:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from robust_policies.train.apg_adversary import AdversarySection
 from robust_policies.train.recipe import Recipe, _Section
 
 _DECAYS = ("lin", "cos", "drop")
@@ -30,6 +31,7 @@ class ApgSection(_Section):
     critic_learning_rate: float | str = 1e-3
     critic_updates: int = Field(default=8, ge=1, description="gradient steps of the value an update")
     critic_lambda: float = Field(default=0.95, ge=0, le=1, description="of the TD(lambda) targets of the value")
+    adversary: AdversarySection | None = Field(default=None, description="perturbs the observations while training")
     target_rate: float = Field(default=0.2, gt=0, le=1, description="share of the way the target value goes an update")
 
     @field_validator("learning_rate", "critic_learning_rate")

@@ -88,7 +88,7 @@ def one_line(error: ValidationError, model: type[BaseModel], source: str) -> Use
     details = sorted(error.errors(include_url=False), key=lambda entry: entry["type"] != "extra_forbidden")
     first = details[0]
     # A union such as `float | str` reports each member; their names are not part of the key's path.
-    location = tuple(key for key in first["loc"] if isinstance(key, int) or _is_key(model, first["loc"], key))
+    location = _location(model, first["loc"])
     path = ".".join(map(str, location))
     more = len({entry["loc"][:2] for entry in details}) - 1
     tail = f" (and {more} more mistake{'s' if more > 1 else ''})" if more else ""
@@ -116,8 +116,13 @@ def one_line(error: ValidationError, model: type[BaseModel], source: str) -> Use
     return InvalidValueError(f"{source}: {path} is {first['input']!r}; expected {expected}.{tail}")
 
 
-def _is_key(model: type[BaseModel], loc: tuple[Any, ...], key: Any) -> bool:
-    return loc.index(key) < 2 and str(key) not in {"float", "str", "int"}
+def _location(model: type[BaseModel], loc: tuple[Any, ...]) -> tuple[Any, ...]:
+    found: tuple[Any, ...] = ()
+    for key in loc:
+        field = _at(model, found)
+        if isinstance(key, int) or not found or (field is not None and _section(field) is not None):
+            found = (*found, key)
+    return found
 
 
 def _union(field: Any, expected: str) -> str:

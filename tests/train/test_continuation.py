@@ -43,6 +43,10 @@ CASES = {
          "policy.action_scale=null", "task.perturbations=[{StickyAction: 0.2}]"],
     ),
     "apg": ("pendulum_r2dn_apg", [*TINY[1:4], *APG, UNEVEN]),
+    "apg, adversary": (
+        "pendulum_r2dn_adversarial",
+        [*TINY[1:4], *APG, UNEVEN, "algorithm.adversary={size: 0.2, begin: 0.2}", "checkpoints.keep=best"],
+    ),
     "apg, quadrotor": (
         "pendulum_r2dn_apg",
         [*TINY[1:4], *APG, "task.id=robust_policies/Quadrotor-v0", "policy.observation_scale=null",
