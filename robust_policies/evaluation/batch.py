@@ -51,10 +51,12 @@ class Task:
                 raise
             raise InvalidValueError(f"{env_id} does not take the options {options}: {error}.") from error
         inner = self.env.unwrapped
-        self.torch_env: TorchVectorEnv | None = inner if isinstance(inner, TorchVectorEnv) else None
-        self.limit: int | None = (
-            inner.envs[0].spec.max_episode_steps if self.torch_env is None else self.torch_env.max_episode_steps
-        )
+        self.torch_env: TorchVectorEnv | None = None
+        self.limit: int | None
+        if isinstance(inner, TorchVectorEnv):
+            self.torch_env, self.limit = inner, inner.max_episode_steps
+        else:
+            self.limit = inner.envs[0].spec.max_episode_steps
         self.env = perturb(self.env, parse(perturbations))
         self.action_shape = self.env.single_action_space.shape
         self.count = count

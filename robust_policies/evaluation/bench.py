@@ -124,5 +124,10 @@ def read_recording(text: str) -> dict[str, np.ndarray]:
         return {name: arrays[name] for name in arrays.files}
 
 
+def finite(value: float) -> float | None:
+    """Return a number as JSON has it: None for NaN and infinity."""
+    return float(value) if np.isfinite(value) else None
+
+
 def _plain(values: np.ndarray) -> list[float | None]:
-    return [float(value) if np.isfinite(value) else None for value in values]
+    return [finite(value) for value in values]

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robust_policies.certificates.gain import running_map
+from robust_policies.certificates.gain_search import running_map
 from robust_policies.policies.deployed import DeployedPolicy
 
 _ROWS_AT_ONCE = 100_000
@@ -28,7 +28,7 @@ def action_deviation(
         perturbed: what the policy read instead.
         lengths: (batch,) numbers of steps that count.
     """
-    run, _ = running_map(policy)
+    run = running_map(policy).run
     low, high = (
         torch.as_tensor(bound, dtype=torch.float64).flatten()
         for bound in (policy.action_space.low, policy.action_space.high)  # type: ignore[attr-defined]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -74,6 +74,14 @@ class _Played:
     rewards: Tensor
     lengths: Tensor
     failed: Tensor
+
+    def counted(self) -> Tensor:
+        """Return which steps (time, batch) belong to the episode."""
+        return torch.arange(len(self.rewards), device=self.rewards.device).unsqueeze(1) < self.lengths
+
+    def returns(self) -> Tensor:
+        """Return the sums of rewards (batch,), NaN where the episode failed."""
+        return torch.where(self.counted(), self.rewards, 0.0).sum(0).masked_fill(self.failed, torch.nan)
 
     def until_end(self, values: Tensor) -> Tensor:
         """Return `values` (time, batch, n) that stay as they were at an episode's last step."""
@@ -151,15 +159,14 @@ def run_episodes(
     played = _attacked(setting, attack, kind, sizes, norm)
     shape = (len(sizes), episodes)
     lengths, failed = played.lengths.cpu().numpy(), played.failed.cpu().numpy()
-    counted = torch.arange(len(played.rewards), device=played.rewards.device).unsqueeze(1) < played.lengths
-    returns = torch.where(counted, played.rewards, 0.0).sum(0).cpu().numpy()
+    returns = played.returns().cpu().numpy()
     deviations, gains = action_deviation(policy, played.observations, played.perturbed, lengths)
-    for values in (returns, deviations, gains):
+    for values in (deviations, gains):
         values[failed] = np.nan
     recorded = {}
     if record:
         kept = {name: played.until_end(getattr(played, name)) for name in ("observations", "perturbed", "actions")}
-        kept["rewards"] = torch.where(counted, played.rewards, 0.0).float()
+        kept["rewards"] = torch.where(played.counted(), played.rewards, 0.0).float()
         recorded = {
             name: value.unflatten(1, shape)[:, :, :record].cpu().numpy().astype(np.float32)
             for name, value in kept.items()
@@ -180,30 +187,36 @@ def _attacked(setting: _Setting, attack: Attack | None, kind: str, sizes: list[f
     """Return the episodes at all sizes under an attack, or under the noise `kind`."""
     actor = FrozenActor(setting.policy)
     count = len(sizes) * setting.episodes
-    size = torch.tensor(sizes, dtype=torch.float32, device=actor.low.device).repeat_interleave(setting.episodes)
+    exact = torch.tensor(sizes, dtype=torch.float64, device=actor.low.device).repeat_interleave(setting.episodes)
 
-    def recorded() -> Tensor:
+    def rehearse(policy: DeployedPolicy | None, other: Attack | None) -> tuple[Tensor, Tensor, Tensor]:
+        rehearsed = setting if policy is None else replace(setting, policy=policy)
+        if other is not None:
+            played = _attacked(rehearsed, other, kind, sizes, norm)
+            return played.until_end(played.observations), played.until_end(played.perturbed), played.returns()
+        # Without an attack all sizes are alike.
         task = Task(setting.env_id, setting.episodes, setting.env_kwargs, setting.perturbations, actor.low.device)
         try:
-            played = _play(setting, task, actor, lambda moment: moment.observation)
+            played = _play(rehearsed, task, FrozenActor(rehearsed.policy), lambda moment: moment.observation)
         finally:
             task.close()
-        return played.until_end(played.observations).repeat(1, len(sizes), 1)
+        clean = played.until_end(played.observations).repeat(1, len(sizes), 1)
+        return clean, clean, played.returns().repeat(len(sizes))
 
     task = Task(setting.env_id, count, setting.env_kwargs, setting.perturbations, actor.low.device)
     try:
         horizon = min(setting.max_steps, task.limit or setting.max_steps)
         nu = setting.policy.cell.input_size
         if attack is None:
-            noise = unit_noise(kind, (horizon, setting.episodes, nu), setting.seed + 1).to(size.device)
+            noise = unit_noise(kind, (horizon, setting.episodes, nu), setting.seed + 1).to(exact.device)
 
             def perturbed(moment: Moment) -> Tensor:
-                return moment.observation + noise[moment.t].repeat(len(sizes), 1) * size.unsqueeze(-1)
+                return moment.observation + noise[moment.t].repeat(len(sizes), 1) * exact.float().unsqueeze(-1)
 
             return _play(setting, task, actor, perturbed)
-        budget = Budget(norm, size, horizon)
+        budget = Budget(norm, exact, horizon)
         task.check_fit(setting.policy, setting.env_id)
-        attack.begin(Scene(actor, budget, len(sizes), setting.episodes, nu, task.torch_env, setting.seed + 1, recorded))
+        attack.begin(Scene(actor, budget, len(sizes), setting.episodes, nu, task.torch_env, setting.seed + 1, rehearse))
         return _play(setting, task, actor, lambda m: budget.apply(m.observation, attack.perturbation(m)))
     finally:
         task.close()
@@ -244,4 +257,5 @@ def _play(setting: _Setting, task: Task, actor: FrozenActor, perturb: Perturb) -
             setting.on_step()
         if bool(ended.all()):
             break
-    return _Played(*(torch.stack(values) for values in zip(*history, strict=True)), lengths, failed)
+    observations, seen, actions, rewards = (torch.stack(values) for values in zip(*history, strict=True))
+    return _Played(observations, seen, actions, rewards, lengths, failed)

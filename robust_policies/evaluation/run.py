@@ -45,7 +45,7 @@ PARTIAL = "evaluation.partial.jsonl"
 Progress = Callable[[float, str], None]
 Job = Callable[[], dict[str, Any]] | str
 """What measures, or why that is not done in a task."""
-_SEED = re.compile(r"[-_. ,]*\bseed[-_=]?\d+$|[-_]s(eed)?\d+$|^seed[-_=]?\d+[-_. ,]*", re.IGNORECASE)
+_SEED = re.compile(r"(^|[-_., ]+)(seed[-_=]?|s)\d+$|^\d+$|^seed[-_=]?\d+[-_., ]+", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def evaluate_run(
         "suite": chosen.resolved(), "arrays": array_hashes(policy.actor.state_dict()), "versions": versions(),
         "tasks": {task: [bench.env_kwargs, describe(bench.around)] for task, bench in benches.items()},
     }  # fmt: skip
-    method, listed = _method(folder), describe(origin.wrappers if wrappers is None else wrappers)
+    method, listed = method_of(folder), describe(origin.wrappers if wrappers is None else wrappers)
     facts = {
         "policy": folder.resolve().name, "method": method, "training_seed": origin.training_seed,
         "cell": policy.cell.name, "suite": str(suite) if not isinstance(suite, Suite) else "own",
@@ -224,7 +224,8 @@ def _jobs(bench: Bench, done: dict[str, Any] | None) -> Iterator[tuple[str, Job]
             yield f"parameters {', '.join(names)}", lambda e=entry, n=names: measure_grid(bench, e, n)
     for entry in suite.attacks:
         job = _job_of(entry)
-        if entry.shown in suite.critical.attacks and (done is None or job in done):
+        searched = entry.shown in suite.critical.attacks and max(entry.sizes or suite.sizes) > 0
+        if searched and (done is None or job in done):
             found = {} if done is None else done[job]
             yield f"critical size, {job}", lambda e=entry, f=found: {"critical": [measure_critical(bench, e, f)]}
 
@@ -277,7 +278,7 @@ def _assembled(
     }  # fmt: skip
 
 
-def _method(folder: Path) -> str:
+def method_of(folder: Path) -> str:
     """Return the name of the run folder without its training seed; runs of one method differ in the seed alone."""
     path = folder.resolve()
     return _SEED.sub("", path.name) or path.parent.name

@@ -65,7 +65,7 @@ def worst_rows(
         here = [
             (one, [row for row in rows if row["group"] == "attack" and _same(row, one)])
             for one in tuning
-            if one["norm"] == norm and one["size"] == size
+            if one["norm"] == norm and one["size"] == size and one["mean"] is not None
         ]
         here = [(one, found) for one, found in here if found]
         if here:

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from robust_policies.errors import DivergedError
 from robust_policies.evaluation.attacks import prepare_attack
-from robust_policies.evaluation.bench import OBSERVATION, Bench, Part, measurement, pooled_mean, recording
+from robust_policies.evaluation.bench import OBSERVATION, Bench, Part, finite, measurement, pooled_mean, recording
 from robust_policies.evaluation.suites import AttackEntry
 
 # Sizes played side by side in each round of the search for a critical size.
@@ -35,8 +36,9 @@ def choose(means: Sequence[Sequence[float]], nominal: float) -> list[Choice]:
         means: (sets of options, sizes) mean returns on tuning episodes, sizes ascending.
         nominal: mean return of the same episodes without an attack.
     """
-    best, chosen = Choice(-1, -1, nominal), []
-    for index in range(len(means[0])):
+    # Without a nominal mean, doing nothing is no option, and any mean that is finite is better.
+    best, chosen = Choice(-1, -1, nominal if np.isfinite(nominal) else float("inf")), []
+    for index in range(len(means[0]) if means else 0):
         for variant, row in enumerate(means):
             # On a tie the larger size: it is what the budget is for.
             if np.isfinite(row[index]) and row[index] <= best.mean:
@@ -65,7 +67,7 @@ def measure_attack(
         "point": {},
     }
     played: list[tuple[Part, Part]] = []
-    for variant in entry.tune:
+    for variant in entry.tune if sizes else ():
         played.append(
             bench.play(
                 entry.name, sizes, tuning=True, record=bench.suite.record, **attack_settings(bench, entry, variant)
@@ -84,7 +86,7 @@ def measure_attack(
         tuning.append(
             {
                 "perturbation": entry.shown, "norm": entry.norm, "size": size, "chosen": {**options, "size": used},
-                "mean": choice.mean, "nominal": base, "seeds": list(bench.suite.tuning.seeds),
+                "mean": finite(choice.mean), "nominal": finite(base), "seeds": list(bench.suite.tuning.seeds),
                 "episodes": bench.suite.tuning.episodes,
             }
         )  # fmt: skip
@@ -121,6 +123,8 @@ def measure_critical(bench: Bench, entry: AttackEntry, found: dict[str, Any]) ->
         values = [value for one in row["episodes"].values() for value in one["returns"]]
         means[row["size"]] = float(np.mean(values)) if None not in values else float("nan")
     nominal = means.pop(0.0)
+    if not np.isfinite(nominal):
+        raise DivergedError("Unperturbed episodes gave NaN or infinity; there is no return of which a share is left.")
     threshold = nominal - (1.0 - critical.level) * abs(nominal)
     result: dict[str, Any] = {
         "perturbation": entry.shown, "norm": entry.norm, "level": critical.level, "nominal": nominal,

@@ -161,9 +161,34 @@ def test_a_total_budget_is_split_where_it_counts():
     assert effort.max() > 1.5 * effort.mean()
 
 
+@pytest.mark.parametrize("name", ["sequence_pgd", "closed_loop_pgd"])
+def test_of_several_rehearsals_the_worst_is_played(name):
+    options = {"steps": 2, "window": 10, "replan": 10, "restarts": 1}
+    once, often = (
+        upright(name, [0.4, 0.0, 0.2], episodes=3, options={**options, "plays": plays}).returns for plays in (1, 2)
+    )
+    assert (often <= once + 1e-6).all() and np.array_equal(often[1], once[1])
+    assert (often[0] <= often[2] + 1e-6).all() and (often[2] <= often[1] + 1e-6).all()
+
+
 def test_the_last_reward_alone_can_be_the_target():
     options = {"objective": "last_reward", "window": 20, "replan": 20, "restarts": 1}
     assert upright("closed_loop_pgd", [0.2], options=options).returns.mean() < upright("random", [0.0]).returns.mean()
+
+
+@pytest.mark.parametrize(
+    "env_id", ["CartPoleContinuous", "Quadrotor", "QubeServo", "DCMotor", "DoyleLQG", "YoulaExample"]
+)
+def test_gradients_flow_through_our_other_plants(env_id):
+    env = gymnasium.make(f"robust_policies/{env_id}-v0")
+    observations, actions = env.observation_space, env.action_space
+    torch.manual_seed(0)
+    nu, na = observations.shape[0], actions.shape[0]
+    actor = Actor(ScaledCell(R2DN(nu, 4, na, 6, (8,), guarantee=Lipschitz(4.0)), Scaling(nu)), MeanHead(na, na, False))
+    policy = DeployedPolicy(actor, observations, actions)
+    env_id, options = f"robust_policies/{env_id}-v0", SMALL["closed_loop_pgd"]
+    found = run_episodes(policy, env_id, "closed_loop_pgd", [0.0, 0.2], 2, 0, max_steps=12, options=options)
+    assert np.isfinite(found.returns).all() and (found.gains[1] > 0).all() and (found.gains[1] <= 4.0).all()
 
 
 def test_lstm_policies_are_attacked():
@@ -189,7 +214,7 @@ class Ends(gymnasium.Env):
     def step(self, action):
         self.left -= 1
         reward = float("nan") if self.bad else 1.0
-        return self.np_random.normal(size=3).astype(np.float32), reward, self.left == 0, False, {}
+        return self.np_random.uniform(-1, 1, 3).astype(np.float32), reward, self.left == 0, False, {}
 
 
 gymnasium.register("attack_tests/Ends-v0", Ends, max_episode_steps=30)
@@ -203,6 +228,7 @@ def test_episodes_that_end_early_count_until_there(name):
     assert found.recorded["rewards"].sum(axis=0).tolist() == found.returns.tolist()
 
 
+@pytest.mark.filterwarnings("ignore:.*The reward is a NaN value")
 def test_a_broken_episode_is_marked_and_the_others_go_on():
     found = run_episodes(
         make_policy(), "attack_tests/Ends-v0", "sequence_pgd", [0.3], 4, 0, env_kwargs={"broken": True}
@@ -230,6 +256,8 @@ def test_wrong_settings_are_named():
         run_episodes(make_policy(), OURS, "closed_loop", [0.1], 1, 0)
     with pytest.raises(InvalidValueError, match="sequence_pgd"):
         run_episodes(make_policy(), THEIRS, "closed_loop_pgd", [0.1], 1, 0)
+    with pytest.raises(InvalidValueError, match="prepare_attack"):
+        run_episodes(make_policy(), OURS, "learned", [0.1], 1, 0)
     assert why_not("closed_loop_pgd", OURS) is None and "mujoco" in (
         why_not("closed_loop_pgd", "robust_policies/Hopper-v0") or ""
     )

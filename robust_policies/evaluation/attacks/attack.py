@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from robust_policies.envs.vector import TorchVectorEnv
 from robust_policies.evaluation.attacks.actor import FrozenActor
 from robust_policies.evaluation.attacks.budget import Budget, unit
+from robust_policies.policies.deployed import DeployedPolicy
 
 
 class Options(BaseModel):
@@ -33,7 +34,9 @@ class Scene:
         observation_size: nu.
         environment: the batch of environments if they are this package's, else None.
         seed: of the attack's own random numbers.
-        recorded: a function that plays the same episodes unperturbed: clean observations (time, batch, nu).
+        rehearse: plays the same episodes with another policy and attack (None: this policy; no attack): observations
+            and perturbed observations (time, batch, nu), which stay as they were after an episode's end, and returns
+            (batch,), NaN where an episode failed.
     """
 
     actor: FrozenActor
@@ -43,7 +46,7 @@ class Scene:
     observation_size: int
     environment: TorchVectorEnv | None
     seed: int
-    recorded: Callable[[], Tensor]
+    rehearse: Callable[[DeployedPolicy | None, Attack | None], tuple[Tensor, Tensor, Tensor]]
 
     @property
     def batch(self) -> int:
@@ -58,6 +61,28 @@ class Moment:
     t: int
     observation: Tensor
     hidden: Tensor
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The episodes an attack may prepare itself on: where, with which budgets and seeds.
+
+    Attributes:
+        policy, env_id, env_kwargs, perturbations, max_steps: of the episodes.
+        norm, sizes: the budgets that the attack will have.
+        seeds: of `run_episodes`, none of which is reported.
+        episodes: for each size and seed.
+    """
+
+    policy: DeployedPolicy
+    env_id: str
+    norm: str
+    sizes: Sequence[float]
+    seeds: Sequence[int]
+    episodes: int = 10
+    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    perturbations: Any = ()
+    max_steps: int = 2000
 
 
 class Attack(ABC):
@@ -77,7 +102,7 @@ class Attack(ABC):
         self.prepared = prepared
 
     @classmethod
-    def prepare(cls, options: Any, tuning: Any) -> Any:
+    def prepare(cls, options: Any, tuning: Tuning) -> Any:
         """Return what is learned or recorded on the `Tuning` episodes; None where nothing is needed."""
         return None
 

@@ -64,38 +64,44 @@ class Budget:
 
     Args:
         norm: one of `NORMS`.
-        size: (batch,), of each step or of the whole episode.
+        size: (batch,) of each step or of the whole episode; the limit is kept in float64.
         horizon: the number of steps an episode can last.
     """
 
     def __init__(self, norm: str, size: Tensor, horizon: int) -> None:
         if norm not in NORMS:
             raise UnknownNameError.among("norm", norm, NORMS)
-        self.norm, self.size, self.horizon = norm, size, horizon
-        self.left = size.double().clone()
+        self.norm, self.horizon = norm, horizon
+        self.size = size.float()
+        # Whoever adds up what was spent in another order must not find more either.
+        self.limit = size.double() * (1 - 1e-12)
+        self.left = self.limit.clone()
 
-    def ball(self, t: int, width: int) -> Ball:
+    def ball(self, t: int, width: int, hurry: float = 1.0) -> Ball:
         """Return the ball of what may be spent in the `width` steps from step `t` on.
 
-        Of a total budget that is what is left, in the proportion of energy that the window has of the steps to come.
+        Of a total budget's energy that is the window's share of the steps to come, `hurry` times, at most all of it.
         """
         if self.norm != "total_l2":
             return Ball(self.norm, self.size)
-        share = min(1.0, width / max(1, self.horizon - t)) ** 0.5
+        share = min(1.0, hurry * width / max(1, self.horizon - t)) ** 0.5
         return Ball(self.norm, (self.left * share).to(self.size.dtype))
 
     def apply(self, observation: Tensor, delta: Tensor) -> Tensor:
         """Return observation + delta (batch, nu) in the observation's dtype, delta shrunk to what is left, and book it.
 
-        A small part of the budget is left out, as rounding the sum must not exceed it either.
+        What fits is taken as it is; else a small part is left out, for the rounded sum must not exceed the limit.
         """
         clean = observation.double()
-        limit = self.left if self.norm == "total_l2" else self.size.double()
-        reach = clean.norm(dim=-1) + limit
-        limit = (limit - torch.finfo(observation.dtype).eps * reach).clamp(min=0.0)
+        limit = self.left if self.norm == "total_l2" else self.limit
+        wanted = torch.nan_to_num(delta.double())
         allowed = Ball("per_step_l2" if self.norm == "total_l2" else self.norm, limit)
-        shift = allowed.project(torch.nan_to_num(delta.double()).unsqueeze(0)).squeeze(0)
-        perturbed = torch.where((limit > 0).unsqueeze(-1), clean + shift, clean).to(observation.dtype)
+        whole = (clean + wanted).to(observation.dtype)
+        fits = allowed.length((whole.double() - clean).unsqueeze(0)).squeeze(0) <= limit.unsqueeze(-1)
+        margin = torch.finfo(observation.dtype).eps * (clean.norm(dim=-1) + limit)
+        inner = Ball(allowed.norm, (limit - margin).clamp(min=0.0))
+        shrunk = (clean + inner.project(wanted.unsqueeze(0)).squeeze(0)).to(observation.dtype)
+        perturbed = torch.where(fits, whole, torch.where((inner.size > 0).unsqueeze(-1), shrunk, observation))
         if self.norm == "total_l2":
             spent = (perturbed.double() - clean).square().sum(-1)
             self.left = (self.left.square() - torch.nan_to_num(spent)).clamp(min=0.0).sqrt()

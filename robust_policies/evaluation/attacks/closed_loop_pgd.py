@@ -9,37 +9,49 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field
 from torch import Tensor
 
 from robust_policies.envs.gradient import differentiable
 from robust_policies.errors import InvalidValueError
-from robust_policies.evaluation.attacks.attack import Attack, Moment, Options, Scene
-from robust_policies.evaluation.attacks.search import Objective, ascend
+from robust_policies.evaluation.attacks.attack import Moment, Scene
+from robust_policies.evaluation.attacks.planned import Planned, PlannedOptions
+from robust_policies.evaluation.attacks.search import Objective, cross_entropy
 
 
-class ClosedLoopOptions(Options):
+class ClosedLoopOptions(PlannedOptions):
     """Settings of `closed_loop_pgd`."""
 
-    window: NonNegativeInt = Field(40, description="steps planned at once; 0: the rest of the episode")
-    replan: PositiveInt = Field(20, description="steps played before the plan is made again, at most the window")
-    steps: PositiveInt = Field(10, description="gradient steps for each plan")
-    restarts: PositiveInt = Field(2, description="starts: the last plan's rest if there is one, and random ones")
-    rate: float = Field(0.8, gt=0, description="length of the first gradient step, in budgets")
-    momentum: float = Field(0.5, ge=0, lt=1, description="how much of the last direction a step keeps")
+    search: Literal["gradient", "cem"] = Field(
+        "gradient", description="projected gradient, or the cross-entropy method, which needs none: to see masking"
+    )
+    population: int = Field(64, ge=8, description="samples of each step of the cross-entropy method")
     objective: Literal["return", "last_reward"] = Field(
         "return", description="what is made small: the rewards' sum over the window, or its last reward only"
     )
 
 
-class ClosedLoopPGD(Attack):
+class ClosedLoopPGD(Planned):
     """Projected gradient on the simulated return of a window of the closed loop."""
 
     Options = ClosedLoopOptions
+    variations = (
+        {},
+        {"window": 80, "momentum": 0.0},
+        {"search": "cem", "population": 64},
+        {"rate": 1.5},
+        {"window": 20},
+    )
+    total_variations = (
+        {},
+        {"window": 0, "replan": 10_000, "steps": 30},
+        {"hurry": 5.0},
+        {"window": 0},
+        {"search": "cem", "hurry": 5.0},
+    )
 
     def begin(self, scene: Scene) -> None:
         """Start without a plan; raises InvalidValueError where no gradient flows through the environment."""
-        super().begin(scene)
         if scene.environment is None:
             raise InvalidValueError(
                 "closed_loop_pgd was asked for an environment that is not this package's; it needs a plant through "
@@ -47,27 +59,18 @@ class ClosedLoopPGD(Attack):
             )
         self.plant = differentiable(scene.environment.plant)
         self.environment = scene.environment
-        self.plan = torch.zeros(0, scene.batch, scene.observation_size)
-        self.played = 0
+        super().begin(scene)
 
-    def perturbation(self, moment: Moment) -> Tensor:
-        """Return this step's part of the plan, made anew when it is time."""
-        width = self.options.window or self.scene.budget.horizon
-        if self.played == min(self.options.replan, len(self.plan)):
-            self.plan = self._planned(moment, min(width, self.scene.budget.horizon - moment.t))
-            self.played = 0
-        self.played += 1
-        return self.plan[self.played - 1]
-
-    def _planned(self, moment: Moment, width: int) -> Tensor:
-        options, count = self.options, self.options.restarts
-        ball = self.scene.budget.ball(moment.t, width)
-        starts = self.starts(count, width) * ball.size.reshape(1, 1, -1, 1)
-        rest = self.plan[self.played :][:width]
-        if len(rest):
-            starts[0, : len(rest)] = rest
-        harm = self._simulation(moment, count)
-        return ascend(harm, starts, ball, steps=options.steps, rate=options.rate, momentum=options.momentum)[0]
+    def planned(self, moment: Moment, width: int) -> Tensor:
+        """Return a plan (width, batch, nu) from this moment on."""
+        options = self.options
+        ball = self.scene.budget.ball(moment.t, width, options.hurry)
+        if options.search == "gradient":
+            return self.searched(self._simulation(moment, options.restarts), ball, width)
+        return cross_entropy(
+            self._simulation(moment, options.population), self.first_guesses(ball, width)[0], ball,
+            population=options.population, steps=options.steps, generator=self.generator,
+        )[0]  # fmt: skip
 
     def _simulation(self, moment: Moment, count: int) -> Objective:
         """Return delta (time, count * batch, nu) -> minus the simulated rewards (count * batch,)."""

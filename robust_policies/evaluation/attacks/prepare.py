@@ -3,34 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from robust_policies.errors import InvalidValueError
+from robust_policies.evaluation.attacks.attack import Tuning
 from robust_policies.evaluation.attacks.registry import attack_class, checked_options
 from robust_policies.policies.deployed import DeployedPolicy
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """The episodes an attack may prepare itself on: where, with which budgets and seeds.
-
-    Attributes:
-        policy, env_id, env_kwargs, perturbations, max_steps: of the episodes.
-        norm, sizes: the budgets that the attack will have.
-        seeds: of `run_episodes`, none of which is reported.
-        episodes: for each size and seed.
-    """
-
-    policy: DeployedPolicy
-    env_id: str
-    norm: str
-    sizes: Sequence[float]
-    seeds: Sequence[int]
-    episodes: int = 10
-    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    perturbations: Any = ()
-    max_steps: int = 2000
 
 
 def prepare_attack(

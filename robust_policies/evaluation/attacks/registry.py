@@ -11,21 +11,30 @@ from robust_policies.envs.registration import ours
 from robust_policies.errors import InvalidValueError, UnknownNameError
 from robust_policies.evaluation.attacks.attack import Attack, Options
 from robust_policies.evaluation.attacks.closed_loop_pgd import ClosedLoopPGD
+from robust_policies.evaluation.attacks.critic_pgd import CriticPGD
+from robust_policies.evaluation.attacks.learned import Learned
 from robust_policies.evaluation.attacks.mad_pgd import MADPGD
 from robust_policies.evaluation.attacks.random import Random
 from robust_policies.evaluation.attacks.sequence_pgd import SequencePGD
+from robust_policies.evaluation.attacks.transfer import Transfer
 
 _CLASSES: dict[str, type[Attack]] = {
     "random": Random,
     "mad_pgd": MADPGD,
+    "critic_pgd": CriticPGD,
     "sequence_pgd": SequencePGD,
     "closed_loop_pgd": ClosedLoopPGD,
+    "learned": Learned,
+    "transfer": Transfer,
 }
 ATTACKS: dict[str, str] = {
     "random": "random on the budget's surface, each step on its own; the yardstick",
     "mad_pgd": "each action is driven away from the clean one, step by step",
+    "critic_pgd": "each action is driven to where a fitted critic expects the least, step by step",
     "sequence_pgd": "the actions of a window are driven away from the clean ones, through the recurrent state",
     "closed_loop_pgd": "our differentiable plants: the return of a window is minimised through plant and policy",
+    "learned": "a recurrent adversary trained with PPO on other episodes; no gradient of the policy is used",
+    "transfer": "perturbations found on another policy, replayed or adapted: no gradient of this one is used",
 }
 
 

@@ -11,57 +11,61 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from robust_policies.evaluation.attacks.attack import Attack, Moment, Options, Scene
-from robust_policies.evaluation.attacks.search import ascend
+from robust_policies.evaluation.attacks.attack import Moment, Scene
+from robust_policies.evaluation.attacks.planned import Planned, PlannedOptions
 
 
-class SequenceOptions(Options):
+class SequenceOptions(PlannedOptions):
     """Settings of `sequence_pgd`."""
 
-    window: NonNegativeInt = Field(40, description="steps planned at once; 0: the rest of the episode")
     replan: PositiveInt = Field(10, description="steps played before the plan is made again, at most the window")
     steps: PositiveInt = Field(20, description="gradient steps for each plan")
-    restarts: PositiveInt = Field(2, description="starts: the last plan's rest if there is one, and random ones")
-    rate: float = Field(0.8, gt=0, description="length of the first gradient step, in budgets")
-    momentum: float = Field(0.5, ge=0, lt=1, description="how much of the last direction a step keeps")
-    objective: Literal["squared", "absolute", "directed"] = Field(
-        "squared",
-        description="sum over steps and actions of the squared or absolute deviation, or of the deviation to one side",
+    restarts: PositiveInt = Field(
+        2, description="starts: the last plan's rest if there is one, steady pushes and random ones in turn"
+    )
+    objective: Literal["directed", "squared", "absolute"] = Field(
+        "directed",
+        description="sum over steps and actions of the deviation to one side, or of its square or absolute value",
     )
 
 
-class SequencePGD(Attack):
+class SequencePGD(Planned):
     """Projected gradient on the action deviation of a window, through the recurrent state."""
 
     Options = SequenceOptions
+    variations = ({}, {"objective": "squared"}, {"objective": "directed"}, {"window": 20})
+    total_variations = (
+        {"window": 0, "replan": 10_000},
+        {"window": 0, "replan": 10_000, "objective": "directed"},
+        {"hurry": 5.0, "objective": "directed"},
+        {"hurry": 20.0, "objective": "directed"},
+    )
 
     def begin(self, scene: Scene) -> None:
         """Record the episodes without an attack."""
         super().begin(scene)
-        self.recording = scene.recorded()
+        if self.rehearsed is not None:
+            return
+        self.recording = scene.rehearse(None, None)[0]
         self.twin = scene.actor.initial_state(scene.batch)
-        self.plan = torch.zeros(0, scene.batch, scene.observation_size)
-        self.played = 0
         # One side for each episode and action, so that pushes add up.
         shape = (scene.episodes, scene.actor.low.numel())
         signs = torch.randn(shape, generator=self.generator, device=self.generator.device).sign()
         self.side = signs.repeat(scene.sizes, 1)
 
     def perturbation(self, moment: Moment) -> Tensor:
-        """Return this step's part of the plan, made anew when it is time."""
-        width = self.options.window or self.scene.budget.horizon
-        if self.played == min(self.options.replan, len(self.plan)):
-            self.plan = self._planned(moment, min(width, self.scene.budget.horizon - moment.t))
-            self.played = 0
-        with torch.no_grad():
-            self.twin, _ = self.scene.actor.step(self.twin, moment.observation)
-        self.played += 1
-        return self.plan[self.played - 1]
+        """Return this step's part of the plan; the twin reads the clean observation."""
+        found = super().perturbation(moment)
+        if self.rehearsed is None:
+            with torch.no_grad():
+                self.twin, _ = self.scene.actor.step(self.twin, moment.observation)
+        return found
 
-    def _planned(self, moment: Moment, width: int) -> Tensor:
+    def planned(self, moment: Moment, width: int) -> Tensor:
+        """Return a plan (width, batch, nu) from this moment on."""
         scene, options = self.scene, self.options
         actor, count = scene.actor, options.restarts
         ahead = self.recording[moment.t : moment.t + width]
@@ -69,7 +73,7 @@ class SequencePGD(Attack):
             last = ahead[-1:] if len(ahead) else moment.observation.unsqueeze(0)
             ahead = torch.cat((ahead, last.expand(width - len(ahead), -1, -1)))
         ahead = torch.cat((moment.observation.unsqueeze(0), ahead[1:]))
-        ball = scene.budget.ball(moment.t, width)
+        ball = scene.budget.ball(moment.t, width, options.hurry)
         with torch.no_grad():
             clean = actor.clip(actor.run(self.twin, ahead)).repeat(1, count, 1)
         many, hidden = ahead.repeat(1, count, 1), moment.hidden.repeat(count, 1)
@@ -85,8 +89,4 @@ class SequencePGD(Attack):
                 return moved.abs().sum(dim=(0, 2))
             return (moved * side).sum(dim=(0, 2))
 
-        starts = self.starts(count, width) * ball.size.reshape(1, 1, -1, 1)
-        rest = self.plan[self.played :][:width]
-        if len(rest):
-            starts[0, : len(rest)] = rest
-        return ascend(deviation, starts, ball, steps=options.steps, rate=options.rate, momentum=options.momentum)[0]
+        return self.searched(deviation, ball, width)

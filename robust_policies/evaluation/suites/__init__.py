@@ -253,9 +253,10 @@ def _checked(model: type[BaseModel], options: dict[str, Any], where: str) -> Non
 def _explained(error: ValidationError, model: type[BaseModel], source: str) -> UserError:
     """Return one line about the first mistake; what this module's own checks said is kept word for word."""
     first = error.errors(include_url=False)[0]
-    own = (first.get("ctx") or {}).get("error")
+    path, own = ".".join(map(str, first["loc"])), (first.get("ctx") or {}).get("error")
+    if first["type"] == "missing":
+        return InvalidValueError(f"{source}: the key {path!r} is missing; add it.")
     if not isinstance(own, ValueError):
         return one_line(error, model, source)
-    path = ".".join(map(str, first["loc"]))
     kind = type(own) if isinstance(own, UserError) else InvalidValueError
     return kind(f"{source}: {path + ': ' if path else ''}{str(own).rstrip('.')}.")
