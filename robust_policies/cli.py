@@ -213,12 +213,12 @@ def evaluate(
 
 @app.command()
 def report(
-    folders: Folders,
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="run folders, or folders that hold some")],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="FILE", help="HTML file [default: DIR/report.html]")
     ] = None,
 ) -> None:
-    """Write one self-contained HTML file about one or several run folders, and overview.png beside it."""
+    """Write one self-contained HTML file about runs, with its pictures as PNG and PDF in figures/ beside it."""
     _report(folders, output)
 
 
