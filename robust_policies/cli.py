@@ -14,6 +14,7 @@ import typer
 
 from robust_policies import __version__
 from robust_policies.cli_errors import exit_status, short_warnings
+from robust_policies.cli_listing import Listing, entries_of
 from robust_policies.errors import InvalidValueError
 from robust_policies.sweep.command import sweep
 
@@ -25,17 +26,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     epilog="Exit status: 0 done, 1 failed or not certified, 2 wrong input. --debug anywhere shows tracebacks.",
 )
-
-
-class Listing(StrEnum):
-    """What `list` can show."""
-
-    envs = "envs"
-    recipes = "recipes"
-    policies = "policies"
-    attacks = "attacks"
-    perturbations = "perturbations"
-    suites = "suites"
 
 
 class Render(StrEnum):
@@ -85,9 +75,9 @@ def _globals(
 @app.command("list")
 def list_(what: Annotated[Listing, typer.Argument(help="what to list")]) -> None:
     """List environments, recipes, policy cells, attacks, perturbations or suites, one a line."""
-    entries = _entries(what)
-    width = max(map(len, entries), default=0)
-    for name, text in entries.items():
+    lines = entries_of(what)
+    width = max(map(len, lines), default=0)
+    for name, text in lines.items():
         typer.echo(f"{name:<{width}}  {text}".rstrip())
 
 
@@ -302,55 +292,6 @@ def _spread_set(arguments: Sequence[str]) -> list[str]:
             option = argument if argument in _SPREAD else ""
         spread.append(argument)
     return spread
-
-
-def _entries(what: Listing) -> dict[str, str]:
-    """Return {name: one line about it}."""
-    from robust_policies import assets
-
-    if what is Listing.envs:
-        from robust_policies.envs import ENV_IDS, load_plant
-
-        return {env_id: load_plant(_task_of(env_id)).task.description for env_id in ENV_IDS}
-    if what is Listing.recipes:
-        from robust_policies.train import load_recipe
-
-        return {
-            name: load_recipe(assets.recipes_folder() / f"{name}.yaml").description for name in assets.recipe_names()
-        }
-    if what is Listing.policies:
-        from robust_policies.networks import CELLS
-
-        return {name: (cell.__doc__ or "").strip().splitlines()[0] for name, cell in CELLS.items()}
-    from robust_policies.evaluation.attacks import ATTACKS
-    from robust_policies.evaluation.perturbations import DESCRIPTIONS, PERTURBATIONS
-
-    if what is Listing.attacks:
-        return dict(ATTACKS)
-    if what is Listing.suites:
-        from robust_policies.evaluation.suites import suite_lines
-
-        return suite_lines()
-    return {name: DESCRIPTIONS[name] for name in PERTURBATIONS} | _wrapper_lines()
-
-
-def _wrapper_lines() -> dict[str, str]:
-    """Return {wrapper: what it does and its parameters}, for `--perturb` and a recipe's `task.perturbations`."""
-    from robust_policies.envs.perturb import table
-
-    lines: dict[str, str] = {}
-    for row in table():
-        unit = f" [{row.unit}]" if row.unit else ""
-        begun = lines.get(row.perturbation, f"wrapper: {row.summary.rstrip('.')}; ")
-        separator = "" if begun.endswith("; ") else ", "
-        lines[row.perturbation] = f"{begun}{separator}{row.parameter}{unit}"
-    return lines
-
-
-def _task_of(env_id: str) -> str:
-    import gymnasium
-
-    return gymnasium.spec(env_id).kwargs["task"]
 
 
 def _check_evaluation(section: Any) -> None:

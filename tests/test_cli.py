@@ -156,7 +156,7 @@ def test_enjoy_records_a_video(trained, tmp_path):
         ("envs", "robust_policies/Pendulum-v0"),
         ("recipes", "pendulum_r2dn_gamma6"),
         ("policies", "r2dn"),
-        ("attacks", "closed_loop"),
+        ("attacks", "closed_loop_pgd"),
         ("perturbations", "gaussian"),
     ],
 )

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from robust_policies.certificates.files import read_json, write_atomic
-from robust_policies.errors import CorruptFileError
+from robust_policies.certificates.files import write_atomic
 from robust_policies.evaluation.bench import read_recording
 from robust_policies.evaluation.statistics import summary
 
@@ -117,28 +116,6 @@ def write_trajectories(path: Path, recordings: Sequence[Mapping[str, Any]]) -> l
     else:
         path.unlink(missing_ok=True)
     return index
-
-
-def read_evaluation(folder: str | Path) -> dict[str, Any]:
-    """Return evaluation.json of a run folder; raises MissingFileError, CorruptFileError, SchemaError."""
-    path = Path(folder) / "evaluation.json"
-    content = read_json(path, "evaluation", SCHEMA)
-    needed = {"task", "perturbation", "size", "returns"}
-    rows = content.get("rows")
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and needed <= row.keys() for row in rows):
-        raise CorruptFileError(f"{path} has no table of rows; write it again with `robust-policies evaluate {folder}`.")
-    return content
-
-
-def pooled(rows: Sequence[dict[str, Any]], task: str, kind: str) -> dict[str, np.ndarray]:
-    """Return {"size", "mean", "low", "high"} of a task and perturbation over all seeds' episodes, by size."""
-    by_size: dict[float, list[float]] = {}
-    for row in rows:
-        if row["task"] == task and row["perturbation"] == kind:
-            by_size.setdefault(float(row["size"]), []).extend(row["returns"])
-    sizes = sorted(by_size)
-    found = [summary(by_size[size]) for size in sizes]
-    return {"size": np.array(sizes), **{key: np.array([f[key] for f in found]) for key in ("mean", "low", "high")}}
 
 
 def _same(row: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

@@ -249,6 +249,10 @@ def test_folders_are_found_in_natural_order_and_once(tmp_path):
     (tmp_path / "runs" / "notes").mkdir()
     found = find_runs([tmp_path / "runs", tmp_path / "runs" / "seed_2"])
     assert [path.name for path in found] == ["seed_1", "seed_2", "seed_10"]
+    write_small(tmp_path / "table" / "runs" / "lstm" / "seed=3")
+    assert find_runs([tmp_path / "table" / "runs"]) == [tmp_path / "table" / "runs" / "lstm" / "seed=3"]
+    with pytest.raises(InvalidValueError, match="holds none"):
+        find_runs([tmp_path / "table"])
 
 
 def test_the_worst_attack_is_that_chosen_on_other_episodes(tmp_path):

@@ -197,7 +197,10 @@ def test_the_learned_observation_scale_is_a_constant_of_policy_and_certificate(t
     torch.testing.assert_close(scaling.offset, seen.mean(0), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(scaling.scale, seen.std(0, correction=0), rtol=1e-3, atol=1e-4)
     certificate = ours.policy.certificate(ours.env)
-    assert certificate.gamma_raw == pytest.approx(5.0 / float(scaling.scale.min()), rel=1e-6)
+    factors = {factor.name: factor.gain for factor in certificate.factors}
+    product = 5.0 / float(scaling.scale.min())
+    assert factors["observation scale"] == pytest.approx(product / 5.0, rel=1e-6)
+    assert 0.1 * product < certificate.gamma_raw <= product * (1 + 1e-9)
     observation = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
     expected, _ = ours.predict(observation, deterministic=True)
     save_policy(ours, tmp_path / "policy")

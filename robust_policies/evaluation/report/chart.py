@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 # Okabe and Ito's colours, distinguishable with any colour vision. Markers and dashes tell lines apart without colour.
@@ -93,14 +94,14 @@ class Panel:
     y_names: Sequence[str] = ()
 
     @property
-    def decades_x(self) -> float:
-        """How many powers of ten the values of x span."""
-        return _decades([v for s in self.series for v in (s.x, s.x_low, s.x_high) if v is not None])
+    def ticks_x(self) -> list[float]:
+        """Where a logarithmic x axis has its numbers."""
+        return _log_ticks([v for s in self.series for v in (s.x, s.x_low, s.x_high) if v is not None])
 
     @property
-    def decades_y(self) -> float:
-        """How many powers of ten the values of y span."""
-        return _decades([v for s in self.series for v in (s.y, s.low, s.high) if v is not None])
+    def ticks_y(self) -> list[float]:
+        """Where a logarithmic y axis has its numbers."""
+        return _log_ticks([v for s in self.series for v in (s.y, s.low, s.high) if v is not None])
 
 
 @dataclass(frozen=True)
@@ -131,10 +132,16 @@ class Chart:
         return [first[name] for name in order] if self.legend else []
 
 
-def _decades(parts: Sequence[Sequence[float] | NDArray[np.float64]]) -> float:
+def _log_ticks(parts: Sequence[Sequence[float] | NDArray[np.float64]]) -> list[float]:
+    """Return 1, 2 and 5 of each decade (1 alone over five), or round numbers where there is not even one decade."""
     values = np.concatenate([np.asarray(part, float) for part in parts]) if parts else np.ones(1)
     values = values[np.isfinite(values) & (values > 0)]
-    return float(np.log10(values.max() / values.min())) if values.size else 0.0
+    low, high = (float(values.min()), float(values.max())) if values.size else (1.0, 1.0)
+    decades = np.log10(high / low)
+    if decades < 0.7:
+        return [float(tick) for tick in MaxNLocator(4).tick_values(0.98 * low, 1.02 * high) if tick > 0]
+    powers = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
+    return [float(f"{m * p:.12g}") for p in powers for m in ((1, 2, 5) if decades < 5 else (1,))]
 
 
 def y_range(chart: Chart) -> tuple[float, float] | None:

@@ -136,10 +136,9 @@ def _layout(panel: Panel, shared: tuple[float, float] | None) -> dict[str, Any]:
     }  # fmt: skip
     x = {**axis, "title": {"text": _text(panel.x_label), "standoff": 8}}
     y = {**axis, "title": {"text": _text(panel.y_label), "standoff": 6}}
-    for side, log, decades in ((x, panel.log_x, panel.decades_x), (y, panel.log_y, panel.decades_y)):
+    for side, log, ticks in ((x, panel.log_x, panel.ticks_x), (y, panel.log_y, panel.ticks_y)):
         if log:
-            # 1, 2 and 5 of each decade; all digits where there is not even one decade.
-            side |= {"type": "log", "dtick": "D2" if decades > 0.7 else "D1", "tickformat": ".3~g"}
+            side |= {"type": "log", "tickmode": "array", "tickvals": ticks, "ticktext": [f"{t:g}" for t in ticks]}
     if shared is not None:
         y["range"] = list(shared)
     height = 310

@@ -89,8 +89,15 @@ class Run:
     notes: list[str] = field(default_factory=list)
 
 
+def _runs_in(path: Path, depth: int = 2) -> list[Path]:
+    if _is_run(path):
+        return [path]
+    children = sorted((child for child in path.iterdir() if child.is_dir()), key=_natural) if depth else []
+    return [run for child in children for run in _runs_in(child, depth - 1)]
+
+
 def find_runs(paths: Sequence[Path]) -> list[Path]:
-    """Return the run folders among `paths`, and those directly inside the ones that are none, each once.
+    """Return the run folders among `paths`, and those up to two folders down in the ones that are none, each once.
 
     Raises:
         MissingFileError: a path is not a folder. InvalidValueError: one holds no run.
@@ -101,7 +108,7 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         if not path.is_dir():
             raise MissingFileError(f"Run folder {str(path)!r} does not exist; make one with `robust-policies train`.")
-        runs = [path] if _is_run(path) else [child for child in sorted(path.iterdir(), key=_natural) if _is_run(child)]
+        runs = _runs_in(path)
         if not runs:
             raise InvalidValueError(
                 f"{str(path)!r} is not a run folder and holds none: a run folder has one of {', '.join(RUN_FILES)}. "

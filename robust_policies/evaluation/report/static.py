@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from robust_policies.certificates.files import read_json, write_atomic, write_json
 from robust_policies.errors import UserError
@@ -103,22 +103,21 @@ def draw_panel(axes: Axes, panel: Panel) -> None:
         _series(axes, series)
     if panel.log_x:
         axes.set_xscale("log")
-        _plain_ticks(axes.xaxis, panel.decades_x)
+        _plain_ticks(axes.xaxis, panel.ticks_x)
     if panel.log_y:
         axes.set_yscale("log")
-        _plain_ticks(axes.yaxis, panel.decades_y)
+        _plain_ticks(axes.yaxis, panel.ticks_y)
     if panel.y_names:
         axes.set_yticks(range(len(panel.y_names)), [_short(name) for name in panel.y_names])
         axes.set_ylim(len(panel.y_names) - 0.5, -0.5)
 
 
-def _plain_ticks(axis: Axis, decades: float) -> None:
-    """Write 1, 2, 5, 10 rather than powers of ten, more of them where the range is less than a decade."""
-    axis.set_major_locator(
-        LogLocator(subs=(1, 2, 5) if decades > 0.7 else (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9), numticks=12)
-    )
+def _plain_ticks(axis: Axis, ticks: Sequence[float]) -> None:
+    """Write 1, 2, 5, 10 rather than powers of ten."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
+    axis.set_minor_locator(NullLocator())
 
 
 def _short(name: str, length: int = 34) -> str:
