@@ -1,4 +1,4 @@
-"""A discrete linear model of a plant about an equilibrium, from matrices or a python-control system, and its extensions.
+"""A discrete linear model of a plant about an equilibrium, from matrices or from a python-control system.
 
 x+ = A x + B u + Bw w,  y = C x + D u,  where x, u and y are deviations: the plant's own are x0 + x, u0 + u and y0 + y.
 """
@@ -163,7 +163,7 @@ def from_control(system: Any, time_step: float | None = None, **fields: Any) -> 
         raise InvalidValueError(f"system is a {type(system).__name__}; expected a python-control StateSpace, such as "
                                 "control.ss(A, B, C, D) or control.tf2ss(transfer_function).")  # fmt: skip
     own = system.dt
-    continuous = own is None or own == 0 and own is not True
+    continuous = own is None or (own == 0 and own is not True)
     if time_step is None:
         if continuous:
             raise InvalidValueError("time_step is missing; expected one in seconds, as the system is continuous.")

@@ -217,7 +217,7 @@ class _Derivatives:
         return _convex(curvature[:n, :n] + curvature[after, after]), _convex(curvature[n : n + m, n : n + m])
 
     def ranges(self) -> Array:
-        """Return each state's standard deviation at the start; the middle of the others' for one that is fixed there."""
+        """Return each state's standard deviation at the start; the others' median for one that is fixed there."""
         generator = torch.Generator().manual_seed(0)
         uniform = torch.rand((STARTS, self.plant.reset_size), dtype=torch.float64, generator=generator)
         spread = _numpy(self.plant.initial(uniform, self.params)).std(axis=0)

@@ -72,8 +72,10 @@ def solve(
         X = solve_discrete_are(A, B, Q, R)
         K = np.linalg.solve(R + B.T @ X @ B, B.T @ X @ A)
     except (np.linalg.LinAlgError, ValueError) as error:
-        raise InvalidValueError(f"The Riccati equation has no stabilising solution ({error}); is there a mode on the "
-                                f"unit circle, and {words.unweighted} it? Or is R or V singular?") from error  # fmt: skip
+        raise InvalidValueError(
+            f"The Riccati equation has no stabilising solution ({error}); is there a mode on the unit circle, and "
+            f"{words.unweighted} it? Or is R or V singular?"
+        ) from error
     values, vectors = np.linalg.eig(A - B @ K)
     worst = int(np.abs(values).argmax())
     if not abs(values[worst]) < STABLE:

@@ -32,12 +32,12 @@ class Weights:
 def choose(
     model: LinearModel, Q: Array | None = None, R: Array | None = None, W: Array | None = None, V: Array | None = None
 ) -> Weights:
-    """Return the given weights, and for the others, in this order:
+    """Return the given weights, and for the others the defaults.
 
-    the task's own cost or noise; Bryson's rule, 1 / range^2 for each state and input; a state noise of a tenth of the
-    inputs' range where they enter plus a thousandth of the states' range, a measurement noise of a hundredth of what
-    the outputs show of that range. Where the task's own leave a mode that does not decay without weight or noise, a
-    thousandth of the rule is added; where they are singular, R and V get it too.
+    In this order: the task's own cost or noise; Bryson's rule, 1 / range^2 for each state and input; a process noise
+    of a tenth of the inputs' range where they enter plus a thousandth of the states' range, a measurement noise of a
+    hundredth of what the outputs show of that range. Where the task's own leave a mode that does not decay without
+    weight or noise, or an input or output without any, a thousandth of the rule is added.
     """
     states = np.ones(model.n) if model.state_range is None else model.state_range
     inputs = _input_range(model)
