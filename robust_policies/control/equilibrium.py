@@ -12,6 +12,7 @@ Array = np.ndarray
 
 TOLERANCE = 1e-9
 ITERATIONS = 30
+SHORTER = 0.5 ** np.arange(8.0)[:, None]
 
 
 def stand_still(
@@ -33,29 +34,29 @@ def stand_still(
         InvalidValueError: no pair is found whose drift is below 1e-9 of the state's size.
     """
     x, u = state, np.clip(action, low, high)
-    best = np.inf
+    rest = drift(x, u)
     for with_state in (False, True):
         for _ in range(ITERATIONS):
-            rest = drift(x, u)
             size = float(np.linalg.norm(rest))
             if size <= TOLERANCE * max(1.0, float(np.linalg.norm(x))):
                 return x, u, size
-            if not np.isfinite(size):
-                break
-            best = min(best, size)
             by_state, by_action = jacobian(x, u)
             slopes = np.hstack((by_state, by_action)) if with_state else by_action
             change = np.linalg.lstsq(slopes, -rest, rcond=1e-10)[0]
             if with_state:
-                x = move(x, change[: by_state.shape[1]])
-            following = np.clip(u + change[-len(u) :], low, high)
-            if not with_state and np.array_equal(following, u):
+                # A simulation far from where it began may be unstable, and say so.
+                change /= max(1.0, float(np.linalg.norm(change)) / max(1.0, float(np.linalg.norm(x))))
+            for part in SHORTER * change:
+                further = move(x, part[: by_state.shape[1]]) if with_state else x
+                acting = np.clip(u + part[-len(u) :], low, high)
+                following = drift(further, acting)
+                if np.linalg.norm(following) < size:
+                    break
+            else:
                 break
-            u = following
-        if not with_state and not np.isfinite(float(np.linalg.norm(drift(x, u)))):
-            x, u = state, np.clip(action, low, high)
+            x, u, rest = further, acting, following
     raise InvalidValueError(
-        f"No equilibrium was found near the state {_shown(state)}: at best it moves by {best:.3g} in one step, with "
+        f"No equilibrium was found near the state {_shown(state)}: at best it moves by {size:.3g} in one step, with "
         f"actions from {_shown(low)} to {_shown(high)}. Give a state (and action) near one; a plant that must keep "
         "moving or that stands on contacts may have none."
     )

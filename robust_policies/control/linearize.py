@@ -61,6 +61,7 @@ class StepPlant(Protocol):
         self, state: torch.Tensor, action: torch.Tensor, following: torch.Tensor, params: Any
     ) -> torch.Tensor: ...
     def initial(self, uniform: torch.Tensor, params: Any, options: Any = None) -> torch.Tensor: ...
+    def terminated(self, state: torch.Tensor, params: Any) -> torch.Tensor: ...
 
 
 def linearize_plant(plant: StepPlant, state: ArrayLike | None = None, action: ArrayLike | None = None) -> LinearModel:
@@ -99,6 +100,11 @@ def linearize_plant(plant: StepPlant, state: ArrayLike | None = None, action: Ar
         return following
 
     x, u, residual = stand_still(drift, jacobian, move, guess_x, guess_u, low, high)
+    if local.ended(x):
+        raise InvalidValueError(
+            f"The only equilibrium found, {_shown(x)}, is where the episode ends: this task has no linear model there. "
+            "Give the state (and action) of another."
+        )
     A, B = local.matrices(x, u)
     C = local.observed(x)
     Q, R = local.cost(x, u)
@@ -155,7 +161,13 @@ class _Derivatives:
         rest = _row(_middle(self.plant.action_low, self.plant.action_high))
         zero = torch.zeros_like(middle)
         rewards = [self.plant.reward(place, rest, place, self.params).item() for place in (middle, zero)]
-        return _numpy(zero if rewards[1] > rewards[0] else middle)[0]
+        return _numpy(zero if rewards[1] > rewards[0] and not self.ended(_numpy(zero)[0]) else middle)[0]
+
+    def ended(self, x: Array) -> bool:
+        """Return whether an episode ends at a state."""
+        return bool(getattr(self.plant, "terminates", False)) and bool(
+            self.plant.terminated(_row(x), self.params).any()
+        )
 
     def matrices(self, x: Array, u: Array) -> tuple[Array, Array]:
         """Return (A (n, n), B (n, m)) of the step."""
@@ -246,9 +258,10 @@ def _held(A: Array, B: Array) -> Array:
 
 def _convex(weight: Array) -> Array:
     """Return the nearest symmetric positive semidefinite matrix."""
-    values, vectors = np.linalg.eigh((weight + weight.T) / 2.0)
-    if values[0] >= 0.0:
-        return (weight + weight.T) / 2.0
+    weight = (weight + weight.T) / 2.0 + 0.0
+    values, vectors = np.linalg.eigh(weight)
+    if values[0] >= -1e-12 * np.abs(values).max():
+        return weight
     return (vectors * np.maximum(values, 0.0)) @ vectors.T
 
 
