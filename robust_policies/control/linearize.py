@@ -26,6 +26,7 @@ __all__ = [
     "LinearModel",
     "from_control",
     "from_matrices",
+    "goal",
     "linearize_mujoco",
     "linearize_plant",
     "skip_frames",
@@ -82,7 +83,7 @@ def linearize_plant(plant: StepPlant, state: ArrayLike | None = None, action: Ar
     local = _Derivatives(plant)
     low, high = np.asarray(plant.action_low, dtype=np.float64), np.asarray(plant.action_high, dtype=np.float64)
     n, m = plant.state_size, len(high)
-    guess_x = local.goal() if state is None else array("state", state, (n,))
+    guess_x = goal(plant) if state is None else array("state", state, (n,))
     guess_u = _middle(low, high) if action is None else array("action", action, (m,))
     A, B = local.matrices(guess_x, guess_u)
     moving = ~_held(A, B)
@@ -141,6 +142,16 @@ def linearize_plant(plant: StepPlant, state: ArrayLike | None = None, action: Ar
     )  # fmt: skip
 
 
+def goal(plant: StepPlant) -> Array:
+    """Return the middle of a plant's start distribution (state_size,), or zero if the task rewards it more."""
+    local = _Derivatives(plant)
+    middle = plant.initial(torch.full((1, plant.reset_size), 0.5, dtype=torch.float64), local.params)
+    rest = _row(_middle(plant.action_low, plant.action_high))
+    zero = torch.zeros_like(middle)
+    rewards = [plant.reward(place, rest, place, local.params).item() for place in (middle, zero)]
+    return _numpy(zero if rewards[1] > rewards[0] and not local.ended(_numpy(zero)[0]) else middle)[0]
+
+
 class _Derivatives:
     """A plant's functions of arrays in float64, at its nominal parameters, and their derivatives."""
 
@@ -154,14 +165,6 @@ class _Derivatives:
 
     def observe(self, x: Array) -> Array:
         return _numpy(self.plant.observe(_row(x), self.params))[0]
-
-    def goal(self) -> Array:
-        """Return the middle of the start distribution, or zero if the task rewards it more."""
-        middle = self.plant.initial(torch.full((1, self.plant.reset_size), 0.5, dtype=torch.float64), self.params)
-        rest = _row(_middle(self.plant.action_low, self.plant.action_high))
-        zero = torch.zeros_like(middle)
-        rewards = [self.plant.reward(place, rest, place, self.params).item() for place in (middle, zero)]
-        return _numpy(zero if rewards[1] > rewards[0] and not self.ended(_numpy(zero)[0]) else middle)[0]
 
     def ended(self, x: Array) -> bool:
         """Return whether an episode ends at a state."""

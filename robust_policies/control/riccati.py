@@ -94,9 +94,8 @@ def pbh_margin(A: Array, B: Array) -> tuple[float, complex, Array]:
     scaled to norm 1, so that units hardly matter; infinite where every mode decays. The direction (n,) is in the
     states' own units: what cannot be moved is its product with the state.
     """
-    # Without the diagonal, which no scaling changes: it would hide how small or large the rest is.
-    _, (scale, _) = matrix_balance(A - np.diag(np.diag(A)), permute=False, separate=True)
-    balanced, reach = A * scale / scale[:, None], B / scale[:, None]
+    balanced, (scale, _) = matrix_balance(A, permute=False, separate=True)
+    reach = B / scale[:, None]
     size, width = np.linalg.norm(balanced, 2) or 1.0, np.linalg.norm(reach, 2) or 1.0
     worst: tuple[float, complex, Array] = (np.inf, 0.0, np.zeros(len(A)))
     for mode in np.linalg.eigvals(balanced):
