@@ -37,7 +37,7 @@ def with_input_delay(model: LinearModel, steps: int = 1) -> LinearModel:
         A=A,
         B=B,
         C=C,
-        D=None,
+        D=np.zeros((model.p, model.m)),
         Bw=None if model.Bw is None else np.vstack((model.Bw, np.zeros((under_way, model.Bw.shape[1])))),
         x0=np.concatenate((model.x0, np.tile(model.u0, steps))),
         W=_padded(model.W, under_way),
@@ -72,7 +72,7 @@ def with_integral_action(model: LinearModel, outputs: tuple[int, ...] | list[int
             "The model has D != 0; expected D = 0 before integral action: use with_input_delay first."
         )
     n, k = model.n, len(chosen)
-    A = block_diag(model.A, np.eye(k))
+    A = np.asarray(block_diag(model.A, np.eye(k)))
     A[n:, :n] = model.time_step * model.C[chosen]
     C = block_diag(model.C, np.eye(k))
     noise = None if model.V is None else model.time_step**2 * model.V[np.ix_(chosen, chosen)]
@@ -83,7 +83,7 @@ def with_integral_action(model: LinearModel, outputs: tuple[int, ...] | list[int
         A=A,
         B=np.vstack((model.B, np.zeros((k, model.m)))),
         C=C,
-        D=None,
+        D=np.zeros((model.p + k, model.m)),
         Bw=None if model.Bw is None else np.vstack((model.Bw, np.zeros((k, model.Bw.shape[1])))),
         x0=np.concatenate((model.x0, np.zeros(k))),
         y0=np.concatenate((model.y0, np.zeros(k))),
@@ -98,4 +98,4 @@ def with_integral_action(model: LinearModel, outputs: tuple[int, ...] | list[int
 
 
 def _padded(weight: Array | None, size: int) -> Array | None:
-    return None if weight is None else block_diag(weight, np.zeros((size, size)))
+    return None if weight is None else np.asarray(block_diag(weight, np.zeros((size, size))))

@@ -16,6 +16,8 @@ from robust_policies import checks
 from robust_policies.errors import InvalidValueError, NonFiniteError
 
 Array = np.ndarray
+# Of the fields that have a default of the right shape once the sizes are known.
+_DEFAULT: Array = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,15 +38,15 @@ class LinearModel:
     """(n, m)."""
     C: Array
     """(p, n)."""
-    D: Array | None = None
+    D: Array = _DEFAULT
     """(p, m)."""
     Bw: Array | None = None
     """(n, q): how disturbances enter."""
     time_step: float = 1.0
     """[s]."""
-    x0: Array | None = None
-    u0: Array | None = None
-    y0: Array | None = None
+    x0: Array = _DEFAULT
+    u0: Array = _DEFAULT
+    y0: Array = _DEFAULT
     residual: float = 0.0
     """|f(x0, u0) - x0|, in the states' units."""
     angles: tuple[int, ...] = ()
@@ -62,9 +64,9 @@ class LinearModel:
     """(m, m)."""
     state_range: Array | None = None
     """(n,), positive."""
-    action_low: Array | None = None
+    action_low: Array = _DEFAULT
     """(m,), may be infinite."""
-    action_high: Array | None = None
+    action_high: Array = _DEFAULT
     """(m,), may be infinite."""
     exact: bool = False
     """Whether the plant itself is these matrices, so that what holds for the model holds everywhere."""
@@ -162,20 +164,18 @@ def from_control(system: Any, time_step: float | None = None, **fields: Any) -> 
     if not all(hasattr(system, name) for name in ("A", "B", "C", "D", "dt")):
         raise InvalidValueError(f"system is a {type(system).__name__}; expected a python-control StateSpace, such as "
                                 "control.ss(A, B, C, D) or control.tf2ss(transfer_function).")  # fmt: skip
-    own = system.dt
-    continuous = own is None or (own == 0 and own is not True)
+    # None and 0 mean continuous time; True means discrete time with a step that is not stated.
+    own = float(system.dt or 0.0)
     if time_step is None:
-        if continuous:
+        if not own:
             raise InvalidValueError("time_step is missing; expected one in seconds, as the system is continuous.")
-        time_step = 1.0 if own is True else float(own)
-    elif not continuous and own is not True and not np.isclose(time_step, own, rtol=1e-9, atol=0.0):
-        raise InvalidValueError(f"time_step is {time_step:g} s; expected the system's own, {float(own):g} s.")
+        time_step = own
+    elif own and system.dt is not True and not np.isclose(time_step, own, rtol=1e-9, atol=0.0):
+        raise InvalidValueError(f"time_step is {time_step:g} s; expected the system's own, {own:g} s.")
     names = {"state_names": "state_labels", "input_names": "input_labels", "output_names": "output_labels"}
     labels = {ours: tuple(getattr(system, theirs)) for ours, theirs in names.items() if hasattr(system, theirs)}
     described = {**labels, "origin": "a python-control system", **fields}
-    return from_matrices(
-        system.A, system.B, system.C, system.D, time_step=time_step, continuous=continuous, **described
-    )
+    return from_matrices(system.A, system.B, system.C, system.D, time_step=time_step, continuous=not own, **described)
 
 
 def array(name: str, value: Any, shape: tuple[int | None, ...], finite: bool = True) -> Array:

@@ -120,4 +120,4 @@ def _described(direction: Array, names: Sequence[str]) -> str:
     """Return the states that matter in a direction, largest first."""
     size = np.abs(direction) / np.abs(direction).max()
     order = [i for i in np.argsort(-size, kind="stable")[:3] if size[i] > 0.1]
-    return "mostly " + ", ".join(names[i] if names else f"state {i + 1}" for i in order)
+    return "mostly " + ", ".join(str(names[i]) if names else f"state {i + 1}" for i in order)

@@ -55,7 +55,8 @@ def choose(
         "V": _positive(V, model.V, np.diag((1e-2 * outputs) ** 2), "the task's noise", "a hundredth of the outputs' "
                        "range"),
     }  # fmt: skip
-    return Weights(*(chosen[name][0] for name in "QRWV"), {name: chosen[name][1] for name in "QRWV"})
+    weights = {name: weight for name, (weight, _) in chosen.items()}
+    return Weights(**weights, sources={name: source for name, (_, source) in chosen.items()})
 
 
 def _input_range(model: LinearModel) -> Array:
