@@ -36,8 +36,8 @@ def linearize_mujoco(
 
     The equilibrium is sought from `data`, from the keyframe `key`, or from the model's initial position; `data` is left
     as it is. States are 2 nv + na deviations in tangent coordinates (a ball joint has three, not four), inputs the
-    controls, outputs the model's sensors, or all states where it has none. A sensor that shows the control at once
-    (an accelerometer) makes D != 0; see `with_input_delay`.
+    controls, outputs the model's sensors, or these deviations where it has none. A sensor that shows the control at
+    once (an accelerometer) makes D != 0; see `with_input_delay`.
 
     Raises:
         InvalidValueError: the integrator is RK4, which has no such derivative; no equilibrium is near; `data` and `key`
@@ -92,16 +92,19 @@ def linearize_mujoco(
     x, u, residual = stand_still(drift, jacobian, move, guess, work.ctrl.copy(), low, high)
     A, B, C, D = matrices(x, u)
     put(x, u)
+    y0 = work.sensordata.copy()
+    if not model.nsensordata:
+        C, D, y0 = np.eye(n), np.zeros((n, model.nu)), np.zeros(n)
     touching = f", {work.ncon} contact(s) active: only while none opens or closes" if work.ncon else ""
     names = _names(model)
     return LinearModel(
         A=A,
         B=B,
-        C=C if model.nsensordata else np.eye(n),
-        D=D if model.nsensordata else None,
+        C=C,
+        D=D,
         time_step=frame_skip * model.opt.timestep,
         u0=u,
-        y0=work.sensordata.copy() if model.nsensordata else None,
+        y0=y0,
         residual=residual,
         state_names=names,
         input_names=tuple(_name(model, mujoco.mjtObj.mjOBJ_ACTUATOR, i, "control") for i in range(model.nu)),

@@ -44,6 +44,15 @@ def test_zero_order_hold_is_scipys(seed):
     np.testing.assert_allclose(model.Bw, model.B[:, :1], rtol=1e-12)
 
 
+@pytest.mark.parametrize("step", [0.01, 0.5, 3.0])
+def test_zero_order_hold_is_the_solution_of_the_differential_equation(step):
+    w = 2.0
+    model = from_matrices([[0.0, 1.0], [-(w**2), 0.0]], [[0.0], [1.0]], [[1.0, 0.0]], time_step=step, continuous=True)
+    sine, cosine = np.sin(w * step), np.cos(w * step)
+    np.testing.assert_allclose(model.A, [[cosine, sine / w], [-w * sine, cosine]], rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(model.B, [[(1.0 - cosine) / w**2], [sine / w]], rtol=1e-12, atol=1e-13)
+
+
 @pytest.mark.parametrize("count", [1, 2, 5, 40])
 def test_skipped_frames_are_that_many_steps_with_the_same_input(count):
     a, b, _, _ = random_matrices(count)

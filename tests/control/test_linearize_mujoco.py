@@ -79,8 +79,8 @@ def test_the_derivatives_are_those_of_the_steps(integrator, count):
     model = cartpole(integrator)
     found = linearize_mujoco(model, frame_skip=count)
     A, B = differences(model, np.zeros(2), np.zeros(1), count)
-    np.testing.assert_allclose(found.A, A, atol=1e-8)
-    np.testing.assert_allclose(found.B, B, atol=1e-8)
+    np.testing.assert_allclose(found.A, A, atol=1e-10)
+    np.testing.assert_allclose(found.B, B, atol=1e-10)
     np.testing.assert_allclose(found.C, np.eye(2, 4), atol=1e-12)
     assert found.time_step == pytest.approx(0.01 * count) and found.residual <= 1e-9
 
@@ -91,8 +91,8 @@ def test_a_floating_body_is_linearized_in_twelve_coordinates_and_hovers():
     np.testing.assert_allclose(found.u0, 0.5 * 9.81 / 4, rtol=1e-9)
     A, B = differences(model, np.array([0, 0, 1, 1, 0, 0, 0.0]), found.u0, 2)
     assert found.n == 12 and model.nq == 7
-    np.testing.assert_allclose(found.A, A, atol=1e-8)
-    np.testing.assert_allclose(found.B, B, atol=1e-8)
+    np.testing.assert_allclose(found.A, A, atol=1e-10)
+    np.testing.assert_allclose(found.B, B, atol=1e-10)
     assert lqg.design(found).rho_control < 1.0
 
 

@@ -177,3 +177,46 @@ def test_a_plant_that_must_keep_moving_has_no_equilibrium():
 
 def test_every_listed_task_is_tested():
     assert set(TASKS) | WALKERS == set(assets.task_names()) and len(TASKS) == 19
+
+
+class Rooted:
+    """A plant of one's own, no more than what is asked of one: x+ = x + h (sqrt(x) - u), the root shown."""
+
+    time_step, state_size, reset_size = 0.1, 1, 1
+    state_names, action_names, output_names, disturbance_names = ("level [m]",), ("valve",), ("flow",), ()
+    process_noise_size = measurement_noise_size = 0
+    action_low, action_high = np.array([0.0]), np.array([2.0])
+
+    def nominal(self):
+        return {}
+
+    def prepare(self, physical):
+        return physical
+
+    def step(self, state, action, params, noise=None, disturbance=None):
+        return state + self.time_step * (state.sqrt() - action)
+
+    def observe(self, state, params, noise=None):
+        return state.sqrt()
+
+    def reward(self, state, action, following, params):
+        return -((state - 1.0) ** 2).sum(-1)
+
+    def initial(self, uniform, params, options=None):
+        return 1.0 + 0.1 * (2.0 * uniform - 1.0)
+
+    def terminated(self, state, params):
+        return state[..., 0] < 0.0
+
+
+def test_a_plant_of_ones_own_needs_no_more_than_its_functions():
+    model = linearize_plant(Rooted())
+    np.testing.assert_allclose([model.x0, model.u0, model.y0], 1.0)
+    np.testing.assert_allclose(np.hstack((model.A, model.B, model.C, model.Q)), [[1.05, -0.1, 0.5, 1.0]])
+    assert model.Bw is None and model.W is None and model.V is None
+    assert lqg.design(model).rho_control < 1.0
+
+
+def test_a_state_without_a_derivative_is_named():
+    with pytest.raises(InvalidValueError, match=r"no finite derivative at the state \[0\] and action \[1\]"):
+        linearize_plant(Rooted(), [0.0])
