@@ -35,6 +35,7 @@ class Listing(StrEnum):
     policies = "policies"
     attacks = "attacks"
     perturbations = "perturbations"
+    suites = "suites"
 
 
 class Render(StrEnum):
@@ -83,7 +84,7 @@ def _globals(
 
 @app.command("list")
 def list_(what: Annotated[Listing, typer.Argument(help="what to list")]) -> None:
-    """List environments, recipes, policy cells, attacks or perturbations, one a line."""
+    """List environments, recipes, policy cells, attacks, perturbations or suites, one a line."""
     entries = _entries(what)
     width = max(map(len, entries), default=0)
     for name, text in entries.items():
@@ -132,40 +133,68 @@ def train(
         typer.echo(result.target.text)
     if not evaluation:
         return
+    from robust_policies.evaluation.command import evaluate_folders
+
     _certify(folder)
-    _evaluate(folder, {})
+    status = evaluate_folders([folder], {}, 1)
     if report_:
         _report([folder], None)
+    if status:
+        raise typer.Exit(status)
 
 
 app.command()(sweep)
 
 
 @app.command()
-def certify(folder: Folder) -> None:
+def certify(
+    folder: Folder,
+    weights: Annotated[
+        str | None,
+        typer.Option(metavar="W1,W2,...", help="size of one unit of each sensor, for a gain in these units: 1,1,0.1"),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="prove again what certificate.json says, and change nothing")
+    ] = False,
+) -> None:
     """Prove the gain and contraction of the policy that runs; exit status 1 if nothing could be proven."""
     from robust_policies.train import open_run
 
+    if check:
+        if weights is not None:
+            raise InvalidValueError("--weights was given with --check, which takes them from certificate.json.")
+        _check_certificate(folder)
+        return
     open_run(folder)
-    if not _certify(folder):
+    if not _certify(folder, None if weights is None else _numbers("--weights", weights)):
         raise typer.Exit(1)
 
 
 @app.command()
 def evaluate(
     folders: Folders,
-    suite: Annotated[str | None, typer.Option(help="quick or standard [default: the recipe's]")] = None,
+    suite: Annotated[
+        str | None, typer.Option(help="quick, standard, paper or a YAML file (`list suites`) [default: the recipe's]")
+    ] = None,
     budget: Annotated[
         str | None, typer.Option("--budget", "--sizes", help="perturbation sizes, such as 0,0.1,0.2")
     ] = None,
     episodes: Episodes = None,
     seeds: Annotated[str | None, typer.Option(help="evaluation seeds, such as 0-4 or 0,3")] = None,
     task: Annotated[list[str] | None, typer.Option(help="Gymnasium id, repeatable [default: the recipe's]")] = None,
+    attack: Annotated[
+        list[str] | None, typer.Option(help="in place of the suite's attacks, repeatable (`list attacks`)")
+    ] = None,
     perturb: Perturb = None,
+    jobs: Annotated[int, typer.Option(min=1, help="run folders evaluated at the same time")] = 1,
 ) -> None:
-    """Measure return under observation noise and attacks; writes evaluation.json into each run folder."""
+    """Measure return under noise, attacks and faults; an interrupted evaluation goes on where it was.
+
+    Writes evaluation.json, evaluation.csv and trajectories.npz into each run folder. A folder that cannot be evaluated
+    is named, the others are; the exit status then is not 0.
+    """
     from robust_policies.checks import seed_list
-    from robust_policies.train import open_run
+    from robust_policies.evaluation.command import evaluate_folders
 
     given = {
         "suite": suite,
@@ -173,23 +202,23 @@ def evaluate(
         "episodes": episodes,
         "seeds": None if seeds is None else seed_list("--seeds", seeds),
         "tasks": task or None,
+        "attacks": attack or None,
         "perturbations": None if perturb is None else _wrappers(perturb),
     }
     given = {key: value for key, value in given.items() if value is not None}
-    for folder in folders:
-        open_run(folder)
-    for folder in folders:
-        _evaluate(folder, given)
+    status = evaluate_folders(folders, given, jobs)
+    if status:
+        raise typer.Exit(status)
 
 
 @app.command()
 def report(
-    folders: Folders,
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="run folders, or folders that hold some")],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="FILE", help="HTML file [default: DIR/report.html]")
     ] = None,
 ) -> None:
-    """Write one self-contained HTML file about one or several run folders, and overview.png beside it."""
+    """Write one self-contained HTML file about runs, with its pictures as PNG and PDF in figures/ beside it."""
     _report(folders, output)
 
 
@@ -298,6 +327,10 @@ def _entries(what: Listing) -> dict[str, str]:
 
     if what is Listing.attacks:
         return dict(ATTACKS)
+    if what is Listing.suites:
+        from robust_policies.evaluation.suites import suite_lines
+
+        return suite_lines()
     return {name: DESCRIPTIONS[name] for name in PERTURBATIONS} | _wrapper_lines()
 
 
@@ -327,52 +360,27 @@ def _check_evaluation(section: Any) -> None:
     suite_named(section.suite)
 
 
-def _certify(folder: Path) -> bool:
+def _check_certificate(folder: Path) -> None:
+    from robust_policies.evaluation.certify import check_run
+
+    differences = check_run(folder)
+    for difference in differences:
+        typer.echo(f"{folder}: {difference}", err=True)
+    if differences:
+        typer.echo("Not confirmed; write the certificate again with `certify` if you trust the policy's files.")
+        raise typer.Exit(1)
+    typer.echo("Confirmed: the arrays, the proof, the witness and every entry of certificate.json agree.")
+
+
+def _certify(folder: Path, weights: list[float] | None = None) -> bool:
     from robust_policies.evaluation import certify_run
 
-    certificate = certify_run(folder)
+    certificate = certify_run(folder, weights=weights)
     typer.echo(f"{certificate.status}: {certificate.claim}")
     if certificate.empirical_lower is not None:
         of = "" if certificate.ratio is None else f", {certificate.ratio:.2f} of the proven one"
         typer.echo(f"Largest gain found by search: {certificate.empirical_lower:.4g}{of}.")
     return certificate.status == "PASS"
-
-
-def _evaluate(folder: Path, given: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from robust_policies.evaluation import evaluate_run
-    from robust_policies.train import RunFolder
-
-    run = RunFolder(folder)
-    options: dict[str, Any] = {}
-    if run.recipe.is_file():
-        section = run.read_recipe().evaluation
-        options = {"tasks": section.tasks or None, "suite": section.suite, "sizes": section.sizes}
-        options |= {"episodes": section.episodes, "seeds": section.seeds}
-        if "suite" in given:
-            options = {"tasks": section.tasks or None}
-    console = Console()
-    with Progress(console=console, disable=not console.is_terminal) as bar:
-        job = bar.add_task("evaluating", total=1.0)
-        found = evaluate_run(
-            folder,
-            **{**options, **given},
-            progress=lambda done, text: bar.update(job, completed=done, description=f"evaluating {text}"),
-        )
-    for failure in found["failures"]:
-        typer.echo(f"Not evaluated: {failure['task']} {failure['perturbation']}: {failure['reason']}", err=True)
-    for task in found["tasks"]:
-        rows = [row for row in found["rows"] if row["task"] == task and row["size"] == 0.0]
-        if rows:
-            returns = [
-                value for row in rows if row["perturbation"] == rows[0]["perturbation"] for value in row["returns"]
-            ]
-            typer.echo(
-                f"{task}: mean return {sum(returns) / len(returns):.1f} over {len(returns)} episodes, unperturbed"
-            )
-    typer.echo(f"Evaluated in {found['seconds']:.0f} s: {run.evaluation}")
 
 
 def _wrappers(text: str) -> list[Any]:

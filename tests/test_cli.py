@@ -14,12 +14,14 @@ from safetensors.numpy import load_file, save_file
 
 from robust_policies.policies import load_policy
 
+TINY_SUITE = Path(__file__).parent / "tiny_suite.yaml"
 COMMAND = [sys.executable, "-c", "from robust_policies.cli import main; main()"]
 TINY = [
     "--set", "task.num_envs=4", "policy.state_size=4", "policy.features=4", "policy.hidden_sizes=[4]",
     "algorithm.n_steps=100", "algorithm.batch_size=200", "algorithm.n_epochs=2", "checkpoints.every=400",
     "checkpoints.evaluate_every=800", "checkpoints.evaluate_episodes=4", "evaluation.episodes=3",
     "evaluation.seeds=[0]", "evaluation.sizes=[0.0, 0.2]", "evaluation.tasks=[robust_policies/Pendulum-v0]",
+    f"evaluation.suite={TINY_SUITE}",
 ]  # fmt: skip
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "NO_COLOR": "1"}
 

@@ -23,6 +23,7 @@ from robust_policies.train import parse_recipe
 from robust_policies.train.runner import make_env
 
 OURS, THEIRS = "robust_policies/Pendulum-v0", "Pendulum-v1"
+TINY_SUITE = Path(__file__).parent / "tiny_suite.yaml"
 DELAY = [{"ObservationDelay": 3}]
 
 
@@ -72,16 +73,16 @@ def test_a_recipes_perturbations_are_checked_and_used():
 
 @pytest.mark.parametrize("env_id", [OURS, THEIRS])
 def test_episodes_run_inside_the_wrappers(env_id):
-    plain = run_episodes(policy(), env_id, "uniform", [0.0], 3, 0, max_steps=60)
+    plain = run_episodes(policy(), env_id, "uniform", [0.0], 3, 0, max_steps=60, record=1)
     shifted = run_episodes(
-        policy(), env_id, "uniform", [0.0], 3, 0, max_steps=60, perturbations=[{"ActionDropout": 1.0}]
+        policy(), env_id, "uniform", [0.0], 3, 0, max_steps=60, record=1, perturbations=[{"ActionDropout": 1.0}]
     )
     assert not np.allclose(plain.returns, shifted.returns)
-    assert np.array_equal(plain.actions[0], shifted.actions[0])
+    assert np.array_equal(plain.recorded["actions"][0], shifted.recorded["actions"][0])
 
 
 def test_evaluation_takes_the_recipes_wrappers_or_those_given(folder):
-    options = {"episodes": 2, "sizes": [0.0], "seeds": [0], "tasks": [OURS]}
+    options = {"episodes": 2, "sizes": [0.0], "seeds": [0], "tasks": [OURS], "suite": str(TINY_SUITE)}
     own = evaluate_run(folder, **options)
     given = evaluate_run(folder, **options, perturbations=[])
     noisy = evaluate_run(folder, **options, perturbations="[ObservationNoise: 0.5]")
@@ -101,7 +102,7 @@ def test_the_command_line_wraps_and_refuses(folder, monkeypatch, capsys):
             cli.main([str(argument) for argument in arguments])
         return left.value.code, capsys.readouterr()
 
-    quick = ("--episodes", 1, "--sizes", "0", "--seeds", "0", "--task", OURS)
+    quick = ("--episodes", 1, "--sizes", "0", "--seeds", "0", "--task", OURS, "--suite", TINY_SUITE)
     status, _ = call("evaluate", folder, *quick, "--perturb", "[ObservationDelay: 2, ActionNoise: 0.3]")
     listed = json.loads(Path(folder, "evaluation.json").read_text())["perturbations"]
     assert status == 0 and listed == [{"ObservationDelay": 2}, {"ActionNoise": 0.3}]

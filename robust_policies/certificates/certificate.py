@@ -6,7 +6,7 @@ import hashlib
 import math
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -22,6 +22,7 @@ SCHEMA = 1
 Status = Literal["PASS", "VIOLATED", "NOT_CERTIFIED"]
 STATUSES = ("PASS", "VIOLATED", "NOT_CERTIFIED")
 VIOLATION_MARGIN = 1e-6
+_NUMBERS = ("gamma_core", "gamma_raw", "rate", "overshoot", "empirical_lower", "ratio", "margin", "gamma_weighted")
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Verification:
 
     `gamma` bounds the incremental l2 gain (None: only contraction was asked or proven), `rate` the contraction rate,
     `overshoot` is sqrt(cond P), `margin` the smallest eigenvalue of the LMI, `shift` what rounding may
-    have taken from it, `tau` the multiplier of phi's bound and `ell` phi's Lipschitz bound.
+    have taken from it, `tau` the multiplier of phi's bound and `ell` phi's Lipschitz bound; `method` names the proof.
     NOT_CERTIFIED never means unstable.
     """
 
@@ -53,6 +54,7 @@ class Verification:
     overshoot: float | None = None
     reason: str = ""
     claimed_gamma: float | None = None
+    method: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,9 @@ class Certificate:
     """The content of certificate.json.
 
     `gamma_core` is the proven gain of the recurrent cell, `gamma_raw` of the whole chain raw observation -> raw mean
-    action. `empirical_lower` is the largest gain a search found for that chain, `witness` the file with the two input
+    action: the product of the factors, of which "joint proof" (below 1) is what proving them together gained.
+    `gamma_weighted` is gamma_raw with each observation in units of `weights`; `method` names the proof.
+    `empirical_lower` is the largest gain a search found for that chain, `witness` the file with the two input
     sequences that show it, `ratio` = empirical_lower / gamma_raw. PASS with gamma_raw None proves contraction only.
     """
 
@@ -75,6 +79,9 @@ class Certificate:
     witness: str | None = None
     factors: tuple[Factor, ...] = ()
     margin: float | None = None
+    method: str = ""
+    weights: tuple[float, ...] | None = None
+    gamma_weighted: float | None = None
     arrays_sha256: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     reason: str = ""
@@ -83,7 +90,7 @@ class Certificate:
     def __post_init__(self) -> None:
         if self.status not in STATUSES:
             raise InvalidValueError(f"Certificate status is {self.status!r}; expected one of {', '.join(STATUSES)}.")
-        for name in ("gamma_core", "gamma_raw", "rate", "overshoot", "empirical_lower", "ratio", "margin"):
+        for name in _NUMBERS:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
                 raise InvalidValueError(f"Certificate {name} is {value!r}; expected a number or nothing.")
@@ -95,13 +102,13 @@ class Certificate:
 
         Only a float64 witness counts: secants in float32 show false violations.
         """
-        content = {item.name: getattr(self, item.name) for item in fields(self)}
         ratio = lower / self.gamma_raw if self.gamma_raw else None
-        content.update(empirical_lower=lower, witness=witness, ratio=ratio)
-        if self.status == "PASS" and ratio is not None and ratio > 1 + VIOLATION_MARGIN:
-            content.update(status="VIOLATED", reason=f"two input sequences with gain {lower:.6g} were found")
-            content["claim"] = claim("VIOLATED", self.gamma_raw, self.rate, self.overshoot, content["reason"])
-        return type(self)(**content)
+        searched = replace(self, empirical_lower=lower, witness=witness, ratio=ratio)
+        if self.status == "PASS" and self.gamma_raw is not None and lower > self.gamma_raw * (1 + VIOLATION_MARGIN):
+            reason = f"two input sequences with gain {lower:.6g} were found"
+            searched = replace(searched, status="VIOLATED", reason=reason)
+            searched = replace(searched, claim=claim(searched))
+        return searched
 
     def to_json(self, path: str | Path) -> Path:
         """Return `path` after writing the certificate there, whole or not at all."""
@@ -116,25 +123,22 @@ class Certificate:
             raise CorruptFileError(f"{path} has unknown entries {', '.join(unknown)}; write it again with `certify`.")
         try:
             content["factors"] = tuple(Factor(**factor) for factor in content.get("factors", ()))
+            if content.get("weights") is not None:
+                content["weights"] = tuple(float(weight) for weight in content["weights"])
             return cls(**content)
-        except (TypeError, InvalidValueError) as error:
+        except (TypeError, ValueError) as error:
             raise CorruptFileError(
                 f"{path} is not a whole certificate ({error}); write it again with `certify`."
             ) from error
 
 
-def claim(
-    status: str, gamma: float | None, rate: float | None, overshoot: float | None = None, reason: str = ""
-) -> str:
+def claim(certificate: Certificate) -> str:
     """Return one sentence or two that say what holds for the policy and what does not."""
-    limits = (
-        "This is about the mean action only (exploration noise is not part of it) and about "
-        "the policy alone, open loop: it does not bound the return or prove stability of the closed loop."
-    )
-    if status == "VIOLATED":
+    gamma, reason = certificate.gamma_raw, certificate.reason
+    if certificate.status == "VIOLATED":
         bound = "the claimed bound" if gamma is None else f"the claimed gain {gamma:.6g}"
         return f"Refuted: {reason or f'a float64 search found inputs above {bound}'}, which is above {bound}."
-    if status != "PASS":
+    if certificate.status != "PASS":
         why = reason or "the check did not succeed"
         return f"Nothing is proven: {why}. This does not mean that the policy is unstable."
     parts = []
@@ -143,17 +147,25 @@ def claim(
             "for any two observation sequences and the same initial state, the l2 norm of the difference of the mean "
             f"actions is at most {upward(gamma):.6g} times the l2 norm of the difference of the raw observations"
         )
-    if rate is not None and rate < 1:
-        over = "" if overshoot is None else f" {upward(overshoot):.6g} *"
+        if certificate.gamma_weighted is not None:
+            units = ", ".join(f"{weight:g}" for weight in certificate.weights or ())
+            parts[-1] += f" ({upward(certificate.gamma_weighted):.6g} times, with the sensors in units of {units})"
+    if certificate.rate is not None and certificate.rate < 1:
+        over = "" if certificate.overshoot is None else f" {upward(certificate.overshoot):.6g} *"
         parts.append(
             "under the same observations, the states of two copies started differently approach each other like"
-            f"{over} {upward(rate):.6g}^t"
+            f"{over} {upward(certificate.rate):.6g}^t"
         )
-    elif rate is not None:
+    elif certificate.rate is not None:
         parts.append(
             "under the same observations, the states of two copies never move apart in the certificate's metric"
         )
-    return f"Proven for the arrays that run, in exact arithmetic: {'; and '.join(parts)}. {limits}"
+    how = f" ({certificate.method})" if certificate.method else ""
+    limits = (
+        "This is about the mean action only (exploration noise is not part of it) and about "
+        "the policy alone, open loop: it does not bound the return or prove stability of the closed loop."
+    )
+    return f"Proven for the arrays that run, in exact arithmetic{how}: {'; and '.join(parts)}. {limits}"
 
 
 def upward(value: float, digits: int = 6) -> float:
@@ -190,26 +202,62 @@ def compose(
     *,
     before: Sequence[Factor] = (),
     after: Sequence[Factor] = (),
+    joint: float | None = None,
+    weights: Sequence[float] | None = None,
+    weighted: float | None = None,
     arrays: Mapping[str, Any] | None = None,
     cell_note: str = "",
 ) -> Certificate:
-    """Return the certificate of the chain `before` -> cell -> `after`; its gain is the product of the factors'."""
-    factors = (*before, Factor("cell", verification.gamma, cell_note), *after)
+    """Return the certificate of the chain `before` -> cell -> `after`; its gain is the product of the factors'.
+
+    Args:
+        verification: of the cell.
+        before: the factors before the cell, in order.
+        after: those after it.
+        joint: a gain proven of the whole chain at once, which becomes a last factor where it is smaller.
+        weights: units of the observations.
+        weighted: the gain proven in these units.
+        arrays: those that run, by name.
+        cell_note: the cell's name.
+    """
+    factors = (*before, Factor("cell", verification.gamma, _note(cell_note, verification.method)), *after)
     gains = [factor.gain for factor in factors]
+    proven = verification.status == "PASS"
     gamma_raw = None
-    if verification.status == "PASS" and all(gain is not None for gain in gains):
+    if proven and all(gain is not None for gain in gains):
         # Each product rounds by at most one unit in 2^53; the bound must not shrink by it.
         gamma_raw = math.prod(float(gain) for gain in gains if gain is not None) * (1 + 4e-16 * (len(gains) + 1))
-    return Certificate(
+    if proven and joint is not None and (gamma_raw is None or joint < gamma_raw):
+        if gamma_raw is not None:
+            note = "all factors proven as one inequality, channel by channel, relative to their product"
+            factors = (*factors, Factor("joint proof", joint / gamma_raw, note))
+        gamma_raw = joint
+    certificate = Certificate(
         status=verification.status,
-        claim=claim(verification.status, gamma_raw, verification.rate, verification.overshoot, verification.reason),
+        claim="",
         gamma_core=verification.gamma,
         gamma_raw=gamma_raw,
         rate=verification.rate,
         overshoot=verification.overshoot,
         factors=factors,
         margin=verification.margin,
+        method=verification.method,
+        weights=None if weights is None else tuple(map(float, weights)),
+        gamma_weighted=weighted if proven else None,
         arrays_sha256=array_hashes(arrays or {}),
         versions=versions(),
         reason=verification.reason,
     )
+    return replace(certificate, claim=claim(certificate))
+
+
+def not_certified(reason: str, arrays: Mapping[str, Any] | None = None) -> Certificate:
+    """Return the certificate of a policy of which nothing is proven."""
+    certificate = Certificate(
+        "NOT_CERTIFIED", "", reason=reason.rstrip("."), arrays_sha256=array_hashes(arrays or {}), versions=versions()
+    )
+    return replace(certificate, claim=claim(certificate))
+
+
+def _note(name: str, method: str) -> str:
+    return ": ".join(part for part in (name, method) if part)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,7 @@ class GainResult:
         try:
             with np.load(path, allow_pickle=False) as file:
                 return cls(float(file["gain"]), file["inputs_a"], file["inputs_b"])
-        except (ValueError, KeyError, OSError, EOFError) as error:
+        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise CorruptFileError(f"{path} is not a witness ({error}); write it again with `certify`.") from error
 
 

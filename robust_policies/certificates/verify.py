@@ -1,42 +1,54 @@
 """An independent check of a cell's guarantee, from the arrays that run; how they were parametrized is not used.
 
-The search below (over the scale of P, the multiplier and gamma) is ordinary floating point and proves nothing: only
-`prove_positive` on its result does.
+What the cell says of itself (its gain, rate and metric) is a claim and a hint. Searches are ordinary floating point and
+prove nothing: only `prove_positive` on what they found does.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import scipy.linalg
 import torch
-from scipy.optimize import minimize
 
 from robust_policies.certificates.certificate import Verification
-from robust_policies.certificates.lmi import (
-    Array,
-    Matrices,
-    Proof,
-    assemble,
-    gain_supply,
+from robust_policies.certificates.layers import (
+    chain_model,
+    chain_start,
     layer_bound,
-    lipschitz_multiplier,
-    matrices,
-    prove_positive,
-    recover_metric,
-    signal_maps,
-    slope_multiplier,
+    norm_product,
     spectral_bound,
 )
-from robust_policies.errors import InvalidValueError, NonFiniteError, NotCertifiableError
+from robust_policies.certificates.lmi import Array, Matrices, matrices
+from robust_policies.certificates.multipliers import (
+    LipschitzMultiplier,
+    Multiplier,
+    SlopeMultiplier,
+    SortMultiplier,
+)
+from robust_policies.certificates.search import ROUNDING, Search
+from robust_policies.errors import InvalidValueError, NonFiniteError, NotCertifiableError, ShapeError
 
 SLOPE_RESTRICTED = frozenset(
     {"relu", "tanh", "sigmoid", "identity", "leaky_relu", "elu", "softplus", "hardtanh", "softsign"}
 )
-_DELTAS = (0.0, 1e-9, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3)
-_TAUS = (1.0, 0.5, 2.0, 0.1, 10.0, 0.01, 100.0)
+SORTING = "maxmin"
+LARGEST_CHAIN = 320
+_NAMES = ("A", "B1", "B2", "C1", "D12", "C2", "D21", "D22")
+
+
+@dataclass(frozen=True)
+class _Running:
+    """A cell as the inequality sees it, with its hints: metric P and multiplier theta."""
+
+    model: Matrices
+    family: Multiplier
+    P: Array | None
+    theta: Array
+    weights: tuple[Array, ...] = ()
 
 
 def verify(cell_or_policy: Any, explicit: Any = None) -> Verification:
@@ -46,38 +58,62 @@ def verify(cell_or_policy: Any, explicit: Any = None) -> Verification:
         cell_or_policy: a cell, or a policy with a `cell` (then its cell alone is judged).
         explicit: the arrays that run if they are not `cell.explicit()`, for instance read back from a file.
 
-    A gain that rounding of the arrays has made untrue by a hair is replaced by the smallest one that is proven;
-    `claimed_gamma` keeps the cell's. Raises NotCertifiableError for a cell without explicit matrices (LSTM, GRU, MLP).
+    A designed gain that rounding of the arrays has made untrue by a hair is replaced by the smallest one that is
+    proven; `claimed_gamma` keeps the cell's. A multilayer perceptron gets the smallest gain that can be found.
+    Raises NotCertifiableError for a cell of which no bound is known (LSTM, GRU).
     """
-    cell = getattr(cell_or_policy, "cell", cell_or_policy)
-    if getattr(cell, "guarantee", None) is None:
-        raise NotCertifiableError(
-            f"{type(cell).__name__} has no gain by construction; use the cell 'r2dn', 'ren' or 'lbdn' with gamma=..."
-        )
-    with torch.no_grad():
-        explicit = cell.explicit() if explicit is None else explicit
-    activation = getattr(getattr(cell, "activation", None) or cell.network.activation, "name", None)
-    if activation not in SLOPE_RESTRICTED:
-        return Verification(
-            "NOT_CERTIFIED", reason=f"the slope of the activation {activation!r} is not known to be in [0, 1]"
-        )
+    cell, explicit = _explicit(cell_or_policy, explicit)
+    claimed = getattr(cell, "gamma", None)
     try:
-        ell = layers_bound(explicit.layers) if hasattr(explicit, "layers") else 1.0
         if hasattr(explicit, "scale"):
-            return _memoryless(cell.gamma, ell * float(explicit.scale.double()) ** 2 * (1 + 1e-15))
-        names = ("A", "B1", "B2", "C1", "D12", "C2", "D21", "D22")
-        model = matrices(*(_array(getattr(explicit, name)) for name in names), D11=_optional(explicit, "D11"))
-    except NonFiniteError as error:
-        return Verification("NOT_CERTIFIED", reason=str(error).rstrip("."), claimed_gamma=cell.gamma)
-    Lam = _array(cell.multiplier()) if hasattr(cell, "multiplier") else None
+            return _memoryless(cell.gamma, _layers_gain(cell, explicit))
+        running = _running(cell, explicit)
+    except (NonFiniteError, ShapeError, _UnknownFormError) as error:
+        return Verification("NOT_CERTIFIED", reason=str(error).rstrip("."), claimed_gamma=claimed)
+    if running.weights:
+        return _chain(running.weights, running.family)
     guarantee = cell.guarantee
     supply = None
     if hasattr(guarantee, "Q"):
         Q, S, R = (_array(getattr(guarantee, name)) for name in "QSR")
         supply = np.block([[Q, S.T], [S, R]])
     return verify_arrays(
-        model, rate=cell.rate, gamma=cell.gamma, supply=supply, ell=ell, Lam=Lam, P=_array(cell.metric())
-    )
+        running.model, rate=cell.rate, gamma=claimed, supply=supply, family=running.family, theta=running.theta,
+        P=running.P,
+    )  # fmt: skip
+
+
+def verify_chain(
+    cell_or_policy: Any,
+    *,
+    inputs: Array,
+    outputs: Array,
+    head: Array | None = None,
+    explicit: Any = None,
+) -> float | None:
+    """Return the least proven gain of u -> cell -> head as one inequality, or None where there is no proof.
+
+    Args:
+        cell_or_policy: as for `verify`.
+        inputs: (nu,) the size of one unit of each of the cell's inputs; the norm of u is that of u / inputs.
+        outputs: (na,) the factor of each of the head's outputs in the norm of what comes out.
+        head: (na, ny) a linear map after the cell; None for none.
+        explicit: as for `verify`.
+    """
+    cell, explicit = _explicit(cell_or_policy, explicit)
+    if hasattr(explicit, "scale"):
+        return None
+    try:
+        running = _running(cell, explicit)
+    except (NonFiniteError, ShapeError, _UnknownFormError):
+        return None
+    model = running.model if head is None else running.model.then(head)
+    if running.weights and running.family.size > LARGEST_CHAIN:
+        return None
+    search = Search(model, running.family, 1.0, np.asarray(inputs, float), np.asarray(outputs, float))
+    if running.P is None or not np.isfinite(running.P).all():
+        return None
+    return search.least(running.P, running.theta)
 
 
 def verify_arrays(
@@ -86,175 +122,118 @@ def verify_arrays(
     rate: float,
     gamma: float | None = None,
     supply: Array | None = None,
-    ell: float = 1.0,
-    Lam: Array | None = None,
+    family: Multiplier | None = None,
     P: Array | None = None,
+    theta: Array | None = None,
 ) -> Verification:
     """Return what is proven of the cell with these matrices.
 
     Args:
         model: the explicit matrices.
         rate: the contraction rate to prove, in (0, 1].
-        gamma: the incremental l2 gain to prove; None asks for contraction, and for whatever gain follows from it.
+        gamma: the incremental l2 gain to prove; None asks for contraction, and for the least gain that follows.
         supply: the form of (y, u) to prove dissipation with, in place of gamma.
-        ell: Lipschitz bound of phi where D11 = 0 and `Lam` is None.
-        Lam: (nv,) the diagonal multiplier of slope-restricted neurons, a hint.
-        P: (nx, nx) the metric, a hint; recovered by a Riccati equation if None or if it does not do.
+        family: what is known of phi; None: it is 1-Lipschitz, which needs D11 = 0.
+        P: (nx, nx) the metric, a hint; recovered by a Riccati equation or an interior-point search if it does not do.
+        theta: the multiplier, a hint.
     """
     if not 0 < rate <= 1:
         raise InvalidValueError(f"rate is {rate!r}; expected a number in (0, 1].")
     if gamma is not None and not 0 < gamma < math.inf:
         raise InvalidValueError(f"gamma is {gamma!r}; expected a finite number > 0.")
-    D11 = model.D11
-    if np.triu(D11).any():
-        return Verification("NOT_CERTIFIED", reason="D11 is not strictly lower triangular", claimed_gamma=gamma)
-    if Lam is None and D11.any():
-        return Verification("NOT_CERTIFIED", reason="D11 is not zero and no multiplier was given", claimed_gamma=gamma)
-    if Lam is not None and not (np.isfinite(Lam).all() and (Lam > 0).all()):
-        return Verification(
-            "NOT_CERTIFIED", reason="the multiplier of the neurons is not positive", claimed_gamma=gamma
-        )
-    search = _Search(model, rate, ell, Lam)
-    found = search.from_hint(P, gamma, supply) if P is not None and np.isfinite(P).all() else None
-    if found is None:
-        found = search.by_riccati(gamma, supply)
-    if found is None:
-        return Verification("NOT_CERTIFIED", reason="no metric P was found with which the inequality is proven",
-                            ell=None if Lam is not None else ell, claimed_gamma=gamma)  # fmt: skip
-    return found
-
-
-class _Search:
-    """The search for P, tau and gamma, and the proof of each candidate."""
-
-    def __init__(self, model: Matrices, rate: float, ell: float, Lam: Array | None) -> None:
-        self.model, self.rate, self.ell, self.Lam = model, rate, ell, Lam
-
-    def multiplier(self, tau: float) -> Array:
-        nv = self.model.sizes[1]
-        return lipschitz_multiplier(nv, tau, self.ell) if self.Lam is None else slope_multiplier(tau * self.Lam)
-
-    def prove(self, P: Array, tau: float, rate: float, supply: Array | None) -> Proof:
-        P = 0.5 * (P + P.T)
-        positive = prove_positive(np.eye(P.shape[0]), P)
-        proof = prove_positive(*assemble(self.model, P, rate, self.multiplier(tau), supply))
-        return proof if positive.holds else Proof(False, positive.margin, positive.shift)
-
-    def supply(self, gamma: float) -> Array:
-        return gain_supply(gamma, self.model.sizes[3], self.model.sizes[2])
-
-    def rates(self, delta: float) -> list[float]:
-        return [self.rate] if self.rate == 1 or delta == 0 else [self.rate, min(1.0, self.rate * (1 + delta))]
-
-    def from_hint(self, P: Array, gamma: float | None, supply: Array | None) -> Verification | None:
-        """Return what the metric P proves, relaxing tau, gamma and the rate by as little as does."""
+    family = LipschitzMultiplier(model.sizes[1]) if family is None else family
+    refused = Verification("NOT_CERTIFIED", claimed_gamma=gamma)
+    if np.triu(model.D11).any():
+        return replace(refused, reason="D11 is not strictly lower triangular")
+    if isinstance(family, LipschitzMultiplier) and model.D11.any():
+        return replace(refused, reason="D11 is not zero, which a Lipschitz bound of phi alone does not allow")
+    hint = family.start() if theta is None else np.asarray(theta, dtype=np.float64)
+    if hint.shape != (family.size,) or not np.isfinite(hint).all():
+        return replace(refused, reason="the multiplier of the neurons is not finite or of another size")
+    search = Search(model, family, rate)
+    found = None
+    if P is not None and np.isfinite(P).all():
         if supply is not None:
-            return self.dissipation(P, supply)
-        if gamma is None:
-            return self.contraction(P)
-        for tau in (1.0, 1 + 1e-7, 1 + 1e-5, 1 - 1e-5):
-            if self.prove(P, tau, self.rate, self.supply(gamma)).holds:
-                return self.result(P, tau, self.rate, gamma, gamma)
-        for delta in _DELTAS[1:]:
-            for rate in self.rates(delta):
-                scale, ratio, smallest = self.smallest_gain(P, rate, gamma)
-                if smallest <= gamma * (1 + 1e-2):
-                    proven = max(smallest, gamma) * (1 + delta)
-                    factor = scale / proven
-                    if self.prove(factor * P, factor * ratio, rate, self.supply(proven)).holds:
-                        return self.result(factor * P, factor * ratio, rate, proven, gamma)
-        return None
+            found = search.dissipation(P, hint, supply)
+        else:
+            found = search.contraction(P, hint) if gamma is None else search.gain(P, hint, gamma)
+    found = found or search.by_riccati(hint, gamma, supply)
+    if found is None and supply is None:
+        found = search.by_optimum(gamma)
+    if found is None:
+        return replace(refused, reason="no metric P was found with which the inequality is proven",
+                       ell=family.ell if isinstance(family, LipschitzMultiplier) else None)  # fmt: skip
+    return replace(found, claimed_gamma=gamma, method="matrix inequality with rounding-error bound")
 
-    def dissipation(self, P: Array, supply: Array) -> Verification | None:
-        for tau in (1.0, 1 + 1e-7, 1 + 1e-5, 1 - 1e-5, 1 + 1e-3):
-            for rate in self.rates(1e-6):
-                proof = self.prove(P, tau, rate, supply)
-                if proof.holds:
-                    return self.result(P, tau, rate, None, None, proof)
-        return None
 
-    def contraction(self, P: Array) -> Verification | None:
-        """Return the proof of contraction, with the gain that follows from P where one does."""
-        for delta in _DELTAS:
-            for rate in self.rates(delta):
-                for tau in (1.0, 1 + delta, 1 - delta):
-                    proof = self.prove(P, tau, rate, None)
-                    if proof.holds:
-                        return self.with_gain(tau, P, rate) or self.result(P, tau, rate, None, None, proof)
-        return None
+class _UnknownFormError(Exception):
+    """There is no form known that bounds the nonlinearity."""
 
-    def with_gain(self, tau: float, P: Array, rate: float) -> Verification | None:
-        scale, ratio, smallest = self.smallest_gain(P, rate, 1.0, tau)
-        for delta in (1e-9, 1e-6, 1e-3):
-            gamma = smallest * (1 + delta)
-            if math.isfinite(gamma) and gamma < 1e9:
-                factor = scale / gamma
-                if self.prove(factor * P, factor * ratio, rate, self.supply(gamma)).holds:
-                    return self.result(factor * P, factor * ratio, rate, gamma, None)
-        return None
 
-    def smallest_gain(self, P: Array, rate: float, start: float, tau: float = 1.0) -> tuple[float, float, float]:
-        """Return (s, t, gamma): the least gamma with storage s P / gamma and multiplier s t / gamma.
+def _explicit(cell_or_policy: Any, explicit: Any) -> tuple[Any, Any]:
+    cell = getattr(cell_or_policy, "cell", cell_or_policy)
+    with torch.no_grad():
+        explicit = cell.explicit() if explicit is None else explicit
+    if not any(hasattr(explicit, name) for name in ("A", "scale", "weights")):
+        raise NotCertifiableError(
+            f"{type(cell).__name__} has gates, products of two signals, of which no finite gain is known; use the cell "
+            "'r2dn', 'ren' or 'lbdn' with gamma=..., or 'mlp'."
+        )
+    return cell, explicit
 
-        Times gamma, the inequality is s M_c - [y]'[y] + gamma^2 [u]'[u] >= 0, so for given s and t the least gamma^2 is
-        the largest eigenvalue of a Schur complement: only two numbers are searched.
-        """
-        nx, nv, _, ny = self.model.sizes
-        n = nx + nv
-        F_x, F_r = signal_maps(self.model, True)
-        out = F_r[2 * nv : 2 * nv + ny]
-        stored = F_x.T @ scipy.linalg.block_diag(rate * rate * P, -P) @ F_x
-        related = F_r[: 2 * nv].T @ self.multiplier(1.0) @ F_r[: 2 * nv]
-        cost = out.T @ out
 
-        def squared(point: Array) -> float:
-            s, t = np.exp(np.clip(point, -40, 40))
-            M = s * (stored - t * related) - cost
-            try:
-                factor = scipy.linalg.cho_factor(M[:n, :n])
-            except np.linalg.LinAlgError:
-                return math.inf
-            schur = M[:n, n:].T @ scipy.linalg.cho_solve(factor, M[:n, n:]) - M[n:, n:]
-            return max(float(np.linalg.eigvalsh(schur)[-1]), 1e-24)
+def _running(cell: Any, explicit: Any) -> _Running:
+    name = getattr(getattr(cell, "activation", None), "name", None)
+    if name not in SLOPE_RESTRICTED and not (name == SORTING and hasattr(explicit, "weights")):
+        raise _UnknownFormError(_unknown(name))
+    if hasattr(explicit, "weights"):
+        weights = tuple(_array(weight) for weight in explicit.weights)
+        model = chain_model(weights)
+        family = _chain_family(weights, name)
+        return _Running(model, family, np.zeros((0, 0)), chain_start(weights, family), weights)
+    model = matrices(*(_array(getattr(explicit, name)) for name in _NAMES), D11=_optional(explicit, "D11"))
+    P = _array(cell.metric()) if cell.guarantee is not None else None
+    if hasattr(explicit, "layers"):
+        return _Running(model, LipschitzMultiplier(model.sizes[1], layers_bound(explicit.layers)), P, np.ones(1))
+    family = SlopeMultiplier(model.sizes[1])
+    return _Running(model, family, P, _array(cell.multiplier()) if hasattr(cell, "multiplier") else family.start())
 
-        best, point = math.inf, np.array([math.log(start), math.log(tau)])
-        for s in np.log(start) + np.arange(0.0, 24.0, 1.0):
-            value = squared(np.array([s, math.log(tau)]))
-            if value < best:
-                best, point = value, np.array([s, math.log(tau)])
-        if math.isfinite(best):
-            simplex = point + np.array([[0.0, 0.0], [0.5, 0.0], [0.0, 1e-4]])
-            options = {"initial_simplex": simplex, "xatol": 1e-9, "fatol": 1e-12, "maxiter": 150}
-            point = minimize(lambda x: min(squared(x), 1e300), point, method="Nelder-Mead", options=options).x
-            best = squared(point)
-        s, t = np.exp(point)
-        return float(s), float(t), math.sqrt(best)
 
-    def by_riccati(self, gamma: float | None, supply: Array | None) -> Verification | None:
-        """Return what a P recovered from the Riccati equation proves, over tau and slack."""
-        for delta in (0.0, 1e-6, 1e-4):
-            asked = supply if gamma is None else self.supply(gamma * (1 + delta))
-            for rate in self.rates(delta):
-                for tau in _TAUS:
-                    for slack in (1e-3, 1e-6, 1e-9):
-                        P = recover_metric(self.model, rate, self.multiplier(tau), asked, slack)
-                        proof = None if P is None else self.prove(P, tau, rate, asked)
-                        if P is not None and proof is not None and proof.holds:
-                            if asked is None:
-                                return self.with_gain(tau, P, rate) or self.result(P, tau, rate, None, None, proof)
-                            proven = None if gamma is None else gamma * (1 + delta)
-                            return self.result(P, tau, rate, proven, gamma, proof)
-        return None
+def verify_layers(weights: Sequence[Array], activation: str = "relu") -> Verification:
+    """Return the least gain that is proven of u -> W_L act(.. act(W_0 u + b_0)), weights first layer first.
 
-    def result(
-        self, P: Array, tau: float, rate: float, gamma: float | None, claimed: float | None, proof: Proof | None = None
-    ) -> Verification:
-        if proof is None:
-            proof = self.prove(P, tau, rate, None if gamma is None else self.supply(gamma))
-        eigenvalues = np.linalg.eigvalsh(0.5 * (P + P.T))
-        overshoot = math.sqrt(eigenvalues[-1] / eigenvalues[0]) * (1 + 1e-6)
-        ell = None if self.Lam is not None else self.ell
-        return Verification("PASS", gamma, rate, proof.margin, proof.shift, tau, ell, overshoot, "", claimed)
+    Args:
+        weights: float32 or float64 arrays (n_k, n_{k-1}).
+        activation: a name in `SLOPE_RESTRICTED`, or "maxmin".
+    """
+    if activation not in SLOPE_RESTRICTED and activation != SORTING:
+        return Verification("NOT_CERTIFIED", reason=_unknown(activation))
+    arrays = tuple(np.asarray(weight, dtype=np.float64) for weight in weights)
+    return _chain(arrays, _chain_family(arrays, activation))
+
+
+def _chain(weights: tuple[Array, ...], family: Multiplier) -> Verification:
+    """Return the smaller of a chain's LipSDP gain and the product of its spectral norms."""
+    try:
+        product = norm_product(weights)
+        model = chain_model(weights)
+    except (NonFiniteError, ShapeError) as error:
+        return Verification("NOT_CERTIFIED", reason=str(error).rstrip("."))
+    proven = Verification("PASS", product, method="product of spectral norms")
+    if product == 0 or not model.sizes[1] or family.size > LARGEST_CHAIN:
+        return proven
+    gamma = Search(model, family, 1.0).least(np.zeros((0, 0)), chain_start(weights, family))
+    if gamma is None or gamma >= product:
+        return proven
+    return Verification("PASS", gamma, method="LipSDP: a multiplier for each neuron, rounding-error bound")
+
+
+def _chain_family(weights: Sequence[Array], activation: str) -> Multiplier:
+    return (SortMultiplier if activation == SORTING else SlopeMultiplier)(sum(len(w) for w in weights[:-1]))
+
+
+def _unknown(activation: Any) -> str:
+    return f"the slope of the activation {activation!r} is not known to be in [0, 1]"
 
 
 def layers_bound(layers: Any) -> float:
@@ -269,12 +248,20 @@ def layers_bound(layers: Any) -> float:
     return bound * (1 + 1e-15 * (len(layers) + 1))
 
 
+def _layers_gain(cell: Any, explicit: Any) -> float:
+    name = cell.network.activation.name
+    if name not in SLOPE_RESTRICTED:
+        raise _UnknownFormError(_unknown(name))
+    return layers_bound(explicit.layers) * float(explicit.scale.double()) ** 2 * (1 + 1e-15)
+
+
 def _memoryless(claimed: float, proven: float) -> Verification:
     """Return the verdict on a memoryless net whose layers prove the gain `proven`; rounding may cost 1e-3."""
-    if proven > claimed * (1 + 1e-3):
+    if not proven <= claimed * ROUNDING:
         reason = f"its layers prove a gain of {proven:.6g} only"
         return Verification("NOT_CERTIFIED", reason=reason, claimed_gamma=claimed)
-    return Verification("PASS", max(proven, claimed), None, ell=proven, claimed_gamma=claimed)
+    method = "product of the layers' bounds"
+    return Verification("PASS", max(proven, claimed), None, ell=proven, claimed_gamma=claimed, method=method)
 
 
 def _optional(explicit: Any, name: str) -> Array | None:

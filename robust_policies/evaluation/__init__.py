@@ -3,6 +3,6 @@
 from robust_policies.evaluation.certify import certify_run
 from robust_policies.evaluation.report import write_report
 from robust_policies.evaluation.run import evaluate_run
-from robust_policies.evaluation.suites import SUITES
+from robust_policies.evaluation.suites import SUITES, Suite, suite_named
 
-__all__ = ["SUITES", "certify_run", "evaluate_run", "write_report"]
+__all__ = ["SUITES", "Suite", "certify_run", "evaluate_run", "suite_named", "write_report"]

@@ -1,35 +1,139 @@
-"""The certificate of a run folder: certificate.json, and the witness of the largest gain found."""
+"""The certificate of a run folder: certificate.json, the largest gains found, and the check of them all."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
-from robust_policies.certificates import Certificate, empirical_gain, secant_gain
-from robust_policies.certificates.certificate import array_hashes, claim, versions
-from robust_policies.errors import NotCertifiableError
-from robust_policies.policies import load_policy
+import numpy as np
+
+from robust_policies.certificates import Certificate, GainResult, gain_curve, not_certified, secant_gain
+from robust_policies.certificates.certificate import claim
+from robust_policies.certificates.files import read_json
+from robust_policies.certificates.gain import CURVE_STEPS
+from robust_policies.errors import CorruptFileError, MissingFileError, NotCertifiableError, UserError
+from robust_policies.policies import DeployedPolicy, load_policy
+
+WITNESS = "witness.npz"
+TIGHTNESS = "tightness.json"
+# Recomputed on another machine, sums may round differently; margins are differences of such sums.
+_TOLERANCES = {"margin": 1e-3, "ratio": 1e-6}
+_TOLERANCE = 1e-6
+_FIELDS = ("gamma_core", "gamma_raw", "gamma_weighted", "rate", "overshoot", "empirical_lower", "ratio", "margin")
 
 
-def certify_run(folder: str | Path, *, steps: int = 50, seed: int = 0) -> Certificate:
-    """Return the certificate of the policy in a run folder, also written to certificate.json with witness.npz.
+def certify_run(
+    folder: str | Path, *, steps: int = 50, seed: int = 0, weights: Sequence[float] | None = None
+) -> Certificate:
+    """Return the certificate of the policy in a run folder, also written to certificate.json.
 
-    The gain search runs whether or not something is proven, and its witness is evaluated again before it counts.
+    Beside it: witness.npz, two input sequences that show the largest gain found, and tightness.json, that gain against
+    the sequences' length. The search runs whether or not something is proven, and its witness is evaluated again
+    before it counts.
+
+    Args:
+        folder: with policy.json and policy.safetensors.
+        steps: greatest length of the sequences that are searched.
+        seed: of the search.
+        weights: the size of one unit of each observation, for a second gain in these units.
     """
     folder = Path(folder)
     policy = load_policy(folder)
-    try:
-        certificate = policy.certificate()
-    except NotCertifiableError as error:
-        reason = str(error).rstrip(".")
-        certificate = Certificate(
-            "NOT_CERTIFIED", claim("NOT_CERTIFIED", None, None, None, reason), reason=reason, versions=versions(),
-            arrays_sha256=array_hashes(policy.actor.state_dict()),
-        )  # fmt: skip
-    scale = policy.actor.body.scaling.scale
-    found = empirical_gain(policy.actor, steps, seed, input_scale=None if scale is None else scale.double().numpy())
-    found = replace(found, gain=secant_gain(policy.actor, found.inputs_a, found.inputs_b))
-    found.save(folder / "witness.npz")
-    certificate = certificate.with_search(found.gain, "witness.npz")
+    certificate = _proven(policy, weights)
+    curve = gain_curve(policy.actor, [*(count for count in CURVE_STEPS if count < steps), steps], seed)
+    longest = curve.witnesses[-1]
+    found = replace(longest, gain=secant_gain(policy.actor, longest.inputs_a, longest.inputs_b))
+    found.save(folder / WITNESS)
+    curve.to_json(folder / TIGHTNESS, certificate.gamma_raw)
+    certificate = certificate.with_search(found.gain, WITNESS)
     certificate.to_json(folder / "certificate.json")
     return certificate
+
+
+def check_run(folder: str | Path) -> list[str]:
+    """Return what differs between a run folder's certificate.json and what its policy and witness show, [] if nothing.
+
+    The arrays' hashes, the proof, the gain of the witness and every number and sentence are computed again. A file
+    that is missing or cannot be read is a difference too; a folder that does not exist raises MissingFileError.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise MissingFileError(f"{folder} does not exist; expected a run folder.")
+    try:
+        stored = Certificate.from_json(folder / "certificate.json")
+        policy = load_policy(folder)
+        expected = _proven(policy, stored.weights)
+        tightness = read_json(folder / TIGHTNESS, "tightness", 1)
+        if stored.witness is not None:
+            expected = expected.with_search(_witness_gain(policy, folder / Path(stored.witness).name), stored.witness)
+    except UserError as error:
+        return [str(error)]
+    return _differences(stored, expected) + _tightness_differences(tightness, expected)
+
+
+def _proven(policy: DeployedPolicy, weights: Sequence[float] | None) -> Certificate:
+    try:
+        return policy.certificate(weights)
+    except NotCertifiableError as error:
+        return not_certified(str(error), policy.actor.state_dict())
+
+
+def _witness_gain(policy: DeployedPolicy, path: Path) -> float:
+    witness = GainResult.load(path)
+    gain = secant_gain(policy.actor, witness.inputs_a, witness.inputs_b)
+    if not math.isfinite(gain):
+        raise CorruptFileError(f"{path} shows no gain with this policy ({gain}); write it again with `certify`.")
+    return gain
+
+
+def _differences(stored: Certificate, expected: Certificate) -> list[str]:
+    """Return one line for each field of certificate.json that is not what was computed again."""
+    found = []
+    names = sorted(set(stored.arrays_sha256) | set(expected.arrays_sha256))
+    changed = [name for name in names if stored.arrays_sha256.get(name) != expected.arrays_sha256.get(name)]
+    if changed:
+        found.append(f"the sha256 of {', '.join(changed)} is not that of the policy's arrays")
+    for name in ("status", "method", "reason"):
+        if (given := getattr(stored, name)) != (again := getattr(expected, name)):
+            found.append(f"{name} is {given!r} in the file and {again!r} when computed again")
+    for name in _FIELDS:
+        given, again = getattr(stored, name), getattr(expected, name)
+        if not _same(given, again, _TOLERANCES.get(name, _TOLERANCE)):
+            found.append(f"{name} is {given!r} in the file and {again!r} when computed again")
+    if [(factor.name, factor.note) for factor in stored.factors] != [(f.name, f.note) for f in expected.factors]:
+        found.append("the factors are not those of the policy's chain")
+    else:
+        for given, again in zip(stored.factors, expected.factors, strict=True):
+            if not _same(given.gain, again.gain, _TOLERANCE):
+                found.append(
+                    f"factor {given.name!r} is {given.gain!r} in the file and {again.gain!r} when computed again"
+                )
+    if stored.claim != claim(stored):
+        found.append("the claim is not the sentence that these numbers make")
+    return found
+
+
+def _tightness_differences(content: dict[str, Any], expected: Certificate) -> list[str]:
+    """Return what in tightness.json does not fit the certificate; only its last gain has a witness."""
+    gains, gamma = content.get("gain"), content.get("gamma_raw")
+    numbers = isinstance(gains, list) and all(isinstance(gain, (int, float)) for gain in gains)
+    if not isinstance(gains, list) or not numbers or not gains or any(a > b for a, b in pairwise(gains)):
+        return [f"the gains in {TIGHTNESS} are {gains!r}; expected numbers that do not decrease"]
+    found = []
+    if not isinstance(gamma, int | float | None) or not _same(gamma, expected.gamma_raw, _TOLERANCE):
+        found.append(f"gamma_raw is {gamma!r} in {TIGHTNESS} and {expected.gamma_raw!r} when computed again")
+    if not _same(gains[-1], expected.empirical_lower, _TOLERANCE):
+        found.append(
+            f"the last gain in {TIGHTNESS} is {gains[-1]!r} and the witness shows {expected.empirical_lower!r}"
+        )
+    return found
+
+
+def _same(given: float | None, again: float | None, tolerance: float) -> bool:
+    if given is None or again is None:
+        return given is again
+    return bool(np.isclose(given, again, rtol=tolerance, atol=0.0))

@@ -33,7 +33,6 @@ DESCRIPTIONS = {
     "uniform": "uniform in +-size",
     "gaussian": "standard deviation size",
     "l2": "random direction, norm size",
-    "pgd": "searched, norm at most size",
 }
 
 

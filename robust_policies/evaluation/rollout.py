@@ -2,194 +2,260 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import Tensor
 
-from robust_policies.envs.perturb import parse, perturb
-from robust_policies.envs.registration import ours, unknown_environment
-from robust_policies.envs.vector import TorchVectorEnv
-from robust_policies.errors import DivergedError, InvalidValueError, ShapeError, UnknownNameError
-from robust_policies.evaluation.attacks import FrozenActor, closed_loop_attack, deviation_attack
-from robust_policies.evaluation.perturbations import PERTURBATIONS, sphere, unit_noise
+from robust_policies import checks
+from robust_policies.errors import DivergedError, InvalidValueError, UnknownNameError
+from robust_policies.evaluation.attacks import ATTACKS, make_attack
+from robust_policies.evaluation.attacks.actor import FrozenActor
+from robust_policies.evaluation.attacks.attack import Attack, Moment, Scene
+from robust_policies.evaluation.attacks.budget import Budget
+from robust_policies.evaluation.batch import Task
+from robust_policies.evaluation.deviation import action_deviation
+from robust_policies.evaluation.perturbations import PERTURBATIONS, unit_noise
 from robust_policies.policies.deployed import DeployedPolicy
 
-KINDS = (*PERTURBATIONS, "pgd")
+KINDS = (*PERTURBATIONS, *ATTACKS)
 Step = Callable[[], None]
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How much an attack may compute: gradient steps, window and horizon in time steps."""
-
-    gradient_steps: int = 8
-    window: int = 40
-    deviation_steps: int = 4
-    horizon: int = 4
+Perturb = Callable[[Moment], Tensor]
 
 
 @dataclass(frozen=True)
 class Episodes:
-    """Returns (sizes, episodes), and of the first episode of each size the actions (time, sizes, na)."""
+    """What happened, (sizes, episodes) each.
+
+    Attributes:
+        returns: sums of rewards; NaN where `failed`.
+        lengths: numbers of steps.
+        deviations: |applied actions - clean actions| / |perturbation|, l2 over the episode; NaN if none was made.
+        gains: the same before clipping: what a proven gain of the policy bounds.
+        failed: the policy or the environment gave NaN or infinity there.
+        attack: the name of the attack, "" for noise.
+        recorded: of the first `record` episodes "observations", "perturbed", "actions" (time, sizes, record, n) and
+            "rewards" (time, sizes, record), float32; after an episode's end they are repeated, rewards zero.
+    """
 
     returns: np.ndarray
     lengths: np.ndarray
-    actions: np.ndarray
+    deviations: np.ndarray
+    gains: np.ndarray
+    failed: np.ndarray
     attack: str
+    recorded: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-class Task:
-    """A Gymnasium id as a batch of environments whose observations and rewards are float32 tensors."""
+@dataclass(frozen=True)
+class _Setting:
+    """What is played: the same for the attacked episodes and for a recording without attack."""
 
-    def __init__(
-        self, env_id: str, count: int, kwargs: Mapping[str, Any] | None = None, perturbations: Any = ()
-    ) -> None:
-        options = dict(kwargs or {})
-        try:
-            if ours(env_id):
-                self.env: Any = gymnasium.make_vec(
-                    env_id, num_envs=count, autoreset_mode=AutoresetMode.DISABLED, **options
-                )
-            else:
-                makers = [lambda: gymnasium.make(env_id, **options) for _ in range(count)]
-                self.env = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.DISABLED)
-        except gymnasium.error.UnregisteredEnv as error:
-            raise unknown_environment(env_id) from error
-        self.env = perturb(self.env, parse(perturbations))
-        inner = self.env.unwrapped
-        self.torch_env: TorchVectorEnv | None = inner if isinstance(inner, TorchVectorEnv) else None
-        self.action_shape = self.env.single_action_space.shape
-        self.count = count
+    policy: DeployedPolicy
+    env_id: str
+    env_kwargs: Mapping[str, Any]
+    perturbations: Any
+    episodes: int
+    seed: int
+    max_steps: int
+    on_step: Step | None
+    episode_seeds: list[int]
+    factors: Mapping[str, Sequence[float]]
 
-    def reset(self, seeds: list[int]) -> Tensor:
-        """Return the first observations (count, nu)."""
-        return self._flat(self.env.reset(seed=seeds)[0])
 
-    def step(self, actions: Tensor, ended: np.ndarray) -> tuple[Tensor, np.ndarray, np.ndarray]:
-        """Return (observations, rewards, newly ended); environments in `ended` are reset and their reward ignored."""
-        if ended.any():
-            # Both contracts refuse to step an ended episode; its new one is never counted.
-            self.env.reset(options={"reset_mask": ended})
-        given = actions if self.torch_env is not None else actions.numpy().reshape(self.count, *self.action_shape)
-        observation, reward, terminated, truncated, _ = self.env.step(given)
-        return self._flat(observation), np.asarray(reward, np.float64), np.asarray(terminated) | np.asarray(truncated)
+@dataclass(frozen=True)
+class _Played:
+    observations: Tensor
+    perturbed: Tensor
+    actions: Tensor
+    rewards: Tensor
+    lengths: Tensor
+    failed: Tensor
 
-    def _flat(self, observation: Any) -> Tensor:
-        return torch.as_tensor(np.asarray(observation, dtype=np.float32)).reshape(self.count, -1)
+    def counted(self) -> Tensor:
+        """Return which steps (time, batch) belong to the episode."""
+        return torch.arange(len(self.rewards), device=self.rewards.device).unsqueeze(1) < self.lengths
+
+    def returns(self) -> Tensor:
+        """Return the sums of rewards (batch,), NaN where the episode failed."""
+        return torch.where(self.counted(), self.rewards, 0.0).sum(0).masked_fill(self.failed, torch.nan)
+
+    def until_end(self, values: Tensor) -> Tensor:
+        """Return `values` (time, batch, n) that stay as they were at an episode's last step."""
+        last = (self.lengths - 1).clamp(min=0)
+        index = torch.minimum(torch.arange(len(values), device=values.device).unsqueeze(1), last)
+        return values.gather(0, index.unsqueeze(-1).expand_as(values))
 
 
 def run_episodes(
     policy: DeployedPolicy,
     env_id: str,
     kind: str,
-    sizes: list[float],
+    sizes: Sequence[float],
     episodes: int,
     seed: int,
     *,
+    norm: str = "per_step_l2",
+    options: Mapping[str, Any] | None = None,
+    prepared: Any = None,
     env_kwargs: Mapping[str, Any] | None = None,
-    budget: Budget | None = None,
+    perturbations: Any = (),
     max_steps: int = 2000,
     on_step: Step | None = None,
-    perturbations: Any = (),
+    record: int = 0,
+    episode_seeds: Sequence[int] | None = None,
+    factors: Mapping[str, Sequence[float]] | None = None,
 ) -> Episodes:
     """Return `episodes` episodes at each size of the perturbation `kind`, on top of the wrappers `perturbations`.
 
-    Episode i has the same start, environment noise and unit perturbation at every size (common random numbers). For
-    "pgd" an episode's return at a size is the worst found with a budget up to that size, doing nothing included.
+    Episode i has the same start, environment noise and random numbers of the perturbation at every size and for every
+    attack (common random numbers). No attack exceeds its budget. An episode in which the policy's action or the
+    environment's reward is not finite ends there and is marked as failed; the others go on.
+
+    Args:
+        policy: the policy.
+        env_id: the Gymnasium id of the task.
+        kind: a noise (`PERTURBATIONS`) or an attack (`ATTACKS`).
+        sizes: multiples of the noise, or the attack's budgets, in the observation's own units.
+        episodes: number for each size.
+        seed: of the environments and the perturbation.
+        norm: of the budget, one of `attacks.NORMS`; noise has none.
+        options: the attack's settings, `attacks.attack_options(kind)`.
+        prepared: what `attacks.prepare_attack` returned, for the attacks that learn or record something first.
+        env_kwargs: options of the environment.
+        perturbations: wrappers around the environment, as `envs.perturb.parse` takes them.
+        max_steps: episodes are cut here.
+        on_step: called after every step of the batch.
+        record: of how many first episodes observations, actions and rewards are kept.
+        episode_seeds: of the environments, one for each episode; None: those of `seeds_of(seed, episodes)`.
+        factors: for noise in this package's environments: physical parameters by name, one factor for each size.
 
     Raises:
-        ShapeError: the task does not fit the policy. DivergedError: an action is not finite.
+        UnknownNameError, InvalidValueError: an argument is wrong, or the attack cannot attack this environment.
+        ShapeError: the task does not fit the policy. DivergedError: all episodes failed.
     """
     if kind not in KINDS:
         raise UnknownNameError.among("perturbation", kind, KINDS)
+    sizes = [float(size) for size in sizes]
     if not sizes or any(not np.isfinite(size) or size < 0 for size in sizes):
         raise InvalidValueError(f"sizes are {sizes!r}; expected at least one finite number >= 0.")
-    budget = budget or Budget()
-    order = np.argsort(sizes)
-    padded = [0.0, *(float(sizes[i]) for i in order)] if kind == "pgd" else [float(sizes[i]) for i in order]
-    returns, lengths, actions, attack = _run(
-        policy, env_id, kind, padded, episodes, seed, dict(env_kwargs or {}), budget, max_steps, on_step, perturbations
-    )
-    if kind == "pgd":
-        returns, lengths, actions = np.minimum.accumulate(returns)[1:], lengths[1:], actions[:, 1:]
-    back = np.argsort(order)
-    return Episodes(returns[back], lengths[back], actions[:, back], attack)
-
-
-def _run(
-    policy: DeployedPolicy, env_id: str, kind: str, sizes: list[float], episodes: int, seed: int,
-    env_kwargs: dict[str, Any], budget: Budget, max_steps: int, on_step: Step | None, perturbations: Any,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:  # fmt: skip
-    count = len(sizes) * episodes
-    task = Task(env_id, count, env_kwargs, perturbations)
-    try:
-        _check_fit(policy, task, env_id)
-        actor = FrozenActor(policy)
-        observation = task.reset([seed * 100_003 + i for i in range(episodes)] * len(sizes))
-        nu = observation.shape[1]
-        size = torch.tensor(sizes, dtype=torch.float32).repeat_interleave(episodes)
-        hidden = actor.initial_state(count)
-        generator = torch.Generator().manual_seed(seed + 1)
-        noise = torch.zeros(0) if kind == "pgd" else unit_noise(kind, (max_steps, episodes, nu), seed + 1)
-        plan: Tensor = torch.zeros(0)
-        # Gradients need a differentiable plant; the search plans without the wrappers, the episodes run with them.
-        inner = task.torch_env
-        closed = kind == "pgd" and inner is not None and inner.plant.differentiable
-        total, length, ended = np.zeros(count), np.zeros(count, int), np.zeros(count, bool)
-        fresh, first = np.zeros(count, bool), []
-        for t in range(max_steps):
-            if closed and task.torch_env is not None:
-                if t % budget.window == 0:
-                    left = max(1, min(budget.window, task.torch_env.max_episode_steps - t))
-                    start = sphere((left, episodes, nu), generator).repeat(1, len(sizes), 1)
-                    plan = closed_loop_attack(
-                        actor, task.torch_env.plant, task.torch_env.prepared, task.torch_env.state, hidden, size, start,
-                        steps=budget.gradient_steps,
-                    )  # fmt: skip
-                shift = plan[t % budget.window]
-            elif kind == "pgd":
-                start = sphere((episodes, nu), generator).repeat(len(sizes), 1)
-                shift = deviation_attack(
-                    actor, hidden, observation, size, start, horizon=budget.horizon, steps=budget.deviation_steps
-                )
-            else:
-                shift = noise[t].repeat(len(sizes), 1) * size.unsqueeze(-1)
-            with torch.no_grad():
-                hidden, mean = actor.step(hidden, observation + shift)
-                action = actor.clip(mean).float()
-            running = torch.as_tensor(~ended)
-            if not bool(torch.isfinite(action[running]).all()):
-                raise DivergedError(f"The policy's action in {env_id} is NaN or infinite at step {t}; train it again.")
-            # An ended episode's environment goes on uncounted, whatever its state.
-            action, hidden = torch.nan_to_num(action), torch.nan_to_num(hidden)
-            first.append(action[::episodes].numpy().copy())
-            observation, reward, done = task.step(action, fresh)
-            total += np.where(ended, 0.0, reward)
-            length += ~ended
-            fresh, ended = done, ended | done
-            if on_step is not None:
-                on_step()
-            if ended.all():
-                break
-    finally:
-        task.env.close()
+    checks.positive_int("episodes", episodes)
+    record = min(checks.positive_int("record", record, minimum=0), episodes)
+    attack = make_attack(kind, options, prepared) if kind in ATTACKS else None
+    setting = _Setting(
+        policy, env_id, dict(env_kwargs or {}), perturbations, episodes, seed,
+        checks.positive_int("max_steps", max_steps), on_step,
+        seeds_of(seed, episodes) if episode_seeds is None else list(episode_seeds), dict(factors or {}),
+    )  # fmt: skip
+    if len(setting.episode_seeds) != episodes:
+        raise InvalidValueError(
+            f"{len(setting.episode_seeds)} episode seeds were given; expected one for each of {episodes} episodes."
+        )
+    if any(len(values) != len(sizes) for values in setting.factors.values()) or (factors and attack is not None):
+        raise InvalidValueError(f"factors are {dict(factors or {})}; expected one for each size, and no attack.")
+    played = _attacked(setting, attack, kind, sizes, norm)
     shape = (len(sizes), episodes)
-    attack = "" if kind != "pgd" else ("closed_loop" if closed else "deviation")
-    return total.reshape(shape), length.reshape(shape), np.stack(first), attack
+    lengths, failed = played.lengths.cpu().numpy(), played.failed.cpu().numpy()
+    returns = played.returns().cpu().numpy()
+    deviations, gains = action_deviation(policy, played.observations, played.perturbed, lengths)
+    for values in (deviations, gains):
+        values[failed] = np.nan
+    recorded = {}
+    if record:
+        kept = {name: played.until_end(getattr(played, name)) for name in ("observations", "perturbed", "actions")}
+        kept["rewards"] = torch.where(played.counted(), played.rewards, 0.0).float()
+        recorded = {
+            name: value.unflatten(1, shape)[:, :, :record].cpu().numpy().astype(np.float32)
+            for name, value in kept.items()
+        }
+    name = kind if attack is not None else ""
+    return Episodes(
+        returns.reshape(shape), lengths.reshape(shape), deviations.reshape(shape), gains.reshape(shape),
+        failed.reshape(shape), name, recorded,
+    )  # fmt: skip
 
 
-def _check_fit(policy: DeployedPolicy, task: Task, env_id: str) -> None:
-    observations, actions = task.env.single_observation_space, task.env.single_action_space
-    if not isinstance(actions, gymnasium.spaces.Box):
-        raise ShapeError(f"{env_id} has the action space {actions}; evaluation needs a Box.")
-    for name, given, wanted in (
-        ("observations", observations, policy.observation_space), ("actions", actions, policy.action_space)
-    ):  # fmt: skip
-        if given.shape != wanted.shape:
-            raise ShapeError(f"{env_id} has {name} of shape {given.shape}; the policy was trained for {wanted.shape}.")
+def seeds_of(seed: int, episodes: int) -> list[int]:
+    """Return the environments' seeds of the episodes of an evaluation seed; no two seeds share one."""
+    return [seed * 100_003 + i for i in range(episodes)]
+
+
+def _attacked(setting: _Setting, attack: Attack | None, kind: str, sizes: list[float], norm: str) -> _Played:
+    """Return the episodes at all sizes under an attack, or under the noise `kind`."""
+    actor = FrozenActor(setting.policy)
+    count = len(sizes) * setting.episodes
+    exact = torch.tensor(sizes, dtype=torch.float64, device=actor.low.device).repeat_interleave(setting.episodes)
+
+    def rehearse(policy: DeployedPolicy | None, other: Attack | None) -> tuple[Tensor, Tensor, Tensor]:
+        rehearsed = setting if policy is None else replace(setting, policy=policy)
+        if other is not None:
+            played = _attacked(rehearsed, other, kind, sizes, norm)
+            return played.until_end(played.observations), played.until_end(played.perturbed), played.returns()
+        # Without an attack all sizes are alike.
+        task = Task(setting.env_id, setting.episodes, setting.env_kwargs, setting.perturbations, actor.low.device)
+        try:
+            played = _play(rehearsed, task, FrozenActor(rehearsed.policy), lambda moment: moment.observation)
+        finally:
+            task.close()
+        clean = played.until_end(played.observations).repeat(1, len(sizes), 1)
+        return clean, clean, played.returns().repeat(len(sizes))
+
+    task = Task(setting.env_id, count, setting.env_kwargs, setting.perturbations, actor.low.device)
+    try:
+        horizon = min(setting.max_steps, task.limit or setting.max_steps)
+        nu = setting.policy.cell.input_size
+        if attack is None:
+            noise = unit_noise(kind, (horizon, setting.episodes, nu), setting.seed + 1).to(exact.device)
+
+            def perturbed(moment: Moment) -> Tensor:
+                return moment.observation + noise[moment.t].repeat(len(sizes), 1) * exact.float().unsqueeze(-1)
+
+            return _play(setting, task, actor, perturbed)
+        budget = Budget(norm, exact, horizon)
+        task.check_fit(setting.policy, setting.env_id)
+        attack.begin(Scene(actor, budget, len(sizes), setting.episodes, nu, task.torch_env, setting.seed + 1, rehearse))
+        return _play(setting, task, actor, lambda m: budget.apply(m.observation, attack.perturbation(m)))
+    finally:
+        task.close()
+
+
+def _play(setting: _Setting, task: Task, actor: FrozenActor, perturb: Perturb) -> _Played:
+    """Return the episodes in which the policy reads what `perturb` makes of each moment's observations."""
+    env_id, count = setting.env_id, task.count
+    task.check_fit(setting.policy, env_id)
+    for name, values in setting.factors.items():
+        task.scale(name, torch.tensor(values).repeat_interleave(setting.episodes))
+    observation = task.reset(setting.episode_seeds * (count // setting.episodes))
+    hidden = actor.initial_state(count)
+    lengths = torch.zeros(count, dtype=torch.int64, device=observation.device)
+    ended = torch.zeros(count, dtype=torch.bool, device=observation.device)
+    fresh, failed = ended.clone(), ended.clone()
+    history: list[tuple[Tensor, ...]] = []
+    for t in range(min(setting.max_steps, task.limit or setting.max_steps)):
+        perturbed = torch.where(ended.unsqueeze(-1), observation, perturb(Moment(t, observation, hidden)))
+        with torch.no_grad():
+            hidden, mean = actor.step(hidden, perturbed)
+            action = actor.clip(mean).float()
+        # A failed or ended episode's environment goes on uncounted, whatever its state.
+        broken = ~ended & ~torch.isfinite(action).all(dim=-1)
+        action, hidden = torch.nan_to_num(action), torch.nan_to_num(hidden)
+        following, reward, done = task.step(action, fresh)
+        broken = broken | (~ended & ~torch.isfinite(reward))
+        failed = failed | broken
+        if bool(failed.all()):
+            raise DivergedError(
+                f"The policy's action in {env_id}, or the reward, is NaN or infinite in all episodes (step {t}); "
+                "train the policy again."
+            )
+        lengths += ~ended
+        history.append((observation, perturbed, action, reward))
+        observation, fresh, ended = following, done, ended | done | broken
+        if setting.on_step is not None:
+            setting.on_step()
+        if bool(ended.all()):
+            break
+    observations, seen, actions, rewards = (torch.stack(values) for values in zip(*history, strict=True))
+    return _Played(observations, seen, actions, rewards, lengths, failed)

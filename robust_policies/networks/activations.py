@@ -1,8 +1,8 @@
-"""The activations a certified network may use: slope in [0, 1], and known from the output alone."""
+"""The activations a certified network may use: slope in [0, 1], and known from the output alone; and MaxMin."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +29,24 @@ class Activation:
     function: Callable[[Tensor], Tensor]
     inplace: Callable[[Tensor], Tensor]
     slope: Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class GroupActivation:
+    """A 1-Lipschitz function of groups of neighbouring entries, whose Jacobian is orthogonal almost everywhere.
+
+    A perceptron may use it; a cell whose guarantee rests on slopes entry by entry may not.
+    """
+
+    name: str
+    group: int
+    function: Callable[[Tensor], Tensor]
+
+
+def maxmin(x: Tensor) -> Tensor:
+    """Return each pair of neighbouring entries of x (..., 2 n), larger first (GroupSort with groups of 2)."""
+    first, second = x[..., 0::2], x[..., 1::2]
+    return torch.stack((torch.maximum(first, second), torch.minimum(first, second)), dim=-1).flatten(-2)
 
 
 def _one_minus_square(h: Tensor, out: Tensor) -> Tensor:
@@ -64,15 +82,28 @@ _ALL = (
 
 ACTIVATIONS: dict[str, Activation] = {activation.name: activation for activation in _ALL}
 
+GROUP_ACTIVATIONS: dict[str, GroupActivation] = {"maxmin": GroupActivation("maxmin", 2, maxmin)}
 
-def activation_named(name: str) -> Activation:
-    """Return the activation `name`.
+
+def perceptron_activation(name: str, widths: Sequence[int]) -> Activation | GroupActivation:
+    """Return the activation `name` of a perceptron with hidden layers `widths`; raises InvalidValueError."""
+    if not isinstance(name, str) or name not in GROUP_ACTIVATIONS:
+        return activation_named(name, GROUP_ACTIVATIONS)
+    group = GROUP_ACTIVATIONS[name].group
+    if any(width % group for width in widths):
+        raise InvalidValueError(
+            f"hidden_sizes is {list(widths)}; {name} needs layers of a multiple of {group} neurons."
+        )
+    return GROUP_ACTIVATIONS[name]
+
+
+def activation_named(name: str, others: Iterable[str] = ()) -> Activation:
+    """Return the activation `name`; `others` are known too where this one is wanted.
 
     Raises:
         InvalidValueError: `name` is none of `ACTIVATIONS`; a slope outside [0, 1] (gelu, silu) voids every guarantee.
     """
     if not isinstance(name, str) or name not in ACTIVATIONS:
-        raise InvalidValueError(
-            f"activation is {name!r}; a slope in [0, 1] is needed: use one of {', '.join(sorted(ACTIVATIONS))}."
-        )
+        known = ", ".join(sorted([*ACTIVATIONS, *others]))
+        raise InvalidValueError(f"activation is {name!r}; a slope in [0, 1] is needed: use one of {known}.")
     return ACTIVATIONS[name]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robust_policies.errors import InvalidValueError
-from robust_policies.networks.activations import activation_named
+from robust_policies.networks.activations import perceptron_activation
 from robust_policies.networks.cell import Cell, hidden_widths
 
 
@@ -132,7 +132,7 @@ class GRUCell(_GatedCell):
 
 
 class MLPCell(Cell):
-    """A multilayer perceptron, memoryless: its state has width 0."""
+    """A multilayer perceptron, memoryless: its state has width 0; `activation` in `ACTIVATIONS`, or "maxmin"."""
 
     name = "mlp"
 
@@ -141,7 +141,7 @@ class MLPCell(Cell):
     ) -> None:
         super().__init__(input_size, 0, output_size, memoryless=True)
         self.hidden_sizes = hidden_widths(hidden_sizes)
-        self.activation = activation_named(activation)
+        self.activation = perceptron_activation(activation, self.hidden_sizes)
         widths = [self.input_size, *self.hidden_sizes, self.output_size]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 

@@ -1,17 +1,19 @@
-"""The gain of a policy from raw observation to raw mean action, factor by factor."""
+"""The gain of a policy from raw observation to raw mean action, factor by factor and proven together."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
 
-from robust_policies.certificates import Certificate, Factor, compose, verify
-from robust_policies.certificates.lmi import spectral_bound
-from robust_policies.errors import NotCertifiableError
-from robust_policies.policies.actor import Actor
+from robust_policies.certificates import Certificate, Factor, compose, verify, verify_chain
+from robust_policies.certificates.layers import spectral_bound
+from robust_policies.errors import InvalidValueError, NotCertifiableError, ShapeError
+from robust_policies.policies.actor import Actor, FrozenNormalizer
 from robust_policies.policies.deployed import DeployedPolicy
 
 if TYPE_CHECKING:
@@ -19,13 +21,125 @@ if TYPE_CHECKING:
 
     from robust_policies.policies.recurrent import RecurrentCellPolicy
 
-_UP = 1 + 2e-15
+UP = 1 + 2e-15
+_PRODUCT_UP = 1 + 1e-13
 
 
-def certify_policy(policy: RecurrentCellPolicy, env: VecEnv | None = None) -> Certificate:
+@dataclass
+class Scales:
+    """What stands before a cell: factors, and the size (nu,) of the raw observation that one unit of input is."""
+
+    unit: np.ndarray
+    factors: list[Factor] = field(default_factory=list)
+
+    def divide(self, name: str, scale: np.ndarray, note: str) -> None:
+        """Add a division by `scale` (nu,)."""
+        self.factors.append(Factor(name, float((1 / scale).max()) * UP, note))
+        self.unit = self.unit * scale
+
+    def largest(self, weights: np.ndarray | None = None) -> float:
+        """Return the gain of the divisions together, of observations in units of `weights` (nu,)."""
+        return float(((1.0 if weights is None else weights) / self.unit).max()) * UP
+
+
+def certify_policy(
+    policy: RecurrentCellPolicy, env: VecEnv | None = None, weights: Sequence[float] | None = None
+) -> Certificate:
     """Return the certificate of a policy inside Stable-Baselines3 that acts in `env`; raises NotCertifiableError."""
-    from robust_policies.errors import InvalidValueError
-    from robust_policies.policies.export import deploy, observation_normalizer
+    from robust_policies.policies.export import deploy
+
+    frozen(env)
+    try:
+        deployed = deploy(policy, env)
+    except InvalidValueError as error:
+        raise NotCertifiableError(f"No gain from raw observation to raw action can be stated: {error}") from error
+    return certify_deployed(deployed, weights)
+
+
+def certify_deployed(policy: DeployedPolicy, weights: Sequence[float] | None = None) -> Certificate:
+    """Return the certificate of a deployed policy.
+
+    Args:
+        policy: its mean action is judged.
+        weights: (nu,) the size of one unit of each observation, such as 1 m, 1 rad, 0.1 m/s: the certificate then
+            also has the gain of observations measured in these units.
+
+    Raises:
+        NotCertifiableError: there is no such gain; the message names the reason.
+        ShapeError, InvalidValueError: the weights do not fit.
+    """
+    units = None if weights is None else observation_weights(weights, policy.cell.input_size)
+    if policy.state_dependent_noise:
+        raise NotCertifiableError(
+            "The policy explores with state-dependent noise (gSDE), which is a function of the observation with a gain "
+            "of its own; train with use_sde=False."
+        )
+    refuse_discrete(policy.action_space)
+    actor, cell = policy.actor, policy.cell
+    verification = verify(cell)
+    scales, after = scales_of(actor), _after(actor)
+    joint = weighted = None
+    if verification.gamma is not None:
+        head, sizes = _head(actor)
+        outside = spectral_bound(sizes[:, None] * head) * _PRODUCT_UP if len(head) else 0.0
+        joint = _least(actor, 1 / scales.unit, scales.largest() * verification.gamma * outside * UP)
+        if units is not None:
+            whole = scales.largest(units) * verification.gamma * outside * UP
+            weighted = _least(actor, units / scales.unit, whole)
+    return compose(
+        verification,
+        before=scales.factors,
+        after=after,
+        joint=joint,
+        weights=None if units is None else units.tolist(),
+        weighted=weighted,
+        arrays=running_arrays(actor),
+        cell_note=cell.name,
+    )
+
+
+def scales_of(actor: Actor) -> Scales:
+    """Return what stands before the cell: the frozen normalizer and the observation scale."""
+    scales = Scales(np.ones(actor.cell.input_size))
+    if actor.normalizer is not None:
+        normalized(scales, actor.normalizer)
+    scale = actor.body.scaling.scale
+    size = np.ones(actor.cell.input_size) if scale is None else scale.detach().cpu().double().numpy()
+    scales.divide("observation scale", size, "1 / smallest observation_scale" if scale is not None else "none")
+    return scales
+
+
+def normalized(scales: Scales, normalizer: FrozenNormalizer) -> None:
+    """Add a frozen normalizer to what stands before a cell."""
+    std = normalizer.std.detach().cpu().double().numpy()
+    scales.divide("observation normalization", std, "frozen VecNormalize: 1 / smallest deviation")
+    scales.factors.append(Factor("observation clip", 1.0, "clipping is 1-Lipschitz"))
+
+
+def observation_weights(weights: Sequence[float], size: int) -> np.ndarray:
+    """Return the units of the observations as an array (size,); raises ShapeError, InvalidValueError."""
+    units = np.asarray(weights, dtype=np.float64).reshape(-1)
+    if units.size != size:
+        raise ShapeError(f"weights has {units.size} number(s) and an observation {size}; give one for each of them.")
+    if not (np.isfinite(units).all() and (units > 0).all()):
+        raise InvalidValueError(
+            f"weights is {units.tolist()}; expected finite numbers > 0: the size of one unit of each observation."
+        )
+    return units
+
+
+def refuse_discrete(space: spaces.Space) -> None:
+    """Raise unless the actions are numbers."""
+    if not isinstance(space, spaces.Box):
+        raise NotCertifiableError(
+            f"The action space {space} is discrete: the action jumps where two logits cross, so no "
+            "gain bounds it; use a Box action space."
+        )
+
+
+def frozen(env: VecEnv | None) -> None:
+    """Raise if the environment's VecNormalize still learns."""
+    from robust_policies.policies.export import observation_normalizer
 
     wrapper = observation_normalizer(env)
     if wrapper is not None and wrapper.training:
@@ -33,53 +147,6 @@ def certify_policy(policy: RecurrentCellPolicy, env: VecEnv | None = None) -> Ce
             "The environment's VecNormalize still updates its statistics, so the gain from raw observations changes "
             "with every step; set env.training = False first."
         )
-    try:
-        return certify_deployed(deploy(policy, env))
-    except InvalidValueError as error:
-        raise NotCertifiableError(f"No gain from raw observation to raw action can be stated: {error}") from error
-
-
-def certify_deployed(policy: DeployedPolicy) -> Certificate:
-    """Return the certificate of a deployed policy; raises NotCertifiableError."""
-    cell = policy.cell
-    if policy.state_dependent_noise:
-        raise NotCertifiableError(
-            "The policy explores with state-dependent noise (gSDE), which is a function of the observation with a gain "
-            "of its own; train with use_sde=False."
-        )
-    if not isinstance(policy.action_space, spaces.Box):
-        raise NotCertifiableError(
-            f"The action space {policy.action_space} is discrete: the action jumps where two logits cross, so no "
-            "gain bounds it; use a Box action space."
-        )
-    if cell.guarantee is None:
-        raise NotCertifiableError(
-            f"{type(cell).__name__} has no gain by construction; use the cell 'r2dn', 'ren' or 'lbdn' with gamma=..."
-        )
-    before, after = factors(policy.actor)
-    return compose(verify(cell), before=before, after=after, arrays=running_arrays(policy.actor), cell_note=cell.name)
-
-
-def factors(actor: Actor) -> tuple[list[Factor], list[Factor]]:
-    """Return the factors before and after the cell, in the order the signal passes them."""
-    before, after = [], []
-    if actor.normalizer is not None:
-        gain = float((1 / actor.normalizer.std.double()).max()) * _UP
-        before.append(Factor("observation normalization", gain, "frozen VecNormalize: 1 / smallest deviation"))
-        before.append(Factor("observation clip", 1.0, "clipping is 1-Lipschitz"))
-    scale = actor.body.scaling.scale
-    gain = 1.0 if scale is None else float((1 / scale.double()).max()) * _UP
-    before.append(Factor("observation scale", gain, "1 / smallest observation_scale"))
-    head = actor.head
-    if head.linear is not None:
-        weight = head.linear.weight.detach().cpu().numpy().astype(np.float64)
-        after.append(Factor("head", spectral_bound(weight), "spectral norm of the linear head"))
-    else:
-        after.append(Factor("head", 1.0, "none: the cell's output is the mean action"))
-    gain = 1.0 if head.scale is None else float(head.scale.double().abs().max())
-    after.append(Factor("action scale", gain, "largest action_scale"))
-    after.append(Factor("action clip", 1.0, "clipping to the action space is 1-Lipschitz"))
-    return before, after
 
 
 def running_arrays(actor: Actor) -> dict[str, Any]:
@@ -87,6 +154,36 @@ def running_arrays(actor: Actor) -> dict[str, Any]:
     with torch.no_grad():
         arrays = dict(_flat("cell", actor.cell.explicit()))
     return arrays | {k: v for k, v in actor.state_dict().items() if not k.startswith("body.cell.")}
+
+
+def _least(actor: Actor, inputs: np.ndarray, product: float) -> float:
+    """Return the smaller of `product` and the gain of scale, cell, head and action scale in one inequality.
+
+    A frozen normalizer's clip lies between two scales; the inequality needs only that no channel grows by more than
+    their product, `inputs`.
+    """
+    head, sizes = _head(actor)
+    found = verify_chain(actor.cell, inputs=inputs, outputs=sizes, head=None if actor.head.linear is None else head)
+    return product if found is None else min(found, product)
+
+
+def _head(actor: Actor) -> tuple[np.ndarray, np.ndarray]:
+    """Return the linear map after the cell (the identity if there is none) and the action scale."""
+    linear, scale = actor.head.linear, actor.head.scale
+    size = actor.cell.output_size
+    weight = np.eye(size) if linear is None else linear.weight.detach().cpu().numpy().astype(np.float64)
+    return weight, np.ones(len(weight)) if scale is None else np.abs(scale.detach().cpu().double().numpy())
+
+
+def _after(actor: Actor) -> list[Factor]:
+    weight, sizes = _head(actor)
+    none = "none: the cell's output is the mean action"
+    head = actor.head.linear is not None
+    return [
+        Factor("head", spectral_bound(weight) if head else 1.0, "spectral norm of the linear head" if head else none),
+        Factor("action scale", float(sizes.max()), "largest action_scale"),
+        Factor("action clip", 1.0, "clipping to the action space is 1-Lipschitz"),
+    ]
 
 
 def _flat(name: str, value: Any) -> list[tuple[str, torch.Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -81,15 +82,18 @@ class DeployedPolicy:
         """Return the state (batch_size, nx) at an episode's start."""
         return self.cell.initial_state(batch_size).cpu().numpy()
 
-    def certificate(self) -> Certificate:
+    def certificate(self, weights: Sequence[float] | None = None) -> Certificate:
         """Return the certificate of the gain from raw observation to raw mean action.
+
+        Args:
+            weights: (nu,) the size of one unit of each observation, for a second gain in these units.
 
         Raises:
             NotCertifiableError: there is no such gain; the message names the reason.
         """
         from robust_policies.policies.certify import certify_deployed
 
-        return certify_deployed(self)
+        return certify_deployed(self, weights)
 
     def predict(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -117,18 +117,19 @@ class RecurrentCellPolicy(RecurrentActorCriticPolicy):
         """The deterministic actor, features (a flat observation) -> mean action; it shares this policy's weights."""
         return Actor(self.lstm_actor, self.action_net)  # pyright: ignore[reportArgumentType]
 
-    def certificate(self, env: VecEnv | None = None) -> Certificate:
+    def certificate(self, env: VecEnv | None = None, weights: Sequence[float] | None = None) -> Certificate:
         """Return the certificate of the gain from raw observation to raw mean action.
 
         Args:
             env: the environment the policy acts in, where a VecNormalize in it is part of the chain.
+            weights: (nu,) the size of one unit of each observation, for a second gain in these units.
 
         Raises:
             NotCertifiableError: there is no such gain; the message names the reason.
         """
         from robust_policies.policies.certify import certify_policy
 
-        return certify_policy(self, env)
+        return certify_policy(self, env, weights)
 
     def evaluate_actions(
         self, obs: Tensor, actions: Tensor, lstm_states: RNNStates, episode_starts: Tensor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from gymnasium import spaces
@@ -11,9 +11,12 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
 from robust_policies import checks
-from robust_policies.errors import InvalidValueError, NotCertifiableError, ShapeError
+from robust_policies.errors import InvalidValueError, ShapeError
 from robust_policies.networks import make_cell
 from robust_policies.policies.actor import Scaling
+
+if TYPE_CHECKING:
+    from robust_policies.certificates import Certificate
 
 
 class WindowedExtractor(BaseFeaturesExtractor):
@@ -70,12 +73,15 @@ class WindowedExtractor(BaseFeaturesExtractor):
         """Return this module untouched: SB3's orthogonal initialisation would overwrite the cell's layers."""
         return self
 
-    def certificate(self) -> NoReturn:
-        """Raise NotCertifiableError: no gain is known for a policy on a window."""
-        raise NotCertifiableError(
-            "A windowed policy restarts its cell from the initial state at every step and repeats each observation in "
-            "many windows, so the cell's gain bounds neither; use RecurrentPPO with RecurrentCellPolicy."
-        )
+    def certificate(self) -> Certificate:
+        """Return the certificate of the gain from the sequence of observations to that of the features.
+
+        The last output of a window is at most gamma times the window's norm, and each observation is read in `window`
+        windows, so the factor sqrt(window) comes on top of the cell's. Raises NotCertifiableError.
+        """
+        from robust_policies.policies.certify_sb3 import certify_extractor
+
+        return certify_extractor(self)
 
 
 def _window_of(space: spaces.Space, window: int | None) -> tuple[int, int]:

@@ -56,7 +56,7 @@ def _returns(rows: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> dict[st
         return {}
     by_kind: dict[str, dict[float, list[float]]] = {}
     for row in rows:
-        if row["task"] == evaluated[0]:
+        if row["task"] == evaluated[0] and row.get("group", "noise") in ("noise", "attack"):
             by_kind.setdefault(row["perturbation"], {}).setdefault(row["size"], []).extend(row["returns"])
     largest = max(size for sizes in by_kind.values() for size in sizes)
     # Every kind is measured at size 0 too, on the same episodes.

@@ -12,7 +12,8 @@ import torch
 
 from robust_policies.certificates import Certificate, Factor, GainResult, compose, empirical_gain, secant_gain, verify
 from robust_policies.certificates.certificate import upward
-from robust_policies.certificates.lmi import assemble, gain_supply, lipschitz_multiplier, matrices, prove_positive
+from robust_policies.certificates.lmi import assemble, gain_supply, matrices, prove_positive
+from robust_policies.certificates.multipliers import LipschitzMultiplier
 from robust_policies.certificates.verify import verify_arrays
 from robust_policies.errors import (
     CorruptFileError,
@@ -88,7 +89,8 @@ def test_floating_point_proof_agrees_with_rational_arithmetic():
         model = explicit_matrices(make(R2DN, Lipschitz(3.0), seed=seed))
         P = make(R2DN, Lipschitz(3.0), seed=seed).metric().numpy()
         for gamma in (3.0, 1e-3):
-            F, K = assemble(model, P, 1.0, lipschitz_multiplier(6, 1.0, 1.0), gain_supply(gamma, 2, 3))
+            multiplier = LipschitzMultiplier(6).matrix(np.ones(1))
+            F, K, _ = assemble(model, P, 1.0, multiplier, gain_supply(gamma, np.ones(2), np.ones(3)))
             proven = prove_positive(F, K).holds
             exact = _positive(F, K)
             assert exact or not proven

@@ -1,6 +1,7 @@
 """Analytic policy gradients: the gradient, what training reaches, run folders, resuming, and what is refused."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,6 +35,7 @@ TINY = [
     "evaluation.seeds=[0]",
     "evaluation.sizes=[0.0, 0.2]",
     "evaluation.tasks=[robust_policies/Pendulum-v0]",
+    f"evaluation.suite={Path(__file__).parents[1] / 'tiny_suite.yaml'}",
 ]
 
 

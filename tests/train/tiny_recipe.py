@@ -1,5 +1,7 @@
 """Assignments that make a pendulum recipe train in a second or two."""
 
+from pathlib import Path
+
 TINY = [
     "task.num_envs=4",
     "policy.state_size=4",
@@ -16,4 +18,5 @@ TINY = [
     "evaluation.seeds=[0]",
     "evaluation.sizes=[0.0, 0.2]",
     "evaluation.tasks=[robust_policies/Pendulum-v0]",
+    f"evaluation.suite={Path(__file__).parents[1] / 'tiny_suite.yaml'}",
 ]

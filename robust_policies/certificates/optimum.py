@@ -1,0 +1,193 @@
+"""The least gain over all metrics and multipliers: an interior-point method for the inequality of `lmi`.
+
+With theta = (entries of P, multiplier, g) and g = gamma^2 the inequality, times gamma, is linear in theta:
+M(theta) = M_0 + sum_k theta_k A_k > 0, where every A_k is a sum of c (a b' + b a'). Newton's method on
+t g - log det M(theta), t growing, follows the central path (Boyd and Vandenberghe, "Convex Optimization", chapter 11);
+the Hessian tr(S A_j S A_k), S = M^-1, needs no more than S between the rows a and b. P > 0 follows from M > 0 on the
+path if it holds at its start: x'(rate^2 P - A'P A)x > 0 excludes a P that has just become singular.
+
+Nothing here is a proof: what it returns is a candidate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
+import scipy.sparse
+
+from robust_policies.certificates.lmi import Array, Matrices, signal_maps
+from robust_policies.certificates.multipliers import Multiplier, Pairs
+
+# About two seconds; a state of up to 24 numbers.
+MAX_VARIABLES = 350
+_GAP = 1e-7
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A metric P (nx, nx), a multiplier and, where it is for a gain, that gain."""
+
+    P: Array
+    theta: Array
+    gamma: float | None = None
+
+
+def small_enough(model: Matrices, family: Multiplier) -> bool:
+    """Return whether the search takes seconds at most."""
+    nx = model.sizes[0]
+    return nx * (nx + 1) // 2 + family.size + 1 <= MAX_VARIABLES
+
+
+def least_gain(
+    model: Matrices, family: Multiplier, rate: float, start: Candidate, inputs: Array, outputs: Array
+) -> Candidate | None:
+    """Return the candidate with the least gain, from one for which the inequality holds with some slack, or None.
+
+    `inputs` (nu,) and `outputs` (ny,) are the units of `gain_supply`.
+    """
+    assert start.gamma is not None
+    nx, nv, _, ny = model.sizes
+    F_x, F_r = signal_maps(model, True)
+    out = outputs[:, None] * F_r[2 * nv : 2 * nv + ny]
+    drive = F_r[2 * nv + ny :] / inputs[:, None]
+    storage = _storage(F_x, nx, rate)
+    pairs = _stack([storage, _negative(family.pairs(F_r[:nv], F_r[nv : 2 * nv])), _squares(drive)])
+    theta = np.concatenate([start.P[np.triu_indices(nx)], start.theta, [start.gamma**2]])
+    path = _Path(pairs, -out.T @ out, theta.size)
+    found = path.follow(theta, len(theta) - 1)
+    if found is None or found[-1] <= 0:
+        return None
+    return Candidate(_symmetric(found, nx), found[nx * (nx + 1) // 2 : -1], float(np.sqrt(found[-1])))
+
+
+def contraction(model: Matrices, family: Multiplier, rate: float) -> Candidate | None:
+    """Return a candidate for contraction with `rate`, or None if the search finds none.
+
+    M(theta) - I + s I > 0 is feasible for a large s; s is made smaller until it is below 0.
+    """
+    nx, nv, _, _ = model.sizes
+    F_x, F_r = signal_maps(model, False)
+    n = nx + nv
+    pairs = _stack([_storage(F_x, nx, rate), _negative(family.pairs(F_r[:nv], F_r[nv:])), _squares(np.eye(n))])
+    theta = np.concatenate([np.eye(nx)[np.triu_indices(nx)], family.start(), [0.0]])
+    path = _Path(pairs, -np.eye(n), theta.size)
+    theta[-1] = 1.0 - 2 * min(float(np.linalg.eigvalsh(path.matrix(theta))[0]), 0.0)
+    found = path.follow(theta, len(theta) - 1, stop_below=-1e-3)
+    if found is None or found[-1] > -1e-3:
+        return None
+    return Candidate(_symmetric(found, nx), found[nx * (nx + 1) // 2 : -1])
+
+
+class _Path:
+    """Minimization of one entry of theta over M(theta) > 0."""
+
+    def __init__(self, pairs: Pairs, constant: Array, size: int) -> None:
+        self.pairs, self.constant = pairs, constant
+        # Most rows stand in many pairs: those of x and x+ in one for each entry of P.
+        self.rows, places = np.unique(np.vstack([pairs.a, pairs.b]), axis=0, return_inverse=True)
+        self.places = np.split(places.reshape(-1), 2)
+        entries = np.ones(pairs.variable.size)
+        self.collect = scipy.sparse.csr_matrix(
+            (entries, (pairs.variable, np.arange(entries.size))), (size, entries.size)
+        )
+
+    def matrix(self, theta: Array, constant: bool = True) -> Array:
+        a, b, c, variable = self.pairs
+        half = (a * (c * theta[variable])[:, None]).T @ b
+        return half + half.T + (self.constant if constant else 0.0)
+
+    def follow(self, theta: Array, objective: int, stop_below: float = -np.inf) -> Array | None:
+        n = self.constant.shape[0]
+        scale = max(abs(float(theta[objective])), 1e-300)
+        weight = 0.1 * n / scale
+        while True:
+            step = self._centre(theta, objective, weight, stop_below)
+            if step is None:
+                return None
+            theta = step
+            reached = abs(float(theta[objective]))
+            if theta[objective] < stop_below or n / weight < _GAP * reached or weight > 1e30 / scale:
+                return theta
+            weight *= 15.0
+
+    def _centre(self, theta: Array, objective: int, weight: float, stop_below: float) -> Array | None:
+        c, (i, j) = self.pairs.c, self.places
+        for _ in range(40):
+            try:
+                L = np.linalg.cholesky(self.matrix(theta))
+            except np.linalg.LinAlgError:
+                return None
+            whitened = scipy.linalg.solve_triangular(L, self.rows.T, lower=True)
+            between = whitened.T @ whitened
+            ab, aa, bb = (between[np.ix_(*places)] for places in ((i, j), (i, i), (j, j)))
+            gradient = np.asarray(self.collect @ (-2 * c * np.diag(ab)))
+            gradient[objective] += weight
+            hessian = 2 * (ab * ab.T + aa * bb) * np.outer(c, c)
+            hessian = self.collect @ (self.collect @ hessian).T
+            scaling = 1 / np.sqrt(np.maximum(np.diag(hessian), 1e-300))
+            scaled = hessian * np.outer(scaling, scaling) + 1e-13 * np.eye(len(theta))
+            try:
+                direction = -scaling * scipy.linalg.cho_solve(scipy.linalg.cho_factor(scaled), scaling * gradient)
+            except (np.linalg.LinAlgError, ValueError):
+                return theta
+            decrement = float(-gradient @ direction)
+            if not np.isfinite(decrement) or decrement < 1e-3:
+                return theta
+            moved = scipy.linalg.solve_triangular(L, self.matrix(direction, constant=False), lower=True)
+            values = np.linalg.eigvalsh(scipy.linalg.solve_triangular(L, moved.T, lower=True))
+            theta = theta + _line(values, weight * direction[objective]) * direction
+            if theta[objective] < stop_below:
+                return theta
+        return theta
+
+
+def _line(values: Array, slope: float) -> float:
+    """Return the s > 0 that minimizes slope s - sum log(1 + s values)."""
+    limit = 0.99 / max(float(-values.min()), 1e-12)
+    s = 0.0
+    for _ in range(30):
+        ratio = values / (1 + s * values)
+        change = (ratio.sum() - slope) / max(float((ratio**2).sum()), 1e-300)
+        new = min(max(s + change, 0.0), 0.5 * (s + limit))
+        if abs(new - s) < 1e-6 * max(s, 1e-9):
+            break
+        s = new
+    return s
+
+
+def _storage(F_x: Array, nx: int, rate: float) -> Pairs:
+    """Return the basis forms of rate^2 x'P x - x+'P x+, one for each entry of P on and above the diagonal."""
+    i, j = np.triu_indices(nx)
+    x, y = F_x[:nx], F_x[nx:]
+    weight = np.where(i == j, 0.5, 1.0)
+    index = np.arange(i.size)
+    return Pairs(
+        np.vstack([x[i], y[i]]), np.vstack([x[j], y[j]]), np.concatenate([rate * rate * weight, -weight]),
+        np.concatenate([index, index]),
+    )  # fmt: skip
+
+
+def _squares(rows: Array) -> Pairs:
+    """Return the one form |rows z|^2."""
+    return Pairs(rows, rows, np.full(len(rows), 0.5), np.zeros(len(rows), dtype=int))
+
+
+def _negative(pairs: Pairs) -> Pairs:
+    return pairs._replace(c=-pairs.c)
+
+
+def _stack(parts: list[Pairs]) -> Pairs:
+    offset, variables = 0, []
+    for part in parts:
+        variables.append(part.variable + offset)
+        offset += int(part.variable.max(initial=-1)) + 1
+    a, b, c = (np.concatenate([part[k] for part in parts]) for k in range(3))
+    return Pairs(a, b, c, np.concatenate(variables))
+
+
+def _symmetric(theta: Array, nx: int) -> Array:
+    P = np.zeros((nx, nx))
+    P[np.triu_indices(nx)] = theta[: nx * (nx + 1) // 2]
+    return np.triu(P) + np.triu(P, 1).T

@@ -1,0 +1,125 @@
+"""What every attack is: options that are checked, a beginning, and a perturbation for each step."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from robust_policies.envs.vector import TorchVectorEnv
+from robust_policies.evaluation.attacks.actor import FrozenActor
+from robust_policies.evaluation.attacks.budget import Budget, unit
+from robust_policies.policies.deployed import DeployedPolicy
+
+
+class Options(BaseModel):
+    """The settings of an attack: unknown names and wrong values are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What an attack knows of the episodes it attacks, all of them side by side.
+
+    Attributes:
+        actor: the policy.
+        budget: the account; attacks ask it for balls, the rollout books what was spent.
+        sizes, episodes: the batch is (sizes, episodes) flattened, episode i with the same randomness at every size.
+        observation_size: nu.
+        environment: the batch of environments if they are this package's, else None.
+        seed: of the attack's own random numbers.
+        rehearse: plays the same episodes with another policy and attack (None: this policy; no attack): observations
+            and perturbed observations (time, batch, nu), which stay as they were after an episode's end, and returns
+            (batch,), NaN where an episode failed.
+    """
+
+    actor: FrozenActor
+    budget: Budget
+    sizes: int
+    episodes: int
+    observation_size: int
+    environment: TorchVectorEnv | None
+    seed: int
+    rehearse: Callable[[DeployedPolicy | None, Attack | None], tuple[Tensor, Tensor, Tensor]]
+
+    @property
+    def batch(self) -> int:
+        """The number of episodes at all sizes."""
+        return self.sizes * self.episodes
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One step of the batch: time, clean observations (batch, nu) and the policy's state (batch, nx) before it."""
+
+    t: int
+    observation: Tensor
+    hidden: Tensor
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The episodes an attack may prepare itself on: where, with which budgets and seeds.
+
+    Attributes:
+        policy, env_id, env_kwargs, perturbations, max_steps: of the episodes.
+        norm, sizes: the budgets that the attack will have.
+        seeds: of `run_episodes`, none of which is reported.
+        episodes: for each size and seed.
+    """
+
+    policy: DeployedPolicy
+    env_id: str
+    norm: str
+    sizes: Sequence[float]
+    seeds: Sequence[int]
+    episodes: int = 10
+    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    perturbations: Any = ()
+    max_steps: int = 2000
+
+
+class Attack(ABC):
+    """Chooses the perturbation of each observation; it may look at everything, and the budget is enforced outside.
+
+    Args:
+        options: checked settings.
+        prepared: what `prepare` returned, for attacks that learn or record something first.
+    """
+
+    Options: ClassVar[type[Options]] = Options
+    needs_preparation: ClassVar[bool] = False
+    scene: Scene
+
+    def __init__(self, options: Options, prepared: Any = None) -> None:
+        self.options: Any = options
+        self.prepared = prepared
+
+    @classmethod
+    def prepare(cls, options: Any, tuning: Tuning) -> Any:
+        """Return what is learned or recorded on the `Tuning` episodes; None where nothing is needed."""
+        return None
+
+    def begin(self, scene: Scene) -> None:
+        """Start the episodes of `scene`; raises InvalidValueError if this attack cannot attack them."""
+        self.scene = scene
+        device = scene.actor.low.device
+        self.generator = torch.Generator(device=device).manual_seed(scene.seed)
+
+    @abstractmethod
+    def perturbation(self, moment: Moment) -> Tensor:
+        """Return the wanted perturbations (batch, nu) of the observations at this moment."""
+
+    def starts(self, count: int, time: int) -> Tensor:
+        """Return random points of the unit ball's surface (count, time, batch, nu), the same at every size."""
+        scene, norm = self.scene, self.scene.budget.norm
+        shape = (count * time, scene.episodes, scene.observation_size)
+        noise = torch.randn(shape, generator=self.generator, device=self.generator.device)
+        pieces = noise.reshape(count, time, *shape[1:])
+        return torch.stack([unit(norm, piece) for piece in pieces]).repeat(1, 1, scene.sizes, 1)

@@ -1,0 +1,88 @@
+"""Attacks by name, and their settings checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from robust_policies.envs.registration import ours
+from robust_policies.errors import InvalidValueError, UnknownNameError
+from robust_policies.evaluation.attacks.attack import Attack, Options
+from robust_policies.evaluation.attacks.closed_loop_pgd import ClosedLoopPGD
+from robust_policies.evaluation.attacks.critic_pgd import CriticPGD
+from robust_policies.evaluation.attacks.learned import Learned
+from robust_policies.evaluation.attacks.mad_pgd import MADPGD
+from robust_policies.evaluation.attacks.random import Random
+from robust_policies.evaluation.attacks.sequence_pgd import SequencePGD
+from robust_policies.evaluation.attacks.transfer import Transfer
+
+_CLASSES: dict[str, type[Attack]] = {
+    "random": Random,
+    "mad_pgd": MADPGD,
+    "critic_pgd": CriticPGD,
+    "sequence_pgd": SequencePGD,
+    "closed_loop_pgd": ClosedLoopPGD,
+    "learned": Learned,
+    "transfer": Transfer,
+}
+ATTACKS: dict[str, str] = {
+    "random": "random on the budget's surface, each step on its own; the yardstick",
+    "mad_pgd": "each action is driven away from the clean one, step by step",
+    "critic_pgd": "each action is driven to where a fitted critic expects the least, step by step",
+    "sequence_pgd": "the actions of a window are driven away from the clean ones, through the recurrent state",
+    "closed_loop_pgd": "our differentiable plants: the return of a window is minimised through plant and policy",
+    "learned": "a recurrent adversary trained with PPO on other episodes; no gradient of the policy is used",
+    "transfer": "perturbations found on another policy, replayed or adapted: no gradient of this one is used",
+}
+
+
+def attack_class(name: str) -> type[Attack]:
+    """Return an attack's class; raises UnknownNameError."""
+    if name not in _CLASSES:
+        raise UnknownNameError.among("attack", name, _CLASSES)
+    return _CLASSES[name]
+
+
+def attack_options(name: str) -> type[Options]:
+    """Return the model of an attack's settings, with defaults and descriptions; raises UnknownNameError."""
+    return attack_class(name).Options
+
+
+def checked_options(name: str, options: Mapping[str, Any] | None) -> Options:
+    """Return an attack's settings, checked; raises UnknownNameError, InvalidValueError."""
+    model = attack_options(name)
+    given = dict(options or {})
+    for key in given:
+        if key not in model.model_fields:
+            raise UnknownNameError.among(f"option of {name}", key, model.model_fields)
+    try:
+        return model(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InvalidValueError(f"{name}'s option {where} is {first['input']!r}: {first['msg']}.") from error
+
+
+def make_attack(name: str, options: Mapping[str, Any] | None = None, prepared: Any = None) -> Attack:
+    """Return the attack `name` with checked settings; raises UnknownNameError, InvalidValueError."""
+    checked = checked_options(name, options)
+    if _CLASSES[name].needs_preparation and prepared is None:
+        raise InvalidValueError(f"{name} must be prepared on other episodes first; give prepared=prepare_attack(...).")
+    return _CLASSES[name](checked, prepared)
+
+
+def why_not(name: str, env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> str | None:
+    """Return why an attack cannot attack an environment, None if it can; raises UnknownNameError."""
+    attack_options(name)
+    if name != "closed_loop_pgd":
+        return None
+    if not ours(env_id):
+        return f"{env_id} is not one of this package's environments, through whose plants gradients flow"
+    import gymnasium
+
+    from robust_policies.envs.task import load_plant
+
+    plant = load_plant((env_kwargs or {}).get("task", gymnasium.spec(env_id.rpartition(":")[2]).kwargs["task"]))
+    return None if plant.differentiable else f"no gradient flows through the plant of {env_id} ({plant.kind})"

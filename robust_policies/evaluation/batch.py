@@ -1,0 +1,109 @@
+"""A Gymnasium id as a batch of environments that end one by one, and the checks that a policy fits it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from torch import Tensor
+
+from robust_policies.envs.perturb import parse, perturb
+from robust_policies.envs.registration import ours, unknown_environment
+from robust_policies.envs.vector import TorchVectorEnv
+from robust_policies.errors import InvalidValueError, ShapeError
+from robust_policies.policies.deployed import DeployedPolicy
+
+
+class Task:
+    """A Gymnasium id as `count` environments whose observations and rewards are float32 tensors on one device.
+
+    Attributes:
+        torch_env: the innermost environment if it is this package's, else None.
+        limit: the number of steps an episode can last, None if the environment does not say.
+    """
+
+    def __init__(
+        self,
+        env_id: str,
+        count: int,
+        kwargs: Mapping[str, Any] | None = None,
+        perturbations: Any = (),
+        device: torch.device | str = "cpu",
+    ) -> None:
+        options = dict(kwargs or {})
+        self.device = torch.device(device)
+        try:
+            if ours(env_id):
+                self.env: Any = gymnasium.make_vec(
+                    env_id, num_envs=count, autoreset_mode=AutoresetMode.DISABLED, device=self.device, **options
+                )
+            else:
+                makers = [lambda: gymnasium.make(env_id, **options) for _ in range(count)]
+                self.env = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.DISABLED)
+        except gymnasium.error.UnregisteredEnv as error:
+            raise unknown_environment(env_id) from error
+        except TypeError as error:
+            if not options:
+                raise
+            raise InvalidValueError(f"{env_id} does not take the options {options}: {error}.") from error
+        inner = self.env.unwrapped
+        self.torch_env: TorchVectorEnv | None = None
+        self.limit: int | None
+        if isinstance(inner, TorchVectorEnv):
+            self.torch_env, self.limit = inner, inner.max_episode_steps
+        else:
+            self.limit = inner.envs[0].spec.max_episode_steps
+        self.env = perturb(self.env, parse(perturbations))
+        self.action_shape = self.env.single_action_space.shape
+        self.count = count
+
+    def check_fit(self, policy: DeployedPolicy, env_id: str) -> None:
+        """Raise ShapeError if the policy cannot act here."""
+        observations, actions = self.env.single_observation_space, self.env.single_action_space
+        if not isinstance(actions, gymnasium.spaces.Box):
+            raise ShapeError(f"{env_id} has the action space {actions}; evaluation needs a Box.")
+        for name, given, wanted in (
+            ("observations", observations, policy.observation_space), ("actions", actions, policy.action_space)
+        ):  # fmt: skip
+            if given.shape != wanted.shape:
+                raise ShapeError(
+                    f"{env_id} has {name} of shape {given.shape}; the policy was trained for {wanted.shape}."
+                )
+
+    def reset(self, seeds: list[int]) -> Tensor:
+        """Return the first observations (count, nu)."""
+        return self._flat(self.env.reset(seed=seeds)[0])
+
+    def step(self, actions: Tensor, ended: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (observations, rewards float64, newly ended); environments in `ended` (count,) are reset first."""
+        if bool(ended.any()):
+            # Both contracts refuse to step an ended episode; its new one is never counted.
+            self.env.reset(options={"reset_mask": ended.cpu().numpy()})
+        given = actions if self.torch_env is not None else actions.cpu().numpy().reshape(self.count, *self.action_shape)
+        observation, reward, terminated, truncated, _ = self.env.step(given)
+        reward = torch.as_tensor(reward, device=self.device).double()
+        done = torch.as_tensor(terminated, device=self.device) | torch.as_tensor(truncated, device=self.device)
+        return self._flat(observation), reward, done
+
+    def scale(self, name: str, factors: Tensor) -> None:
+        """Multiply a physical parameter by `factors` (count,); raises InvalidValueError, UnknownNameError."""
+        if self.torch_env is None:
+            raise InvalidValueError(
+                f"Factors of {name} were given for an environment of another package; use DynamicsShift around it."
+            )
+        nominal = self.torch_env.params[name]
+        each = factors.to(nominal).reshape(-1, *(1,) * nominal.ndim)
+        self.torch_env.params[name] = each * nominal
+
+    def close(self) -> None:
+        """Close the environments."""
+        self.env.close()
+
+    def _flat(self, observation: Any) -> Tensor:
+        if not isinstance(observation, Tensor):
+            observation = torch.as_tensor(np.asarray(observation, dtype=np.float32))
+        return observation.to(self.device, torch.float32).reshape(self.count, -1)

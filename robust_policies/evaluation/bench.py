@@ -1,0 +1,133 @@
+"""One policy in one task: episodes of all seeds under a perturbation, as measurements with one entry an episode."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from robust_policies.envs.perturb import Spec
+from robust_policies.envs.registration import ours
+from robust_policies.evaluation.rollout import Episodes, run_episodes, seeds_of
+from robust_policies.evaluation.suites import Suite
+from robust_policies.policies.deployed import DeployedPolicy
+
+OBSERVATION = "of the observation"
+"""The unit of sizes of noise and attacks."""
+# Side by side more is faster until memory and cache are full.
+_WIDEST = 4096
+Part = dict[int, Episodes]
+"""Episodes by seed."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What stays the same while a policy is measured in a task.
+
+    Attributes:
+        policy: the policy.
+        task: Gymnasium id.
+        env_kwargs: options of the environment.
+        around: wrappers around the task, the first nearest to the plant.
+        suite: the protocol.
+    """
+
+    policy: DeployedPolicy
+    task: str
+    env_kwargs: Mapping[str, Any]
+    around: Sequence[Spec]
+    suite: Suite
+
+    def play(
+        self,
+        kind: str,
+        sizes: Sequence[float],
+        *,
+        tuning: bool = False,
+        inside: Sequence[Spec] = (),
+        record: int = 0,
+        **options: Any,
+    ) -> tuple[Part, Part]:
+        """Return the reported episodes and, if asked for, the tuning episodes, by seed.
+
+        They run side by side in this package's environments; neither has an influence on the other.
+
+        Args:
+            kind: a noise or an attack.
+            sizes: of the perturbation.
+            tuning: play the tuning episodes too.
+            inside: wrappers nearer to the plant than those around the task.
+            record: of how many first episodes of the first seed trajectories are kept.
+            options: passed on to `run_episodes`.
+        """
+        suite = self.suite
+        blocks = [(seed, suite.episodes, False) for seed in suite.seeds]
+        blocks += [(seed, suite.tuning.episodes, True) for seed in suite.tuning.seeds] if tuning else []
+        together = ours(self.task) and len(sizes) * sum(count for _, count, _ in blocks) <= _WIDEST
+        reported, tuned = {}, {}
+        for group in [blocks] if together else [[block] for block in blocks]:
+            found = run_episodes(
+                self.policy, self.task, kind, list(sizes), sum(count for _, count, _ in group), group[0][0],
+                env_kwargs=self.env_kwargs, perturbations=[*inside, *self.around],
+                record=record if group[0] == blocks[0] else 0,
+                episode_seeds=[s for seed, count, _ in group for s in seeds_of(seed, count)], **options,
+            )  # fmt: skip
+            first = 0
+            for seed, count, is_tuning in group:
+                part = _columns(found, slice(first, first + count))
+                (tuned if is_tuning else reported)[seed] = part
+                first += count
+        return reported, tuned
+
+
+def _columns(found: Episodes, columns: slice) -> Episodes:
+    names = ("returns", "lengths", "deviations", "gains", "failed")
+    return replace(found, **{name: getattr(found, name)[:, columns] for name in names})
+
+
+def measurement(part: Part, index: int, **labels: Any) -> dict[str, Any]:
+    """Return what was measured at the size number `index`: `labels` beside lists by seed, None where not finite."""
+    return {
+        **labels,
+        "episodes": {
+            str(seed): {
+                "returns": _plain(found.returns[index]),
+                "lengths": [int(length) for length in found.lengths[index]],
+                "deviations": _plain(found.deviations[index]),
+                "gains": _plain(found.gains[index]),
+            }
+            for seed, found in part.items()
+        },
+    }
+
+
+def pooled_mean(part: Part, index: int) -> float:
+    """Return the mean return over all seeds' episodes at a size; NaN if one of them failed."""
+    return float(np.concatenate([found.returns[index] for found in part.values()]).mean())
+
+
+def recording(part: Part, index: int) -> str:
+    """Return the trajectories kept at a size, (time, episodes, n) each, as a compressed npz in base64."""
+    kept = next(iter(part.values())).recorded
+    file = io.BytesIO()
+    np.savez_compressed(file, allow_pickle=False, **{name: value[:, index] for name, value in kept.items()})
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def read_recording(text: str) -> dict[str, np.ndarray]:
+    """Return the arrays that `recording` packed."""
+    with np.load(io.BytesIO(base64.b64decode(text)), allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+def finite(value: float) -> float | None:
+    """Return a number as JSON has it: None for NaN and infinity."""
+    return float(value) if np.isfinite(value) else None
+
+
+def _plain(values: np.ndarray) -> list[float | None]:
+    return [finite(value) for value in values]

@@ -1,0 +1,133 @@
+"""The work behind `robust-policies evaluate`: several run folders, one after the other or side by side."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.progress import Progress
+
+from robust_policies.errors import RobustPoliciesError
+from robust_policies.evaluation.run import evaluate_run, resolved_suite
+from robust_policies.train import open_run
+
+Report = Callable[[float, str], None]
+
+
+class _Outcome(NamedTuple):
+    """What became of a folder."""
+
+    lines: list[str]
+    problems: list[str]
+    status: int
+
+
+def evaluate_folders(folders: Sequence[Path], given: Mapping[str, Any], jobs: int) -> int:
+    """Return the exit status after evaluating all folders: 0, or that of the first problem.
+
+    Args:
+        folders: run folders.
+        given: arguments of `evaluate_run` that were asked for; the rest is each recipe's.
+        jobs: folders evaluated at the same time, each in a process of its own with one thread.
+
+    Raises:
+        UserError: what was asked for is wrong. RobustPoliciesError: the only folder cannot be evaluated.
+    """
+    # What is wrong for every folder is said once, before any of them.
+    names = ("suite", "sizes", "episodes", "seeds", "attacks")
+    resolved_suite(**{name: given[name] for name in names if name in given})
+    if len(folders) == 1:
+        open_run(folders[0])
+    console = Console()
+    outcomes: list[_Outcome] = []
+    with Progress(console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("evaluating", total=float(len(folders)))
+
+        def report(done: float, text: str) -> None:
+            bar.update(task, completed=len(outcomes) + done, description=f"evaluating {text}")
+
+        parallel = jobs > 1 and len(folders) > 1
+        for outcome in _side_by_side(folders, given, jobs) if parallel else _in_turn(folders, given, report):
+            outcomes.append(outcome)
+            report(0.0, "")
+            for line in outcome.lines:
+                print(line)
+            for line in outcome.problems:
+                print(line, file=sys.stderr)
+            sys.stdout.flush()
+    return next((outcome.status for outcome in outcomes if outcome.status), 0)
+
+
+def _in_turn(folders: Sequence[Path], given: Mapping[str, Any], report: Report) -> Iterator[_Outcome]:
+    for folder in folders:
+        try:
+            yield _evaluated(folder, given, report)
+        except RobustPoliciesError as error:
+            if len(folders) == 1:
+                raise
+            yield _Outcome([], [f"error: {folder}: {error}"], error.exit_status)
+
+
+def _side_by_side(folders: Sequence[Path], given: Mapping[str, Any], jobs: int) -> Iterator[_Outcome]:
+    context = multiprocessing.get_context("spawn")
+    # A thread each: the processes would take the cores from one another.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    with ProcessPoolExecutor(min(jobs, len(folders)), mp_context=context) as pool:
+        try:
+            for future in as_completed([pool.submit(_apart, folder, dict(given)) for folder in folders]):
+                yield future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _apart(folder: Path, given: Mapping[str, Any]) -> _Outcome:
+    """Return the outcome in a process of its own; the journal keeps what an interruption ends."""
+    try:
+        return _evaluated(folder, given, None)
+    except RobustPoliciesError as error:
+        return _Outcome([], [f"error: {folder}: {error}"], error.exit_status)
+    except KeyboardInterrupt:
+        return _Outcome([], [f"error: {folder}: interrupted"], 1)
+
+
+def _evaluated(folder: Path, given: Mapping[str, Any], report: Report | None) -> _Outcome:
+    run = open_run(folder)
+    options: dict[str, Any] = {}
+    if run.recipe.is_file():
+        section = run.read_recipe().evaluation
+        options = {"tasks": section.tasks or None}
+        if "suite" not in given:
+            options |= {"suite": section.suite, "sizes": section.sizes}
+            options |= {"episodes": section.episodes, "seeds": section.seeds}
+    found = evaluate_run(folder, **{**options, **given}, progress=report)
+    problems = [
+        f"Not evaluated: {failure['task']} {failure['perturbation']}: {failure['reason']}"
+        for failure in found["failures"]
+    ]
+    lines = [
+        f"Left out: {skipped['task']} {skipped['perturbation']}: {skipped['reason']}" for skipped in found["skipped"]
+    ]
+    lines += [line for task in found["tasks"] for line in _returns(found, task)]
+    lines.append(f"Evaluated in {found['seconds']:.0f} s: {run.evaluation}")
+    return _Outcome(lines, problems, 1 if problems else 0)
+
+
+def _returns(found: Mapping[str, Any], task: str) -> Iterator[str]:
+    """Yield what a reader wants to know at once: the return without and with the worst attack."""
+    rows = [row for row in found["rows"] if row["task"] == task and row["size"] == 0.0]
+    first = [row for row in rows if row["perturbation"] == rows[0]["perturbation"] and row["norm"] == rows[0]["norm"]]
+    returns = [value for row in first for value in row["returns"]]
+    if returns:
+        yield f"{task}: mean return {sum(returns) / len(returns):.1f} over {len(returns)} episodes, unperturbed"
+    for one in [one for one in found["worst"] if one["task"] == task][-1:]:
+        yield (
+            f"{task}: mean return {one['mean']:.1f} under the strongest attack found ({one['attack']}, {one['norm']}, "
+            f"size {one['size']:g})"
+        )

@@ -1,0 +1,109 @@
+"""Faults of sensors and actuators, disturbances of the plant, and grids of its physical parameters."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import gymnasium
+
+from robust_policies.envs import Plant, load_plant
+from robust_policies.envs.perturb import Spec
+from robust_policies.envs.perturb.specs import DynamicsShift
+from robust_policies.envs.registration import ours
+from robust_policies.evaluation.bench import OBSERVATION, Bench, Part, measurement
+from robust_policies.evaluation.suites import FaultEntry, GridEntry
+
+RELATIVE = "relative change"
+# The unperturbed observation: a noise of size 0.
+_STILL = "uniform"
+
+
+def measure_nominal(bench: Bench) -> tuple[Part, Part]:
+    """Return the reported and the tuning episodes without any perturbation but the wrappers around the task."""
+    return bench.play(_STILL, [0.0], tuning=True, record=bench.suite.record)
+
+
+def measure_noise(bench: Bench, name: str) -> dict[str, Any]:
+    """Return the measurements under a random perturbation of the observations, at all sizes."""
+    part, _ = bench.play(name, bench.suite.sizes)
+    labels = {
+        "group": "noise",
+        "perturbation": name,
+        "attack": "",
+        "norm": "",
+        "unit": OBSERVATION,
+        "point": {},
+    }
+    rows = [measurement(part, index, **labels, size=size) for index, size in enumerate(bench.suite.sizes)]
+    return {"rows": rows}
+
+
+def measure_fault(bench: Bench, entry: FaultEntry, group: str) -> dict[str, Any]:
+    """Return the measurements inside a wrapper, one for each value of its parameter.
+
+    It sits nearest to the plant: a fault of the sensor itself, before whatever else is around the task.
+    """
+    labels = {"group": group, "perturbation": entry.shown, "attack": "", "norm": "", "unit": entry.unit, "point": {}}
+    rows = []
+    for value in entry.values:
+        part, _ = bench.play(_STILL, [0.0], inside=[entry.spec(value)])
+        rows.append(measurement(part, 0, **labels, size=float(value)))
+    return {"rows": rows}
+
+
+def unsuited(bench: Bench, entry: FaultEntry) -> str | None:
+    """Return why a task cannot have a fault, None if it can."""
+    if entry.perturbation != "ForceDisturbance":
+        return None
+    if not ours(bench.task):
+        named = "body" in (entry.model_extra or {})
+        return None if named else f"{bench.task} is not of this package; name the body of its model that is pushed"
+    if not _plant(bench).disturbance_names:
+        return f"the plant of {bench.task} has no disturbance input"
+    return None
+
+
+def grid_names(bench: Bench, entry: GridEntry) -> tuple[str, str] | None:
+    """Return the two parameters of a grid, those named or the task's first two that vary; None if it has no such."""
+    if entry.x is not None and entry.y is not None:
+        return entry.x, entry.y
+    if not ours(bench.task):
+        return None
+    names = list(_plant(bench).task.randomize)
+    return (names[0], names[1]) if len(names) > 1 else None
+
+
+def measure_grid(bench: Bench, entry: GridEntry, names: tuple[str, str]) -> dict[str, Any]:
+    """Return the measurements at all pairs of factors of two physical parameters.
+
+    In this package's environments all points run side by side, each environment with its own parameters; in others one
+    after the other inside wrappers. A measurement's size is the largest of the two |factor - 1|.
+    """
+    points = [dict(zip(names, pair, strict=True)) for pair in itertools.product(entry.factors, repeat=2)]
+    labels = {
+        "group": "parameter",
+        "perturbation": ", ".join(names),
+        "attack": "",
+        "norm": "",
+        "unit": RELATIVE,
+    }
+    if ours(bench.task):
+        factors = {name: [point[name] for point in points] for name in names}
+        part, _ = bench.play(_STILL, [0.0] * len(points), factors=factors)
+        parts = [(part, index) for index in range(len(points))]
+    else:
+        parts = [(bench.play(_STILL, [0.0], inside=_shifts(point))[0], 0) for point in points]
+    rows = [
+        measurement(part, index, **labels, point=point, size=max(abs(value - 1.0) for value in point.values()))
+        for point, (part, index) in zip(points, parts, strict=True)
+    ]
+    return {"rows": rows}
+
+
+def _shifts(point: dict[str, float]) -> list[Spec]:
+    return [DynamicsShift(parameter=name, factor=factor) for name, factor in point.items()]
+
+
+def _plant(bench: Bench) -> Plant:
+    return load_plant(bench.env_kwargs.get("task", gymnasium.spec(bench.task).kwargs["task"]))

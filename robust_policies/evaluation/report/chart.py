@@ -1,0 +1,152 @@
+"""What a picture shows, apart from how it is drawn: with plotly in the page, with matplotlib in the files beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Okabe and Ito's colours, distinguishable with any colour vision. Markers and dashes tell lines apart without colour.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x", "star", "pentagon", "hexagon")
+DASHES = ("solid", "dash", "dot", "dashdot")
+
+
+@dataclass(frozen=True)
+class Look:
+    """How the lines of one method look in every picture."""
+
+    colour: str
+    marker: str
+    dash: str
+
+    @classmethod
+    def of(cls, index: int) -> Look:
+        """Return the look of the method number `index`; the first seven have colours of their own."""
+        return cls(
+            COLOURS[index % len(COLOURS)],
+            MARKERS[index % len(MARKERS)],
+            DASHES[index // len(COLOURS) % len(DASHES)],
+        )
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line, or one set of points, of a panel.
+
+    Attributes:
+        name: what the legend calls it; a click on it there hides or shows it in every picture.
+        look: colour, marker and dash.
+        x, y: the values, (points,).
+        low, high: ends of an interval in y, (points,); drawn as a band behind a line and as bars at points.
+        x_low, x_high: ends of an interval in x, (points,); drawn as bars.
+        line, points: whether the values are joined, and whether they are marked.
+        faint: a series in the background, such as the single training seeds behind their method.
+        text: what the pointer shows of each point, (points,); empty: x, y and the interval.
+        step: joined by steps rather than slopes.
+    """
+
+    name: str
+    look: Look
+    x: Sequence[float] | NDArray[np.float64]
+    y: Sequence[float] | NDArray[np.float64]
+    low: Sequence[float] | NDArray[np.float64] | None = None
+    high: Sequence[float] | NDArray[np.float64] | None = None
+    x_low: Sequence[float] | NDArray[np.float64] | None = None
+    x_high: Sequence[float] | NDArray[np.float64] | None = None
+    line: bool = True
+    points: bool = True
+    faint: bool = False
+    text: Sequence[str] = ()
+    step: bool = False
+
+
+@dataclass(frozen=True)
+class Heat:
+    """A map of colours: `values` (len(y), len(x)), NaN where nothing was measured, over the labels of its sides.
+
+    `notes` (len(y), len(x)) is what the pointer and the table say of each field; empty: the value.
+    """
+
+    x: Sequence[str]
+    y: Sequence[str]
+    values: NDArray[np.float64]
+    low: float
+    high: float
+    digits: int = 3
+    notes: Sequence[Sequence[str]] = ()
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes; `y_names` writes words at y = 0, 1, 2, ... from the top down."""
+
+    title: str
+    x_label: str
+    y_label: str
+    series: Sequence[Series] = ()
+    heat: Heat | None = None
+    log_x: bool = False
+    log_y: bool = False
+    y_names: Sequence[str] = ()
+
+    @property
+    def decades_x(self) -> float:
+        """How many powers of ten the values of x span."""
+        return _decades([v for s in self.series for v in (s.x, s.x_low, s.x_high) if v is not None])
+
+    @property
+    def decades_y(self) -> float:
+        """How many powers of ten the values of y span."""
+        return _decades([v for s in self.series for v in (s.y, s.low, s.high) if v is not None])
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A picture of one or several panels with one legend.
+
+    Attributes:
+        key: its file name without suffix, and its anchor in the page.
+        title: one line about it.
+        caption: what is drawn and how to read it, plain text.
+        share_y: whether all panels have the same range of y.
+        columns: panels in a row, at most.
+    """
+
+    key: str
+    title: str
+    caption: str
+    panels: Sequence[Panel]
+    share_y: bool = False
+    columns: int = 2
+    legend: bool = True
+
+    def legend_entries(self) -> list[Series]:
+        """Return one series for each name in the picture, in order, the clear ones before the faint."""
+        series = [one for panel in self.panels for one in panel.series]
+        first = {one.name: one for one in [*(s for s in series if not s.faint), *series][::-1]}
+        order = dict.fromkeys(one.name for one in series)
+        return [first[name] for name in order] if self.legend else []
+
+
+def _decades(parts: Sequence[Sequence[float] | NDArray[np.float64]]) -> float:
+    values = np.concatenate([np.asarray(part, float) for part in parts]) if parts else np.ones(1)
+    values = values[np.isfinite(values) & (values > 0)]
+    return float(np.log10(values.max() / values.min())) if values.size else 0.0
+
+
+def y_range(chart: Chart) -> tuple[float, float] | None:
+    """Return the range of y that all panels of a chart share, with a margin; None: each has its own."""
+    if not chart.share_y:
+        return None
+    series = [one for panel in chart.panels for one in panel.series]
+    parts = [np.asarray(v, float) for s in series for v in (s.y, s.low, s.high) if v is not None]
+    values = np.concatenate(parts) if parts else np.empty(0)
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return None
+    low, high = float(values.min()), float(values.max())
+    margin = 0.05 * (high - low) or max(1e-9, 0.05 * abs(high)) or 1.0
+    return low - margin, high + margin

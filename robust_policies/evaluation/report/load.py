@@ -1,0 +1,349 @@
+"""What a report reads of run folders, with a note in words for each part that is missing or broken."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+import zipfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from robust_policies.certificates import Certificate
+from robust_policies.certificates.files import read_json
+from robust_policies.errors import CorruptFileError, InvalidValueError, MissingFileError, UserError
+
+EVALUATION_SCHEMA = 2
+PROVENANCE_SCHEMA = 1
+TIGHTNESS_SCHEMA = 1
+TRAINING_TAG = "rollout/ep_rew_mean"
+RUN_FILES = ("evaluation.json", "certificate.json", "policy.json", "recipe.yaml", "provenance.json")
+SIGNALS = ("observations", "perturbed", "actions", "rewards")
+# What the first schema measured, in the words of the second.
+_FIRST_SCHEMA = {
+    "pgd": ("attack", "per_step_l2"),
+    "l2": ("noise", "per_step_l2"),
+    "uniform": ("noise", "per_step_linf"),
+    "gaussian": ("noise", ""),
+}
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement: the returns of some episodes under one perturbation of one size.
+
+    `attack` is what was run where a perturbation can take several forms, or what was chosen as the worst;
+    `point` the factors of a changed plant; `gain` the largest ratio |change of actions| / |perturbation| of an episode.
+    """
+
+    task: str
+    group: str
+    perturbation: str
+    norm: str
+    size: float
+    point: tuple[tuple[str, float], ...]
+    seed: int
+    returns: Array
+    attack: str = ""
+    unit: str = ""
+    gain: float | None = None
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Recorded episodes: each signal is (time, episodes, components), rewards (time, episodes)."""
+
+    task: str
+    perturbation: str
+    norm: str
+    size: float
+    signals: dict[str, Array]
+
+
+@dataclass
+class Run:
+    """What a report shows of one run folder; parts that are missing are None or empty, and named in `notes`."""
+
+    folder: Path
+    name: str
+    method: str
+    method_key: str
+    training_seed: int | None = None
+    evaluation: dict[str, Any] | None = None
+    rows: list[Row] = field(default_factory=list)
+    critical: list[dict[str, Any]] = field(default_factory=list)
+    recordings: list[Recording] = field(default_factory=list)
+    certificate: Certificate | None = None
+    tightness: tuple[Array, Array, float | None] | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+    training: tuple[Array, Array] | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def find_runs(paths: Sequence[Path]) -> list[Path]:
+    """Return the run folders among `paths`, and those directly inside the ones that are none, each once.
+
+    Raises:
+        MissingFileError: a path is not a folder. InvalidValueError: one holds no run.
+    """
+    if not paths:
+        raise InvalidValueError("No run folder was given; expected at least one.")
+    found: dict[Path, Path] = {}
+    for path in paths:
+        if not path.is_dir():
+            raise MissingFileError(f"Run folder {str(path)!r} does not exist; make one with `robust-policies train`.")
+        runs = [path] if _is_run(path) else [child for child in sorted(path.iterdir(), key=_natural) if _is_run(child)]
+        if not runs:
+            raise InvalidValueError(
+                f"{str(path)!r} is not a run folder and holds none: a run folder has one of {', '.join(RUN_FILES)}. "
+                "Make one with `robust-policies train`."
+            )
+        for run in runs:
+            found.setdefault(run.resolve(), run)
+    return list(found.values())
+
+
+def _is_run(path: Path) -> bool:
+    return path.is_dir() and any((path / name).is_file() for name in RUN_FILES)
+
+
+def _natural(path: Path) -> list[tuple[int, int | str]]:
+    """Return a key that puts seed_2 before seed_10."""
+    parts: list[tuple[int, int | str]] = []
+    digits = "".join(c if c.isdigit() else f"\0{c}\0" for c in path.name).split("\0")
+    for part in filter(None, digits):
+        parts.append((0, int(part)) if part.isdigit() and part.isascii() else (1, part))
+    return parts
+
+
+def load_runs(folders: Sequence[Path]) -> list[Run]:
+    """Return what can be shown of each folder; names are the folders', made unique by their parents'."""
+    names = [folder.resolve().name for folder in folders]
+    runs = []
+    for folder, name in zip(folders, names, strict=True):
+        if names.count(name) > 1:
+            name = f"{folder.resolve().parent.name}/{name}"
+        runs.append(_load(folder, name))
+    return runs
+
+
+def _load(folder: Path, name: str) -> Run:
+    run = Run(folder, name, name, str(folder.resolve()))
+    evaluation = _try(run, lambda: _evaluation(folder / "evaluation.json"))
+    if evaluation is not None:
+        run.evaluation = evaluation
+        run.rows = _rows(run, evaluation)
+        run.critical = _objects(evaluation, "critical_sizes")
+        for failure in _objects(evaluation, "failures"):
+            under = f" under {failure['perturbation']}" if failure.get("perturbation") else ""
+            run.notes.append(f"{failure.get('task')} was not evaluated{under}: {failure.get('reason')}")
+        for left in _objects(evaluation, "skipped"):
+            run.notes.append(f"{left.get('task')}: {left.get('perturbation')} was left out: {left.get('reason')}")
+        around = evaluation.get("perturbations")
+        if isinstance(around, list) and around:
+            run.notes.append(
+                f"evaluated inside wrappers, the first nearest to the plant: {', '.join(map(_wrapper, around))}"
+            )
+        run.recordings = _try(run, lambda: _recordings(folder / "trajectories.npz", evaluation)) or []
+    run.certificate = _try(run, lambda: _certificate(folder / "certificate.json"))
+    if (folder / "tightness.json").exists():
+        run.tightness = _try(run, lambda: _tightness(folder / "tightness.json"))
+    if (folder / "provenance.json").exists():
+        path = folder / "provenance.json"
+        run.provenance = _try(run, lambda: read_json(path, "provenance", PROVENANCE_SCHEMA)) or {}
+    run.training = _try(run, lambda: training_curve(folder))
+    _name_method(run)
+    return run
+
+
+def _objects(evaluation: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    """Return the objects in a list of an evaluation, none where it is no list."""
+    found = evaluation.get(key)
+    return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
+
+
+def _try(run: Run, read: Any) -> Any:
+    """Return what `read` returns, or None with a note that says why not."""
+    try:
+        return read()
+    except (UserError, OSError, UnicodeDecodeError) as error:
+        run.notes.append(str(error))
+        return None
+
+
+def _name_method(run: Run) -> None:
+    """Set what the run is a training seed of: the evaluation's word for it, else the recipe without its seed."""
+    evaluation = run.evaluation or {}
+    seed = evaluation.get("training_seed", run.provenance.get("seed"))
+    run.training_seed = seed if isinstance(seed, int) and not isinstance(seed, bool) else None
+    method = evaluation.get("method")
+    if isinstance(method, str) and method.strip():
+        run.method, run.method_key = method.strip(), f"method {method.strip()}"
+        return
+    cell = evaluation.get("cell")
+    if isinstance(cell, str) and cell and cell not in run.name:
+        run.method = f"{cell} ({run.name})"
+    try:
+        recipe = yaml.safe_load((run.folder / "recipe.yaml").read_text())
+        if isinstance(recipe, dict) and len(recipe) > 2:
+            recipe = {key: value for key, value in recipe.items() if key not in ("seed", "description")}
+            text = json.dumps(recipe, sort_keys=True, default=str)
+            run.method_key = f"recipe {hashlib.sha256(text.encode()).hexdigest()}"
+    except (OSError, ValueError, yaml.YAMLError):
+        return
+
+
+def _evaluation(path: Path) -> dict[str, Any]:
+    content = read_json(path, "evaluation", EVALUATION_SCHEMA)
+    if not isinstance(content.get("rows"), list):
+        raise CorruptFileError(
+            f"{path} has no table of rows; write it again with `robust-policies evaluate {path.parent}`."
+        )
+    # Half a character (a lone surrogate) is valid JSON and cannot be drawn or written.
+    return _whole_characters(content) if b"\\ud" in path.read_bytes().lower() else content
+
+
+def _whole_characters(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()
+    if isinstance(value, list):
+        return [_whole_characters(item) for item in value]
+    if isinstance(value, dict):
+        return {_whole_characters(key): _whole_characters(item) for key, item in value.items()}
+    return value
+
+
+def _rows(run: Run, evaluation: dict[str, Any]) -> list[Row]:
+    """Return the measurements that can be read, the worst attacks among them as group "worst"."""
+    given = list(evaluation["rows"])
+    worst = evaluation.get("worst")
+    if isinstance(worst, list):
+        given += [{**item, "group": "worst", "perturbation": "worst"} for item in worst if isinstance(item, dict)]
+    rows = [row for row in map(_row, given) if row is not None]
+    if len(rows) < len(given):
+        run.notes.append(f"{len(given) - len(rows)} of {len(given)} rows of evaluation.json could not be read")
+    return rows
+
+
+def _row(raw: Any) -> Row | None:
+    """Return a row, None if it lacks what a row has or holds no finite numbers."""
+    if not isinstance(raw, dict):
+        return None
+    try:
+        returns = np.asarray(raw["returns"], dtype=np.float64)
+        size, seed = float(raw["size"]), int(raw.get("seed") or 0)
+        perturbation, task = str(raw["perturbation"]), str(raw["task"])
+        point = tuple((str(key), float(value)) for key, value in (raw.get("point") or {}).items())
+        gain = raw.get("measured_gain")
+        gain = None if gain is None else float(gain)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+        return None
+    factors = [size, *(value for _, value in point)]
+    if returns.ndim != 1 or not returns.size or not np.isfinite(returns).all() or not np.isfinite(factors).all():
+        return None
+    old_group, old_norm = _FIRST_SCHEMA.get(perturbation, ("noise", ""))
+    group, norm = str(raw.get("group", old_group)), str(raw.get("norm", old_norm))
+    gain = gain if gain is not None and math.isfinite(gain) and gain > 0 else None
+    attack, unit = str(raw.get("attack") or ""), str(raw.get("unit") or "")
+    return Row(task, group, perturbation, norm, size, point, seed, returns, attack, unit, gain)
+
+
+def _recordings(path: Path, evaluation: dict[str, Any]) -> list[Recording]:
+    index = evaluation.get("trajectories") or []
+    if not isinstance(index, list) or not index:
+        return []
+    if not path.is_file():
+        raise MissingFileError(f"{path} does not exist; the evaluation names trajectories in it.")
+    found = []
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            for item in index:
+                key = str(item["key"])
+                signals = {name: _signal(arrays, key, name) for name in SIGNALS}
+                kept = {name: value for name, value in signals.items() if value is not None}
+                what = (str(item["task"]), str(item.get("perturbation") or ""), str(item.get("norm") or ""))
+                if kept:
+                    found.append(Recording(*what, float(item["size"]), kept))
+    except (KeyError, TypeError, ValueError, OverflowError, EOFError, zipfile.BadZipFile) as error:
+        what = f"{path} cannot be read ({error}); write it again with `robust-policies evaluate`."
+        raise CorruptFileError(what) from error
+    return found
+
+
+def _signal(arrays: Any, key: str, name: str) -> Array | None:
+    """Return the array `name` of a recording, whatever separates the two in its name; None without one."""
+    for given in arrays.files:
+        rest = given[len(key) + 1 :]
+        if given.startswith(key) and not given[len(key) : len(key) + 1].isalnum() and rest.startswith(name):
+            value = np.asarray(arrays[given], dtype=np.float64)
+            if value.ndim == 2 and name != "rewards":
+                value = value[:, :, None]
+            if value.ndim == (2 if name == "rewards" else 3) and value.size:
+                return value
+    return None
+
+
+def _certificate(path: Path) -> Certificate:
+    try:
+        return Certificate.from_json(path)
+    except OverflowError as error:
+        raise CorruptFileError(f"{path} cannot be read ({error}); write it again with `certify`.") from error
+
+
+def _tightness(path: Path) -> tuple[Array, Array, float | None]:
+    """Return (steps, gain found, proven gain or None)."""
+    content = read_json(path, "tightness", TIGHTNESS_SCHEMA)
+    try:
+        steps, gain = (np.asarray(content[key], dtype=np.float64) for key in ("steps", "gain"))
+        proven = None if content.get("gamma_raw") is None else float(content["gamma_raw"])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise CorruptFileError(f"{path} has no steps and gains ({error}); write it again with `certify`.") from error
+    if steps.ndim != 1 or steps.shape != gain.shape or not steps.size or not np.isfinite([steps, gain]).all():
+        raise CorruptFileError(f"{path}: steps and gains are not two lists of as many numbers; write it again.")
+    return steps, gain, proven if proven is not None and math.isfinite(proven) and proven > 0 else None
+
+
+def _wrapper(item: Any) -> str:
+    """Return an item of a list of perturbations as a reader writes it: ObservationDelay: 2."""
+    if not isinstance(item, dict):
+        return str(item)
+    return ", ".join(f"{name}: {value}" for name, value in item.items()).replace("'", "")
+
+
+def training_curve(folder: Path) -> tuple[Array, Array] | None:
+    """Return (environment steps, mean return) from progress.csv or the TensorBoard events, None if there is neither."""
+    path = folder / "progress.csv"
+    if path.is_file():
+        with path.open(newline="") as file:
+            return _curve([(row.get("time/total_timesteps"), row.get(TRAINING_TAG)) for row in csv.DictReader(file)])
+    events = sorted((folder / "tensorboard").rglob("events.out.tfevents.*"))
+    points: dict[Any, Any] = {}
+    for event in events:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        accumulator = EventAccumulator(str(event), size_guidance={"scalars": 0})
+        accumulator.Reload()
+        if TRAINING_TAG in accumulator.Tags()["scalars"]:
+            # A resumed run repeats steps; the later file is what happened.
+            points.update({scalar.step: scalar.value for scalar in accumulator.Scalars(TRAINING_TAG)})
+    return _curve(sorted(points.items()))
+
+
+def _curve(points: Iterable[tuple[Any, Any]]) -> tuple[Array, Array] | None:
+    numbers = []
+    for step, value in points:
+        try:
+            numbers.append((float(step), float(value)))
+        except (TypeError, ValueError):
+            continue
+    array = np.array([pair for pair in numbers if np.isfinite(pair).all()])
+    return (array[:, 0], array[:, 1]) if len(array) else None

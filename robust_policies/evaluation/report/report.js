@@ -1,0 +1,49 @@
+"use strict";
+(() => {
+  const charts = JSON.parse(document.getElementById("charts").textContent);
+  const coarse = matchMedia("(pointer: coarse)").matches;
+  const config = {
+    responsive: true, displaylogo: false, scrollZoom: false,
+    displayModeBar: coarse ? false : "hover",
+    modeBarButtons: [["toImage", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
+  };
+  const hidden = new Set();
+  // What is folded away has no width yet, and is drawn when it is unfolded.
+  const folded = (plot) => plot.closest("details:not([open])") !== null;
+  const todo = Array.from(document.querySelectorAll(".plot")).filter((plot) => !folded(plot));
+  const show = (plot) => {
+    const panel = charts[plot.dataset.chart][Number(plot.dataset.panel)];
+    // A finger scrolls the page; dragging a picture would catch it.
+    const layout = coarse ? { ...panel.layout, dragmode: false } : panel.layout;
+    plot.replaceChildren();
+    return Plotly.newPlot(plot, panel.data, layout, config);
+  };
+  const next = () => {
+    const plot = todo.shift();
+    if (!plot) { document.documentElement.dataset.drawn = "all"; return; }
+    show(plot).then(() => setTimeout(next), (error) => { console.error(error); setTimeout(next); });
+  };
+  const apply = () => {
+    for (const plot of document.querySelectorAll(".js-plotly-plot")) {
+      const visible = plot.data.map((trace) => !hidden.has(trace.name));
+      Plotly.restyle(plot, { visible });
+    }
+    for (const button of document.querySelectorAll(".legend button")) {
+      button.setAttribute("aria-pressed", String(!hidden.has(button.dataset.name)));
+    }
+  };
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest(".legend button");
+    if (!button) return;
+    const name = button.dataset.name;
+    if (!hidden.delete(name)) hidden.add(name);
+    apply();
+  });
+  document.addEventListener("toggle", (event) => {
+    for (const plot of event.target.querySelectorAll(".plot:not(.js-plotly-plot)")) {
+      if (!folded(plot)) show(plot).then(apply);
+    }
+  }, true);
+  document.documentElement.classList.add("live");
+  next();
+})();

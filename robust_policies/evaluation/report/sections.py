@@ -1,0 +1,302 @@
+"""The parts of the page that are words and tables."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from robust_policies.certificates.certificate import Certificate, upward
+from robust_policies.evaluation.report.gains import found_gains, proven_gains
+from robust_policies.evaluation.report.load import Run
+from robust_policies.evaluation.report.markup import details, escape, interval, name_of, number, spread, table
+from robust_policies.evaluation.report.methods import (
+    NORM_WORDS,
+    Condition,
+    Method,
+    condition_title,
+    conditions_of,
+    main_worst,
+    shown_sizes,
+    tasks_of,
+    worst_was_derived,
+)
+
+STATUS_WORDS = {"PASS": "proven", "VIOLATED": "refuted", "NOT_CERTIFIED": "not certified"}
+READING = (
+    "A certificate is about the policy alone: the gain from the observations it reads to its mean actions, in open "
+    "loop. It says nothing about exploration noise, and <b>a gain in open loop does not bound a return in closed "
+    "loop</b>: every return here is a measurement.",
+    "A found gain is a lower bound with a witness. A low ratio of found to proven means a loose bound <b>or</b> a weak "
+    "search; it cannot say which. “Not certified” never means unstable.",
+    "The worst attack is the worst of those that were run, chosen on other episodes than those reported. "
+    "<b>A stronger attack may exist.</b>",
+    "The interquartile mean leaves out the best and the worst quarter of the episodes. What it hides is in the mean of "
+    "the worst tenth (CVaR 10%) and in the performance profiles.",
+    "Return per size: the mean return over perturbation sizes from 0 to the largest that all methods share (area under "
+    "the curve divided by its width). Size at 80%: the smallest size found by bisection at which the mean return has "
+    "lost a fifth of its nominal magnitude.",
+)
+
+
+def notes(runs: Sequence[Run], tasks: Sequence[str]) -> str:
+    """Return what is missing or broken, the same words said once."""
+    said: dict[str, list[str]] = {}
+    for run in runs:
+        for note in run.notes:
+            said.setdefault(note.replace(f"{run.folder}/", ""), []).append(run.name)
+    items = []
+    for note, names in said.items():
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        items.append(f"<p class='note'><b>{escape(', '.join(names[:3]))}{more}</b>: {escape(note)}</p>")
+    if len({frozenset(row.task for row in run.rows) for run in runs if run.rows}) > 1:
+        text = "Not all of these policies were evaluated in the same tasks; each task's part shows those that were."
+        items.insert(0, f"<p class='note'>{text}</p>")
+    if len(items) > 5:
+        return details(f"{len(items)} notes on what is missing, broken or particular", "".join(items))
+    return "".join(items)
+
+
+def badge(certificates: Sequence[Certificate | None]) -> str:
+    """Return the status of the certificates of a method: one word, and how many of how many where they differ."""
+    states = [certificate.status if certificate is not None else "MISSING" for certificate in certificates]
+    order = ("VIOLATED", "MISSING", "NOT_CERTIFIED", "PASS")
+    parts = []
+    for state in order:
+        count = states.count(state)
+        if count:
+            words = STATUS_WORDS.get(state, "no certificate")
+            several = f"{count} of {len(states)} " if count < len(states) else ""
+            parts.append(f"<span class='badge {state}'>{several}{words}</span>")
+    return " ".join(parts)
+
+
+def glance(methods: Sequence[Method], task: str) -> str:
+    """Return the table of everything at a glance, in one task."""
+    worst = main_worst(methods, task)
+    shown = [method for method in methods if task in method.tasks]
+    sizes = shown_sizes(shown, worst) if worst is not None else []
+    middle = sizes[len(sizes) // 2] if sizes else None
+    shared = [set(method.sizes(worst)) for method in shown if worst is not None and method.sizes(worst)]
+    up_to = max(set.intersection(*shared), default=0.0) if shared else 0.0
+    rows = []
+    for method in shown:
+        row = [name_of(method), str(len(method.runs)), badge([run.certificate for run in method.runs])]
+        row += [spread([upward(gain, 4) for gain in proven_gains(method)]), spread(found_gains(method))]
+        nominal = method.nominal(task)
+        if worst is None:
+            rows.append([*row, "-" if nominal is None else f"{float(np.mean(nominal)):.4g}"])
+            continue
+        row.append(interval(method.interval(worst, 0.0)))
+        row += [interval(method.interval(worst, size)) for size in sizes]
+        row += [number(method.tail(worst, middle)) if middle is not None else "-"]
+        rows.append([*row, number(method.area(worst, up_to)), _critical(method, worst)])
+    head = ["Method", "Seeds", "Certificate", "Proven gain", "Found gain", "Nominal return"]
+    if worst is not None:
+        head += [f"Worst attack, size {size:g}" for size in sizes]
+        head += [f"CVaR 10%, size {middle:g}" if middle is not None else "CVaR 10%", "Return per size", "Size at 80%"]
+    norm = f" Attack sizes bound the {NORM_WORDS.get(worst.norm, worst.norm)}." if worst is not None else ""
+    caption = (
+        f"Returns: interquartile mean [95% interval]; gains: median of the training seeds [smallest, largest].{norm}"
+    )
+    return table(head, rows, escape(caption), (1, *range(3, len(head))))
+
+
+def _critical(method: Method, worst: Condition) -> str:
+    """Return the size at which the return has fallen to its threshold: the median of the training seeds."""
+    found = []
+    for run in method.runs:
+        items = [item for item in run.critical if (item.get("task"), item.get("norm")) == (worst.task, worst.norm)]
+        if items:
+            sizes = [item.get("size") for item in items]
+            found.append(min(float(s) if isinstance(s, int | float) else math.inf for s in sizes))
+    if not found:
+        return "-"
+    middle = float(np.median(found))
+    return f"{middle:.3g}" if math.isfinite(middle) else f"&gt; {max(method.sizes(worst), default=0.0):g}"
+
+
+def attack_tables(methods: Sequence[Method], task: str) -> str:
+    """Return return by method and attack, a table for each norm and some sizes."""
+    parts = []
+    for worst in conditions_of(methods, task, ("worst",)):
+        attacks = [c for c in conditions_of(methods, task, ("attack", "worst")) if c.norm == worst.norm]
+        sizes = shown_sizes(methods, worst)
+        for size in sizes:
+            rows = []
+            for method in methods:
+                values = [method.interval(attack, size) for attack in attacks]
+                if all(math.isnan(value) for value, _, _ in values):
+                    continue
+                least = min((v for c, (v, _, _) in zip(attacks, values, strict=True) if c.group == "attack" and v == v),
+                            default=math.nan)  # fmt: skip
+                cells = [interval(v) if v[0] != least else f"<b>{interval(v)}</b>" for v in values]
+                rows.append([name_of(method), *cells, _chosen(method, worst, size)])
+            head = ["Method", *(escape(condition_title(attack)) for attack in attacks), "chosen as the worst"]
+            words = escape(NORM_WORDS.get(worst.norm, worst.norm))
+            caption = f"Return under each attack, size {size:g} ({words}); the lowest of a row is bold."
+            content = table(head, rows, caption, range(1, len(head) - 1))
+            opened = worst == main_worst(methods, task) and size == sizes[len(sizes) // 2]
+            parts.append(details(f"Size {size:g}, {words}", content, opened))
+    return f"<h3>Attack by policy</h3>{''.join(parts)}" if parts else ""
+
+
+def _chosen(method: Method, worst: Condition, size: float) -> str:
+    """Return which attacks were chosen as the worst, most often chosen first."""
+    names = [rows[0].attack for rows in method.rows(worst, size).values() if rows[0].attack]
+    order = sorted(set(names), key=lambda name: (-names.count(name), name))
+    several = len(method.runs) > 1
+    return escape(", ".join(f"{name} ({names.count(name)})" if several else name for name in order)) or "-"
+
+
+def worst_note(methods: Sequence[Method]) -> str:
+    """Return a warning where the worst attack was not chosen on other episodes."""
+    if not worst_was_derived([run for method in methods for run in method.runs]):
+        return ""
+    text = (
+        "Where an evaluation did not choose its worst attack on other episodes, the lowest mean of the reported ones "
+        "is taken: it flatters the attack a little."
+    )
+    return f"<p class='note'>{text}</p>"
+
+
+def certificates(methods: Sequence[Method]) -> str:
+    """Return the certificates: claim and factors of one training seed a method, and a table of all seeds."""
+    return "".join(map(_certificate, methods))
+
+
+def _certificate(method: Method) -> str:
+    known = [(run, run.certificate) for run in method.runs if run.certificate is not None]
+    title = f"<h3>{name_of(method)} {badge([run.certificate for run in method.runs])}</h3>"
+    if not known:
+        return f"<section>{title}<p>No certificate; run <code>robust-policies certify</code>.</p></section>"
+    # The weakest claim stands for the method; the others are in the table.
+    rank = {"VIOLATED": 2, "NOT_CERTIFIED": 1, "PASS": 0}
+    run, shown = max(known, key=lambda pair: (rank[pair[1].status], pair[1].gamma_raw or 0.0))
+    seed = "" if len(method.runs) == 1 else f"<b>{escape(run.name)}</b>, the weakest claim of the training seeds: "
+    parts = [f"<p class='claim'>{seed}{escape(shown.claim)}</p>"]
+    if shown.factors:
+        rows = [[escape(f.name), number(f.gain, 7), escape(f.note)] for f in shown.factors]
+        total = "-" if shown.gamma_raw is None else number(upward(shown.gamma_raw, 7), 7)
+        rows.append(["<b>product</b>", f"<b>{total}</b>", "raw observation to raw mean action"])
+        parts.append(table(["Factor", "Gain", "Where it comes from"], rows, "The gain, factor by factor", (1,)))
+    head = ["Training seed", "Status", "Proven gain", "Found gain", "Ratio", "Rate", "Overshoot", "Margin"]
+    rows = [
+        [
+            escape(one.name), badge([c]), number(c.gamma_raw and upward(c.gamma_raw, 5), 5), number(c.empirical_lower),
+            number(c.ratio, 3), number(c.rate), number(c.overshoot), number(c.margin, 3),
+        ]
+        for one, c in known
+    ]  # fmt: skip
+    content = table(head, rows, "All training seeds", range(2, len(head)))
+    if len(known) > 1:
+        claims = "".join(f"<p><b>{escape(one.name)}</b>: {escape(c.claim)}</p>" for one, c in known)
+        content = details(f"All {len(known)} training seeds", content + claims)
+    return f"<section>{title}{''.join(parts)}{content}</section>"
+
+
+def targets(methods: Sequence[Method]) -> str:
+    """Return what the recipes expect of training, and whether it was reached."""
+    rows = []
+    for method in methods:
+        for run in method.runs:
+            found = run.provenance.get("target")
+            row = _target(found) if isinstance(found, dict) else None
+            if row is not None:
+                rows.append([name_of(method), escape(run.name), *row])
+    if not rows:
+        return ""
+    caption = (
+        "What the recipe expects of training, and whether an evaluation while training (the policy without "
+        "exploration, in the training task) reached it in time."
+    )
+    head = ["Method", "Run", "Target return", "Within steps", "Reached", "Best evaluation in time"]
+    content = table(head, rows, caption, (2, 3))
+    return content if len(rows) <= 12 else details(f"Targets of {len(rows)} runs", content)
+
+
+def _target(found: dict[str, Any]) -> list[str] | None:
+    """Return the cells about one target, None if they cannot be read."""
+    try:
+        state, at = "<span class='badge VIOLATED'>not reached</span>", ""
+        if found["reached_steps"] is not None:
+            state = "<span class='badge PASS'>reached</span>"
+            at = f" at {found['reached_steps']:,} steps, {found['reached_cpu_seconds']:.0f} CPU seconds"
+        best = "-" if found["best"] is None else f"{found['best']:.1f} at {found['best_steps']:,} steps"
+        return [f"{found['expected']:g}", f"{found['within']:,}", state + at, best]
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
+
+
+def reproduce(methods: Sequence[Method]) -> str:
+    """Return the commands and what they ran on, by method."""
+    return "".join(map(_reproduce, methods))
+
+
+def _reproduce(method: Method) -> str:
+    folders = " ".join(shlex.quote(str(run.folder)) for run in method.runs)
+    lines = [_train_command(run) for run in method.runs]
+    lines += [f"robust-policies certify {shlex.quote(str(run.folder))}" for run in method.runs]
+    suite = (method.runs[0].evaluation or {}).get("suite")
+    option = f" --suite {shlex.quote(suite)}" if isinstance(suite, str) and suite else ""
+    lines += [f"robust-policies evaluate {folders}{option}", f"robust-policies report {folders}"]
+    commands = f"<pre>{escape(chr(10).join(lines))}</pre>"
+    if len(method.runs) > 1:
+        commands = details(f"Commands of {len(method.runs)} training seeds", commands)
+    first = method.runs[0]
+    rows = [
+        [escape(key.replace("_", " ")), escape(_setting("", first.provenance[key]).strip())]
+        for key in ("seed", "num_timesteps", "training_seconds", "written", "git_commit", "machine")
+        if first.provenance.get(key) is not None
+    ]
+    versions = first.provenance.get("versions")
+    if isinstance(versions, dict):
+        rows.append(["versions", escape(", ".join(f"{key} {value}" for key, value in versions.items()))])
+    evaluation = first.evaluation
+    if evaluation is not None:
+        keys = ("suite", "episodes", "seeds", "attack_budget", "seconds")
+        rows.append(["evaluation", escape("; ".join(_setting(k, evaluation[k]) for k in keys if k in evaluation))])
+    facts = table(["", escape(first.name)], rows) if rows else ""
+    return f"<h3>{name_of(method)}</h3>{commands}{facts}"
+
+
+def _train_command(run: Run) -> str:
+    command = run.provenance.get("command")
+    if isinstance(command, str):
+        return command
+    return f"robust-policies train {shlex.quote(str(run.folder / 'recipe.yaml'))} -o NEW_FOLDER"
+
+
+def _setting(name: str, value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{str(key).replace('_', ' ')} {item}" for key, item in value.items())
+    return f"{name} {', '.join(map(str, value)) if isinstance(value, list) else value}"
+
+
+def reading() -> str:
+    """Return how to read the report, and what it does not say."""
+    return f"<ul class='reading'>{''.join(f'<li>{text}</li>' for text in READING)}</ul>"
+
+
+def subtitle(methods: Sequence[Method]) -> str:
+    """Return how much there is, and what the intervals are over."""
+    counts = {len(method.runs) for method in methods}
+    least, most, tasks = min(counts), max(counts), len(tasks_of(methods))
+    seeds = f"{least}" if least == most else f"{least} to {most}"
+    if least > 1:
+        over = "Intervals are 95% bootstrap intervals over training seeds."
+    elif most == 1:
+        over = (
+            "With one training seed, intervals (95% bootstrap) are over episodes: they say nothing of another training."
+        )
+    else:
+        over = "Intervals (95% bootstrap) are over training seeds; for methods with one seed, over episodes."
+    words = f"{_count(len(methods), 'method')} with {seeds} training seed{'s' * (most > 1)} each"
+    return f"<p class='lead'>{words}; {_count(tasks, 'evaluated task')}. {over}</p>"
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number or 'no'} {word}{'s' * (number != 1)}"

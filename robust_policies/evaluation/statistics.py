@@ -1,0 +1,221 @@
+"""Statistics of returns: what is reported of them and how sure it is.
+
+Scores are an array (training seeds, episodes), or a list of such arrays, one a stratum (a task, a condition). What
+varies between repetitions of an experiment is the training seed, so the bootstrap resamples whole rows, in each stratum
+on its own; with one training seed everywhere it can only resample episodes, and `Interval.over` says so.
+Source: R. Agarwal and others, "Deep reinforcement learning at the edge of the statistical precipice" (NeurIPS 2021).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from scipy import integrate, stats
+
+from robust_policies.errors import InvalidValueError, ShapeError
+
+RESAMPLES = 2000
+LEVEL = 0.95
+SEEDS, EPISODES = "training seeds", "episodes"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A number and its 95% interval; `over` names what was resampled."""
+
+    value: float
+    low: float
+    high: float
+    over: str = SEEDS
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields by name."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The share of episodes whose score is above each threshold, with a pointwise 95% band; arrays (thresholds,)."""
+
+    thresholds: np.ndarray
+    value: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    over: str = SEEDS
+
+
+def iqm(scores: Any, *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+    """Return the interquartile mean of all scores (the lowest and highest quarter left out), 95% stratified bootstrap.
+
+    Args:
+        scores: (training seeds, episodes), or a list of these, one a stratum; a vector is one training seed.
+        resamples: of the bootstrap (percentile method).
+        seed: of the bootstrap.
+
+    Raises:
+        ShapeError, InvalidValueError: no scores, more than two dimensions, or not all finite.
+    """
+    return _interval(scores, lambda pooled: stats.trim_mean(pooled, 0.25, axis=-1), resamples, seed)
+
+
+def mean_interval(scores: Any, *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+    """Return the mean of all scores and its 95% stratified bootstrap interval; arguments and errors as `iqm`."""
+    return _interval(scores, lambda pooled: pooled.mean(axis=-1), resamples, seed)
+
+
+def optimality_gap(scores: Any, target: float, *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+    """Return by how much scores fall short of `target` in the mean, those above it counting 0: mean max(0, target - s).
+
+    Arguments and errors as `iqm`.
+    """
+    return _interval(scores, lambda pooled: np.maximum(target - pooled, 0.0).mean(axis=-1), resamples, seed)
+
+
+def probability_of_improvement(a: Any, b: Any, *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+    """Return P(A > B) + P(A = B) / 2 for the mean score of a training seed of each, with its 95% bootstrap interval.
+
+    The Mann-Whitney statistic divided by its largest value. Single episodes are compared if both have one training
+    seed only. Errors as `iqm`.
+
+    Args:
+        a: (training seeds of A, episodes).
+        b: (training seeds of B, episodes).
+        resamples: of the bootstrap (percentile method; A and B resampled on their own).
+        seed: of the bootstrap.
+    """
+    first, second = _matrix(a), _matrix(b)
+    single = len(first) == len(second) == 1
+    x, y = (m[0] if single else m.mean(axis=1) for m in (first, second))
+
+    def statistic(left: np.ndarray, right: np.ndarray, axis: int = -1) -> np.ndarray:
+        found = stats.mannwhitneyu(left, right, axis=axis, method="asymptotic")
+        return found.statistic / (left.shape[axis] * right.shape[axis])
+
+    low, high = _bootstrap((x, y), statistic, resamples, seed)
+    return Interval(float(statistic(x, y)), float(low), float(high), EPISODES if single else SEEDS)
+
+
+def performance_profile(scores: Any, thresholds: Any, *, resamples: int = RESAMPLES, seed: int = 0) -> Profile:
+    """Return the share of episodes with a score above each threshold, with a pointwise 95% band; errors as `iqm`.
+
+    Args:
+        scores: (training seeds, episodes).
+        thresholds: (n,) in the unit of the scores.
+        resamples: of the bootstrap over training seeds.
+        seed: of the bootstrap.
+    """
+    matrix = _matrix(scores)
+    levels = np.asarray(thresholds, dtype=np.float64).ravel()
+    above = matrix[:, :, None] > levels
+    single = len(matrix) == 1
+    shares = above[0].astype(np.float64) if single else above.mean(axis=1)
+    low, high = _bootstrap((shares,), lambda sample, axis=-1: sample.mean(axis=axis), resamples, seed, axis=0)
+    return Profile(levels, shares.mean(axis=0), low, high, EPISODES if single else SEEDS)
+
+
+def cvar(values: Any, fraction: float = 0.1) -> float:
+    """Return the mean of the worst (lowest) `fraction` of the values, the conditional value at risk.
+
+    n values weigh 1/n each; a value on the edge counts with the part of its weight that is inside.
+    Raises InvalidValueError, ShapeError as `iqm`, and for a fraction outside (0, 1].
+    """
+    if not 0.0 < fraction <= 1.0:
+        raise InvalidValueError(f"fraction is {fraction!r}; expected a number above 0 and at most 1.")
+    ordered = np.sort(_matrix(values), axis=None)
+    inside = fraction * ordered.size
+    weights = np.clip(inside - np.arange(ordered.size), 0.0, 1.0)
+    return float(weights @ ordered / inside)
+
+
+def area_under_curve(sizes: Any, values: Any) -> Any:
+    """Return the area under `values` (sizes, ...) over `sizes`, divided by the sizes' range: the mean over the sizes.
+
+    Trapezoidal rule, sizes sorted first; a float for one curve, else an array (...).
+
+    Raises:
+        ShapeError: fewer than two sizes, or values of another number.
+        InvalidValueError: two equal sizes, or numbers that are not finite.
+    """
+    x, y = np.asarray(sizes, dtype=np.float64), np.asarray(values, dtype=np.float64)
+    if x.ndim != 1 or len(x) < 2 or y.shape[:1] != x.shape:
+        raise ShapeError(f"sizes have shape {x.shape} and values {y.shape}; expected (n,) with n >= 2 and (n, ...).")
+    order = np.argsort(x)
+    x, y = x[order], y[order]
+    if not np.isfinite(x).all() or not np.isfinite(y).all() or (np.diff(x) == 0).any():
+        raise InvalidValueError("The curve has a size twice or numbers that are not finite; expected distinct sizes.")
+    area = integrate.trapezoid(y, x, axis=0) / (x[-1] - x[0])
+    return float(area) if y.ndim == 1 else area
+
+
+def tightness_ratio(found: float, proven: float) -> float:
+    """Return the largest gain found divided by the proven bound, in [0, 1] if both are right.
+
+    A low ratio means a loose bound or a weak search; which of the two it cannot tell.
+    """
+    if not (np.isfinite(found) and np.isfinite(proven) and found >= 0.0 and proven > 0.0):
+        raise InvalidValueError(f"The gains are {found!r} (found) and {proven!r} (proven); expected finite, >= 0, > 0.")
+    return float(found / proven)
+
+
+def summary(values: Any, seed: int = 0) -> dict[str, float]:
+    """Return {"mean", "low", "high"} of the episodes of one policy: the mean and its 95% bootstrap interval."""
+    found = mean_interval(np.ravel(np.asarray(values, dtype=np.float64)), seed=seed)
+    return {"mean": found.value, "low": found.low, "high": found.high}
+
+
+def _matrix(scores: Any) -> np.ndarray:
+    """Return scores as (training seeds, episodes); a vector is one training seed."""
+    try:
+        matrix = np.atleast_2d(np.asarray(scores, dtype=np.float64))
+    except (TypeError, ValueError) as error:
+        raise ShapeError(
+            f"The scores are not an array of numbers ({error}); expected (training seeds, episodes)."
+        ) from error
+    if matrix.ndim != 2 or matrix.size == 0:
+        raise ShapeError(f"The scores have shape {matrix.shape}; expected (training seeds, episodes), some of each.")
+    if not np.isfinite(matrix).all():
+        count = int((~np.isfinite(matrix)).sum())
+        raise InvalidValueError(f"{count} of {matrix.size} scores are NaN or infinite; expected finite numbers.")
+    return matrix
+
+
+def _interval(scores: Any, statistic: Callable[[np.ndarray], Any], resamples: int, seed: int) -> Interval:
+    """Return the statistic of all scores (it reduces the last axis) and its interval."""
+    strata = [_matrix(s) for s in scores] if _several(scores) else [_matrix(scores)]
+    single = all(len(matrix) == 1 for matrix in strata)
+    # Rows of a stratum are what is resampled: training seeds, or the episodes of the only one.
+    units = [matrix.T if single else matrix for matrix in strata]
+    value = float(statistic(np.concatenate([matrix.ravel() for matrix in strata])))
+
+    def resampled(*rows: np.ndarray, axis: int = -1) -> np.ndarray:
+        # A stratum of one row was doubled for scipy and must not weigh twice.
+        chosen = [unit[row.astype(np.intp)[..., : len(unit)]] for unit, row in zip(units, rows, strict=True)]
+        return statistic(np.concatenate([c.reshape(*c.shape[:-2], -1) for c in chosen], axis=-1))
+
+    rows = tuple(np.arange(len(unit)) for unit in units)
+    low, high = _bootstrap(rows, resampled, resamples, seed)
+    return Interval(value, float(low), float(high), EPISODES if single else SEEDS)
+
+
+def _several(scores: Any) -> bool:
+    """Whether scores are a list of strata, matrices each, and not one matrix given as lists."""
+    return isinstance(scores, Sequence) and len(scores) > 0 and all(np.ndim(stratum) == 2 for stratum in scores)
+
+
+def _bootstrap(
+    samples: tuple[np.ndarray, ...], statistic: Callable[..., Any], resamples: int, seed: int, axis: int = -1
+) -> tuple[Any, Any]:
+    """Return the ends of the 95% percentile interval; a sample of one varies by nothing."""
+    if all(sample.shape[axis] == 1 for sample in samples):
+        value = statistic(*samples, axis=axis)
+        return value, value
+    # scipy refuses a sample of one; twice the same one is the same distribution for means and ranks alike.
+    padded = tuple(np.repeat(s, 2, axis=axis) if s.shape[axis] == 1 else s for s in samples)
+    found = stats.bootstrap(
+        padded, statistic, n_resamples=resamples, confidence_level=LEVEL, method="percentile", vectorized=True,
+        axis=axis, batch=200, rng=np.random.default_rng(seed),
+    )  # fmt: skip
+    return found.confidence_interval.low, found.confidence_interval.high

@@ -1,0 +1,139 @@
+"""A certificate is computed again and compared: what was edited or broken is noticed."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+from policy_files import written
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from robust_policies.certificates import Certificate
+from robust_policies.cli import app
+from robust_policies.errors import MissingFileError, ShapeError
+from robust_policies.evaluation.certify import certify_run, check_run
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    folder = written(tmp_path_factory.mktemp("run"), "r2dn")
+    assert certify_run(folder, steps=5, weights=[1.0, 0.5, 0.1]).status == "PASS"
+    return folder
+
+
+@pytest.fixture
+def run(original, tmp_path):
+    for path in original.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path
+
+
+def checked(folder):
+    done = CliRunner().invoke(app, ["certify", str(folder), "--check"])
+    return done.exit_code, done.output
+
+
+def test_an_untouched_folder_is_confirmed_and_left_alone(run):
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    assert check_run(run) == []
+    assert checked(run) == (
+        0,
+        "Confirmed: the arrays, the proof, the witness and every entry of certificate.json agree.\n",
+    )
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+EDITS = {
+    "gamma_raw": 0.5, "gamma_core": 1.0, "gamma_weighted": 0.01, "rate": 0.5, "overshoot": 1.0, "margin": 1.0,
+    "empirical_lower": 0.0, "ratio": 0.999, "status": "NOT_CERTIFIED", "method": "belief", "reason": "none",
+    "claim": "Proven: everything.", "weights": [9.0, 0.5, 0.1], "witness": "other.npz", "factors": [],
+    "arrays_sha256": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", EDITS)
+def test_an_edit_of_any_field_is_noticed(run, field):
+    path = run / "certificate.json"
+    content = json.loads(path.read_text())
+    assert content[field] != EDITS[field]
+    path.write_text(json.dumps({**content, field: EDITS[field]}))
+    status, text = checked(run)
+    assert status == 1 and "Not confirmed" in text and len(check_run(run)) >= 1
+
+
+def test_a_factor_that_was_edited_is_named(run):
+    path = run / "certificate.json"
+    content = json.loads(path.read_text())
+    content["factors"][1]["gain"] = 0.1
+    path.write_text(json.dumps(content))
+    assert any("'cell'" in line for line in check_run(run))
+
+
+def test_one_changed_weight_is_noticed_even_with_a_new_hash(run):
+    weights = load_file(run / "policy.safetensors")
+    name = next(name for name in weights if name.endswith("cell.C2"))
+    weights[name][0, 0] += 0.01
+    save_file(weights, run / "policy.safetensors")
+    assert any("sha256" in line for line in check_run(run))
+    path = run / "policy.json"
+    content = json.loads(path.read_text())
+    content["weights"]["sha256"] = hashlib.sha256((run / "policy.safetensors").read_bytes()).hexdigest()
+    path.write_text(json.dumps(content))
+    lines = check_run(run)
+    assert any("sha256 of cell.C2" in line or "cell.C2" in line for line in lines) and len(lines) > 1
+    assert checked(run)[0] == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["certificate.json", "policy.safetensors", "policy.json", "witness.npz", "tightness.json"]
+)
+def test_a_truncated_or_missing_file_is_a_message_not_a_traceback(run, name):
+    path = run / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    status, text = checked(run)
+    assert status == 1 and name in text and "Traceback" not in text
+    path.unlink()
+    status, text = checked(run)
+    assert status == 1 and name in text and "does not exist" in text
+
+
+def test_a_witness_of_other_sequences_is_noticed(run):
+    with np.load(run / "witness.npz") as file:
+        arrays = {key: file[key] for key in file.files}
+    np.savez(run / "witness.npz", **{**arrays, "inputs_b": arrays["inputs_a"] + 1.0})
+    assert any("empirical_lower" in line for line in check_run(run))
+
+
+def test_edited_gains_against_length_are_noticed(run):
+    path = run / "tightness.json"
+    content = json.loads(path.read_text())
+    assert content["steps"] == [1, 2, 5] and content["gain"] == sorted(content["gain"])
+    for edit in (
+        {"gain": content["gain"][::-1]},
+        {"gamma_raw": 9.0},
+        {"gain": [*content["gain"][:-1], 9.0]},
+        {"gain": 1},
+    ):
+        path.write_text(json.dumps({**content, **edit}))
+        assert any("tightness.json" in line for line in check_run(run))
+
+
+def test_wrong_weights_and_folders_leave_nothing_behind(run, tmp_path):
+    (run / "certificate.json").unlink()
+    with pytest.raises(ShapeError, match="weights"):
+        certify_run(run, steps=5, weights=[1.0])
+    assert not (run / "certificate.json").exists()
+    with pytest.raises(MissingFileError, match="nowhere"):
+        check_run(tmp_path / "nowhere")
+    with pytest.raises(MissingFileError, match="nowhere"):
+        certify_run(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("cell", ["lstm", "mlp"])
+def test_policies_without_a_designed_gain_have_checkable_certificates(tmp_path, cell):
+    folder = written(tmp_path, cell)
+    certificate = certify_run(folder, steps=5)
+    assert certificate.status == {"lstm": "NOT_CERTIFIED", "mlp": "PASS"}[cell]
+    assert check_run(folder) == []
+    assert Certificate.from_json(folder / "certificate.json") == certificate
