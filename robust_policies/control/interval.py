@@ -46,9 +46,7 @@ class Interval:
         return Interval(-self.high, -self.low)
 
     def __mul__(self, other: Interval) -> Interval:
-        return Interval.hull(
-            self.low * other.low, self.low * other.high, self.high * other.low, self.high * other.high
-        )
+        return Interval.hull(self.low * other.low, self.low * other.high, self.high * other.low, self.high * other.high)
 
     def reciprocal(self) -> Interval:
         """Return 1 / self; raises InvalidValueError if zero is among the numbers."""
@@ -146,16 +144,12 @@ def square(x: Jet) -> Jet:
     return x.chain(x.value.square(), Interval(two, two) * x.value)
 
 
-def jacobian_bounds(
-    function: Callable[..., Sequence[Jet]], low: Array, high: Array
-) -> tuple[Array, Array]:
+def jacobian_bounds(function: Callable[..., Sequence[Jet]], low: Array, high: Array) -> tuple[Array, Array]:
     """Return entrywise bounds (boxes, outputs, inputs) of the Jacobian on boxes with corners low, high (boxes, inputs)."""
     low, high = np.atleast_2d(np.asarray(low, dtype=np.float64)), np.atleast_2d(np.asarray(high, dtype=np.float64))
     boxes, inputs = low.shape
     fixed = {number: Interval(np.full(boxes, number), np.full(boxes, number)) for number in (0.0, 1.0)}
-    jets = [
-        Jet(Interval(low[:, i], high[:, i]), [fixed[float(i == j)] for j in range(inputs)]) for i in range(inputs)
-    ]
+    jets = [Jet(Interval(low[:, i], high[:, i]), [fixed[float(i == j)] for j in range(inputs)]) for i in range(inputs)]
     outputs = function(*jets)
     lower = np.stack([np.stack([slope.low for slope in out.slopes], -1) for out in outputs], 1)
     return lower, np.stack([np.stack([slope.high for slope in out.slopes], -1) for out in outputs], 1)

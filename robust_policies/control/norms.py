@@ -89,7 +89,7 @@ def _crossings(system: StateSpace, level: float) -> Array:
     A1, Q = A + B @ feed, C.T @ (C + D @ feed)
     left = np.block([[np.eye(n), -G], [np.zeros((n, n)), A1.T]])
     right = np.block([[A1, np.zeros((n, n))], [-Q, np.eye(n)]])
-    alpha, beta = scipy.linalg.eigvals(right, left, homogeneous_eigvals=True)
+    alpha, beta = np.asarray(scipy.linalg.eigvals(right, left, homogeneous_eigvals=True))
     # Points that only nearly lie on the circle cost an evaluation and do no harm.
     near = np.abs(np.abs(alpha) - np.abs(beta)) < 1e-5 * (np.abs(alpha) + np.abs(beta))
     return np.sort(np.angle(alpha[near] * np.conj(beta[near])))

@@ -41,8 +41,12 @@ class Plant(Protocol):
     def C(self) -> Array: ...  # noqa: D102
 
 
-class Gains(Protocol):
-    """What is used of a design: K (m, n), L (n, p), M (n, p) and which estimate is fed back."""
+class Design(Protocol):
+    """What is used of a design.
+
+    K (m, n), L (n, p), M (n, p) and which estimate is fed back, "current" or "predictor"; for the normalisation also the
+    Riccati solutions P, S (n, n), and for the default performance the weights Q, W (n, n), R (m, m), V (p, p).
+    """
 
     @property
     def K(self) -> Array: ...  # noqa: D102
@@ -52,6 +56,18 @@ class Gains(Protocol):
     def M(self) -> Array: ...  # noqa: D102
     @property
     def estimator(self) -> str: ...  # noqa: D102
+    @property
+    def P(self) -> Array: ...  # noqa: D102
+    @property
+    def S(self) -> Array: ...  # noqa: D102
+    @property
+    def Q(self) -> Array: ...  # noqa: D102
+    @property
+    def R(self) -> Array: ...  # noqa: D102
+    @property
+    def W(self) -> Array: ...  # noqa: D102
+    @property
+    def V(self) -> Array: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -67,15 +83,11 @@ class Performance:
     Dv: Array
 
     @classmethod
-    def from_weights(cls, Q: Array, R: Array, W: Array, V: Array) -> Performance:
-        """Return |z|^2 = x'Q x + u'R u and unit disturbances with W = Bw Bw' and V = Dv Dv': what LQG minimises.
-
-        Q, W (n, n), R (m, m) and V (p, p) symmetric positive semidefinite.
-        """
-        return cls(
-            np.vstack((_root(Q).T, np.zeros((len(R), len(Q))))), np.vstack((np.zeros((len(Q), len(R))), _root(R).T)),
-            _root(W), _root(V),
-        )  # fmt: skip
+    def lqg(cls, design: Design) -> Performance:
+        """Return |z|^2 = x'Q x + u'R u and unit disturbances with W = Bw Bw', V = Dv Dv': what the design minimises."""
+        Qr, Rr = _root(design.Q).T, _root(design.R).T
+        Cz = np.vstack((Qr, np.zeros((len(Rr), Qr.shape[1]))))
+        return cls(Cz, np.vstack((np.zeros((len(Qr), Rr.shape[1])), Rr)), _root(design.W), _root(design.V))
 
 
 @dataclass(frozen=True)
@@ -94,10 +106,13 @@ class Bounds:
     T2: GainBound
 
 
-def maps(model: Plant, design: Gains, performance: Performance) -> tuple[StateSpace, StateSpace, StateSpace]:
+def maps(
+    model: Plant, design: Design, performance: Performance | None = None
+) -> tuple[StateSpace, StateSpace, StateSpace]:
     """Return T0 (d -> z without Q), T1 (ut -> z) and T2 (d -> yt), d = (w, v).
 
-    The states are (x, e), x and e. T1 and T2 do not depend on the estimator; T0 does.
+    The states are (x, e), x and e. T1 and T2 do not depend on the estimator; T0 does. `performance` None stands for
+    `Performance.lqg(design)`, here and below.
 
     Raises:
         InvalidValueError: A - B K or A - L C is not stable. ShapeError: the performance does not fit the plant.
@@ -119,27 +134,26 @@ def maps(model: Plant, design: Gains, performance: Performance) -> tuple[StateSp
     return T0, T1, T2
 
 
-def direct_gain(design: Gains) -> Array:
+def direct_gain(design: Design) -> Array:
     """Return K M (m, p), by which the current estimator feeds the innovation back at once; 0 for the predictor."""
     if design.estimator not in ("current", "predictor"):
         raise InvalidValueError(f"estimator is {design.estimator!r}; expected 'current' or 'predictor'.")
     return design.K @ design.M * (design.estimator == "current")
 
 
-def normalisation(
-    B: Array, C: Array, P: Array, S: Array, R: Array, V: Array
-) -> tuple[Array, Array]:
+def normalisation(design: Design, model: Plant) -> tuple[Array, Array]:
     """Return (innovation_scale, input_scale): yt_n = innovation_scale @ yt and ut = input_scale @ ut_n.
 
-    chol(C S C' + V)^-1 (p, p) and chol(R + B'P B)^-T (m, m) with lower Cholesky factors; P (n, n) and S (n, n) solve the
-    regulator's and the filter's Riccati equation with the weights R (m, m) and V (p, p).
+    chol(C S C' + V)^-1 (p, p) and chol(R + B'P B)^-T (m, m) with lower Cholesky factors, P and S the Riccati solutions
+    of the regulator and of the filter for the weights R and V.
 
     The innovation of the Kalman filter is white, and these make it of unit covariance; with the LQG weights'
     `Performance`, T2 is then co-inner and T1 inner (all singular values 1 at all frequencies), so that the triangle
-    bound reads |T0| + gQ. Raises InvalidValueError where a covariance is singular.
+    bound reads |T0| + gQ. Raises InvalidValueError where one of the two is singular.
     """
+    B, C = model.B, model.C
     factors = []
-    for name, matrix in (("C S C' + V", C @ S @ C.T + V), ("R + B'P B", R + B.T @ P @ B)):
+    for name, matrix in (("C S C' + V", C @ design.S @ C.T + design.V), ("R + B'P B", design.R + B.T @ design.P @ B)):
         try:
             factors.append(np.linalg.cholesky((matrix + matrix.T) / 2))
         except np.linalg.LinAlgError as error:
@@ -156,7 +170,7 @@ def scaled_parameter(q: Matrices, innovation_scale: Array, input_scale: Array) -
     )  # fmt: skip
 
 
-def closed_loop_matrices(model: Plant, design: Gains, q: Matrices, performance: Performance) -> Matrices:
+def closed_loop_matrices(model: Plant, design: Design, q: Matrices, performance: Performance | None = None) -> Matrices:
     """Return plant + observer + Youla parameter as the explicit matrices of one R2DN from d to z.
 
     The states are (x, e, states of Q), the neurons those of Q; `certificates.verify_arrays` judges the result like any
@@ -167,9 +181,9 @@ def closed_loop_matrices(model: Plant, design: Gains, q: Matrices, performance: 
     """
     A, B, C, K, L = model.A, model.B, model.C, design.K, design.L
     Cz, Dz, Bw, Dv = _checked(model, design, performance)
-    nx, nv, nu, ny = q.sizes
+    nx, nv, _, _ = q.sizes
     checks.shape("The Youla parameter's D22", q.D22, (B.shape[1], len(C)))
-    n, w, r = len(A), Bw.shape[1], Dv.shape[1]
+    n, w = len(A), Bw.shape[1]
     D = q.D22 - direct_gain(design)
     Ke = K + D @ C
     zero = np.zeros
@@ -192,9 +206,9 @@ def closed_loop_matrices(model: Plant, design: Gains, q: Matrices, performance: 
 
 def bounds(
     model: Plant,
-    design: Gains,
-    performance: Performance,
+    design: Design,
     gain: float,
+    performance: Performance | None = None,
     q: Matrices | None = None,
     ell: float = 1.0,
     scales: tuple[Array, Array] | None = None,
@@ -204,8 +218,8 @@ def bounds(
     Args:
         model: the plant.
         design: the gains.
-        performance: d and z.
         gain: gQ >= 0, from normalised innovation to normalised input.
+        performance: d and z; None: `Performance.lqg(design)`.
         q: the explicit matrices of Q between normalised signals, D11 = 0; None leaves the third bound out.
         ell: the Lipschitz bound of Q's nonlinearity.
         scales: what `normalisation` returned; None: the signals are not normalised.
@@ -241,9 +255,10 @@ def any_parameter(T0: StateSpace, T1: StateSpace, T2: StateSpace) -> Matrices:
     )  # fmt: skip
 
 
-def _checked(model: Plant, design: Gains, performance: Performance) -> tuple[Array, Array, Array, Array]:
+def _checked(model: Plant, design: Design, performance: Performance | None) -> tuple[Array, Array, Array, Array]:
     """Return Cz, Dz, Bw, Dv after checking shapes and that both halves of the base loop are stable."""
     n, m, p = len(model.A), model.B.shape[1], len(model.C)
+    performance = Performance.lqg(design) if performance is None else performance
     nz = len(performance.Cz)
     for name, matrix, shape in (
         ("B", model.B, (n, m)), ("C", model.C, (p, n)), ("K", design.K, (m, n)), ("L", design.L, (n, p)),
