@@ -129,23 +129,23 @@ class Jet:
 
 
 def sin(x: Jet) -> Jet:
-    """Return sin(x)."""
+    """Return the sine of a jet."""
     return x.chain(x.value.sin(), x.value.cos())
 
 
 def cos(x: Jet) -> Jet:
-    """Return cos(x)."""
+    """Return the cosine of a jet."""
     return x.chain(x.value.cos(), -x.value.sin())
 
 
 def square(x: Jet) -> Jet:
-    """Return x^2."""
+    """Return the square of a jet."""
     two = np.full_like(x.value.low, 2.0)
     return x.chain(x.value.square(), Interval(two, two) * x.value)
 
 
 def jacobian_bounds(function: Callable[..., Sequence[Jet]], low: Array, high: Array) -> tuple[Array, Array]:
-    """Return entrywise bounds (boxes, outputs, inputs) of the Jacobian on boxes with corners low, high (boxes, inputs)."""
+    """Return the entries' bounds (boxes, outputs, inputs) of the Jacobian on boxes from low to high (boxes, inputs)."""
     low, high = np.atleast_2d(np.asarray(low, dtype=np.float64)), np.atleast_2d(np.asarray(high, dtype=np.float64))
     boxes, inputs = low.shape
     fixed = {number: Interval(np.full(boxes, number), np.full(boxes, number)) for number in (0.0, 1.0)}

@@ -20,10 +20,12 @@ import numpy as np
 import scipy.linalg
 
 from robust_policies.certificates.lmi import Array, Matrices, prove_positive, signal_maps
+from robust_policies.control.linear_model import LinearModel
+from robust_policies.control.lqg import LQGDesign
 from robust_policies.control.norms import radius
 from robust_policies.control.residual import Residual
 from robust_policies.control.semidefinite import invariant_set
-from robust_policies.control.youla import Design, Performance, Plant, closed_loop_matrices
+from robust_policies.control.youla import Performance, closed_loop_matrices
 from robust_policies.errors import InvalidValueError, ShapeError
 
 _SLACKS = (1e-7, 1e-5, 1e-3)
@@ -51,15 +53,15 @@ class Region:
         """Return what is proven, with the residual's kind in it."""
         return self.residual.claim(
             "trajectories that start in the ellipsoid zeta'P zeta <= 1 stay in it and in the region "
-            f"{self.residual.region} while the disturbance of every step is at most {self.disturbance:.4g}, and any two "
-            f"of them under the same disturbance approach each other like {self.overshoot:.4g} * {self.rate:.4g}^t",
+            f"{self.residual.region} while the disturbance of every step is at most {self.disturbance:.4g}, and any "
+            f"two of them under the same disturbance approach each other like {self.overshoot:.4g} * {self.rate:.4g}^t",
             inside=True,
         )
 
 
 def region(
-    model: Plant,
-    design: Design,
+    model: LinearModel,
+    design: LQGDesign,
     q: Matrices,
     ell: float,
     residual: Residual,
@@ -108,7 +110,7 @@ def region(
 
 
 def _loop(
-    model: Plant, design: Design, q: Matrices, ell: float, residual: Residual, disturbance: Performance
+    model: LinearModel, design: LQGDesign, q: Matrices, ell: float, residual: Residual, disturbance: Performance
 ) -> tuple[Matrices, Array, list[int]]:
     """Return the loop with the blocks Delta and phi, their gains a channel, and their sizes."""
     closed = closed_loop_matrices(model, design, q, disturbance)

@@ -161,8 +161,8 @@ def interval_gain(
 ) -> ResidualGain:
     """Return an upper bound of |J - center| on a box by interval arithmetic on a grid of cells.
 
-    `step` maps the coordinates to the following state (see `interval`); the other arguments are as above. On a cell with
-    entrywise bounds middle +- radius the spectral norm is at most |middle - center| + |radius|.
+    `step` maps the coordinates to the following state (see `interval`); the other arguments are as above. On a cell
+    with entrywise bounds middle +- radius the spectral norm is at most |middle - center| + |radius|.
     """
     low, high = _box(low, high)
     middles, half = _middles(low, high, cells), 0.5 * (high - low) / np.asarray(cells) * (1 + 1e-12)

@@ -17,8 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import solve_discrete_lyapunov
 
+from robust_policies.control.linear_model import LinearModel
+from robust_policies.control.lqg import LQGDesign
 from robust_policies.control.norms import Array, norm2, radius
-from robust_policies.control.youla import Design, Plant, direct_gain
+from robust_policies.control.youla import direct_gain
 from robust_policies.errors import InvalidValueError, ShapeError
 
 
@@ -52,12 +54,16 @@ class SaturationBudget:
         limits, reserves = ([float(f"{x:.4g}") for x in side] for side in (self.limit, self.reserve))
         start = f"With inputs limited to {limits} and {reserves} reserved for the Youla parameter,"
         if self.exhausted:
-            return (f"{start} the budget for innovations is {self.innovation:.4g}: exhausted. That inputs never "
-                    "saturate is not proven; reserve less for the Youla parameter, or use a smaller feedback gain.")  # fmt: skip
+            return (
+                f"{start} the budget for innovations is {self.innovation:.4g}: exhausted. That inputs never saturate is "
+                "not proven; reserve less for the Youla parameter, or use a smaller feedback gain."
+            )
         if math.isinf(self.innovation):
-            return f"{start} the base controller uses none: its gain is zero and the guarantee holds with saturation."
-        return (f"{start} no input saturates while |innovation| <= {self.innovation:.4g} at every step and the estimate "
-                f"starts in xh'P xh <= {self.level:.4g}.")  # fmt: skip
+            return f"{start} the base controller needs none: K = 0, and the guarantee holds with saturation."
+        return (
+            f"{start} no input saturates while |innovation| <= {self.innovation:.4g} at every step and the estimate "
+            f"starts in xh'P xh <= {self.level:.4g}."
+        )
 
     def check(self, innovation: float) -> None:
         """Raise InvalidValueError unless innovations up to `innovation` are covered."""
@@ -65,7 +71,7 @@ class SaturationBudget:
             raise InvalidValueError(f"Innovations up to {innovation:.6g} are expected. {self.report()}")
 
 
-def saturation_budget(model: Plant, design: Design, limit: Array, reserve: Array | float) -> SaturationBudget:
+def saturation_budget(model: LinearModel, design: LQGDesign, limit: Array, reserve: Array | float) -> SaturationBudget:
     """Return the budget at the rate, among twenty tried, that leaves the most for innovations.
 
     Args:
@@ -95,7 +101,7 @@ def saturation_budget(model: Plant, design: Design, limit: Array, reserve: Array
     return max(budgets, key=lambda budget: budget.innovation)
 
 
-def _at(model: Plant, design: Design, limit: Array, reserve: Array, rate: float, P: Array) -> SaturationBudget:
+def _at(model: LinearModel, design: LQGDesign, limit: Array, reserve: Array, rate: float, P: Array) -> SaturationBudget:
     B, K, KM = model.B, design.K, direct_gain(design)
     factor = np.linalg.cholesky(P).T
     gains = np.sqrt(np.einsum("ij,ji->i", K, np.linalg.solve(P, K.T)))

@@ -6,6 +6,7 @@ rounding (`certificates.lmi.prove_positive`).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -14,9 +15,11 @@ import numpy as np
 import scipy.linalg
 
 from robust_policies.certificates.lmi import Array, Matrices, prove_positive, signal_maps
+from robust_policies.control.linear_model import LinearModel
+from robust_policies.control.lqg import LQGDesign
 from robust_policies.control.residual import Residual, ResidualGain
 from robust_policies.control.small_gain import AllowedGain
-from robust_policies.control.youla import Design, Plant, direct_gain
+from robust_policies.control.youla import direct_gain
 from robust_policies.errors import InvalidValueError, ShapeError
 
 
@@ -26,7 +29,7 @@ def least_gain(loop: Matrices, ell: float) -> float:
     A second way to the estimate of `gain_bounds.gain_bound` for one block. Raises InvalidValueError if there is none.
     """
     cp = _cvxpy()
-    nx, nv, nd, nz = loop.sizes
+    nx, nv, _, nz = loop.sizes
     F_x, F_r = signal_maps(loop, True)
     P, lam, squared = cp.Variable((nx, nx), PSD=True), cp.Variable(nonneg=True), cp.Variable(nonneg=True)
     v, w, z, d = np.split(F_r, np.cumsum([nv, nv, nz]))
@@ -37,7 +40,11 @@ def least_gain(loop: Matrices, ell: float) -> float:
 
 
 def hull_gain(
-    model: Plant, design: Design, jacobians: Sequence[tuple[Array, Array]], known: ResidualGain, rate: float = 1.0
+    model: LinearModel,
+    design: LQGDesign,
+    jacobians: Sequence[tuple[Array, Array]],
+    known: ResidualGain,
+    rate: float = 1.0,
 ) -> AllowedGain:
     """Return the gain of Q allowed on a plant whose Jacobians (Jx, Ju) lie in the convex hull of those given.
 
@@ -88,7 +95,7 @@ def hull_gain(
     return AllowedGain(0.0, 0.0, False, residual)
 
 
-def hull_loop(model: Plant, design: Design, Jx: Array, Ju: Array) -> Array:
+def hull_loop(model: LinearModel, design: LQGDesign, Jx: Array, Ju: Array) -> Array:
     """Return [Mcl, Bu] (2n, 2n + m): (x, e, ut) -> (x+, e+) of increments where the plant's Jacobians are Jx, Ju."""
     n, m = model.B.shape
     if Jx.shape != (n, n) or Ju.shape != (n, m):
@@ -123,7 +130,7 @@ def invariant_set(
     lam = cp.Variable(len(sizes), nonneg=True)
     left = rate**2 * F_x[:nx].T @ P @ F_x[:nx] - F_x[nx:].T @ P @ F_x[nx:] + mu * (d.T @ d)
     ends = np.concatenate(([0], np.cumsum(sizes)))
-    for i, (a, b) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
+    for i, (a, b) in enumerate(itertools.pairwise(ends)):
         wide = bounds[a:b, None] * v[a:b]
         left = left - lam[i] * (wide.T @ wide - w[a:b].T @ w[a:b])
     constraints = [_symmetric(left) >> slack * np.eye(left.shape[0]), P >> slack * np.eye(nx)]

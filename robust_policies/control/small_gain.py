@@ -13,9 +13,11 @@ import numpy as np
 
 from robust_policies.certificates.lmi import Matrices
 from robust_policies.control.gain_bounds import gain_bound, linear_loop
+from robust_policies.control.linear_model import LinearModel
+from robust_policies.control.lqg import LQGDesign
 from robust_policies.control.norms import StateSpace
 from robust_policies.control.residual import Residual
-from robust_policies.control.youla import Design, Plant, direct_gain
+from robust_policies.control.youla import direct_gain
 from robust_policies.errors import InvalidValueError
 
 
@@ -53,7 +55,7 @@ class AllowedGain:
         return self.residual.claim(statement)
 
 
-def residual_loop(model: Plant, design: Design, residual: Residual) -> Matrices:
+def residual_loop(model: LinearModel, design: LQGDesign, residual: Residual) -> Matrices:
     """Return the loop ut -> yt with the residual's channels as blocks; the states are (x, e)."""
     A, B, C, K, L = model.A, model.B, model.C, design.K, design.L
     n, k = residual.Ep.shape
@@ -68,7 +70,7 @@ def residual_loop(model: Plant, design: Design, residual: Residual) -> Matrices:
     )  # fmt: skip
 
 
-def allowed_gain(model: Plant, design: Design, residual: Residual) -> AllowedGain:
+def allowed_gain(model: LinearModel, design: LQGDesign, residual: Residual) -> AllowedGain:
     """Return how large the gain of Q may be; 0 where even Q = 0 is not covered, infinite without a residual."""
     loop = residual_loop(model, design, residual)
     deltas = [gain.value for gain in residual.gains]

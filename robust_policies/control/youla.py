@@ -19,55 +19,19 @@ partially-observed linear system", IEEE Control Systems Letters 7 (2023).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 import numpy as np
+import torch
 
 from robust_policies import checks
-from robust_policies.certificates.lmi import Matrices
+from robust_policies.certificates.lmi import Matrices, matrices
+from robust_policies.certificates.verify import layers_bound
 from robust_policies.control.gain_bounds import GainBound, gain_bound, linear_loop
+from robust_policies.control.linear_model import LinearModel
+from robust_policies.control.lqg import LQGDesign
 from robust_policies.control.norms import Array, StateSpace, radius
-from robust_policies.errors import InvalidValueError
-
-
-class Plant(Protocol):
-    """What is used of a linear model: A (n, n), B (n, m), C (p, n)."""
-
-    @property
-    def A(self) -> Array: ...  # noqa: D102
-    @property
-    def B(self) -> Array: ...  # noqa: D102
-    @property
-    def C(self) -> Array: ...  # noqa: D102
-
-
-class Design(Protocol):
-    """What is used of a design.
-
-    K (m, n), L (n, p), M (n, p) and which estimate is fed back, "current" or "predictor"; for the normalisation also the
-    Riccati solutions P, S (n, n), and for the default performance the weights Q, W (n, n), R (m, m), V (p, p).
-    """
-
-    @property
-    def K(self) -> Array: ...  # noqa: D102
-    @property
-    def L(self) -> Array: ...  # noqa: D102
-    @property
-    def M(self) -> Array: ...  # noqa: D102
-    @property
-    def estimator(self) -> str: ...  # noqa: D102
-    @property
-    def P(self) -> Array: ...  # noqa: D102
-    @property
-    def S(self) -> Array: ...  # noqa: D102
-    @property
-    def Q(self) -> Array: ...  # noqa: D102
-    @property
-    def R(self) -> Array: ...  # noqa: D102
-    @property
-    def W(self) -> Array: ...  # noqa: D102
-    @property
-    def V(self) -> Array: ...  # noqa: D102
+from robust_policies.errors import InvalidValueError, NotCertifiableError
 
 
 @dataclass(frozen=True)
@@ -83,7 +47,7 @@ class Performance:
     Dv: Array
 
     @classmethod
-    def lqg(cls, design: Design) -> Performance:
+    def lqg(cls, design: LQGDesign) -> Performance:
         """Return |z|^2 = x'Q x + u'R u and unit disturbances with W = Bw Bw', V = Dv Dv': what the design minimises."""
         Qr, Rr = _root(design.Q).T, _root(design.R).T
         Cz = np.vstack((Qr, np.zeros((len(Rr), Qr.shape[1]))))
@@ -107,7 +71,7 @@ class Bounds:
 
 
 def maps(
-    model: Plant, design: Design, performance: Performance | None = None
+    model: LinearModel, design: LQGDesign, performance: Performance | None = None
 ) -> tuple[StateSpace, StateSpace, StateSpace]:
     """Return T0 (d -> z without Q), T1 (ut -> z) and T2 (d -> yt), d = (w, v).
 
@@ -134,14 +98,14 @@ def maps(
     return T0, T1, T2
 
 
-def direct_gain(design: Design) -> Array:
+def direct_gain(design: LQGDesign) -> Array:
     """Return K M (m, p), by which the current estimator feeds the innovation back at once; 0 for the predictor."""
     if design.estimator not in ("current", "predictor"):
         raise InvalidValueError(f"estimator is {design.estimator!r}; expected 'current' or 'predictor'.")
     return design.K @ design.M * (design.estimator == "current")
 
 
-def normalisation(design: Design, model: Plant) -> tuple[Array, Array]:
+def normalisation(design: LQGDesign, model: LinearModel) -> tuple[Array, Array]:
     """Return (innovation_scale, input_scale): yt_n = innovation_scale @ yt and ut = input_scale @ ut_n.
 
     chol(C S C' + V)^-1 (p, p) and chol(R + B'P B)^-T (m, m) with lower Cholesky factors, P and S the Riccati solutions
@@ -162,6 +126,20 @@ def normalisation(design: Design, model: Plant) -> tuple[Array, Array]:
     return np.linalg.inv(factors[0]), np.linalg.inv(factors[1]).T
 
 
+def parameter_matrices(cell: Any) -> tuple[Matrices, float]:
+    """Return the explicit float64 matrices of a cell that runs as Youla parameter and its phi's Lipschitz bound.
+
+    Raises NotCertifiableError for a cell without such matrices (LSTM, GRU, MLP; a REN, whose neurons feed each other).
+    """
+    with torch.no_grad():
+        explicit = cell.explicit() if hasattr(cell, "explicit") else None
+    if not (hasattr(explicit, "D12") and hasattr(explicit, "layers")):
+        raise NotCertifiableError(f"{type(cell).__name__} has no matrices for a closed-loop bound; expected an R2DN.")
+    names = ("A", "B1", "B2", "C1", "D12", "C2", "D21", "D22")
+    arrays = (getattr(explicit, name).detach().cpu().double().numpy() for name in names)
+    return matrices(*arrays), layers_bound(explicit.layers)
+
+
 def scaled_parameter(q: Matrices, innovation_scale: Array, input_scale: Array) -> Matrices:
     """Return the matrices of ut = input_scale Q(innovation_scale yt): the scales folded into the Youla parameter."""
     return Matrices(
@@ -170,7 +148,9 @@ def scaled_parameter(q: Matrices, innovation_scale: Array, input_scale: Array) -
     )  # fmt: skip
 
 
-def closed_loop_matrices(model: Plant, design: Design, q: Matrices, performance: Performance | None = None) -> Matrices:
+def closed_loop_matrices(
+    model: LinearModel, design: LQGDesign, q: Matrices, performance: Performance | None = None
+) -> Matrices:
     """Return plant + observer + Youla parameter as the explicit matrices of one R2DN from d to z.
 
     The states are (x, e, states of Q), the neurons those of Q; `certificates.verify_arrays` judges the result like any
@@ -205,8 +185,8 @@ def closed_loop_matrices(model: Plant, design: Design, q: Matrices, performance:
 
 
 def bounds(
-    model: Plant,
-    design: Design,
+    model: LinearModel,
+    design: LQGDesign,
     gain: float,
     performance: Performance | None = None,
     q: Matrices | None = None,
@@ -255,7 +235,9 @@ def any_parameter(T0: StateSpace, T1: StateSpace, T2: StateSpace) -> Matrices:
     )  # fmt: skip
 
 
-def _checked(model: Plant, design: Design, performance: Performance | None) -> tuple[Array, Array, Array, Array]:
+def _checked(
+    model: LinearModel, design: LQGDesign, performance: Performance | None
+) -> tuple[Array, Array, Array, Array]:
     """Return Cz, Dz, Bw, Dv after checking shapes and that both halves of the base loop are stable."""
     n, m, p = len(model.A), model.B.shape[1], len(model.C)
     performance = Performance.lqg(design) if performance is None else performance
