@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.linalg
@@ -48,7 +48,7 @@ class GainBound:
             has shown the inequality. Otherwise it is `estimate`, or infinity where no scaling works.
         proven: whether it is.
         estimate: the least gain the search found, in ordinary floating point.
-        tau: the scaling of each block.
+        tau: the scaling of each block whose gain is not zero.
         metric: the storage function's matrix of the proof, None without one.
     """
 
@@ -88,11 +88,27 @@ def gain_bound(loop: Matrices, ell: Sequence[float] = (), sizes: Sequence[int] |
         raise InvalidValueError(f"The blocks' gains are {list(ell)}; expected finite numbers >= 0.")
     if radius(loop.A) >= 1.0:
         return GainBound(math.inf, False, math.inf)
+    if 0.0 in ell:
+        # A block of gain zero answers nothing.
+        loop, sizes = (
+            _without(loop, np.repeat(np.asarray(ell) == 0.0, sizes)),
+            [s for s, g in zip(sizes, ell, strict=True) if g],
+        )
+        ell = [value for value in ell if value]
     bounds = np.repeat(np.asarray(ell, dtype=np.float64), sizes)
     tau, estimate = _search(loop, bounds, sizes)
     if not math.isfinite(estimate):
         return GainBound(math.inf, False, math.inf, tuple(tau))
     return _prove(loop, bounds, sizes, tau, estimate)
+
+
+def _without(loop: Matrices, silent: Array) -> Matrices:
+    """Return the loop without the channels of w and v that `silent` (nv,) marks."""
+    kept = ~silent
+    return replace(
+        loop, B1=loop.B1[:, kept], C1=loop.C1[kept], D12=loop.D12[kept], D21=loop.D21[:, kept],
+        D11=loop.D11[np.ix_(kept, kept)],
+    )  # fmt: skip
 
 
 def scaled_gain(loop: Matrices, ell: Array, tau: Array) -> float:

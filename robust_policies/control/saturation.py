@@ -20,6 +20,7 @@ from scipy.linalg import solve_discrete_lyapunov
 from robust_policies.control.linear_model import LinearModel
 from robust_policies.control.lqg import LQGDesign
 from robust_policies.control.norms import Array, norm2, radius
+from robust_policies.control.residual import downward
 from robust_policies.control.youla import direct_gain
 from robust_policies.errors import InvalidValueError, ShapeError
 
@@ -55,14 +56,14 @@ class SaturationBudget:
         start = f"With inputs limited to {limits} and {reserves} reserved for the Youla parameter,"
         if self.exhausted:
             return (
-                f"{start} the budget for innovations is {self.innovation:.4g}: exhausted. That inputs never saturate is "
-                "not proven; reserve less for the Youla parameter, or use a smaller feedback gain."
+                f"{start} the budget for innovations is {self.innovation:.4g}: exhausted. That inputs never saturate "
+                "is not proven; reserve less for the Youla parameter, or use a smaller feedback gain."
             )
         if math.isinf(self.innovation):
             return f"{start} the base controller needs none: K = 0, and the guarantee holds with saturation."
         return (
-            f"{start} no input saturates while |innovation| <= {self.innovation:.4g} at every step and the estimate "
-            f"starts in xh'P xh <= {self.level:.4g}."
+            f"{start} no input saturates while |innovation| <= {downward(self.innovation):.6g} at every step and the "
+            f"estimate starts in xh'P xh <= {downward(self.level):.6g}."
         )
 
     def check(self, innovation: float) -> None:

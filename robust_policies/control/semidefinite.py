@@ -7,6 +7,7 @@ rounding (`certificates.lmi.prove_positive`).
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -35,7 +36,8 @@ def least_gain(loop: Matrices, ell: float) -> float:
     v, w, z, d = np.split(F_r, np.cumsum([nv, nv, nz]))
     left = F_x[:nx].T @ P @ F_x[:nx] - F_x[nx:].T @ P @ F_x[nx:]
     left = left + squared * (d.T @ d) - z.T @ z - lam * (ell**2 * v.T @ v - w.T @ w)
-    _solve(cp, cp.Minimize(squared), [_symmetric(left) >> 0], "bounded gain")
+    if not _solved(cp, cp.Minimize(squared), [_symmetric(left) >> 0]):
+        raise InvalidValueError("The program for the gain has no solution; no scaling of the block gives a bound.")
     return float(np.sqrt(squared.value))
 
 
@@ -78,19 +80,17 @@ def hull_gain(
     constraints = [
         _symmetric(rate**2 * state.T @ P @ state - F.T @ P @ F + ut.T @ ut - squared * (yt.T @ yt)) >> 0 for F in loops
     ]
-    problem = cp.Problem(cp.Maximize(squared), constraints)
-    problem.solve(solver=cp.CLARABEL)
-    found = squared.value
-    if problem.status not in ("optimal", "optimal_inaccurate") or found is None or P.value is None:
+    if not _solved(cp, cp.Maximize(squared), constraints):
         return AllowedGain(0.0, 0.0, False, residual)
+    found = float(squared.value)
     metric = (P.value + P.value.T) / 2
     for share in (0.999, 0.99, 0.95, 0.8, 0.5, 0.1):
         for lift in (0.0, 1e-9, 1e-7, 1e-5):
             lifted = metric + lift * np.trace(metric) * np.eye(2 * n)
             if prove_positive(np.eye(2 * n), lifted).holds and all(
-                _hull_holds(F, lifted, rate, yt, share * float(found)) for F in loops
+                _hull_holds(F, lifted, rate, yt, share * found) for F in loops
             ):
-                gain = float(np.sqrt(share * float(found))) * unit * (1 - 1e-12)
+                gain = float(np.sqrt(share * found)) * unit * (1 - 1e-12)
                 return AllowedGain(0.0, gain, True, residual)
     return AllowedGain(0.0, 0.0, False, residual)
 
@@ -135,12 +135,7 @@ def invariant_set(
         left = left - lam[i] * (wide.T @ wide - w[a:b].T @ w[a:b])
     constraints = [_symmetric(left) >> slack * np.eye(left.shape[0]), P >> slack * np.eye(nx)]
     constraints += [P - np.outer(row, row) >> 0 for row in limits]
-    problem = cp.Problem(cp.Minimize(mu), constraints)
-    try:
-        problem.solve(solver=cp.CLARABEL)
-    except cp.error.SolverError:
-        return None
-    if problem.status not in ("optimal", "optimal_inaccurate") or P.value is None or mu.value is None:
+    if not _solved(cp, cp.Minimize(mu), constraints):
         return None
     return (P.value + P.value.T) / 2, np.repeat(lam.value, sizes), float(mu.value)
 
@@ -149,11 +144,16 @@ def _symmetric(expression: Any) -> Any:
     return (expression + expression.T) / 2
 
 
-def _solve(cp: Any, objective: Any, constraints: list, what: str) -> None:
+def _solved(cp: Any, objective: Any, constraints: list) -> bool:
+    """Return whether the solver found values. That they may be inaccurate is no matter: they are checked again."""
     problem = cp.Problem(objective, constraints)
-    problem.solve(solver=cp.CLARABEL)
-    if problem.status not in ("optimal", "optimal_inaccurate"):
-        raise InvalidValueError(f"The program for the {what} is {problem.status}; there is no such bound.")
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Solution may be inaccurate")
+            problem.solve(solver=cp.CLARABEL)
+    except cp.error.SolverError:
+        return False
+    return problem.status in ("optimal", "optimal_inaccurate")
 
 
 def _cvxpy() -> ModuleType:

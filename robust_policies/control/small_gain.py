@@ -16,7 +16,7 @@ from robust_policies.control.gain_bounds import gain_bound, linear_loop
 from robust_policies.control.linear_model import LinearModel
 from robust_policies.control.lqg import LQGDesign
 from robust_policies.control.norms import StateSpace
-from robust_policies.control.residual import Residual
+from robust_policies.control.residual import Residual, downward
 from robust_policies.control.youla import direct_gain
 from robust_policies.errors import InvalidValueError
 
@@ -27,7 +27,7 @@ class AllowedGain:
 
     Attributes:
         triangle: (1 / delta - |Gqp|) / (|Gqu| |Gyp|) for one full block, 0 where the base loop itself may fail.
-        scaled: with a scaling of each block: never less.
+        scaled: with a scaling of each block, which is better or as good.
         proven: whether `scaled` is proven whatever rounding did.
         residual: where and how the residual's gain is known.
     """
@@ -40,7 +40,11 @@ class AllowedGain:
     def check(self, gain: float) -> None:
         """Raise InvalidValueError if a Youla parameter of gain `gain` is not covered."""
         if not gain < self.scaled:
-            what = "nothing, not even the base controller alone" if self.scaled == 0 else f"less than {self.scaled:.6g}"
+            what = (
+                "nothing, not even the base controller alone"
+                if self.scaled == 0
+                else f"less than {downward(self.scaled):.6g}"
+            )
             raise InvalidValueError(
                 f"gamma is {gain:.6g}; the region {self.residual.region} allows {what}. Train with a smaller gamma, or "
                 "state a smaller region."
@@ -49,8 +53,10 @@ class AllowedGain:
     def claim(self, gain: float) -> str:
         """Return the sentence that holds of a Youla parameter of incremental gain `gain`; raises as `check`."""
         self.check(gain)
-        statement = f"the closed loop with any Youla parameter of gain up to {gain:.6g} contracts (the bound is " + (
-            f"{self.scaled:.6g})" if self.proven else f"{self.scaled:.6g}, up to rounding)"
+        proven = "" if self.proven else ", up to rounding"
+        statement = (
+            "any two trajectories under the same disturbance converge, with any contracting Youla parameter of "
+            f"incremental gain up to {gain:.6g} (covered are gains below {downward(self.scaled):.6g}{proven})"
         )
         return self.residual.claim(statement)
 
@@ -87,4 +93,4 @@ def allowed_gain(model: LinearModel, design: LQGDesign, residual: Residual) -> A
     triangle = 0.0 if room <= 0 else (math.inf if path == 0 else room / path)
     bound = gain_bound(loop, deltas, residual.sizes)
     scaled = 0.0 if not math.isfinite(bound.gain) else (1.0 / bound.gain) * (1.0 - 1e-15)
-    return AllowedGain(triangle, max(scaled, triangle), bound.proven, residual)
+    return AllowedGain(triangle, scaled, bound.proven, residual)
