@@ -55,7 +55,7 @@ def test_a_larger_reserve_leaves_less_until_the_budget_is_exhausted():
     exhausted = saturation_budget(model, gains, np.ones(2), 1.0)
     assert exhausted.exhausted and exhausted.innovation < 0
     assert f"{exhausted.innovation:.4g}: exhausted" in exhausted.report()
-    with pytest.raises(InvalidValueError, match="Innovations up to 0.1 are expected.*exhausted.*reserve less"):
+    with pytest.raises(InvalidValueError, match=r"Innovations up to 0.1 are expected.*exhausted.*reserve less"):
         exhausted.check(0.1)
     with pytest.raises(InvalidValueError, match="Innovations up to 1000"):
         saturation_budget(model, gains, np.ones(2), 0.0).check(1000.0)
