@@ -16,6 +16,7 @@ domain form is the bounded real lemma.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -148,26 +149,29 @@ def _search(loop: Matrices, bounds: Array, sizes: Sequence[int]) -> tuple[Array,
     if not sizes:
         return np.zeros(0), scaled_gain(loop, bounds, np.zeros(0))
 
+    relative = _balance(loop, bounds, sizes)
+
     def gain(logs: Array) -> float:
         return scaled_gain(loop, bounds, np.repeat(np.exp(logs), sizes))
 
     # No tau works for which the path d -> v alone exceeds the budget |d|^2; the search starts below it.
-    direct = hinf_norm(StateSpace(loop.A, loop.B2, bounds[:, None] * loop.C1, bounds[:, None] * loop.D12))
+    weight = (bounds * np.repeat(np.exp(0.5 * relative), sizes))[:, None]
+    direct = hinf_norm(StateSpace(loop.A, loop.B2, weight * loop.C1, weight * loop.D12))
     out = norm2(np.hstack((loop.C2, loop.D21)))
     top = -2.0 * math.log(direct) if direct > 0 else 2.0 * math.log(max(out, 1e-6)) + 25.0
     grid = top - 1e-6 - np.concatenate((np.arange(0.0, 3.0, 0.5), np.arange(3.0, 36.0, 1.5)))
-    values = [gain(np.full(len(sizes), point)) for point in grid]
+    values = [gain(relative + point) for point in grid]
     best = int(np.argmin(values))
     if not math.isfinite(values[best]):
-        return np.exp(np.full(len(sizes), grid[best])), math.inf
+        return np.exp(relative + grid[best]), math.inf
     upper, lower = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
     found = minimize_scalar(
-        lambda point: min(gain(np.full(len(sizes), point)), 1e300), bounds=(lower, upper), method="bounded",
+        lambda point: min(gain(relative + point), 1e300), bounds=(lower, upper), method="bounded",
         options={"xatol": 1e-6},
     )  # fmt: skip
-    point, value = np.full(len(sizes), found.x), float(found.fun)
+    point, value = relative + found.x, float(found.fun)
     if values[best] < value:
-        point, value = np.full(len(sizes), grid[best]), values[best]
+        point, value = relative + grid[best], values[best]
     if len(sizes) > 1:
         refined = minimize(
             lambda logs: min(gain(logs), 1e300), point, method="Nelder-Mead",
@@ -175,6 +179,29 @@ def _search(loop: Matrices, bounds: Array, sizes: Sequence[int]) -> tuple[Array,
         )  # fmt: skip
         point, value = refined.x, float(refined.fun)
     return np.exp(point), value
+
+
+def _balance(loop: Matrices, bounds: Array, sizes: Sequence[int]) -> Array:
+    """Return log tau of each block that makes the loops among the blocks alone weakest; their sum is zero.
+
+    For a matrix N of gains from block to block the largest eigenvalue is the least norm of D N D^-1, at the D made of
+    its two eigenvectors (Perron). Without it, blocks in units that differ by orders of magnitude look unstable.
+    """
+    count = len(sizes)
+    if count == 1:
+        return np.zeros(1)
+    ends = np.concatenate(([0], np.cumsum(sizes)))
+    parts = [slice(*pair) for pair in itertools.pairwise(ends)]
+    N = np.array([
+        [
+            bounds[i.start] * hinf_norm(StateSpace(loop.A, loop.B1[:, j], loop.C1[i], loop.D11[i, j])) for j in parts
+        ] for i in parts
+    ])  # fmt: skip
+    own = np.sqrt(np.diag(N))
+    N = N + 1e-3 * np.outer(own, own) + 1e-9 * max(N.max(), 1e-300)
+    right, left = (np.abs(np.linalg.eig(M)[1][:, np.argmax(np.linalg.eig(M)[0].real)].real) for M in (N, N.T))
+    logs = np.log(np.maximum(left, 1e-12)) - np.log(np.maximum(right, 1e-12))
+    return logs - logs.mean()
 
 
 def _prove(loop: Matrices, bounds: Array, sizes: Sequence[int], tau: Array, estimate: float) -> GainBound:

@@ -104,9 +104,10 @@ def test_the_hull_of_the_jacobians_allows_almost_as_much(estimator):
 def test_a_scaling_for_each_channel_does_not_depend_on_units_and_one_block_allows_less():
     """Two pendulums, of which the first one's residual also pushes the second: none of the second comes back."""
     model, gains, residual = pendulum(0.6)
-    both = LinearModel(*(np.kron(np.eye(2), part) for part in (model.A, model.B, model.C)))
-    weights = (np.kron(np.eye(2), part) for part in (gains.Q, gains.R, gains.W, gains.V))
-    double = design(both, *weights, estimator="predictor")
+    A, Bu, C = (np.kron(np.eye(2), part) for part in (model.A, model.B, model.C))
+    both = LinearModel(A, Bu, C)
+    Q, R, W, V = (np.kron(np.eye(2), part) for part in (gains.Q, gains.R, gains.W, gains.V))
+    double = design(both, Q, R, W, V, "predictor")
     Ep, Fx, Fu = (np.kron(np.eye(2), part) for part in (residual.Ep, residual.Fx, residual.Fu))
     Ep = Ep @ np.array([[1.0, 0.0], [0.3, 1.0]])
     units, gain = np.diag([10.0, 0.1]), residual.gains[0]
