@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -56,10 +57,12 @@ class ClosedLoop(Cell):
     def explicit(self) -> R2DNExplicit:
         """Return the arrays that run."""
         e: Any = self.inner.explicit()
-        names = ("A", "B1", "B2", "C1", "C2", "D12", "D21", "D22")
-        arrays = (torch.as_tensor(getattr(self.matrices, name)) for name in names)
+        m = {item.name: torch.as_tensor(getattr(self.matrices, item.name)) for item in fields(self.matrices)}
         bx = torch.cat((self._into @ e.by, torch.zeros(len(self._into), dtype=e.by.dtype), e.bx))
-        return R2DNExplicit(*arrays, bx, e.bv, self._through @ e.by, e.layers)
+        return R2DNExplicit(
+            m["A"], m["B1"], m["B2"], m["C1"], m["C2"], m["D12"], m["D21"], m["D22"],
+            bx, e.bv, self._through @ e.by, e.layers,
+        )  # fmt: skip
 
     def step(self, explicit: R2DNExplicit, state: Tensor, input: Tensor) -> tuple[Tensor, Tensor]:
         """Return (next state, z) by the loop's equations as they stand."""

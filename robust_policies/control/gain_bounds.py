@@ -20,6 +20,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import scipy.linalg
@@ -165,7 +166,7 @@ def _search(loop: Matrices, bounds: Array, sizes: Sequence[int]) -> tuple[Array,
     if not math.isfinite(values[best]):
         return np.exp(relative + grid[best]), math.inf
     upper, lower = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
-    found = minimize_scalar(
+    found: Any = minimize_scalar(
         lambda point: min(gain(relative + point), 1e300), bounds=(lower, upper), method="bounded",
         options={"xatol": 1e-6},
     )  # fmt: skip
@@ -199,9 +200,15 @@ def _balance(loop: Matrices, bounds: Array, sizes: Sequence[int]) -> Array:
     ])  # fmt: skip
     own = np.sqrt(np.diag(N))
     N = N + 1e-3 * np.outer(own, own) + 1e-9 * max(N.max(), 1e-300)
-    right, left = (np.abs(np.linalg.eig(M)[1][:, np.argmax(np.linalg.eig(M)[0].real)].real) for M in (N, N.T))
+    right, left = _perron(N), _perron(N.T)
     logs = np.log(np.maximum(left, 1e-12)) - np.log(np.maximum(right, 1e-12))
     return logs - logs.mean()
+
+
+def _perron(N: Array) -> Array:
+    """Return the nonnegative eigenvector of the largest eigenvalue of a positive matrix."""
+    values, vectors = np.linalg.eig(N)
+    return np.abs(vectors[:, int(np.argmax(np.real(values)))])
 
 
 def _prove(loop: Matrices, bounds: Array, sizes: Sequence[int], tau: Array, estimate: float) -> GainBound:

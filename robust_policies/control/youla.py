@@ -132,7 +132,7 @@ def parameter_matrices(cell: Any) -> tuple[Matrices, float]:
     Raises NotCertifiableError for a cell without such matrices (LSTM, GRU, MLP; a REN, whose neurons feed each other).
     """
     with torch.no_grad():
-        explicit = cell.explicit() if hasattr(cell, "explicit") else None
+        explicit: Any = cell.explicit() if hasattr(cell, "explicit") else None
     if not (hasattr(explicit, "D12") and hasattr(explicit, "layers")):
         raise NotCertifiableError(f"{type(cell).__name__} has no matrices for a closed-loop bound; expected an R2DN.")
     names = ("A", "B1", "B2", "C1", "D12", "C2", "D21", "D22")
