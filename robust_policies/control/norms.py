@@ -29,12 +29,6 @@ class StateSpace(NamedTuple):
         inside = z * np.eye(len(self.A)) - self.A
         return self.C @ np.linalg.solve(inside, np.broadcast_to(self.B + 0j, (len(z), *self.B.shape))) + self.D
 
-    def __mul__(self, other: StateSpace) -> StateSpace:  # type: ignore[override]
-        """Return the cascade: `other` first, then this system."""
-        A = np.block([[self.A, self.B @ other.C], [np.zeros((len(other.A), len(self.A))), other.A]])
-        B = np.vstack((self.B @ other.D, other.B))
-        return StateSpace(A, B, np.hstack((self.C, self.D @ other.C)), self.D @ other.D)
-
 
 def radius(A: Array) -> float:
     """Return the spectral radius of A; 0 for an empty matrix."""
