@@ -1,0 +1,128 @@
+"""A discrete linear model of a plant about an equilibrium, from matrices or a python-control system, and its extensions.
+
+x+ = A x + B u + Bw w,  y = C x + D u,  where x, u and y are deviations: the plant's own are x0 + x, u0 + u and y0 + y.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.linalg import block_diag, expm
+
+from robust_policies import checks
+from robust_policies.errors import InvalidValueError, NonFiniteError
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class LinearModel:
+    """One time step of a plant near an equilibrium; float64 arrays, checked when the model is made.
+
+    Without a value, D is zero, x0, u0 and y0 are zero and the names are x1, u1, y1 and so on. `Q` and `R` are the
+    task's own quadratic cost, `W` and `V` the covariances of its noise on state and measurement, `state_range`,
+    `action_low` and `action_high` (the plant's own units, not deviations) what it allows or starts within.
+
+    Raises:
+        ShapeError, NonFiniteError: the arrays do not fit one another or are not finite.
+    """
+
+    A: Array
+    """(n, n)."""
+    B: Array
+    """(n, m)."""
+    C: Array
+    """(p, n)."""
+    D: Array | None = None
+    """(p, m)."""
+    Bw: Array | None = None
+    """(n, q): how disturbances enter."""
+    time_step: float = 1.0
+    """[s]."""
+    x0: Array | None = None
+    u0: Array | None = None
+    y0: Array | None = None
+    residual: float = 0.0
+    """|f(x0, u0) - x0|, in the states' units."""
+    angles: tuple[int, ...] = ()
+    """Indices of the outputs that are angles [rad], whose differences are to be wrapped to [-pi, pi)."""
+    state_names: tuple[str, ...] = ()
+    input_names: tuple[str, ...] = ()
+    output_names: tuple[str, ...] = ()
+    W: Array | None = None
+    """(n, n)."""
+    V: Array | None = None
+    """(p, p)."""
+    Q: Array | None = None
+    """(n, n)."""
+    R: Array | None = None
+    """(m, m)."""
+    state_range: Array | None = None
+    """(n,), positive."""
+    action_low: Array | None = None
+    """(m,), may be infinite."""
+    action_high: Array | None = None
+    """(m,), may be infinite."""
+    origin: str = field(default="given matrices")
+    """One line: where the model comes from and what it holds for."""
+
+    def __post_init__(self) -> None:
+        def put(name: str, shape: tuple[int | None, ...], default: ArrayLike | None, finite: bool = True) -> Array:
+            value = getattr(self, name)
+            value = default if value is None else value
+            if value is not None:
+                value = array(name, value, shape, finite)
+            object.__setattr__(self, name, value)
+            return value  # type: ignore[return-value]
+
+        n = put("A", (None, None), None).shape[0]
+        put("A", (n, n), None)
+        m, p = put("B", (n, None), None).shape[1], put("C", (None, n), None).shape[0]
+        put("D", (p, m), np.zeros((p, m)))
+        put("Bw", (n, None), None)
+        for name, size in (("x0", n), ("u0", m), ("y0", p)):
+            put(name, (size,), np.zeros(size))
+        for name, size in (("W", n), ("V", p), ("Q", n), ("R", m)):
+            put(name, (size, size), None)
+        put("state_range", (n,), None)
+        put("action_low", (m,), np.full(m, -np.inf), finite=False)
+        put("action_high", (m,), np.full(m, np.inf), finite=False)
+        checks.finite_float("time_step", self.time_step, above=0.0)
+        for name, letter, size in (("state_names", "x", n), ("input_names", "u", m), ("output_names", "y", p)):
+            given = tuple(getattr(self, name)) or tuple(f"{letter}{i + 1}" for i in range(size))
+            if len(given) != size:
+                raise InvalidValueError(f"{name} has {len(given)} name(s); expected {size}.")
+            object.__setattr__(self, name, given)
+        if not all(0 <= index < p for index in self.angles):
+            raise InvalidValueError(f"angles is {self.angles}; expected indices of the {p} output(s), from 0.")
+
+    @property
+    def n(self) -> int:
+        """The number of states."""
+        return self.A.shape[0]
+
+    @property
+    def m(self) -> int:
+        """The number of inputs."""
+        return self.B.shape[1]
+
+    @property
+    def p(self) -> int:
+        """The number of outputs."""
+        return self.C.shape[0]
+
+
+def array(name: str, value: Any, shape: tuple[int | None, ...], finite: bool = True) -> Array:
+    """Return `value` as a float64 array of that shape (None fits any size), or raise."""
+    try:
+        result = np.array(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InvalidValueError(f"{name} is not an array of numbers: {error}.") from error
+    checks.shape(name, result, shape)
+    if finite and not np.isfinite(result).all():
+        raise NonFiniteError(f"{name} holds NaN or infinity; expected finite numbers.")
+    return result
