@@ -5,6 +5,7 @@ import torch
 
 from robust_policies.control import lqg
 from robust_policies.control.linear_model import LinearModel
+from robust_policies.control.weights import Weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -14,10 +15,7 @@ class LQGDesign:
     M: np.ndarray
     P: np.ndarray
     S: np.ndarray
-    Q: np.ndarray
-    R: np.ndarray
-    W: np.ndarray
-    V: np.ndarray
+    weights: Weights
     rho_control: float
     rho_estimator: float
     estimator: str
@@ -39,10 +37,11 @@ def linearize_plant(plant, state=None, action=None):
 
 
 def design(model, Q=None, R=None, W=None, V=None, estimator="current"):
+    lqg._known(estimator)
     n, m, p = model.n, model.m, model.p
     pick = lambda a, b, size, s: a if a is not None else b if b is not None else s * np.eye(size)
     Q, R = pick(Q, model.Q, n, 1.0), pick(R, model.R, m, 1.0)
     W, V = pick(W, model.W, n, 1e-4), pick(V, model.V, p, 1e-4)
     P, K = lqg._regulator(model.A, model.B, Q, R)
     S, M = lqg._filter(model.A, model.C, W, V)
-    return LQGDesign(K, model.A @ M, M, P, S, Q, R, W, V, 0.0, 0.0, estimator)
+    return LQGDesign(K, model.A @ M, M, P, S, Weights(Q, R, W, V, {}), 0.0, 0.0, estimator)

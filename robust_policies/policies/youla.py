@@ -259,8 +259,6 @@ def _base(
     action_space: gymnasium.Space,
 ) -> BaseController:
     plant = getattr(env.unwrapped, "plant", None)
-    if plant is not None and options.reference:
-        _refuse_influenced(plant, options.reference)
     if model is None:
         if design is not None:
             raise InvalidValueError("A design was given without its model; give model=... too.")
@@ -270,7 +268,10 @@ def _base(
         model = linearize_plant(plant)
     if design is None:
         design = lqg_design(model, estimator=estimator)
-    return BaseController(model, design, observation_space, action_space, options)
+    controller = BaseController(model, design, observation_space, action_space, options)
+    if plant is not None and options.reference:
+        _refuse_influenced(plant, options.reference)
+    return controller
 
 
 def _read(observe: Sequence[str], reference: Sequence[int]) -> tuple[int, ...]:

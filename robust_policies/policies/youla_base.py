@@ -236,6 +236,6 @@ def _vectors(space: spaces.Space) -> spaces.Box:
 
 def _scales(model: LinearModel, design: LQGDesign) -> tuple[np.ndarray, np.ndarray]:
     """Return chol(C S C' + V)^-1 (p, p) and chol(R + B'P B)^-T (m, m), so that unit signals are typical."""
-    outputs = np.linalg.cholesky(model.C @ design.S @ model.C.T + design.V)
-    inputs = np.linalg.cholesky(design.R + model.B.T @ design.P @ model.B)
+    outputs = np.linalg.cholesky(model.C @ design.S @ model.C.T + design.weights.V)
+    inputs = np.linalg.cholesky(design.weights.R + model.B.T @ design.P @ model.B)
     return np.linalg.inv(outputs), np.linalg.inv(inputs).T
