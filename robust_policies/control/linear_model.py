@@ -1,17 +1,16 @@
-"""A discrete linear model of a plant about an equilibrium, from matrices or a python-control system, and its extensions.
+"""A discrete linear model of a plant about an equilibrium, from matrices or from a python-control system.
 
 x+ = A x + B u + Bw w,  y = C x + D u,  where x, u and y are deviations: the plant's own are x0 + x, u0 + u and y0 + y.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from types import ModuleType
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.linalg import block_diag, expm
+from scipy.linalg import expm
 
 from robust_policies import checks
 from robust_policies.errors import InvalidValueError, NonFiniteError
@@ -67,7 +66,9 @@ class LinearModel:
     """(m,), may be infinite."""
     action_high: Array | None = None
     """(m,), may be infinite."""
-    origin: str = field(default="given matrices")
+    exact: bool = False
+    """Whether the plant itself is these matrices, so that what holds for the model holds everywhere."""
+    origin: str = "given matrices"
     """One line: where the model comes from and what it holds for."""
 
     def __post_init__(self) -> None:
@@ -114,6 +115,67 @@ class LinearModel:
     def p(self) -> int:
         """The number of outputs."""
         return self.C.shape[0]
+
+
+def from_matrices(
+    A: ArrayLike,
+    B: ArrayLike,
+    C: ArrayLike,
+    D: ArrayLike | None = None,
+    *,
+    time_step: float = 1.0,
+    continuous: bool = False,
+    Bw: ArrayLike | None = None,
+    **fields: Any,
+) -> LinearModel:
+    """Return the model of matrices of one time step, or of continuous time: then by the exact zero-order hold.
+
+    The hold is exp([[A, B, Bw], [0, 0, 0]] time_step) = [[Ad, Bd, Bwd], [0, 1, 1]]: inputs and disturbances are
+    constant within a step (C. F. Van Loan, "Computing integrals involving the matrix exponential", IEEE Transactions
+    on Automatic Control 23, 1978). `fields` are those of `LinearModel`, in discrete time.
+
+    Raises:
+        ShapeError, NonFiniteError: as `LinearModel`, or the plant grows beyond all numbers within a time step.
+    """
+    given = LinearModel(A=A, B=B, C=C, D=D, Bw=Bw, time_step=time_step, **{"exact": True, **fields})  # type: ignore[arg-type]
+    if not continuous:
+        return given
+    inputs = given.B if given.Bw is None else np.hstack((given.B, given.Bw))
+    block = np.zeros((given.n + inputs.shape[1],) * 2)
+    block[: given.n] = np.hstack((given.A, inputs))
+    with np.errstate(over="ignore", invalid="ignore"):
+        held = expm(block * time_step)[: given.n]
+    if not np.isfinite(held).all():
+        raise NonFiniteError(f"A grows beyond all numbers within time_step = {time_step:g} s; expected a slower plant.")
+    B_end = given.n + given.m
+    return replace(
+        given, A=held[:, : given.n], B=held[:, given.n : B_end], Bw=None if given.Bw is None else held[:, B_end:]
+    )
+
+
+def from_control(system: Any, time_step: float | None = None, **fields: Any) -> LinearModel:
+    """Return the model of a python-control `StateSpace`; a continuous one needs `time_step` [s].
+
+    Raises:
+        InvalidValueError: not a state-space system, or a time step that is missing or contradicts the system's own.
+    """
+    if not all(hasattr(system, name) for name in ("A", "B", "C", "D", "dt")):
+        raise InvalidValueError(f"system is a {type(system).__name__}; expected a python-control StateSpace, such as "
+                                "control.ss(A, B, C, D) or control.tf2ss(transfer_function).")  # fmt: skip
+    own = system.dt
+    continuous = own is None or (own == 0 and own is not True)
+    if time_step is None:
+        if continuous:
+            raise InvalidValueError("time_step is missing; expected one in seconds, as the system is continuous.")
+        time_step = 1.0 if own is True else float(own)
+    elif not continuous and own is not True and not np.isclose(time_step, own, rtol=1e-9, atol=0.0):
+        raise InvalidValueError(f"time_step is {time_step:g} s; expected the system's own, {float(own):g} s.")
+    names = {"state_names": "state_labels", "input_names": "input_labels", "output_names": "output_labels"}
+    labels = {ours: tuple(getattr(system, theirs)) for ours, theirs in names.items() if hasattr(system, theirs)}
+    described = {**labels, "origin": "a python-control system", **fields}
+    return from_matrices(
+        system.A, system.B, system.C, system.D, time_step=time_step, continuous=continuous, **described
+    )
 
 
 def array(name: str, value: Any, shape: tuple[int | None, ...], finite: bool = True) -> Array:

@@ -9,13 +9,14 @@ A controller is u = -K xc with the estimate xc of x(t), and a model of the plant
     current:   xc = xp + M (y - C xp), which uses y up to now
     predictor: xc = xp before y(t) is used: xp(t+1) = A xp + B u + L (y - C xp), with L = A M at the optimum
 
-Source: K. J. Astrom and B. Wittenmark, "Computer-Controlled Systems", 3rd edition (1997), chapter 11. The Riccati
-equations are solved by python-control (`pip install robust-policies[control]`).
+`design` does it all for a `LinearModel`, with weights that work for every task where none are given.
+
+Source: K. J. Astrom and B. Wittenmark, "Computer-Controlled Systems", 3rd edition (1997), chapter 11.
 """
 
 from __future__ import annotations
 
-from types import ModuleType
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -23,10 +24,117 @@ from numpy.typing import ArrayLike
 from scipy.linalg import block_diag, solve_discrete_lyapunov
 
 from robust_policies import checks
+from robust_policies.control.linear_model import LinearModel
+from robust_policies.control.riccati import CONTROL, ESTIMATION, solve, spectral_radius
+from robust_policies.control.weights import Weights, choose
 from robust_policies.errors import InvalidValueError, NonFiniteError
 
 Estimator = Literal["current", "predictor"]
 Array = np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class LQGDesign:
+    """A regulator and a Kalman filter for a `LinearModel`, both found stable; printed, it shows its weights.
+
+    u = -K xc with xc = xp + M (y - C xp) ("current") or xc = xp ("predictor"); the estimator runs as
+    xp+ = A xp + B u + L (y - C xp) in both, as L = A M.
+    """
+
+    K: Array
+    """(m, n)."""
+    L: Array
+    """(n, p): gain of the prediction."""
+    M: Array
+    """(n, p): gain of the estimate from y up to now."""
+    P: Array
+    """(n, n): the regulator's Riccati solution."""
+    S: Array
+    """(n, n): covariance of the predicted error, the filter's Riccati solution."""
+    rho_control: float
+    """Spectral radius of A - B K."""
+    rho_estimator: float
+    """Spectral radius of A - L C."""
+    pbh_control: float
+    """The least singular value of the Popov-Belevitch-Hautus test of (A, B); infinite where every mode decays."""
+    pbh_estimator: float
+    """The same of (A', C')."""
+    estimator: Estimator
+    weights: Weights
+    """Where each of the weights below is from."""
+
+    Q: Array
+    """(n, n)."""
+    R: Array
+    """(m, m)."""
+    W: Array
+    """(n, n)."""
+    V: Array
+    """(p, p)."""
+
+    def __str__(self) -> str:
+        margins = f"PBH margins {self.pbh_control:.3g} and {self.pbh_estimator:.3g}"
+        radii = f"{self.rho_control:.6f} of A - B K and {self.rho_estimator:.6f} of A - L C"
+        first = f"LQG design, {self.estimator} estimator, {len(self.L)} states: spectral radii {radii}, {margins}"
+        return f"{first}\n{self.weights}"
+
+
+def lqr(model: LinearModel, Q: ArrayLike | None = None, R: ArrayLike | None = None) -> Array:
+    """Return K (m, n) of `lqr_gain` for a model; weights left out are the defaults of `design`."""
+    weights = choose(model, Q=_weight_or_none("Q", Q, model.n), R=_weight_or_none("R", R, model.m))
+    return lqr_gain(model.A, model.B, weights.Q, weights.R)
+
+
+def kalman(
+    model: LinearModel, W: ArrayLike | None = None, V: ArrayLike | None = None, estimator: Estimator = "current"
+) -> Array:
+    """Return M ("current") or L ("predictor"), (n, p), of `kalman_gain`; covariances left out are the defaults."""
+    weights = choose(model, W=_weight_or_none("W", W, model.n), V=_weight_or_none("V", V, model.p))
+    return kalman_gain(model.A, model.C, weights.W, weights.V, estimator)
+
+
+def design(
+    model: LinearModel,
+    Q: ArrayLike | None = None,
+    R: ArrayLike | None = None,
+    W: ArrayLike | None = None,
+    V: ArrayLike | None = None,
+    estimator: Estimator = "current",
+) -> LQGDesign:
+    """Return the LQG design of a model; weights left out are the task's own or follow from its ranges, see `choose`.
+
+    What could go wrong silently is checked in this order: D = 0; the equilibrium; each mode that does not decay is
+    reached by an input (Popov, Belevitch and Hautus), the Riccati equation, the spectral radius of what it gives; the
+    same for the outputs and the filter.
+
+    Raises:
+        ShapeError, NonFiniteError: a weight does not fit the model. InvalidValueError: a check failed; the message
+        names the mode.
+
+    Warns:
+        UserWarning: a mode is nearly unreachable or nearly invisible.
+    """
+    _known(estimator)
+    given = {name: _weight_or_none(name, value, size) for name, value, size in
+             (("Q", Q, model.n), ("R", R, model.m), ("W", W, model.n), ("V", V, model.p))}  # fmt: skip
+    if np.any(model.D):
+        raise InvalidValueError(
+            f"D has an entry of {np.abs(model.D).max():.3g}; expected D = 0, as an output that shows the input at once "
+            "leaves no time to act on it. Use with_input_delay(model, 1)."
+        )
+    allowed = 1e-6 * max(1.0, float(np.linalg.norm(model.x0)))
+    if not model.residual <= allowed:
+        raise InvalidValueError(
+            f"The state moves by {model.residual:.3g} in one step from the point of the model; expected at most "
+            f"{allowed:.1g}, an equilibrium. Choose another state and action."
+        )
+    weights = choose(model, **given)
+    P, K, pbh_control = solve(model.A, model.B, weights.Q, weights.R, CONTROL, model.state_names)
+    S, L, pbh_estimator = solve(model.A.T, model.C.T, weights.W, weights.V, ESTIMATION, model.state_names)
+    M, L = np.linalg.solve(model.C @ S @ model.C.T + weights.V, model.C @ S).T, L.T
+    radii = spectral_radius(model.A - model.B @ K), spectral_radius(model.A - L @ model.C)
+    Q, R, W, V = weights.Q, weights.R, weights.W, weights.V
+    return LQGDesign(K, L, M, P, S, *radii, pbh_control, pbh_estimator, estimator, weights, Q, R, W, V)
 
 
 def lqr_gain(A: ArrayLike, B: ArrayLike, Q: ArrayLike, R: ArrayLike) -> Array:
@@ -36,7 +144,7 @@ def lqr_gain(A: ArrayLike, B: ArrayLike, Q: ArrayLike, R: ArrayLike) -> Array:
 
     Raises:
         ShapeError, NonFiniteError: the matrices do not fit one another or are not finite. InvalidValueError: a weight
-        is not symmetric positive semidefinite, no u = -K x makes the plant stable, or python-control is missing.
+        is not symmetric positive semidefinite, no u = -K x makes the plant stable.
     """
     return _regulator(A, B, Q, R)[1]
 
@@ -116,7 +224,7 @@ def stationary_cost(
     U, D = K @ estimate, K @ M
     F = np.vstack((np.hstack((A, np.zeros((n, n)))) - B @ U, Am @ estimate + L @ innovation - Bm @ U))
     H = np.block([[np.eye(n), -B @ D], [np.zeros((n, n)), Am @ M + L - Bm @ D]])
-    radius = _radius(F)
+    radius = spectral_radius(F)
     if radius >= 1.0:
         raise InvalidValueError(
             f"The closed loop has spectral radius {radius:.6g}; expected one below 1: other gains, or a closer model."
@@ -130,7 +238,7 @@ def _regulator(A: ArrayLike, B: ArrayLike, Q: ArrayLike, R: ArrayLike) -> tuple[
     A = _square("A", A)
     B = _matrix("B", B, (len(A), None))
     Q, R = _weight("Q", Q, len(A)), _weight("R", R, B.shape[1])
-    return _solved(A, B, Q, R, "No input in B reaches", "Q puts no weight on")
+    return solve(A, B, Q, R, CONTROL)[:2]
 
 
 def _filter(A: ArrayLike, C: ArrayLike, W: ArrayLike, V: ArrayLike) -> tuple[Array, Array]:
@@ -138,43 +246,8 @@ def _filter(A: ArrayLike, C: ArrayLike, W: ArrayLike, V: ArrayLike) -> tuple[Arr
     A = _square("A", A)
     C = _matrix("C", C, (None, len(A)))
     W, V = _weight("W", W, len(A)), _weight("V", V, len(C))
-    P = _solved(A.T, C.T, W, V, "No output in C shows", "no noise in W drives")[0]
+    P = solve(A.T, C.T, W, V, ESTIMATION)[0]
     return P, np.linalg.solve(C @ P @ C.T + V, C @ P).T
-
-
-def _solved(A: Array, B: Array, Q: Array, R: Array, unreached: str, unweighted: str) -> tuple[Array, Array]:
-    """Return the stabilising solution of the Riccati equation of A, B, Q, R, and its gain."""
-    n = len(A)
-    for mode in np.linalg.eigvals(A):
-        # Popov, Belevitch and Hautus: [mode 1 - A, B] loses rank exactly where the input cannot move the mode.
-        if abs(mode) >= 1.0 and np.linalg.matrix_rank(np.hstack((mode * np.eye(n) - A, B))) < n:
-            raise InvalidValueError(f"{unreached} the mode {mode:.6g} of A, which does not decay; expected that every "
-                                    "such mode can be stabilised.")  # fmt: skip
-    control = _python_control()
-    try:
-        X, _, K = control.dare(A, B, Q, R)
-    except (np.linalg.LinAlgError, control.ControlArgument) as error:
-        raise InvalidValueError(f"The Riccati equation has no stabilising solution ({error}); is there a mode on the "
-                                f"unit circle, and {unweighted} it? Or is R or V singular?") from error  # fmt: skip
-    radius = _radius(A - B @ K)
-    if not radius < 1.0:
-        raise InvalidValueError(f"The Riccati equation's gain leaves a spectral radius of {radius:.6g}; expected one "
-                                f"below 1. Perhaps {unweighted} a mode on the unit circle.")  # fmt: skip
-    return X, K
-
-
-def _python_control() -> ModuleType:
-    try:
-        import control
-    except ImportError as error:
-        raise InvalidValueError(
-            "Optimal control needs python-control; install it with: pip install robust-policies[control]."
-        ) from error
-    return control
-
-
-def _radius(F: Array) -> float:
-    return float(np.abs(np.linalg.eigvals(F)).max())
 
 
 def _known(estimator: str) -> str:
@@ -212,3 +285,7 @@ def _weight(name: str, value: ArrayLike, size: int) -> Array:
     if np.abs(matrix - matrix.T).max() > 1e-9 * largest or np.linalg.eigvalsh(matrix).min() < -1e-9 * largest:
         raise InvalidValueError(f"{name} is not symmetric positive semidefinite; expected a covariance or weight.")
     return (matrix + matrix.T) / 2
+
+
+def _weight_or_none(name: str, value: ArrayLike | None, size: int) -> Array | None:
+    return None if value is None else _weight(name, value, size)

@@ -72,8 +72,10 @@ def solve(
         X = solve_discrete_are(A, B, Q, R)
         K = np.linalg.solve(R + B.T @ X @ B, B.T @ X @ A)
     except (np.linalg.LinAlgError, ValueError) as error:
-        raise InvalidValueError(f"The Riccati equation has no stabilising solution ({error}); is there a mode on the "
-                                f"unit circle, and {words.unweighted} it? Or is R or V singular?") from error  # fmt: skip
+        raise InvalidValueError(
+            f"The Riccati equation has no stabilising solution ({error}); is there a mode on the unit circle, and "
+            f"{words.unweighted} it? Or is R or V singular?"
+        ) from error
     values, vectors = np.linalg.eig(A - B @ K)
     worst = int(np.abs(values).argmax())
     if not abs(values[worst]) < STABLE:
@@ -89,11 +91,12 @@ def pbh_margin(A: Array, B: Array) -> tuple[float, complex, Array]:
     """Return the least singular value of [A - mode 1, B] over the modes that do not decay, its mode and direction.
 
     Popov, Belevitch and Hautus: it is zero exactly where no input moves the mode. Taken in balanced states, A and B
-    scaled to norm 1, so that units do not matter; infinite where every mode decays. The direction (n,) is in the
+    scaled to norm 1, so that units hardly matter; infinite where every mode decays. The direction (n,) is in the
     states' own units: what cannot be moved is its product with the state.
     """
-    balanced, (scale, _) = matrix_balance(A, permute=False, separate=True)
-    reach = B / scale[:, None]
+    # Without the diagonal, which no scaling changes: it would hide how small or large the rest is.
+    _, (scale, _) = matrix_balance(A - np.diag(np.diag(A)), permute=False, separate=True)
+    balanced, reach = A * scale / scale[:, None], B / scale[:, None]
     size, width = np.linalg.norm(balanced, 2) or 1.0, np.linalg.norm(reach, 2) or 1.0
     worst: tuple[float, complex, Array] = (np.inf, 0.0, np.zeros(len(A)))
     for mode in np.linalg.eigvals(balanced):

@@ -32,17 +32,18 @@ class Weights:
 def choose(
     model: LinearModel, Q: Array | None = None, R: Array | None = None, W: Array | None = None, V: Array | None = None
 ) -> Weights:
-    """Return the given weights, and for the others, in this order:
+    """Return the given weights, and for the others the defaults.
 
-    the task's own cost or noise; Bryson's rule, 1 / range^2 for each state and input; a state noise of a tenth of the
-    inputs' range where they enter plus a thousandth of the states' range, a measurement noise of a hundredth of what
-    the outputs show of that range. Where the task's own leave a mode that does not decay without weight or noise, a
-    thousandth of the rule is added; where they are singular, R and V get it too.
+    In this order: the task's own cost or noise; Bryson's rule, 1 / range^2 for each state and input; a process noise
+    of a tenth of the inputs' range where they enter plus a thousandth of the states' range, a measurement noise of a
+    hundredth of what the outputs show of that range. Where the task's own leave a mode that does not decay without
+    weight or noise, or an input or output without any, a thousandth of the rule is added.
     """
     states = np.ones(model.n) if model.state_range is None else model.state_range
     inputs = _input_range(model)
     outputs = np.sqrt((model.C**2) @ states**2)
-    outputs = np.where(outputs > 0, outputs, outputs[outputs > 0].mean() if outputs.any() else 1.0)
+    # An output that shows nothing to first order (a cosine) is not for that one without noise.
+    outputs = np.maximum(outputs, 0.01 * np.median(outputs[outputs > 0]) if outputs.any() else 1.0)
     bryson_q, bryson_r = np.diag(states**-2.0), np.diag(inputs**-2.0)
     driven = (model.B * (0.1 * inputs)) @ (model.B * (0.1 * inputs)).T + np.diag((1e-3 * states) ** 2)
     rule = "1 / range^2 (Bryson's rule)"
@@ -103,6 +104,6 @@ def _ratio(own: Array, rule: Array) -> float:
 
 def _shown(weight: Array) -> str:
     diagonal = np.diag(weight)
-    if np.array_equal(weight, np.diag(diagonal)):
-        return f"diag({', '.join(f'{number:.4g}' for number in diagonal)})"
-    return "[" + "; ".join(" ".join(f"{number:.4g}" for number in row) for row in weight) + "]"
+    beside = np.abs(weight - np.diag(diagonal)).max()
+    coupled = f" and up to {beside:.3g} beside the diagonal" if beside > 1e-12 * np.abs(diagonal).max() else ""
+    return f"diag({', '.join(f'{number:.4g}' for number in diagonal)}){coupled}"

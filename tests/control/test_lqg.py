@@ -1,7 +1,5 @@
 """Optimal gains and stationary costs: against definitions, published figures and controllers near the optimum."""
 
-import sys
-
 import numpy as np
 import pytest
 
@@ -124,9 +122,3 @@ def test_doyles_optimal_controller_is_unstable_for_slightly_other_plants():
 def test_bad_input_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
-
-
-def test_without_python_control_the_error_says_how_to_install_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "control", None)
-    with pytest.raises(InvalidValueError, match=r"pip install robust-policies\[control\]"):
-        lqg.lqr_gain(A, B, Q, R)

@@ -1,0 +1,159 @@
+"""The linear model of a MuJoCo model, by its own finite differences."""
+
+# MuJoCo's compiled binding has no type stubs.
+# pyright: reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from robust_policies import checks
+from robust_policies.control.equilibrium import stand_still
+from robust_policies.control.linear_model import Array, LinearModel
+from robust_policies.errors import InvalidValueError, UnknownNameError
+
+if TYPE_CHECKING:
+    import mujoco
+
+STEP = 1e-6
+
+
+def skip_frames(A: Array, B: Array, count: int) -> tuple[Array, Array]:
+    """Return A^count and (1 + A + ... + A^(count-1)) B: `count` steps with the same input, as one."""
+    power, total = np.eye(len(A)), np.zeros_like(A)
+    for _ in range(count):
+        total = total + power
+        power = A @ power
+    return power, total @ B
+
+
+def linearize_mujoco(
+    model: mujoco.MjModel, data: mujoco.MjData | None = None, key: str | int | None = None, frame_skip: int = 1
+) -> LinearModel:
+    """Return the linear model of `frame_skip` time steps of a MuJoCo model (mjd_transitionFD, centred).
+
+    The equilibrium is sought from `data`, from the keyframe `key`, or from the model's initial position; `data` is left
+    as it is. States are 2 nv + na deviations in tangent coordinates (a ball joint has three, not four), inputs the
+    controls, outputs the model's sensors, or all states where it has none. A sensor that shows the control at once
+    (an accelerometer) makes D != 0; see `with_input_delay`.
+
+    Raises:
+        InvalidValueError: the integrator is RK4, which has no such derivative; no equilibrium is near; `data` and `key`
+        are both given. UnknownNameError: no such keyframe.
+    """
+    import mujoco
+
+    if model.opt.integrator == mujoco.mjtIntegrator.mjINT_RK4:
+        raise InvalidValueError("The model's integrator is RK4, which MuJoCo cannot differentiate; expected Euler, "
+                                'implicit or implicitfast: set <option integrator="implicitfast"/>.')  # fmt: skip
+    frame_skip = checks.positive_int("frame_skip", frame_skip)
+    work = _start(model, data, key)
+    nv, na, nq = model.nv, model.na, model.nq
+    n = 2 * nv + na
+    held = {name: getattr(work, name).copy() for name in ("qfrc_applied", "xfrc_applied", "mocap_pos", "mocap_quat")}
+
+    def put(x: Array, u: Array) -> None:
+        mujoco.mj_resetData(model, work)
+        for name, value in held.items():
+            getattr(work, name)[:] = value
+        work.qpos[:], work.qvel[:], work.act[:], work.ctrl[:] = x[:nq], x[nq : nq + nv], x[nq + nv :], u
+        mujoco.mj_forward(model, work)
+
+    def drift(x: Array, u: Array) -> Array:
+        put(x, u)
+        for _ in range(frame_skip):
+            mujoco.mj_step(model, work)
+        turned = np.zeros(nv)
+        mujoco.mj_differentiatePos(model, turned, 1.0, x[:nq], work.qpos)
+        return np.concatenate((turned, work.qvel - x[nq : nq + nv], work.act - x[nq + nv :]))
+
+    def matrices(x: Array, u: Array) -> tuple[Array, Array, Array, Array]:
+        put(x, u)
+        A, B = np.zeros((n, n)), np.zeros((n, model.nu))
+        C, D = np.zeros((model.nsensordata, n)), np.zeros((model.nsensordata, model.nu))
+        sensors = (C, D) if model.nsensordata else (None, None)
+        mujoco.mjd_transitionFD(model, work, STEP, True, A, B, *sensors)
+        return *skip_frames(A, B, frame_skip), C, D
+
+    def jacobian(x: Array, u: Array) -> tuple[Array, Array]:
+        A, B = matrices(x, u)[:2]
+        return A - np.eye(n), B
+
+    def move(x: Array, change: Array) -> Array:
+        position = x[:nq].copy()
+        mujoco.mj_integratePos(model, position, change[:nv], 1.0)
+        return np.concatenate((position, x[nq:] + change[nv:]))
+
+    limited = model.actuator_ctrllimited.astype(bool)
+    low, high = (np.where(limited, model.actuator_ctrlrange[:, i], bound) for i, bound in ((0, -np.inf), (1, np.inf)))
+    guess = np.concatenate((work.qpos, work.qvel, work.act))
+    x, u, residual = stand_still(drift, jacobian, move, guess, work.ctrl.copy(), low, high)
+    A, B, C, D = matrices(x, u)
+    put(x, u)
+    touching = f", {work.ncon} contact(s) active: only while none opens or closes" if work.ncon else ""
+    names = _names(model)
+    return LinearModel(
+        A=A,
+        B=B,
+        C=C if model.nsensordata else np.eye(n),
+        D=D if model.nsensordata else None,
+        time_step=frame_skip * model.opt.timestep,
+        u0=u,
+        y0=work.sensordata.copy() if model.nsensordata else None,
+        residual=residual,
+        state_names=names,
+        input_names=tuple(_name(model, mujoco.mjtObj.mjOBJ_ACTUATOR, i, "control") for i in range(model.nu)),
+        output_names=_sensor_names(model) if model.nsensordata else names,
+        action_low=low,
+        action_high=high,
+        origin=f"MuJoCo model, finite differences in tangent coordinates about qpos = {np.round(x[:nq], 6).tolist()}"
+        + touching,
+    )
+
+
+def _start(model: mujoco.MjModel, data: mujoco.MjData | None, key: str | int | None) -> mujoco.MjData:
+    import copy
+
+    import mujoco
+
+    if data is not None and key is not None:
+        raise InvalidValueError("data and key are both given; expected one of them, as each is where to begin.")
+    if data is not None:
+        return copy.copy(data)
+    work = mujoco.MjData(model)
+    if key is not None:
+        number = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_KEY, key) if isinstance(key, str) else key
+        if not 0 <= number < model.nkey:
+            keys = [_name(model, mujoco.mjtObj.mjOBJ_KEY, i, "") for i in range(model.nkey)]
+            raise UnknownNameError.among("keyframe", str(key), keys)
+        mujoco.mj_resetDataKeyframe(model, work, number)
+    return work
+
+
+def _name(model: mujoco.MjModel, kind: object, number: int, default: str) -> str:
+    import mujoco
+
+    return mujoco.mj_id2name(model, kind, number) or f"{default}{number}"
+
+
+def _names(model: mujoco.MjModel) -> tuple[str, ...]:
+    import mujoco
+
+    joints = [_name(model, mujoco.mjtObj.mjOBJ_JOINT, int(model.dof_jntid[i]), "joint ") for i in range(model.nv)]
+    return (
+        *(f"position of {name}" for name in joints),
+        *(f"velocity of {name}" for name in joints),
+        *(f"activation {i}" for i in range(model.na)),
+    )
+
+
+def _sensor_names(model: mujoco.MjModel) -> tuple[str, ...]:
+    import mujoco
+
+    names: list[str] = []
+    for sensor in range(model.nsensor):
+        name, size = _name(model, mujoco.mjtObj.mjOBJ_SENSOR, sensor, "sensor "), int(model.sensor_dim[sensor])
+        names += [name] if size == 1 else [f"{name} {i}" for i in range(size)]
+    return tuple(names)
