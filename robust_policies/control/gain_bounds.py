@@ -1,0 +1,178 @@
+"""The least gain that a linear system with bounded blocks in feedback is proven to have.
+
+The loop is `certificates.lmi.Matrices`: x+ = A x + B1 w + B2 d, v = C1 x + D12 d, z = C2 x + D21 w + D22 d, and block i
+answers w_i to v_i with a gain of at most ell_i. For scalings tau_i > 0 (one a block) the gain d -> z is at most g if
+
+    |z|^2 / g^2 + sum tau_i ell_i^2 |v_i|^2  <=  |d|^2 + sum tau_i |w_i|^2      for all frequencies of the linear part.
+
+With the spectral factor W~W = blk(tau, I) - Gv~ tau ell^2 Gv the least such g is the H-infinity norm of Gz W^-1: one
+Riccati equation and one norm for given tau. The problem is convex in (tau g^2, g^2). For one block that is memoryless
+this is the dissipation inequality of a recurrent cell, and for gains that hold for sums over time (a Youla parameter)
+the small-gain theorem with D-scaling. All of it holds for increments where the blocks' gains do.
+
+Source: J. C. Doyle, "Analysis of feedback systems with structured uncertainties", IEE Proc. D 129 (1982); the time
+domain form is the bounded real lemma.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
+from scipy.optimize import minimize, minimize_scalar
+
+from robust_policies.certificates.lmi import (
+    Array,
+    Matrices,
+    assemble,
+    gain_supply,
+    prove_positive,
+    recover_metric,
+)
+from robust_policies.control.norms import StateSpace, hinf_norm, norm2, radius
+from robust_policies.errors import InvalidValueError, ShapeError
+
+_SLACKS = (1e-4, 1e-6, 1e-8, 1e-10)
+_MARGINS = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+
+
+@dataclass(frozen=True)
+class GainBound:
+    """An upper bound of a gain.
+
+    Attributes:
+        gain: the bound. If `proven` it holds for the exact matrices, whatever rounding did: a Cholesky factorization
+            has shown the inequality. Otherwise it is `estimate`, or infinity where no scaling works.
+        proven: whether it is.
+        estimate: the least gain the search found, in ordinary floating point.
+        tau: the scaling of each block.
+        metric: the storage function's matrix of the proof, None without one.
+    """
+
+    gain: float
+    proven: bool
+    estimate: float
+    tau: tuple[float, ...] = ()
+    metric: Array | None = None
+
+
+def linear_loop(system: StateSpace) -> Matrices:
+    """Return the loop that has no block."""
+    n, (ny, nu) = len(system.A), system.D.shape
+    none = np.zeros((0, 0))
+    return Matrices(
+        A=system.A, B1=np.zeros((n, 0)), B2=system.B, C1=np.zeros((0, n)), D12=np.zeros((0, nu)),
+        C2=system.C, D21=np.zeros((ny, 0)), D22=system.D, D11=none,
+    )  # fmt: skip
+
+
+def gain_bound(loop: Matrices, ell: Sequence[float] = (), sizes: Sequence[int] | None = None) -> GainBound:
+    """Return the least bound of the gain d -> z over the scalings, with its proof.
+
+    Args:
+        loop: the linear part; D11 must be zero.
+        ell: the gain of each block, >= 0; one number for each of `sizes`.
+        sizes: how many channels of w and v each block has (pad the shorter side with zeros); None: one block of all.
+    """
+    nv = loop.sizes[1]
+    sizes = ([nv] if nv else []) if sizes is None else list(sizes)
+    if sum(sizes) != nv or len(ell) != len(sizes):
+        raise ShapeError(f"{len(ell)} gain(s) and blocks of {list(sizes)} channels; expected one gain a block and "
+                         f"{nv} channels together.")  # fmt: skip
+    if loop.D11.any():
+        raise InvalidValueError("D11 is not zero; expected a loop whose blocks do not feed each other at once.")
+    if not all(math.isfinite(value) and value >= 0 for value in ell):
+        raise InvalidValueError(f"The blocks' gains are {list(ell)}; expected finite numbers >= 0.")
+    if radius(loop.A) >= 1.0:
+        return GainBound(math.inf, False, math.inf)
+    bounds = np.repeat(np.asarray(ell, dtype=np.float64), sizes)
+    tau, estimate = _search(loop, bounds, sizes)
+    if not math.isfinite(estimate):
+        return GainBound(math.inf, False, math.inf, tuple(tau))
+    return _prove(loop, bounds, sizes, tau, estimate)
+
+
+def scaled_gain(loop: Matrices, ell: Array, tau: Array) -> float:
+    """Return the least g for the scalings `tau` (nv,) of blocks with gains `ell` (nv,); infinity where none works."""
+    nx, nv, nd, _ = loop.sizes
+    if nv == 0:
+        return hinf_norm(StateSpace(loop.A, loop.B2, loop.C2, loop.D22))
+    B, D = np.hstack((loop.B1, loop.B2)), np.hstack((loop.D21, loop.D22))
+    scale = (np.sqrt(tau) * ell)[:, None]
+    Cv, Dv = scale * loop.C1, scale * np.hstack((np.zeros((nv, nv)), loop.D12))
+    R = np.diag(np.concatenate((tau, np.ones(nd)))) - Dv.T @ Dv
+    try:
+        # The inputs are eliminated first, so that the pencil has the size of the state only.
+        solved = np.linalg.solve(R, np.hstack((Dv.T @ Cv, B.T)))
+        root = np.linalg.solve(np.linalg.cholesky(R), B.T)
+        drive = root.T @ root
+        values, vectors = np.linalg.eigh(drive)
+        keep = values > 1e-15 * max(values[-1], 1e-300)
+        cost = Cv.T @ Cv + Cv.T @ Dv @ solved[:, :nx]
+        narrow = vectors[:, keep] * np.sqrt(values[keep])
+        P = -scipy.linalg.solve_discrete_are(
+            loop.A + B @ solved[:, :nx], narrow, -0.5 * (cost + cost.T), np.eye(int(keep.sum()))
+        )
+        W0 = np.linalg.cholesky(R - B.T @ P @ B)
+    except (np.linalg.LinAlgError, ValueError):
+        return math.inf
+    F = -scipy.linalg.cho_solve((W0, True), B.T @ P @ loop.A + Dv.T @ Cv)
+    inverse = np.linalg.inv(W0).T
+    closed = loop.A - B @ F
+    if radius(closed) >= 1.0:
+        return math.inf
+    return hinf_norm(StateSpace(closed, B @ inverse, loop.C2 - D @ F, D @ inverse))
+
+
+def _search(loop: Matrices, bounds: Array, sizes: Sequence[int]) -> tuple[Array, float]:
+    """Return the best scaling found of each block, and its gain."""
+    if not sizes:
+        return np.zeros(0), scaled_gain(loop, bounds, np.zeros(0))
+
+    def gain(logs: Array) -> float:
+        return scaled_gain(loop, bounds, np.repeat(np.exp(logs), sizes))
+
+    # No tau works for which the path d -> v alone exceeds the budget |d|^2; the search starts below it.
+    direct = hinf_norm(StateSpace(loop.A, loop.B2, bounds[:, None] * loop.C1, bounds[:, None] * loop.D12))
+    out = norm2(np.hstack((loop.C2, loop.D21)))
+    top = -2.0 * math.log(direct) if direct > 0 else 2.0 * math.log(max(out, 1e-6)) + 25.0
+    grid = top - 1e-6 - np.concatenate((np.arange(0.0, 3.0, 0.5), np.arange(3.0, 36.0, 1.5)))
+    values = [gain(np.full(len(sizes), point)) for point in grid]
+    best = int(np.argmin(values))
+    if not math.isfinite(values[best]):
+        return np.exp(np.full(len(sizes), grid[best])), math.inf
+    upper, lower = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
+    found = minimize_scalar(
+        lambda point: min(gain(np.full(len(sizes), point)), 1e300), bounds=(lower, upper), method="bounded",
+        options={"xatol": 1e-6},
+    )  # fmt: skip
+    point, value = np.full(len(sizes), found.x), float(found.fun)
+    if values[best] < value:
+        point, value = np.full(len(sizes), grid[best]), values[best]
+    if len(sizes) > 1:
+        refined = minimize(
+            lambda logs: min(gain(logs), 1e300), point, method="Nelder-Mead",
+            options={"xatol": 1e-4, "fatol": 1e-9 * value, "maxiter": 120 * len(sizes)},
+        )  # fmt: skip
+        point, value = refined.x, float(refined.fun)
+    return np.exp(point), value
+
+
+def _prove(loop: Matrices, bounds: Array, sizes: Sequence[int], tau: Array, estimate: float) -> GainBound:
+    """Return the bound least above `estimate` for which a Cholesky factorization shows the inequality."""
+    _, _, nd, nz = loop.sizes
+    for margin in _MARGINS:
+        g = max(estimate, 1e-12) * (1.0 + margin)
+        weights = np.repeat(tau, sizes) * g
+        multiplier = np.diag(np.concatenate((weights * bounds**2, -weights)))
+        supply = gain_supply(g, nz, nd)
+        for slack in _SLACKS:
+            P = recover_metric(loop, 1.0, multiplier, supply, slack)
+            if P is None or not prove_positive(np.eye(len(P)), P).holds:
+                continue
+            if prove_positive(*assemble(loop, P, 1.0, multiplier, supply)).holds:
+                return GainBound(g, True, estimate, tuple(map(float, tau)), P)
+    return GainBound(estimate, False, estimate, tuple(map(float, tau)))

@@ -1,0 +1,90 @@
+"""How large a Youla parameter's gain may be on a nonlinear plant.
+
+The residual p = Delta(q) makes the innovation depend on the Youla input: a loop closes, from ut over the residual to
+yt. If its gain is at most g, every Q of gain below 1 / g keeps it contracting, by the small-gain theorem.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from robust_policies.certificates.lmi import Matrices
+from robust_policies.control.gain_bounds import gain_bound, linear_loop
+from robust_policies.control.linear_model import LinearModel
+from robust_policies.control.lqg import LQGDesign
+from robust_policies.control.norms import StateSpace
+from robust_policies.control.residual import Residual
+from robust_policies.control.youla import direct_gain
+from robust_policies.errors import InvalidValueError
+
+
+@dataclass(frozen=True)
+class AllowedGain:
+    """The gain of Q, in the plant's units, below which the closed loop contracts in the residual's region.
+
+    Attributes:
+        triangle: (1 / delta - |Gqp|) / (|Gqu| |Gyp|) for one full block, 0 where the base loop itself may fail.
+        scaled: with a scaling of each block: never less.
+        proven: whether `scaled` is proven whatever rounding did.
+        residual: where and how the residual's gain is known.
+    """
+
+    triangle: float
+    scaled: float
+    proven: bool
+    residual: Residual
+
+    def check(self, gain: float) -> None:
+        """Raise InvalidValueError if a Youla parameter of gain `gain` is not covered."""
+        if not gain < self.scaled:
+            what = "nothing, not even the base controller alone" if self.scaled == 0 else f"less than {self.scaled:.6g}"
+            raise InvalidValueError(
+                f"gamma is {gain:.6g}; the region {self.residual.region} allows {what}. Train with a smaller gamma, or "
+                "state a smaller region."
+            )
+
+    def claim(self, gain: float) -> str:
+        """Return the sentence that holds of a Youla parameter of incremental gain `gain`; raises as `check`."""
+        self.check(gain)
+        statement = f"the closed loop with any Youla parameter of gain up to {gain:.6g} contracts (the bound is " + (
+            f"{self.scaled:.6g})" if self.proven else f"{self.scaled:.6g}, up to rounding)"
+        )
+        return self.residual.claim(statement)
+
+
+def residual_loop(model: LinearModel, design: LQGDesign, residual: Residual) -> Matrices:
+    """Return the loop ut -> yt with the residual's channels as blocks; the states are (x, e)."""
+    A, B, C, K, L = model.A, model.B, model.C, design.K, design.L
+    n, k = residual.Ep.shape
+    m, p = B.shape[1], len(C)
+    Ke = K - direct_gain(design) @ C
+    Fx, Fu = residual.Fx, residual.Fu
+    return Matrices(
+        A=np.block([[A - B @ K, B @ Ke], [np.zeros((n, n)), A - L @ C]]),
+        B1=np.vstack((residual.Ep, residual.Ep)), B2=np.vstack((B, np.zeros((n, m)))),
+        C1=np.hstack((Fx - Fu @ K, Fu @ Ke)), D11=np.zeros((k, k)), D12=Fu,
+        C2=np.hstack((np.zeros((p, n)), C)), D21=np.zeros((p, k)), D22=np.zeros((p, m)),
+    )  # fmt: skip
+
+
+def allowed_gain(model: LinearModel, design: LQGDesign, residual: Residual) -> AllowedGain:
+    """Return how large the gain of Q may be; 0 where even Q = 0 is not covered, infinite without a residual."""
+    loop = residual_loop(model, design, residual)
+    deltas = [gain.value for gain in residual.gains]
+    largest = max(deltas)
+
+    def gain(B: np.ndarray, C: np.ndarray, D: np.ndarray) -> float:
+        return gain_bound(linear_loop(StateSpace(loop.A, B, C, D))).gain
+
+    inner, across = gain(loop.B1, loop.C1, loop.D11), gain(loop.B2, loop.C1, loop.D12)
+    back = gain(loop.B1, loop.C2, loop.D21)
+    if largest == 0.0:
+        return AllowedGain(math.inf, math.inf, True, residual)
+    room, path = 1.0 / largest - inner, across * back
+    triangle = 0.0 if room <= 0 else (math.inf if path == 0 else room / path)
+    bound = gain_bound(loop, deltas, residual.sizes)
+    scaled = 0.0 if not math.isfinite(bound.gain) else (1.0 / bound.gain) * (1.0 - 1e-15)
+    return AllowedGain(triangle, max(scaled, triangle), bound.proven, residual)
