@@ -7,6 +7,7 @@ and no actuator saturates; `policies.youla_base` has the equations, and `YoulaPo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
@@ -18,12 +19,14 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from robust_policies import checks
-from robust_policies.control.linearize import LinearModel
+from robust_policies.control.linear_model import LinearModel
+from robust_policies.control.linearize import linearize_plant
+from robust_policies.control.lqg import Estimator, LQGDesign
+from robust_policies.control.lqg import design as lqg_design
 from robust_policies.envs.perturb.wrapping import plain_tensors, tensor_of
 from robust_policies.envs.plant import Plant
 from robust_policies.envs.wrappers import TensorWrapper
 from robust_policies.errors import InvalidValueError, NonFiniteError, ShapeError, UnknownNameError
-from robust_policies.policies.standin import LQGDesign, design as lqg_design, linearize_plant
 from robust_policies.policies.youla_base import BaseController, YoulaOptions
 
 READABLE = ("innovation", "reference")
@@ -83,6 +86,7 @@ class YoulaWrapper(gymnasium.Wrapper, RecordConstructorArgs):
         quantum: the actuators take multiples of this, in the input's units; 0: any value.
         delay: steps by which the environment applies inputs late, beyond what the model says.
         reference: indices of observations that no action can influence; the policy reads them, the observer does not.
+            None: those that a trial of the environment's plant finds, where no model is given.
         observe: what the policy reads, of "innovation" and "reference".
 
     The info of reset and step holds "applied_input" (m,), the last input that the plant received, "innovation" (p,),
@@ -101,12 +105,12 @@ class YoulaWrapper(gymnasium.Wrapper, RecordConstructorArgs):
         model: LinearModel | None = None,
         design: LQGDesign | None = None,
         *,
-        estimator: str = "current",
+        estimator: Estimator = "current",
         reserve: float = 0.0,
         limit: float | None = None,
         quantum: float = 0.0,
         delay: int = 0,
-        reference: Sequence[int] = (),
+        reference: Sequence[int] | None = None,
         observe: Sequence[str] = READABLE,
     ) -> None:
         RecordConstructorArgs.__init__(
@@ -114,8 +118,10 @@ class YoulaWrapper(gymnasium.Wrapper, RecordConstructorArgs):
             delay=delay, reference=reference, observe=observe,
         )  # fmt: skip
         gymnasium.Wrapper.__init__(self, env)
-        options = YoulaOptions(reserve, limit, quantum, delay, _read(observe, reference))
-        self.controller = _base(env, model, design, estimator, options, env.observation_space, env.action_space)
+        _check_reads(observe)
+        model, design, reference = _designed(env, model, design, estimator, reference)
+        options = YoulaOptions(reserve, limit, quantum, delay, reference)
+        self.controller = BaseController(model, design, env.observation_space, env.action_space, options)
         self.observation_space, self.action_space = self.controller.youla_observation_space, self.controller.youla_action_space
         self._loop = _Loop(self.controller, 1)
 
@@ -167,18 +173,20 @@ class YoulaVectorWrapper(TensorWrapper):
         model: LinearModel | None = None,
         design: LQGDesign | None = None,
         *,
-        estimator: str = "current",
+        estimator: Estimator = "current",
         reserve: float = 0.0,
         limit: float | None = None,
         quantum: float = 0.0,
         delay: int = 0,
-        reference: Sequence[int] = (),
+        reference: Sequence[int] | None = None,
         observe: Sequence[str] = READABLE,
     ) -> None:
         super().__init__(env)
-        options = YoulaOptions(reserve, limit, quantum, delay, _read(observe, reference))
-        single = env.single_observation_space, env.single_action_space
-        self.controller = _base(env, model, design, estimator, options, *single).to(self.device)
+        _check_reads(observe)
+        model, design, reference = _designed(env, model, design, estimator, reference)
+        options = YoulaOptions(reserve, limit, quantum, delay, reference)
+        spaces = env.single_observation_space, env.single_action_space
+        self.controller = BaseController(model, design, *spaces, options).to(self.device)
         self.single_observation_space = self.controller.youla_observation_space
         self.single_action_space = self.controller.youla_action_space
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
@@ -249,33 +257,67 @@ def youla_base(env: Any) -> BaseController:
                             "YoulaVectorWrapper.")  # fmt: skip
 
 
-def _base(
+def _designed(
     env: Any,
     model: LinearModel | None,
     design: LQGDesign | None,
-    estimator: str,
-    options: YoulaOptions,
-    observation_space: gymnasium.Space,
-    action_space: gymnasium.Space,
-) -> BaseController:
+    estimator: Estimator,
+    reference: Sequence[int] | None,
+) -> tuple[LinearModel, LQGDesign, tuple[int, ...]]:
+    """Return model, design and reference, those that were not given made from the environment's plant."""
     plant = getattr(env.unwrapped, "plant", None)
+    if plant is None:
+        given = tuple(reference or ())
+    else:
+        free = _uninfluenced(plant)
+        given = free if reference is None and model is None else tuple(reference or ())
+        for index in given:
+            if index in range(plant.observation_size) and index not in free:
+                raise InvalidValueError(
+                    f"reference holds {index}, {plant.output_names[index]!r}, which depends on the actions: a policy "
+                    "that reads it closes a second feedback loop, and no stability is guaranteed."
+                )
     if model is None:
         if design is not None:
             raise InvalidValueError("A design was given without its model; give model=... too.")
         if plant is None:
             raise InvalidValueError(f"{env} has no plant of this package to linearise; give model=..., for instance "
                                     "of control.linearize.linearize_mujoco or from_matrices.")  # fmt: skip
-        model = linearize_plant(plant)
-    if design is None:
-        design = lqg_design(model, estimator=estimator)
-    controller = BaseController(model, design, observation_space, action_space, options)
-    if plant is not None and options.reference:
-        _refuse_influenced(plant, options.reference)
-    return controller
+        kept = [index for index in range(plant.observation_size) if index not in given]
+        if not kept:
+            raise InvalidValueError(f"No action changes what {env} observes: it is an innovation already, and a policy "
+                                    "that reads it needs no wrapper.")  # fmt: skip
+        model = _measuring(linearize_plant(plant), kept)
+    return model, lqg_design(model, estimator=estimator) if design is None else design, given
 
 
-def _read(observe: Sequence[str], reference: Sequence[int]) -> tuple[int, ...]:
-    """Return the indices of the reference that is read, after a look at the names in `observe`."""
+def _measuring(model: LinearModel, kept: list[int]) -> LinearModel:
+    """Return the model with the outputs `kept` only."""
+    V = None if model.V is None else model.V[np.ix_(kept, kept)]
+    names, angles = (model.output_names[i] for i in kept), (kept.index(i) for i in model.angles if i in kept)
+    return replace(
+        model, C=model.C[kept], D=model.D[kept], y0=model.y0[kept], V=V, output_names=tuple(names), angles=tuple(angles)
+    )
+
+
+def _uninfluenced(plant: Plant) -> tuple[int, ...]:
+    """Return the indices of the observations that no action changes, in a trial from a start state."""
+    generator = torch.Generator().manual_seed(0)
+    params = plant.prepare(plant.nominal())
+    uniform = torch.rand(1, plant.reset_size, generator=generator, dtype=torch.float64)
+    state = plant.initial(uniform, params).repeat(2, 1)
+    low, high = (torch.as_tensor(bound, dtype=torch.float64).clamp(-1e3, 1e3)
+                 for bound in (plant.action_low, plant.action_high))  # fmt: skip
+    moved = torch.zeros(plant.observation_size, dtype=torch.bool)
+    for _ in range(2 * plant.state_size):
+        drawn = torch.rand(2, plant.action_size, generator=generator, dtype=torch.float64)
+        state = plant.step(state, low + (high - low) * drawn, params)
+        one, other = plant.observe(state, params)
+        moved |= one != other
+    return tuple((~moved).nonzero().squeeze(-1).tolist())
+
+
+def _check_reads(observe: Sequence[str]) -> None:
     names = [observe] if isinstance(observe, str) else list(observe)
     for name in names:
         if name in _CLOSES_A_LOOP:
@@ -287,25 +329,3 @@ def _read(observe: Sequence[str], reference: Sequence[int]) -> tuple[int, ...]:
             raise UnknownNameError.among("signal in observe", str(name), READABLE)
     if "innovation" not in names:
         raise InvalidValueError(f"observe is {names}; expected 'innovation' in it.")
-    if "reference" not in names and len(reference):
-        raise InvalidValueError("reference was given and observe leaves it out; expected both or neither.")
-    return tuple(reference)
-
-
-def _refuse_influenced(plant: Plant, reference: Sequence[int]) -> None:
-    """Raise `InvalidValueError` if actions change one of the observations `reference`, in a trial from rest."""
-    generator = torch.Generator().manual_seed(0)
-    params = plant.prepare(plant.nominal())
-    uniform = torch.rand(1, plant.reset_size, generator=generator, dtype=torch.float64)
-    state = plant.initial(uniform, params).expand(2, -1)
-    low, high = (torch.as_tensor(bound).clamp(-1e3, 1e3) for bound in (plant.action_low, plant.action_high))
-    for _ in range(2 * plant.state_size):
-        drawn = torch.rand(2, plant.action_size, generator=generator, dtype=torch.float64)
-        state = plant.step(state, low + (high - low) * drawn, params)
-        one, other = plant.observe(state, params)
-        for index in reference:
-            if one[index] != other[index]:
-                raise InvalidValueError(
-                    f"reference holds {index}, {plant.output_names[index]!r}, which depends on the actions: a policy "
-                    "that reads it closes a second feedback loop, and no stability is guaranteed."
-                )

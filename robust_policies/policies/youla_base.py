@@ -26,9 +26,10 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from robust_policies import checks
-from robust_policies.control.linearize import LinearModel
+from robust_policies.control.linear_model import LinearModel
+from robust_policies.control.lqg import LQGDesign
+from robust_policies.control.youla import normalisation
 from robust_policies.errors import InvalidValueError, ShapeError
-from robust_policies.policies.standin import LQGDesign
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class BaseController(nn.Module):
         self._keep("low", low)
         self._keep("high", high)
         self._keep("idle", np.clip(np.zeros(model.m), low, high))
-        scales = _scales(model, design)
+        scales = normalisation(design, model)
         self._keep("innovation_scale", scales[0])
         self._keep("input_scale", scales[1])
         self._keep("angle", np.isin(np.arange(model.p), model.angles))
@@ -232,10 +233,3 @@ def _vectors(space: spaces.Space) -> spaces.Box:
         raise InvalidValueError(f"The environment has the space {space}; expected a Box of vectors of floating numbers "
                                 "for observations and actions.")  # fmt: skip
     return space  # type: ignore[return-value]
-
-
-def _scales(model: LinearModel, design: LQGDesign) -> tuple[np.ndarray, np.ndarray]:
-    """Return chol(C S C' + V)^-1 (p, p) and chol(R + B'P B)^-T (m, m), so that unit signals are typical."""
-    outputs = np.linalg.cholesky(model.C @ design.S @ model.C.T + design.weights.V)
-    inputs = np.linalg.cholesky(design.weights.R + model.B.T @ design.P @ model.B)
-    return np.linalg.inv(outputs), np.linalg.inv(inputs).T

@@ -9,13 +9,13 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from robust_policies.control.linearize import LinearModel
+from robust_policies.control.linear_model import LinearModel
+from robust_policies.control.lqg import LQGDesign
 from robust_policies.errors import InvalidValueError, NotCertifiableError, ShapeError
 from robust_policies.networks import Cell
 from robust_policies.policies.actions import choose
 from robust_policies.policies.actor import Actor, MeanHead, ScaledCell, Scaling
 from robust_policies.policies.deployed import DeployedPolicy
-from robust_policies.policies.standin import LQGDesign
 from robust_policies.policies.youla_base import BaseController, YoulaOptions
 
 if TYPE_CHECKING:

@@ -86,7 +86,7 @@ def test_every_autoreset_mode_is_that_of_gymnasiums_vector_of_single_wrappers(na
     right, right_info = theirs.reset(seed=5)
     mine.unwrapped.elapsed = np.array([0, 2, 4])
     for row, elapsed in enumerate([0, 2, 4]):
-        theirs.envs[row].unwrapped._batch.elapsed = np.array([elapsed])
+        theirs.envs[row].set_wrapper_attr("_elapsed_steps", elapsed)
     ended = 0
     generator = np.random.default_rng(0)
     for _ in range(25):
@@ -135,9 +135,8 @@ def test_without_a_youla_input_the_cost_is_the_base_controllers(estimator):
     env = batch("MassSpringDamper", 3000, mode="DISABLED", steps=400, estimator=estimator)
     model, design = env.controller.model, env.controller.design
     gain = design.M if estimator == "current" else design.L
-    weights = design.weights
     expected = stationary_cost(
-        model.A, model.B, model.C, weights.Q, weights.R, weights.W, weights.V, design.K, gain, estimator
+        model.A, model.B, model.C, design.Q, design.R, design.W, design.V, design.K, gain, estimator
     )
     env.reset(seed=0)
     total = torch.zeros(3000, dtype=torch.float64)

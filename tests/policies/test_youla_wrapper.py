@@ -3,6 +3,7 @@
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 from youla_cases import LINEAR, hand_written, task
@@ -35,8 +36,8 @@ def test_a_loop_written_out_by_hand_does_the_same(estimator, quantum):
     y, _ = twin.reset(seed=3)
     state = np.zeros(2)
     generator = np.random.default_rng(0)
-    root = np.linalg.cholesky(model.C @ design.S @ model.C.T + design.weights.V)
-    factor = np.linalg.inv(np.linalg.cholesky(design.weights.R + model.B.T @ design.P @ model.B)).T
+    root = np.linalg.cholesky(model.C @ design.S @ model.C.T + design.V)
+    factor = np.linalg.inv(np.linalg.cholesky(design.R + model.B.T @ design.P @ model.B)).T
     for _ in range(100):
         youla = generator.normal(size=1) * 500.0
         clipped = np.clip(youla, env.action_space.low, env.action_space.high)
@@ -102,6 +103,16 @@ def test_a_reference_that_actions_change_is_refused_and_a_true_one_is_read():
     env = gymnasium.make(task("CartPoleContinuous")).unwrapped
     with pytest.raises(InvalidValueError, match="depends on the actions"):
         YoulaWrapper(env, reference=(3,))
+    env = made("QuadrotorPlanar")
+    assert env.controller.options.reference == (7, 8) and env.controller.model.p == 7
+    seen, _ = env.reset(seed=0)
+    wanted = env.unwrapped.plant.observe(torch.as_tensor(env.unwrapped.state), env.unwrapped.prepared)[7:]
+    np.testing.assert_allclose(seen[7:], wanted, rtol=1e-6)
+
+
+def test_an_innovation_that_is_observed_already_needs_no_wrapper():
+    with pytest.raises(InvalidValueError, match="innovation already"):
+        made("YoulaExample")
 
 
 @pytest.mark.parametrize(
