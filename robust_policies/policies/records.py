@@ -25,7 +25,7 @@ def to_parts(record: Any, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]
             content[field.name], inner = to_parts(value, key)
             tensors |= inner
         elif isinstance(value, (np.ndarray, float)):
-            tensors[key] = torch.tensor(np.asarray(value, dtype=np.float64))
+            tensors[key] = torch.tensor(np.asarray(value, dtype=np.float64, order="C"))
         else:
             content[field.name] = list(value) if isinstance(value, tuple) else value
     return content, tensors

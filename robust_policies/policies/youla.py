@@ -266,11 +266,10 @@ def _designed(
 ) -> tuple[LinearModel, LQGDesign, tuple[int, ...]]:
     """Return model, design and reference, those that were not given made from the environment's plant."""
     plant = getattr(env.unwrapped, "plant", None)
-    if plant is None:
-        given = tuple(reference or ())
-    else:
-        free = _uninfluenced(plant)
-        given = free if reference is None and model is None else tuple(reference or ())
+    given = tuple(reference or ())
+    if plant is not None and (given or model is None):
+        free = uninfluenced(plant)
+        given = free if reference is None else given
         for index in given:
             if index in range(plant.observation_size) and index not in free:
                 raise InvalidValueError(
@@ -300,7 +299,7 @@ def _measuring(model: LinearModel, kept: list[int]) -> LinearModel:
     )
 
 
-def _uninfluenced(plant: Plant) -> tuple[int, ...]:
+def uninfluenced(plant: Plant) -> tuple[int, ...]:
     """Return the indices of the observations that no action changes, in a trial from a start state."""
     generator = torch.Generator().manual_seed(0)
     params = plant.prepare(plant.nominal())

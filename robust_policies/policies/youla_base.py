@@ -188,7 +188,7 @@ class BaseController(nn.Module):
         return torch.minimum(torch.maximum(u, self.low), self.high)
 
     def _keep(self, name: str, value: Any) -> None:
-        self.register_buffer(name, torch.as_tensor(np.array(value)), persistent=False)
+        self.register_buffer(name, torch.as_tensor(np.array(value, order="C")), persistent=False)
 
     def _check_fit(self) -> None:
         model, design = self.model, self.design

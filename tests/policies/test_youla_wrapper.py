@@ -9,9 +9,9 @@ from stable_baselines3.common.env_checker import check_env as check_env_sb3
 from youla_cases import LINEAR, hand_written, task
 
 from robust_policies.errors import InvalidValueError, NonFiniteError, ShapeError, UnknownNameError
-from robust_policies.policies import YoulaWrapper
+from robust_policies.policies import YoulaWrapper, youla
 
-NONLINEAR = ("QubeServo", "CartPoleContinuous", "MagLev", "Pendulum")
+NONLINEAR = ("QubeServo", "CartPoleContinuous", "MagLev", "Pendulum", "InvertedPendulum")
 
 
 def made(name, **options):
@@ -103,11 +103,40 @@ def test_a_reference_that_actions_change_is_refused_and_a_true_one_is_read():
     env = gymnasium.make(task("CartPoleContinuous")).unwrapped
     with pytest.raises(InvalidValueError, match="depends on the actions"):
         YoulaWrapper(env, reference=(3,))
-    env = made("QuadrotorPlanar")
-    assert env.controller.options.reference == (7, 8) and env.controller.model.p == 7
+    plant = gymnasium.make(task("QuadrotorPlanar")).unwrapped.plant
+    # The velocities that the planar quadrotor is to have follow from the clock.
+    assert youla.uninfluenced(plant) == (7, 8)
+
+
+class WithClock(gymnasium.ObservationWrapper):
+    """Adds sin(t / 10) to the observation: a reference."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        low, high = (np.append(side, limit) for side, limit in ((env.observation_space.low, -1), (env.observation_space.high, 1)))
+        self.observation_space = gymnasium.spaces.Box(low.astype(np.float32), high.astype(np.float32))
+
+    def reset(self, **kwargs):
+        self.clock = 0
+        return super().reset(**kwargs)
+
+    def observation(self, observation):
+        self.clock += 1
+        return np.append(observation, np.float32(np.sin((self.clock - 1) / 10)))
+
+
+def test_the_policy_reads_a_reference_and_the_observer_does_not():
+    plain = made("DoubleIntegrator")
+    controller = plain.controller
+    env = YoulaWrapper(WithClock(plain.env), controller.model, controller.design, reference=(1,))
+    assert env.observation_space.shape == (2,) and env.observation_space.high.tolist() == [np.inf, 1.0]
+    twin = made("DoubleIntegrator")
     seen, _ = env.reset(seed=0)
-    wanted = env.unwrapped.plant.observe(torch.as_tensor(env.unwrapped.state), env.unwrapped.prepared)[7:]
-    np.testing.assert_allclose(seen[7:], wanted, rtol=1e-6)
+    alone, _ = twin.reset(seed=0)
+    for t in range(20):
+        assert seen[0] == alone[0] and seen[1] == np.float32(np.sin(t / 10))
+        seen, *_ = env.step(np.array([0.1], dtype=np.float32))
+        alone, *_ = twin.step(np.array([0.1], dtype=np.float32))
 
 
 def test_an_innovation_that_is_observed_already_needs_no_wrapper():

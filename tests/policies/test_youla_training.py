@@ -1,0 +1,104 @@
+"""Stable-Baselines3 trains on the wrapped environments as they are, and what it learnt runs outside them."""
+
+import gymnasium
+import numpy as np
+import pytest
+from sb3_contrib import RecurrentPPO
+from stable_baselines3 import PPO, SAC
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecNormalize
+from youla_cases import batch, task
+
+from robust_policies.envs.sb3 import SB3VecEnv
+from robust_policies.policies import RecurrentCellPolicy, YoulaPolicy, YoulaWrapper, load_policy, save_policy
+from robust_policies.train import TensorRecurrentPPO
+
+CELL = {"cell": "r2dn", "cell_kwargs": {"state_size": 4, "features": 4, "hidden_sizes": (6,), "gamma": 5.0}, "net_arch": [8]}
+
+
+def single(name="DoubleIntegrator"):
+    return YoulaWrapper(gymnasium.make(task(name), max_episode_steps=20), limit=0.5)
+
+
+def many(name="DoubleIntegrator"):
+    return SB3VecEnv(batch(name, 4, dtype="float32", steps=20, limit=0.5))
+
+
+@pytest.mark.parametrize("make", [single, many])
+def test_ppo_with_an_mlp_and_sac_learn_on_it(make):
+    ppo = PPO("MlpPolicy", make(), n_steps=32, batch_size=32, n_epochs=1, seed=0, device="cpu").learn(128)
+    sac = SAC("MlpPolicy", make(), learning_starts=20, batch_size=16, seed=0, device="cpu").learn(80)
+    for model in (ppo, sac):
+        env = single()
+        seen, _ = env.reset(seed=0)
+        for _ in range(20):
+            action, _ = model.predict(seen, deterministic=True)
+            assert env.action_space.contains(action)
+            seen, reward, *_ = env.step(action)
+            assert np.isfinite(seen).all() and np.isfinite(reward)
+
+
+@pytest.mark.parametrize("make", [single, many])
+@pytest.mark.parametrize("normalized", [False, True])
+def test_a_recurrent_r2dn_learns_on_it_and_runs_outside(make, normalized, tmp_path):
+    env = make_vec_env(make, 2, seed=0) if make is single else make()
+    env = VecNormalize(env) if normalized else env
+    model = RecurrentPPO(
+        RecurrentCellPolicy, env, policy_kwargs=CELL, n_steps=24, batch_size=24, n_epochs=1, seed=0, device="cpu",
+        learning_rate=0.01,
+    ).learn(200)  # fmt: skip
+    save_policy(YoulaPolicy.of(env, model), tmp_path)
+    policy = load_policy(tmp_path)
+    wrapped = single()
+    plain = gymnasium.make(task("DoubleIntegrator"), max_episode_steps=20)
+    seen, _ = wrapped.reset(seed=7)
+    observation, _ = plain.reset(seed=7)
+    state = hidden = None
+    moved = False
+    for t in range(20):
+        given = env.normalize_obs(seen) if normalized else seen
+        youla, hidden = model.predict(given, hidden, episode_start=np.array([t == 0]), deterministic=True)
+        action, state = policy.predict(observation, state, episode_start=[t == 0])
+        seen, _, _, _, info = wrapped.step(youla)
+        observation, *_ = plain.step(action)
+        if normalized:
+            # VecNormalize rounds to float32 before the policy reads it; a stored normaliser does not.
+            np.testing.assert_allclose(info["applied_input"], action, rtol=1e-5, atol=1e-6)
+        else:
+            assert np.array_equal(info["applied_input"].astype(np.float32), action)
+        moved |= bool(np.abs(youla).max() > 0)
+    assert moved
+
+
+def test_the_tensor_rollouts_work_on_it():
+    model = TensorRecurrentPPO(
+        RecurrentCellPolicy, many("QubeServo"), policy_kwargs=CELL, n_steps=20, batch_size=40, n_epochs=1, seed=0,
+        device="cpu",
+    ).learn(160)  # fmt: skip
+    assert YoulaPolicy.of(model.get_env(), model).policy.certificate().status == "PASS"
+
+
+def test_training_improves_on_a_wrong_base_controller():
+    from robust_policies.control.lqg import design
+
+    model = single("DoyleLQG").controller.model
+    # Of a filter that believes in a tenth of the noise that there is.
+    poor = design(model, W=model.W / 100.0)
+    env = SB3VecEnv(batch("DoyleLQG", 32, dtype="float32", steps=200, model=model, design=poor, limit=3.0))
+    agent = PPO("MlpPolicy", env, n_steps=50, batch_size=400, n_epochs=10, learning_rate=0.01, seed=0, device="cpu",
+                policy_kwargs={"net_arch": [], "log_std_init": -1.0}, gamma=0.9)  # fmt: skip
+
+    def cost(policy):
+        held = SB3VecEnv(batch("DoyleLQG", 200, dtype="float32", steps=200, model=model, design=poor, limit=3.0))
+        held.seed(5)
+        seen, total = held.reset(), 0.0
+        for _ in range(200):
+            action = np.zeros((200, 1), np.float32) if policy is None else policy.predict(seen, deterministic=True)[0]
+            seen, reward, *_ = held.step(action)
+            total -= float(reward.mean())
+        return total / 200
+
+    before = cost(None)
+    agent.learn(48_000)
+    print(before, cost(agent))
+    assert cost(agent) < 0.97 * before
