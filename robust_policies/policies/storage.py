@@ -15,6 +15,8 @@ from torch import Tensor
 
 from robust_policies import __version__, checks
 from robust_policies.certificates.files import read_json, write_atomic
+from robust_policies.control.linear_model import LinearModel
+from robust_policies.control.lqg import LQGDesign
 from robust_policies.errors import (
     CorruptFileError,
     InvalidValueError,
@@ -27,8 +29,6 @@ from robust_policies.errors import (
 from robust_policies.networks import cell_from_config
 from robust_policies.policies.actions import parameter_count, space_from_json, space_to_json
 from robust_policies.policies.actor import Actor, FrozenNormalizer, MeanHead, ScaledCell, Scaling
-from robust_policies.control.linear_model import LinearModel
-from robust_policies.control.lqg import LQGDesign
 from robust_policies.policies.deployed import DeployedPolicy
 from robust_policies.policies.records import from_parts, to_parts
 from robust_policies.policies.youla_base import YoulaOptions

@@ -64,8 +64,8 @@ class _Loop:
         """Return what the policies read after `sent` led to `observation`."""
         self.state, self.applied = self.base.update(self.state, self.innovation, sent)
         self.innovation = self.base.innovation(self.state, observation)
-        self.seen = self.base.seen(self.innovation, observation)
-        return self.seen.clone()
+        self.seen = seen = self.base.seen(self.innovation, observation)
+        return seen.clone()
 
     def info(self) -> dict[str, Tensor]:
         """Return copies of the last applied inputs, the innovations and the estimates, in the plant's units."""
@@ -122,7 +122,10 @@ class YoulaWrapper(gymnasium.Wrapper, RecordConstructorArgs):
         model, design, reference = _designed(env, model, design, estimator, reference)
         options = YoulaOptions(reserve, limit, quantum, delay, reference)
         self.controller = BaseController(model, design, env.observation_space, env.action_space, options)
-        self.observation_space, self.action_space = self.controller.youla_observation_space, self.controller.youla_action_space
+        self.observation_space, self.action_space = (
+            self.controller.youla_observation_space,
+            self.controller.youla_action_space,
+        )
         self._loop = _Loop(self.controller, 1)
 
     def reset(
@@ -194,9 +197,7 @@ class YoulaVectorWrapper(TensorWrapper):
         self._loop = _Loop(self.controller, self.num_envs)
         self._ended: Tensor | None = None
 
-    def reset(
-        self, *, seed: int | Sequence[int | None] | None = None, options: Mapping[str, Any] | None = None
-    ) -> tuple[Tensor, dict[str, Any]]:
+    def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Tensor, dict[str, Any]]:
         """Return normalised innovations (and references) after a reset, and info; `reset_mask` resets some."""
         rows = self.reset_mask(options)
         observation, info = self.env.reset(seed=seed, options=None if options is None else dict(options))
@@ -240,7 +241,7 @@ class YoulaVectorWrapper(TensorWrapper):
             raise ShapeError(f"actions have dtype {youla.dtype}; expected a floating dtype such as float32.")
         checks.shape("actions", youla, (self.num_envs, self.controller.model.m))
         # Clipping would hide an infinite action from the environment's own look at them.
-        if not self.unwrapped.trusts_actions and not bool(torch.isfinite(youla).all()):
+        if not self.base.trusts_actions and not bool(torch.isfinite(youla).all()):
             raise NonFiniteError("actions hold NaN or infinite values; expected finite numbers.")
         return youla
 
@@ -294,9 +295,8 @@ def _measuring(model: LinearModel, kept: list[int]) -> LinearModel:
     """Return the model with the outputs `kept` only."""
     V = None if model.V is None else model.V[np.ix_(kept, kept)]
     names, angles = (model.output_names[i] for i in kept), (kept.index(i) for i in model.angles if i in kept)
-    return replace(
-        model, C=model.C[kept], D=model.D[kept], y0=model.y0[kept], V=V, output_names=tuple(names), angles=tuple(angles)
-    )
+    D, y0 = np.asarray(model.D)[kept], np.asarray(model.y0)[kept]
+    return replace(model, C=model.C[kept], D=D, y0=y0, V=V, output_names=tuple(names), angles=tuple(angles))
 
 
 def uninfluenced(plant: Plant) -> tuple[int, ...]:
@@ -321,8 +321,8 @@ def _check_reads(observe: Sequence[str]) -> None:
     for name in names:
         if name in _CLOSES_A_LOOP:
             raise InvalidValueError(
-                f"observe holds {name!r}, which depends on the actions: a policy that reads it closes a second feedback "
-                f"loop, and no stability is guaranteed. Expected of {', '.join(READABLE)}; the info has the estimate."
+                f"observe holds {name!r}, which depends on the actions: a policy that reads it closes a second "
+                f"feedback loop, and no stability is guaranteed. Expected of {', '.join(READABLE)}; the info has the estimate."
             )
         if name not in READABLE:
             raise UnknownNameError.among("signal in observe", str(name), READABLE)

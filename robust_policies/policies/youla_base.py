@@ -96,6 +96,7 @@ class BaseController(nn.Module):
     angle: Tensor
     measured: Tensor
     exogenous: Tensor
+    youla_high: Tensor
 
     def __init__(
         self,
@@ -134,7 +135,7 @@ class BaseController(nn.Module):
             np.concatenate((sign * free, side[reference])).astype(kind)
             for sign, side in ((-1.0, self.observation_space.low), (1.0, self.observation_space.high))
         ]
-        self.youla_observation_space = spaces.Box(*ends, dtype=kind)
+        self.youla_observation_space = spaces.Box(ends[0], ends[1], dtype=kind)
         self.numbers = getattr(torch, np.dtype(kind).name)
         self.inputs = getattr(torch, np.dtype(self.action_space.dtype).name)
         self._keep("youla_high", self.youla_action_space.high.astype(np.float64))
@@ -158,7 +159,9 @@ class BaseController(nn.Module):
     def seen(self, innovation: Tensor, observation: Tensor) -> Tensor:
         """Return what the policy reads, (batch, p + references) in the number type of the environment."""
         normalised = innovation @ self.innovation_scale.T
-        return torch.cat((normalised.to(self.numbers), observation.index_select(-1, self.exogenous).to(self.numbers)), -1)
+        return torch.cat(
+            (normalised.to(self.numbers), observation.index_select(-1, self.exogenous).to(self.numbers)), -1
+        )
 
     def estimate(self, state: Tensor, innovation: Tensor) -> Tensor:
         """Return the estimate (batch, n) that is fed back, in the plant's own units."""
@@ -201,8 +204,8 @@ class BaseController(nn.Module):
                                     "observation.")  # fmt: skip
         if size - len(references) != p or self.action_space.shape[0] != m:
             raise ShapeError(
-                f"The environment measures {size - len(references)} output(s) beside {len(references)} reference(s) and "
-                f"takes {self.action_space.shape[0]} input(s); the model has {p} output(s) and {m} input(s)."
+                f"The environment measures {size - len(references)} output(s) beside {len(references)} reference(s) "
+                f"and takes {self.action_space.shape[0]} input(s); the model has {p} output(s) and {m} input(s)."
             )
         for name, matrix in (("A - B K", model.A - model.B @ design.K), ("A - L C", model.A - design.L @ model.C)):
             radius = float(np.abs(np.linalg.eigvals(matrix)).max())

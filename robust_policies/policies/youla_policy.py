@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from torch import Tensor, nn
+from torch import Tensor
 
 from robust_policies.control.linear_model import LinearModel
 from robust_policies.control.lqg import LQGDesign

@@ -1,4 +1,4 @@
-"""Many environments in a YoulaVectorWrapper: autoreset, independence of the innovation, and what the base loop costs."""
+"""Many environments in a YoulaVectorWrapper: autoreset, independence of the innovation, cost of the base loop."""
 
 import gymnasium
 import numpy as np
@@ -7,6 +7,7 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from youla_cases import LINEAR, batch, task
 
+from robust_policies.control.lqg import stationary_cost
 from robust_policies.envs.perturb import perturb
 from robust_policies.errors import InvalidValueError, NonFiniteError, ShapeError
 from robust_policies.policies import YoulaVectorWrapper, YoulaWrapper
@@ -96,10 +97,13 @@ def test_every_autoreset_mode_is_that_of_gymnasiums_vector_of_single_wrappers(na
         np.testing.assert_allclose(left.numpy(), right, rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(reward.numpy(), oracle_reward, rtol=1e-5, atol=1e-6)
         assert np.array_equal(truncated.numpy(), oracle_truncated)
+        assert np.array_equal(terminated.numpy(), oracle_terminated)
         done = (terminated | truncated).numpy()
         if mode is AutoresetMode.SAME_STEP and done.any():
             for row in np.flatnonzero(done):
-                np.testing.assert_allclose(left_info["final_obs"][row], right_info["final_obs"][row], rtol=1e-5, atol=1e-5)
+                np.testing.assert_allclose(
+                    left_info["final_obs"][row], right_info["final_obs"][row], rtol=1e-5, atol=1e-5
+                )
                 for key in ("innovation", "estimate", "applied_input"):
                     np.testing.assert_allclose(
                         left_info["final_info"][key][row], right_info["final_info"][key][row], rtol=1e-6, atol=1e-7
@@ -130,8 +134,6 @@ def test_a_mask_resets_only_what_it_marks():
 
 @pytest.mark.parametrize("estimator", ["current", "predictor"])
 def test_without_a_youla_input_the_cost_is_the_base_controllers(estimator):
-    from robust_policies.control.lqg import stationary_cost
-
     env = batch("MassSpringDamper", 3000, mode="DISABLED", steps=400, estimator=estimator)
     model, design = env.controller.model, env.controller.design
     gain = design.M if estimator == "current" else design.L
@@ -146,6 +148,23 @@ def test_without_a_youla_input_the_cost_is_the_base_controllers(estimator):
     costs = total / 150
     error = float(costs.std()) / len(costs) ** 0.5
     assert abs(float(costs.mean()) - expected) < 4.0 * error and error < 0.01 * expected
+
+
+@pytest.mark.parametrize("name", ["DoyleLQG", "DCMotor", "AircraftPitch"])
+def test_a_static_youla_gain_turns_the_predictor_into_the_current_estimator(name):
+    current, predictor = batch(name, 4, mode="DISABLED"), batch(name, 4, mode="DISABLED", estimator="predictor")
+    controller = predictor.controller
+    direct = torch.as_tensor(controller.design.K @ controller.design.M)
+    static = -torch.linalg.inv(controller.input_scale) @ direct @ torch.linalg.inv(controller.innovation_scale)
+    current.reset(seed=0)
+    seen, _ = predictor.reset(seed=0)
+    for _ in range(30):
+        youla = seen @ static.T
+        assert bool((youla.abs() < controller.youla_high).all())
+        *_, one = current.step(torch.zeros(4, 1))
+        seen, *_, other = predictor.step(youla)
+        torch.testing.assert_close(one["applied_input"], other["applied_input"], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(one["innovation"], other["innovation"], rtol=1e-9, atol=1e-9)
 
 
 def test_what_is_returned_is_the_callers():

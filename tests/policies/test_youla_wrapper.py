@@ -3,7 +3,6 @@
 import gymnasium
 import numpy as np
 import pytest
-import torch
 from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 from youla_cases import LINEAR, hand_written, task
@@ -113,7 +112,9 @@ class WithClock(gymnasium.ObservationWrapper):
 
     def __init__(self, env):
         super().__init__(env)
-        low, high = (np.append(side, limit) for side, limit in ((env.observation_space.low, -1), (env.observation_space.high, 1)))
+        low, high = (
+            np.append(side, limit) for side, limit in ((env.observation_space.low, -1), (env.observation_space.high, 1))
+        )
         self.observation_space = gymnasium.spaces.Box(low.astype(np.float32), high.astype(np.float32))
 
     def reset(self, **kwargs):
