@@ -76,6 +76,8 @@ def factors(actor: Actor) -> tuple[list[Factor], list[Factor]]:
         after.append(Factor("head", spectral_bound(weight), "spectral norm of the linear head"))
     else:
         after.append(Factor("head", 1.0, "none: the cell's output is the mean action"))
+    if head.squash:
+        after.append(Factor("squash", 1.0, "tanh is 1-Lipschitz"))
     gain = 1.0 if head.scale is None else float(head.scale.double().abs().max())
     after.append(Factor("action scale", gain, "largest action_scale"))
     after.append(Factor("action clip", 1.0, "clipping to the action space is 1-Lipschitz"))

@@ -151,6 +151,7 @@ def _description(policy: DeployedPolicy) -> dict[str, Any]:
         "cell": policy.cell.config(),
         "dtype": str(next(policy.cell.parameters()).dtype).removeprefix("torch."),
         "linear_head": actor.head.linear is not None,
+        "squash": actor.head.squash,
         "action_scale": actor.head.scale is not None,
         "observation_scale": actor.body.scaling.scale is not None,
         "observation_offset": actor.body.scaling.offset is not None,
@@ -170,7 +171,10 @@ def _build(content: Mapping[str, Any]) -> DeployedPolicy:
     size = cell.input_size
     scale, offset = (1.0 if content[key] else None for key in ("observation_scale", "observation_offset"))
     numbers = parameter_count(action_space)
-    head = MeanHead(cell.output_size, numbers, bool(content["linear_head"]), 1.0 if content["action_scale"] else None)
+    action_scale = 1.0 if content["action_scale"] else None
+    # Files of older versions do not say: nothing was squashed.
+    squash = bool(content.get("squash", False))
+    head = MeanHead(cell.output_size, numbers, bool(content["linear_head"]), action_scale, squash=squash)
     clip = content["normalizer_clip"]
     actor = Actor(ScaledCell(cell, Scaling(size, scale, offset)), head).to(DTYPES[content["dtype"]])
     if clip is not None:

@@ -322,7 +322,7 @@ def _check_reads(observe: Sequence[str]) -> None:
         if name in _CLOSES_A_LOOP:
             raise InvalidValueError(
                 f"observe holds {name!r}, which depends on the actions: a policy that reads it closes a second "
-                f"feedback loop, and no stability is guaranteed. Expected of {', '.join(READABLE)}; the info has the estimate."
+                f"feedback loop, and no stability is guaranteed. Expected {' and '.join(READABLE)}."
             )
         if name not in READABLE:
             raise UnknownNameError.among("signal in observe", str(name), READABLE)

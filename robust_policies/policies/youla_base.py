@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from robust_policies import checks
 from robust_policies.control.linear_model import LinearModel
 from robust_policies.control.lqg import LQGDesign
+from robust_policies.control.saturation import SaturationBudget, saturation_budget
 from robust_policies.control.youla import normalisation
 from robust_policies.errors import InvalidValueError, ShapeError
 
@@ -186,6 +187,15 @@ class BaseController(nn.Module):
         applied = self.idle + line[..., :m] if self.options.delay else sent
         following = state[..., :n] @ self.A.T + (applied - self.u0) @ self.B.T + innovation @ self.L.T
         return torch.cat((following, line[..., m:]), -1), applied
+
+    def saturation(self) -> SaturationBudget:
+        """Return how large innovations may be before an input can saturate, Youla inputs taking all they may.
+
+        Raises InvalidValueError where the actuators have no limits.
+        """
+        spare = torch.minimum(self.u0 - self.low, self.high - self.u0) - self.options.quantum / 2.0
+        youla = torch.minimum(self.input_scale.abs() @ self.youla_high, spare)
+        return saturation_budget(self.model, self.design, spare.cpu().numpy(), youla.cpu().numpy())
 
     def _within(self, u: Tensor) -> Tensor:
         return torch.minimum(torch.maximum(u, self.low), self.high)

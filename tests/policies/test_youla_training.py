@@ -4,7 +4,7 @@ import gymnasium
 import numpy as np
 import pytest
 from sb3_contrib import RecurrentPPO
-from stable_baselines3 import PPO, SAC
+from stable_baselines3 import PPO, SAC, TD3
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 from youla_cases import batch, task
@@ -29,17 +29,26 @@ def many(name="DoubleIntegrator"):
 
 
 @pytest.mark.parametrize("make", [single, many])
-def test_ppo_with_an_mlp_and_sac_learn_on_it(make):
-    ppo = PPO("MlpPolicy", make(), n_steps=32, batch_size=32, n_epochs=1, seed=0, device="cpu").learn(128)
-    sac = SAC("MlpPolicy", make(), learning_starts=20, batch_size=16, seed=0, device="cpu").learn(80)
-    for model in (ppo, sac):
-        env = single()
-        seen, _ = env.reset(seed=0)
-        for _ in range(20):
-            action, _ = model.predict(seen, deterministic=True)
-            assert env.action_space.contains(action)
-            seen, reward, *_ = env.step(action)
-            assert np.isfinite(seen).all() and np.isfinite(reward)
+@pytest.mark.parametrize("algorithm", [PPO, SAC, TD3])
+def test_mlp_policies_learn_on_it_and_run_outside(make, algorithm, tmp_path):
+    options = {"n_steps": 32, "batch_size": 32, "n_epochs": 1} if algorithm is PPO else {"learning_starts": 20}
+    model = algorithm("MlpPolicy", make(), seed=0, device="cpu", policy_kwargs={"net_arch": [16, 16]}, **options)
+    model.learn(100)
+    wrapped, plain = single(), gymnasium.make(task("DoubleIntegrator"), max_episode_steps=20)
+    save_policy(YoulaPolicy.of(wrapped, model), tmp_path)
+    policy = load_policy(tmp_path)
+    seen, _ = wrapped.reset(seed=7)
+    observation, _ = plain.reset(seed=7)
+    state = None
+    for _ in range(20):
+        youla, _ = model.predict(seen, deterministic=True)
+        assert wrapped.action_space.contains(youla) and np.abs(youla).max() > 0
+        action, state = policy.predict(observation, state)
+        seen, reward, _, _, info = wrapped.step(youla)
+        observation, other, *_ = plain.step(action)
+        # Stable-Baselines3 unscales squashed actions in another order.
+        np.testing.assert_allclose(info["applied_input"], action, rtol=1e-5, atol=1e-6)
+        assert reward == pytest.approx(other, rel=1e-5, abs=1e-7)
 
 
 @pytest.mark.parametrize("make", [single, many])

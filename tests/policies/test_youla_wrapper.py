@@ -82,6 +82,22 @@ def test_the_reserve_bounds_what_the_youla_input_takes():
     assert np.array_equal(taken, other.step(np.array([7.0], dtype=np.float32))[4]["applied_input"])
 
 
+def test_within_its_saturation_budget_no_input_is_clipped():
+    env = made("DoubleIntegrator", limit=0.05)
+    controller = env.controller
+    budget = controller.saturation()
+    assert budget.reserve == pytest.approx(np.abs(controller.input_scale.numpy()) @ [0.05], rel=1e-6)
+    assert budget.innovation > 0
+    env.reset(seed=0, options={"state": np.zeros(2)})
+    generator = np.random.default_rng(0)
+    largest = 0.0
+    for _ in range(300):
+        *_, info = env.step(generator.choice([-0.05, 0.05], size=1).astype(np.float32))
+        largest = max(largest, float(np.abs(info["innovation"]).max()))
+        assert largest > budget.innovation or np.abs(info["applied_input"]) < 1.0
+    assert made("DoubleIntegrator").controller.saturation().exhausted
+
+
 def test_at_the_start_nothing_was_applied_and_the_estimate_is_the_equilibrium():
     env = made("MagLev", estimator="predictor")
     _, info = env.reset(seed=0)
