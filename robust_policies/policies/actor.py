@@ -98,7 +98,7 @@ def _watch_again(module: ScaledCell, _: Any = None) -> None:
 
 
 class MeanHead(nn.Module):
-    """From the cell's output to the mean action (or logits): an optional linear map, tanh if `squash`, a fixed scale."""
+    """From the cell's output to the mean action (or logits): a linear map or none, tanh if `squash`, a fixed scale."""
 
     scale: Tensor | None
 

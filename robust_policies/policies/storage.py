@@ -151,7 +151,6 @@ def _description(policy: DeployedPolicy) -> dict[str, Any]:
         "cell": policy.cell.config(),
         "dtype": str(next(policy.cell.parameters()).dtype).removeprefix("torch."),
         "linear_head": actor.head.linear is not None,
-        "squash": actor.head.squash,
         "action_scale": actor.head.scale is not None,
         "observation_scale": actor.body.scaling.scale is not None,
         "observation_offset": actor.body.scaling.offset is not None,
@@ -160,6 +159,7 @@ def _description(policy: DeployedPolicy) -> dict[str, Any]:
         "state_dependent_noise": policy.state_dependent_noise,
         "observation_space": space_to_json(policy.observation_space),
         "action_space": space_to_json(policy.action_space),
+        **({"squash": True} if actor.head.squash else {}),
     }
 
 
@@ -172,7 +172,6 @@ def _build(content: Mapping[str, Any]) -> DeployedPolicy:
     scale, offset = (1.0 if content[key] else None for key in ("observation_scale", "observation_offset"))
     numbers = parameter_count(action_space)
     action_scale = 1.0 if content["action_scale"] else None
-    # Files of older versions do not say: nothing was squashed.
     squash = bool(content.get("squash", False))
     head = MeanHead(cell.output_size, numbers, bool(content["linear_head"]), action_scale, squash=squash)
     clip = content["normalizer_clip"]
