@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     )
     from robust_policies.policies.storage import load_policy, save_policy
     from robust_policies.policies.windowed import WindowedExtractor
+    from robust_policies.policies.youla import YoulaVectorWrapper, YoulaWrapper
+    from robust_policies.policies.youla_policy import YoulaPolicy
 
 _HOME = {
     "DeployedPolicy": "deployed",
@@ -28,6 +30,9 @@ _HOME = {
     "VecHistory": "history",
     "WindowedExtractor": "windowed",
     "load_policy": "storage",
+    "YoulaPolicy": "youla_policy",
+    "YoulaVectorWrapper": "youla",
+    "YoulaWrapper": "youla",
     "save_policy": "storage",
 }
 
@@ -39,6 +44,9 @@ __all__ = [
     "RecurrentCellPolicy",
     "VecHistory",
     "WindowedExtractor",
+    "YoulaPolicy",
+    "YoulaVectorWrapper",
+    "YoulaWrapper",
     "load_policy",
     "save_policy",
 ]

@@ -98,12 +98,15 @@ def _watch_again(module: ScaledCell, _: Any = None) -> None:
 
 
 class MeanHead(nn.Module):
-    """From the cell's output to the mean action (or logits): an optional linear map, then a fixed scale per action."""
+    """From the cell's output to the mean action (or logits): a linear map or none, tanh if `squash`, a fixed scale."""
 
     scale: Tensor | None
 
-    def __init__(self, input_size: int, output_size: int, linear: bool, scale: Any = None) -> None:
+    def __init__(
+        self, input_size: int, output_size: int, linear: bool, scale: Any = None, *, squash: bool = False
+    ) -> None:
         super().__init__()
+        self.squash = squash
         self.linear = nn.Linear(input_size, output_size) if linear else None
         self.register_buffer("scale", fixed_vector("action_scale", scale, output_size))
         if self.linear is not None:
@@ -114,6 +117,8 @@ class MeanHead(nn.Module):
         """Return the mean action (..., na) of the cell's outputs (..., ny)."""
         if self.linear is not None:
             outputs = self.linear(outputs)
+        if self.squash:
+            outputs = outputs.tanh()
         return outputs if self.scale is None else outputs * self.scale
 
 

@@ -181,6 +181,7 @@ def _after(actor: Actor) -> list[Factor]:
     head = actor.head.linear is not None
     return [
         Factor("head", spectral_bound(weight) if head else 1.0, "spectral norm of the linear head" if head else none),
+        *([Factor("squashing", 1.0, "tanh is 1-Lipschitz")] if actor.head.squash else []),
         Factor("action scale", float(sizes.max()), "largest action_scale"),
         Factor("action clip", 1.0, "clipping to the action space is 1-Lipschitz"),
     ]

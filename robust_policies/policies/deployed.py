@@ -114,17 +114,32 @@ class DeployedPolicy:
             ShapeError, NonFiniteError: the observation, state or episode_start does not fit.
         """
         values, single = self._checked(observation)
-        batch = values.shape[0]
-        if state is None:
-            hidden = self.cell.initial_state(batch)
-        else:
+        hidden = self._hidden(state, episode_start, values.shape[0])
+        with torch.no_grad():
+            hidden, actions = self._act(hidden, torch.as_tensor(values, device=self.device), deterministic)
+        return (actions.squeeze(0) if single else actions), hidden.cpu().numpy()
+
+    @property
+    def _double(self) -> bool:
+        """Whether observations are read in float64, in which a normaliser computes."""
+        return self.actor.normalizer is not None
+
+    def _act(self, state: Tensor, observations: Tensor, deterministic: bool) -> tuple[Tensor, np.ndarray]:
+        """Return (next state, actions (batch, *shape)) for a batch of flat observations."""
+        state, numbers = self.actor.step(state, observations)
+        return state, choose(self.action_space, numbers, self.log_std, deterministic)
+
+    def _hidden(self, state: Any, episode_start: Any, batch: int) -> Tensor:
+        """Return the state (batch, nx) as the cell takes it, zero where an episode starts."""
+        hidden = self.cell.initial_state(batch)
+        if state is not None:
             array = np.asarray(state)
             if array.shape != (batch, self.cell.state_size):
                 raise ShapeError(
                     f"state has shape {array.shape}; expected ({batch}, {self.cell.state_size}): pass what the last "
                     "predict returned for the same number of observations, or None."
                 )
-            hidden = torch.as_tensor(array, dtype=next(self.actor.parameters()).dtype, device=self.device)
+            hidden = torch.as_tensor(array, dtype=hidden.dtype, device=self.device)
         if episode_start is not None:
             starts = np.asarray(episode_start).astype(bool).reshape(-1)
             if starts.size not in (1, batch):
@@ -134,16 +149,13 @@ class DeployedPolicy:
             if starts.any():
                 mask = torch.as_tensor(np.broadcast_to(starts, batch).copy(), device=self.device)
                 hidden = hidden.masked_fill(mask.unsqueeze(-1), 0.0)
-        with torch.no_grad():
-            hidden, numbers = self.actor.step(hidden, torch.as_tensor(values, device=self.device))
-            actions = choose(self.action_space, numbers, self.log_std, deterministic)
-        return (actions.squeeze(0) if single else actions), hidden.cpu().numpy()
+        return hidden
 
     def _checked(self, observation: Any) -> tuple[np.ndarray, bool]:
         """Return the observations as float32 (batch, nu), and whether there was only one, without a batch dimension."""
         shape = self.observation_space.shape or ()
         try:
-            array = np.asarray(observation, dtype=np.float64 if self.actor.normalizer is not None else np.float32)
+            array = np.asarray(observation, dtype=np.float64 if self._double else np.float32)
         except (TypeError, ValueError) as error:
             raise ShapeError(f"The observation is not an array of numbers of shape {shape} ({error}).") from error
         if array.shape != shape and (array.shape[1:] != shape or array.ndim != len(shape) + 1 or array.shape[0] == 0):

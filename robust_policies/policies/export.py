@@ -14,11 +14,15 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_no
 from robust_policies.errors import InvalidValueError
 from robust_policies.policies.actor import Actor, FrozenNormalizer
 from robust_policies.policies.deployed import DeployedPolicy
+from robust_policies.policies.perceptron import perceptron
 from robust_policies.policies.recurrent import RecurrentCellPolicy
 
 
 def deploy(policy_or_model: Any, env: VecEnv | None = None) -> DeployedPolicy:
-    """Return a deployed copy, on the CPU, of a `RecurrentCellPolicy` or of a model that has one.
+    """Return a deployed copy, on the CPU, of a policy or of the model that has it.
+
+    `RecurrentCellPolicy` and the MLP policies that `perceptron` knows can be deployed; of those of SAC, TD3 and DDPG
+    the deterministic actions alone.
 
     The statistics of a VecNormalize in `env` (by default the model's) are frozen into the copy.
 
@@ -26,10 +30,7 @@ def deploy(policy_or_model: Any, env: VecEnv | None = None) -> DeployedPolicy:
         InvalidValueError: another kind of policy, or observations that are not a flat Box.
     """
     policy = getattr(policy_or_model, "policy", policy_or_model)
-    if not isinstance(policy, RecurrentCellPolicy):
-        raise InvalidValueError(
-            f"A {type(policy).__name__} cannot be deployed; expected a RecurrentCellPolicy or a model trained with one."
-        )
+    live = policy.actor if isinstance(policy, RecurrentCellPolicy) else perceptron(policy)
     if env is None and policy is not policy_or_model:
         env = policy_or_model.get_env()
     space = policy.observation_space
@@ -39,14 +40,13 @@ def deploy(policy_or_model: Any, env: VecEnv | None = None) -> DeployedPolicy:
             f"Only policies on flat Box observations can be deployed; this one reads {space} through a "
             f"{policy.features_extractor_class.__name__}. Keep Stable-Baselines3's zip file for it."
         )
-    if policy.squash_output:
+    if policy.squash_output and not live.head.squash:
         raise InvalidValueError("A policy with squash_output=True cannot be deployed; train with squash_output=False.")
-    live = policy.actor
     actor = copy.deepcopy(Actor(live.body, live.head, normalizer(env))).cpu()
-    log_std = None
-    if isinstance(policy.action_space, spaces.Box) and not policy.use_sde:
+    log_std, gsde = None, getattr(policy, "use_sde", False)
+    if isinstance(policy.action_space, spaces.Box) and not gsde and not live.head.squash:
         log_std = policy.log_std.detach().cpu()
-    return DeployedPolicy(actor, space, policy.action_space, log_std, state_dependent_noise=policy.use_sde)
+    return DeployedPolicy(actor, space, policy.action_space, log_std, state_dependent_noise=gsde)
 
 
 def observation_normalizer(env: VecEnv | None) -> VecNormalize | None:

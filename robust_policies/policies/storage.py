@@ -15,6 +15,8 @@ from torch import Tensor
 
 from robust_policies import __version__, checks
 from robust_policies.certificates.files import read_json, write_atomic
+from robust_policies.control.linear_model import LinearModel
+from robust_policies.control.lqg import LQGDesign
 from robust_policies.errors import (
     CorruptFileError,
     InvalidValueError,
@@ -28,9 +30,13 @@ from robust_policies.networks import cell_from_config
 from robust_policies.policies.actions import parameter_count, space_from_json, space_to_json
 from robust_policies.policies.actor import Actor, FrozenNormalizer, MeanHead, ScaledCell, Scaling
 from robust_policies.policies.deployed import DeployedPolicy
+from robust_policies.policies.records import from_parts, to_parts
+from robust_policies.policies.youla_base import YoulaOptions
+from robust_policies.policies.youla_policy import YoulaPolicy
 
 SCHEMA = 1
 KIND = "recurrent_cell_policy"
+YOULA = "youla_policy"
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -51,12 +57,18 @@ def save_policy(policy_or_model: Any, folder_or_stem: str | Path) -> Path:
         from robust_policies.policies.export import deploy
 
         policy = deploy(policy)
-    tensors = _tensors(policy)
+    if isinstance(policy, YoulaPolicy):
+        content, tensors = _youla_parts(policy)
+    else:
+        content, tensors = {"type": KIND, **_description(policy)}, _tensors(policy)
     for name, tensor in tensors.items():
-        checks.finite_tensor(name, tensor)
+        # The limits in a linear model may be infinite; it looks at its numbers itself.
+        if not name.startswith("model."):
+            checks.finite_tensor(name, tensor)
     weights = safetensors.torch.save(tensors)
     json_path, weights_path = _pair(Path(folder_or_stem))
-    text = json.dumps(_description(policy, weights_path.name, weights), indent=2, allow_nan=False) + "\n"
+    content["weights"] = {"file": weights_path.name, "sha256": hashlib.sha256(weights).hexdigest()}
+    text = json.dumps({"schema": SCHEMA, "version": __version__, **content}, indent=2, allow_nan=False) + "\n"
     write_atomic(weights_path, lambda file: file.write(weights))
     return write_atomic(json_path, lambda file: file.write(text.encode()))
 
@@ -79,18 +91,46 @@ def load_policy(path: str | Path, *, allow_pickle: bool = False) -> DeployedPoli
         hint = f" There is a {zipped.name}: load it with allow_pickle=True." if zipped.is_file() else ""
         raise MissingFileError(f"{json_path} does not exist; expected a policy saved with save_policy.{hint}")
     content = read_json(json_path, "policy", SCHEMA)
-    if content.get("type") != KIND:
-        raise UnknownNameError.among("policy type", str(content.get("type")), [KIND])
+    if content.get("type") not in {KIND, YOULA}:
+        raise UnknownNameError.among("policy type", str(content.get("type")), [KIND, YOULA])
     try:
         weights_path = json_path.with_name(Path(content["weights"]["file"]).name)
         expected = content["weights"]["sha256"]
+        if content["type"] == YOULA:
+            return _youla_policy(content, _stored(weights_path, expected), weights_path)
         policy = _build(content)
     except UserError:
         raise
     except (KeyError, TypeError, AttributeError) as error:
         raise CorruptFileError(f"{json_path} lacks or garbles the entry {error}; save the policy again.") from error
-    _read_weights(policy, weights_path, expected)
+    _take(policy, _stored(weights_path, expected), weights_path)
     return policy
+
+
+def _youla_parts(policy: YoulaPolicy) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return what policy.json and policy.safetensors hold of a Youla policy."""
+    content: dict[str, Any] = {"type": YOULA, "policy": _description(policy.policy)}
+    tensors = {f"policy.{name}": tensor for name, tensor in _tensors(policy.policy).items()}
+    for name, record in (("model", policy.model), ("design", policy.design), ("options", policy.controller.options)):
+        content[name], numbers = to_parts(record, name)
+        tensors |= numbers
+    content["observation_space"] = space_to_json(policy.observation_space)
+    content["action_space"] = space_to_json(policy.action_space)
+    return content, tensors
+
+
+def _youla_policy(content: Mapping[str, Any], stored: dict[str, Tensor], path: Path) -> YoulaPolicy:
+    inner = _build(content["policy"])
+    own = {name: stored.pop(name) for name in list(stored) if not name.startswith("policy.")}
+    _take(inner, {name.removeprefix("policy."): tensor for name, tensor in stored.items()}, path)
+    return YoulaPolicy(
+        from_parts(LQGDesign, content["design"], own, "design"),
+        from_parts(LinearModel, content["model"], own, "model"),
+        inner,
+        observation_space=space_from_json(content["observation_space"]),
+        action_space=space_from_json(content["action_space"]),
+        options=from_parts(YoulaOptions, content["options"], own, "options"),
+    )
 
 
 def _pair(path: Path) -> tuple[Path, Path]:
@@ -105,12 +145,9 @@ def _tensors(policy: DeployedPolicy) -> dict[str, Tensor]:
     return tensors
 
 
-def _description(policy: DeployedPolicy, weights_name: str, weights: bytes) -> dict[str, Any]:
+def _description(policy: DeployedPolicy) -> dict[str, Any]:
     actor = policy.actor
     return {
-        "schema": SCHEMA,
-        "type": KIND,
-        "version": __version__,
         "cell": policy.cell.config(),
         "dtype": str(next(policy.cell.parameters()).dtype).removeprefix("torch."),
         "linear_head": actor.head.linear is not None,
@@ -122,7 +159,7 @@ def _description(policy: DeployedPolicy, weights_name: str, weights: bytes) -> d
         "state_dependent_noise": policy.state_dependent_noise,
         "observation_space": space_to_json(policy.observation_space),
         "action_space": space_to_json(policy.action_space),
-        "weights": {"file": weights_name, "sha256": hashlib.sha256(weights).hexdigest()},
+        **({"squash": True} if actor.head.squash else {}),
     }
 
 
@@ -134,7 +171,9 @@ def _build(content: Mapping[str, Any]) -> DeployedPolicy:
     size = cell.input_size
     scale, offset = (1.0 if content[key] else None for key in ("observation_scale", "observation_offset"))
     numbers = parameter_count(action_space)
-    head = MeanHead(cell.output_size, numbers, bool(content["linear_head"]), 1.0 if content["action_scale"] else None)
+    action_scale = 1.0 if content["action_scale"] else None
+    squash = bool(content.get("squash", False))
+    head = MeanHead(cell.output_size, numbers, bool(content["linear_head"]), action_scale, squash=squash)
     clip = content["normalizer_clip"]
     actor = Actor(ScaledCell(cell, Scaling(size, scale, offset)), head).to(DTYPES[content["dtype"]])
     if clip is not None:
@@ -148,7 +187,8 @@ def _build(content: Mapping[str, Any]) -> DeployedPolicy:
     )
 
 
-def _read_weights(policy: DeployedPolicy, path: Path, expected_hash: Any) -> None:
+def _stored(path: Path, expected_hash: Any) -> dict[str, Tensor]:
+    """Return the tensors in a weights file that is the one its json describes."""
     if not path.is_file():
         raise MissingFileError(f"{path} does not exist; expected the weights beside the policy's json file.")
     data = path.read_bytes()
@@ -158,6 +198,11 @@ def _read_weights(policy: DeployedPolicy, path: Path, expected_hash: Any) -> Non
         raise CorruptFileError(f"{path} is not a whole safetensors file ({error}); save the policy again.") from error
     if hashlib.sha256(data).hexdigest() != expected_hash:
         raise CorruptFileError(f"{path} is not the file its json describes (sha256 differs); save the policy again.")
+    return stored
+
+
+def _take(policy: DeployedPolicy, stored: dict[str, Tensor], path: Path) -> None:
+    """Put stored weights into a policy that was built to hold them."""
     wanted = _tensors(policy)
     if missing := sorted(set(wanted) - set(stored)):
         raise CorruptFileError(f"{path} lacks {', '.join(missing)}; save the policy again.")

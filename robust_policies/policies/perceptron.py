@@ -1,0 +1,57 @@
+"""The actors of Stable-Baselines3's MLP policies as cells: the same numbers, without the library."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.sac.policies import SACPolicy
+from stable_baselines3.td3.policies import TD3Policy
+from torch import nn
+
+from robust_policies.errors import InvalidValueError
+from robust_policies.networks import MLPCell
+from robust_policies.policies.actor import Actor, MeanHead, ScaledCell, Scaling
+
+_ACTIVATIONS = {nn.ReLU: "relu", nn.Tanh: "tanh"}
+
+
+def perceptron(policy: Any) -> Actor:
+    """Return the deterministic actor of an MLP policy of PPO, A2C, SAC, TD3 or DDPG: observation -> mean action.
+
+    Raises:
+        InvalidValueError: another policy or activation, or a squashed action in a Box that is not symmetric.
+    """
+    if isinstance(policy, SACPolicy) and not policy.actor.use_sde:
+        parts, squash = [*policy.actor.latent_pi, policy.actor.mu], True
+    elif isinstance(policy, TD3Policy):
+        parts, squash = list(policy.actor.mu)[:-1], True
+    elif type(policy) is ActorCriticPolicy:
+        parts, squash = [*policy.mlp_extractor.policy_net, policy.action_net], False
+    else:
+        raise InvalidValueError(
+            f"A {type(policy).__name__} cannot be deployed; expected a RecurrentCellPolicy, an MlpPolicy of PPO, A2C, "
+            "SAC (without gSDE), TD3 or DDPG, or a model trained with one."
+        )
+    layers = [part for part in parts if isinstance(part, nn.Linear)]
+    between = {type(part) for part in parts if not isinstance(part, nn.Linear)}
+    if len(between) > 1 or not between <= set(_ACTIVATIONS):
+        names = ", ".join(sorted(kind.__name__ for kind in between))
+        raise InvalidValueError(f"The policy's layers have the activation(s) {names}; expected ReLU or Tanh alone.")
+    scale = None
+    if squash:
+        space: Any = policy.action_space
+        if not isinstance(space, spaces.Box) or not np.array_equal(space.low, -space.high):
+            raise InvalidValueError(f"The squashed actions are in {space}; expected a Box that is symmetric about 0.")
+        scale = space.high.flatten()
+    activation = _ACTIVATIONS[between.pop()] if between else "tanh"
+    widths = [layer.out_features for layer in layers]
+    cell = MLPCell(layers[0].in_features, widths[:-1], widths[-1], activation)
+    with torch.no_grad():
+        for own, layer in zip(cell.layers, layers, strict=True):
+            own.load_state_dict(layer.state_dict())
+    head = MeanHead(widths[-1], widths[-1], linear=False, scale=scale, squash=squash)
+    return Actor(ScaledCell(cell, Scaling(cell.input_size)), head)
