@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,8 @@ from robust_policies.control.youla import (
 from robust_policies.errors import InvalidValueError
 from robust_policies.networks.cell import Cell
 from robust_policies.networks.r2dn import R2DN, R2DNExplicit
+
+_BLOCKS = ("A", "B1", "B2", "C1", "C2", "D12", "D21", "D22")
 
 
 class ClosedLoop(Cell):
@@ -57,7 +58,7 @@ class ClosedLoop(Cell):
     def explicit(self) -> R2DNExplicit:
         """Return the arrays that run."""
         e: Any = self.inner.explicit()
-        m = {item.name: torch.as_tensor(getattr(self.matrices, item.name)) for item in fields(self.matrices)}
+        m = {name: torch.as_tensor(getattr(self.matrices, name)) for name in _BLOCKS}
         bx = torch.cat((self._into @ e.by, torch.zeros(len(self._into), dtype=e.by.dtype), e.bx))
         return R2DNExplicit(
             m["A"], m["B1"], m["B2"], m["C1"], m["C2"], m["D12"], m["D21"], m["D22"],

@@ -32,8 +32,8 @@ from robust_policies.certificates.lmi import (
     assemble,
     gain_supply,
     prove_positive,
-    recover_metric,
 )
+from robust_policies.certificates.riccati import recover_metric
 from robust_policies.control.norms import StateSpace, hinf_norm, norm2, radius
 from robust_policies.errors import InvalidValueError, ShapeError
 
@@ -219,7 +219,7 @@ def _prove(loop: Matrices, bounds: Array, sizes: Sequence[int], tau: Array, esti
         g = max(estimate, 1e-12) * (1.0 + margin)
         weights = np.repeat(tau, sizes) * g
         multiplier = np.diag(np.concatenate((weights * bounds**2, -weights)))
-        supply = gain_supply(g, nz, nd)
+        supply = gain_supply(g, np.ones(nz), np.ones(nd))
         for slack in _SLACKS:
             P = recover_metric(loop, 1.0, multiplier, supply, slack)
             if P is None or not prove_positive(np.eye(len(P)), P).holds:

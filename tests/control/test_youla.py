@@ -9,6 +9,7 @@ import torch
 
 from robust_policies.certificates import empirical_gain, verify_arrays
 from robust_policies.certificates.lmi import matrices
+from robust_policies.certificates.multipliers import LipschitzMultiplier
 from robust_policies.control import youla
 from robust_policies.control.closed_loop import ClosedLoop
 from robust_policies.control.gain_bounds import gain_bound, linear_loop
@@ -152,9 +153,10 @@ def test_the_general_verifier_proves_what_the_bound_says(seed):
     bound = youla.bounds(model, gains, 2.0, q=q, ell=ell, scales=scales).closed_loop
     loop = ClosedLoop(model, gains, cell, scales)
     assert bound is not None
-    verdict = verify_arrays(loop.matrices, rate=1.0, gamma=1.02 * bound.gain, ell=loop.ell)
+    phi = LipschitzMultiplier(loop.matrices.sizes[1], loop.ell)
+    verdict = verify_arrays(loop.matrices, rate=1.0, gamma=1.02 * bound.gain, family=phi)
     assert verdict.status == "PASS"
-    assert verify_arrays(loop.matrices, rate=1.0, gamma=0.5 * bound.gain, ell=loop.ell).status == "NOT_CERTIFIED"
+    assert verify_arrays(loop.matrices, rate=1.0, gamma=0.5 * bound.gain, family=phi).status == "NOT_CERTIFIED"
 
 
 @pytest.mark.parametrize("seed", range(3))
