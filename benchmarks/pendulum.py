@@ -1,24 +1,33 @@
 """The pendulum under attack: ten policies, ten training seeds each, trained and evaluated by one protocol.
 
-    OMP_NUM_THREADS=1 python benchmarks/pendulum.py            # everything that is missing, then the tables (hours)
+    OMP_NUM_THREADS=1 python benchmarks/pendulum.py            # whatever is missing, then the tables (some hours)
     OMP_NUM_THREADS=1 python benchmarks/pendulum.py --seeds 0 1 --methods r2dn_gamma6 lstm
-    OMP_NUM_THREADS=1 python benchmarks/pendulum.py --only train
+    OMP_NUM_THREADS=1 python benchmarks/pendulum.py --only tables
+    robust-policies report results/pendulum/runs -o results/pendulum/report.html
 
-Runs lie in results/pendulum/runs/METHOD/seed=N; one that is finished is not repeated, one that was interrupted goes on.
-Every method is trained by the recipe pendulum_r2dn_adversarial with another cell of about as many parameters, so what
-differs is the cell. `--training plain` trains without the adversary (runs in runs/METHOD_plain).
+Runs lie in results/pendulum/runs/METHOD/seed=N; what is finished is not repeated, what was interrupted goes on. Every
+method is trained by the recipe pendulum_r2dn_adversarial with another cell of about as many parameters, so
+what differs is the cell. `--training plain` trains without the adversary (runs in runs/METHOD_plain).
+The tables hold every method and training seed that is evaluated in the runs' folder.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
+from pendulum_tables import write_tables
 
+from robust_policies.certificates.files import read_json
+from robust_policies.evaluation import certify_run, evaluate_run
 from robust_policies.train import RunFolder, load_recipe, train
 
+RESULTS = Path(__file__).resolve().parent.parent / "results" / "pendulum"
 RECIPE = "pendulum_r2dn_adversarial"
+TASK = "robust_policies/Pendulum-v0"
+SUITE = "paper"
 R2DN = "cell: r2dn, state_size: 8, features: 16, hidden_sizes: [16, 16]"
 METHODS = {
     "r2dn_gamma3": f"{R2DN}, gamma: 3.0",
@@ -52,9 +61,8 @@ def trained(run: RunFolder) -> bool:
     return (run.path / "policy.json").is_file() and run.provenance.is_file()
 
 
-def train_missing(runs: Path, method: str, seed: int, plain: bool) -> None:
+def train_missing(folder: Path, method: str, seed: int, plain: bool) -> None:
     """Train a method with a seed unless that is done."""
-    folder = folder_of(runs, method, seed, plain)
     if trained(RunFolder(folder)):
         return
     result = train(load_recipe(RECIPE, overrides(method, plain), seed), folder, resume=folder.exists())
@@ -62,19 +70,35 @@ def train_missing(runs: Path, method: str, seed: int, plain: bool) -> None:
     print(f"{folder}: {result.num_timesteps} steps, {result.seconds:.0f} s{best}", flush=True)
 
 
+def evaluate_missing(folder: Path) -> None:
+    """Certify and evaluate a run unless that is done."""
+    if not (folder / "tightness.json").is_file():
+        certify_run(folder)
+    done = folder / "evaluation.json"
+    if not done.is_file() or read_json(done, "evaluation", 1).get("suite") != SUITE:
+        found = evaluate_run(folder, suite=SUITE, tasks=[TASK])
+        print(f"{folder}: evaluated, {found['seconds']:.0f} s", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(10)))
     parser.add_argument("--training", choices=["adversarial", "plain"], default="adversarial")
-    parser.add_argument("--runs", type=Path, default=Path("results/pendulum/runs"))
-    parser.add_argument("--only", choices=["train"])
+    parser.add_argument("--runs", type=Path, default=RESULTS / "runs")
+    parser.add_argument("--only", choices=["train", "evaluate", "tables"])
     given = parser.parse_args()
     torch.set_num_threads(1)
     plain = given.training == "plain"
     for seed in given.seeds:
         for method in given.methods:
-            train_missing(given.runs, method, seed, plain)
+            folder = folder_of(given.runs, method, seed, plain)
+            if given.only in (None, "train"):
+                train_missing(folder, method, seed, plain)
+            if given.only in (None, "evaluate") and trained(RunFolder(folder)):
+                evaluate_missing(folder)
+    if given.only in (None, "tables"):
+        write_tables(given.runs, RESULTS, json.loads(json.dumps(METHODS)))
 
 
 if __name__ == "__main__":
