@@ -83,6 +83,23 @@ def verify(cell_or_policy: Any, explicit: Any = None) -> Verification:
     )  # fmt: skip
 
 
+def running_model(cell_or_policy: Any, explicit: Any = None) -> tuple[Matrices, Multiplier, Array]:
+    """Return the matrices of a cell that runs, what is known of its nonlinearity, and a multiplier to start from.
+
+    Arguments as for `verify`. Raises NotCertifiableError for a cell that is no linear system around neurons.
+    """
+    cell, explicit = _explicit(cell_or_policy, explicit)
+    if hasattr(explicit, "scale"):
+        raise NotCertifiableError(
+            f"{type(cell).__name__} has no linear part, only a gain; use the cell 'r2dn' or 'ren'."
+        )
+    try:
+        running = _running(cell, explicit)
+    except _UnknownFormError as error:
+        raise NotCertifiableError(f"{error}.") from error
+    return running.model, running.family, running.theta
+
+
 def verify_chain(
     cell_or_policy: Any,
     *,
