@@ -34,7 +34,8 @@ from robust_policies.control.gain_bounds import GainBound, gain_bound, linear_lo
 from robust_policies.control.linear_model import LinearModel
 from robust_policies.control.norms import StateSpace, hinf_norm, radius
 from robust_policies.control.weights import choose
-from robust_policies.control.youla import Performance
+from robust_policies.control.lqg import LQGDesign
+from robust_policies.control.youla import Performance, direct_gain
 from robust_policies.errors import InvalidValueError
 
 _BLOCKS = ("A", "B1", "B2", "C1", "D11", "D12", "C2", "D21", "D22")
@@ -154,7 +155,7 @@ class FeedbackBound:
         parts = []
         if self.rate is not None:
             bound = "" if self.gain is None else (
-                f", and their difference in z has at most {upward(self.gain):.6g} times the l2 norm of the difference in d"
+                f", and the gain d -> z is at most {upward(self.gain):.6g}"
             )  # fmt: skip
             parts.append(
                 f"any two trajectories of {where} in feedback with this policy under the same disturbances approach "
@@ -184,6 +185,18 @@ class FeedbackBound:
         return "; ".join(why)
 
 
+def compensator(model: LinearModel, design: LQGDesign) -> StateSpace:
+    """Return what an LQG design does from y to u: observer and state feedback as one system.
+
+    u = -K (xh + M (y - C xh)), xh+ = A xh + B u + L (y - C xh), M = 0 for the predictor. It need not be stable, nor
+    of a small gain, where the loop that it closes is.
+    """
+    KM = direct_gain(design)
+    feedback = design.K - KM @ model.C
+    A = model.A - design.L @ model.C - model.B @ feedback
+    return StateSpace(A, design.L - model.B @ KM, -feedback, -KM)
+
+
 def default_performance(model: LinearModel) -> Performance:
     """Return d and z in the weights a design of this model would have: the task's own, else its ranges'."""
     return Performance.lqg(choose(model))
@@ -204,7 +217,8 @@ def feedback_bound(
     Args:
         model: the plant; y is everything that the policy reads.
         policy: its explicit matrices from y to u in the plant's units; None: it has none (`reason` says why).
-        family, theta: what is known of its neurons, and a multiplier to start from; None: they are 1-Lipschitz.
+        family: what is known of its neurons; None: they are 1-Lipschitz together.
+        theta: a multiplier to start from; None: the family's own.
         gain: its certified incremental gain from y to u; None: there is none.
         performance: d and z; None: `default_performance(model)`.
         reason: why there are no matrices.

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from robust_policies.train.apg_adversary import AdversarySection
-from robust_policies.train.recipe import Recipe, _Section
+from robust_policies.train.recipe import PolicySection, Recipe, _Section
 
 _DECAYS = ("lin", "cos", "drop")
 _WHERE_DROPPED = 0.25
@@ -62,14 +62,18 @@ class ApgRecipe(Recipe):
 
     @model_validator(mode="after")
     def _nothing_of_ppo(self) -> ApgRecipe:
-        for name in ("critic", "critic_kwargs", "log_std_init"):
-            field = type(self.policy).model_fields[name]
-            if getattr(self.policy, name) != field.get_default(call_default_factory=True):
-                raise ValueError(
-                    f"policy.{name} is {getattr(self.policy, name)!r}, which is of recurrent_ppo; expected none with "
-                    "apg, whose value is set by algorithm.critic_sizes"
-                )
+        refuse_settings_of_ppo(self.policy, "with apg, whose value is set by algorithm.critic_sizes")
         return self
+
+
+def refuse_settings_of_ppo(policy: PolicySection, where: str) -> None:
+    """Raise `ValueError` if a policy is given what only PPO uses."""
+    for name in ("critic", "critic_kwargs", "log_std_init"):
+        field = type(policy).model_fields[name]
+        if getattr(policy, name) != field.get_default(call_default_factory=True):
+            raise ValueError(
+                f"policy.{name} is {getattr(policy, name)!r}, which is of recurrent_ppo; expected none {where}"
+            )
 
 
 def rate_at(value: float | str, remaining: float) -> float:

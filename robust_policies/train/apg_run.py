@@ -34,6 +34,7 @@ from robust_policies.train.guard import diverged
 from robust_policies.train.logs import tensorboard_logger
 from robust_policies.train.monitor import certified
 from robust_policies.train.progress import Reporter
+from robust_policies.train.recipe import PolicySection
 
 
 def task_plant(recipe: ApgRecipe) -> tuple[Plant, int]:
@@ -83,16 +84,20 @@ def task_plant(recipe: ApgRecipe) -> tuple[Plant, int]:
 
 def make_actor(recipe: ApgRecipe, plant: Plant, device: str) -> Actor:
     """Return the untrained actor that the recipe describes; the same seed gives the same weights."""
-    policy, inputs, actions = recipe.policy, plant.observation_size, plant.action_size
+    actor = new_actor(recipe.policy, plant.observation_size, plant.action_size, recipe.seed)
+    if recipe.algorithm.zero_init and actor.head.linear is None:
+        actor.cell.zero_output_()
+    return actor.to(device)
+
+
+def new_actor(policy: PolicySection, inputs: int, actions: int, seed: int) -> Actor:
+    """Return an untrained actor from `inputs` observations to `actions` numbers."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
+        torch.manual_seed(seed)
         outputs = policy.cell_output_size or actions
         cell = make_cell(policy.cell, inputs, outputs, **policy.cell_kwargs())
         head = MeanHead(outputs, actions, policy.cell_output_size is not None, policy.action_scale)
-        if recipe.algorithm.zero_init and head.linear is None:
-            cell.zero_output_()
-    scaling = Scaling(inputs, policy.observation_scale, policy.observation_offset)
-    return Actor(ScaledCell(cell, scaling), head).to(device)
+    return Actor(ScaledCell(cell, Scaling(inputs, policy.observation_scale, policy.observation_offset)), head)
 
 
 class ApgRun:
