@@ -32,9 +32,9 @@ from robust_policies.certificates.search import Search
 from robust_policies.certificates.verify import verify_arrays
 from robust_policies.control.gain_bounds import GainBound, gain_bound, linear_loop
 from robust_policies.control.linear_model import LinearModel
+from robust_policies.control.lqg import LQGDesign
 from robust_policies.control.norms import StateSpace, hinf_norm, radius
 from robust_policies.control.weights import choose
-from robust_policies.control.lqg import LQGDesign
 from robust_policies.control.youla import Performance, direct_gain
 from robust_policies.errors import InvalidValueError
 
