@@ -14,7 +14,9 @@ import typer
 
 from robust_policies import __version__
 from robust_policies.cli_errors import exit_status, short_warnings
+from robust_policies.cli_imitate import imitate
 from robust_policies.cli_listing import Listing, entries_of
+from robust_policies.cli_steps import certify_evaluate_report, certify_folder, report_on
 from robust_policies.errors import InvalidValueError
 from robust_policies.sweep.command import sweep
 
@@ -123,16 +125,10 @@ def train(
         typer.echo(result.target.text)
     if not evaluation:
         return
-    from robust_policies.evaluation.command import evaluate_folders
-
-    _certify(folder)
-    status = evaluate_folders([folder], {}, 1)
-    if report_:
-        _report([folder], None)
-    if status:
-        raise typer.Exit(status)
+    certify_evaluate_report(folder, report_)
 
 
+app.command()(imitate)
 app.command()(sweep)
 
 
@@ -156,7 +152,7 @@ def certify(
         _check_certificate(folder)
         return
     open_run(folder)
-    if not _certify(folder, None if weights is None else _numbers("--weights", weights)):
+    if not certify_folder(folder, None if weights is None else _numbers("--weights", weights)):
         raise typer.Exit(1)
 
 
@@ -209,7 +205,7 @@ def report(
     ] = None,
 ) -> None:
     """Write one self-contained HTML file about runs, with its pictures as PNG and PDF in figures/ beside it."""
-    _report(folders, output)
+    report_on(folders, output)
 
 
 @app.command()
@@ -313,28 +309,11 @@ def _check_certificate(folder: Path) -> None:
     typer.echo("Confirmed: the arrays, the proof, the witness and every entry of certificate.json agree.")
 
 
-def _certify(folder: Path, weights: list[float] | None = None) -> bool:
-    from robust_policies.evaluation import certify_run
-
-    certificate = certify_run(folder, weights=weights)
-    typer.echo(f"{certificate.status}: {certificate.claim}")
-    if certificate.empirical_lower is not None:
-        of = "" if certificate.ratio is None else f", {certificate.ratio:.2f} of the proven one"
-        typer.echo(f"Largest gain found by search: {certificate.empirical_lower:.4g}{of}.")
-    return certificate.status == "PASS"
-
-
 def _wrappers(text: str) -> list[Any]:
     """Return what --perturb lists, in its short form."""
     from robust_policies.envs.perturb import describe, parse
 
     return describe(parse(text))
-
-
-def _report(folders: Sequence[Path], output: Path | None) -> None:
-    from robust_policies.evaluation import write_report
-
-    typer.echo(f"Report: {write_report(folders, output)}")
 
 
 def _numbers(option: str, text: str) -> list[float]:

@@ -11,8 +11,8 @@ What uses only the policy's gain is the small-gain theorem: gain(policy) |G| < 1
 plant, and then also holds with clipped inputs, as clipping has gain 1.
 
 Sources: G. Zames, "On the input-output stability of time-varying nonlinear feedback systems", IEEE Trans. Automatic
-Control 11 (1966); S. Boyd, L. El Ghaoui, E. Feron and V. Balakrishnan, "Linear Matrix Inequalities in System and Control
-Theory" (1994), chapter 8 for systems around neurons.
+Control 11 (1966); S. Boyd, L. El Ghaoui, E. Feron and V. Balakrishnan, "Linear Matrix Inequalities in System and
+Control Theory" (1994), chapter 8 for systems around neurons.
 """
 
 from __future__ import annotations

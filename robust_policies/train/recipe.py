@@ -13,7 +13,7 @@ from robust_policies.train.messages import one_line
 from robust_policies.train.yaml_file import dump_yaml, parse_scalar, read_yaml
 
 RECIPE_SCHEMA = 1
-ALGORITHMS = ("recurrent_ppo", "tensor_ppo", "apg")
+ALGORITHMS = ("recurrent_ppo", "tensor_ppo", "apg", "imitation")
 
 
 class _Section(BaseModel):
@@ -225,6 +225,10 @@ def _recipe_class(data: dict[str, Any], source: str) -> type[Recipe]:
         from robust_policies.train.apg_recipe import ApgRecipe
 
         return ApgRecipe
+    if name == "imitation":
+        from robust_policies.train.imitation_recipe import ImitationRecipe
+
+        return ImitationRecipe
     return Recipe
 
 

@@ -29,6 +29,8 @@ from robust_policies.train.continuation import continues
 from robust_policies.train.determinism import deterministic
 from robust_policies.train.folder import RunFolder
 from robust_policies.train.guard import LinAlgError, diverged, why_it_failed
+from robust_policies.train.imitation_recipe import ImitationRecipe
+from robust_policies.train.imitation_run import ImitationRun
 from robust_policies.train.logs import tensorboard_logger
 from robust_policies.train.progress import Reporter, Silent
 from robust_policies.train.recipe import Recipe, schedule
@@ -141,6 +143,7 @@ def train(
     device: str = "cpu",
     resume: bool = False,
     reporter: Reporter | None = None,
+    teacher: Any = None,
 ) -> TrainResult:
     """Return the result of training `recipe` into `folder`, or of continuing the run that is there.
 
@@ -151,6 +154,7 @@ def train(
         resume: continue from the last checkpoint, with the numbers of a run that was not interrupted where the
             environments are this package's; the episodes of others begin anew, and a warning says so.
         reporter: shows progress; None shows nothing.
+        teacher: of imitation: what to learn from where the recipe's teacher is "given" (`train.imitate`).
 
     Raises:
         UserError: the recipe names something unknown, the folder is in use, or the device does not exist; then
@@ -164,6 +168,8 @@ def train(
     check_tasks(recipe.evaluation.tasks)
     job = _Job(recipe, run, device, resume, reporter or Silent(), (recipe.seed + _EVALUATION_SEED) % _SEEDS)
     with deterministic(recipe.deterministic):
+        if isinstance(recipe, ImitationRecipe):
+            return _train_imitation(job, recipe, teacher)
         return _train_apg(job, recipe) if isinstance(recipe, ApgRecipe) else _train_ppo(job)
 
 
@@ -271,9 +277,27 @@ def _train_apg(job: _Job, recipe: ApgRecipe) -> TrainResult:
     return result
 
 
+def _train_imitation(job: _Job, recipe: ImitationRecipe, teacher: Any) -> TrainResult:
+    """Return the result of learning from a teacher; see `train`."""
+    with ExitStack() as stack:
+        stack.enter_context(memory_of(recipe, "task.num_envs", "algorithm.horizon", "algorithm.batch_size"))
+        training = ImitationRun(recipe, job.device, job.reporter, job.eval_seed, teacher)
+        stack.callback(training.close)
+        if stack.enter_context(job.reserved()):
+            training.load(job.run)
+        if not training.finished and not training.train(job.run):
+            raise _interrupted(job.run, recipe, training.progress)
+        training.keep()
+        training.report(job.run.path)
+        result = job.finish(training.progress)
+        save_policy(training.learning.deployed(), job.run.path)
+    return result
+
+
 def _interrupted(run: RunFolder, recipe: Recipe, progress: Progress) -> TrainingInterruptedError:
+    done = progress.n_updates if isinstance(recipe, ImitationRecipe) else progress.num_timesteps
     return TrainingInterruptedError(
-        f"Stopped after {progress.num_timesteps} of {recipe.algorithm.total_steps} steps; the checkpoint is in "
+        f"Stopped after {done} of {recipe.algorithm.total_steps} steps; the checkpoint is in "
         f"{run.checkpoints}. To go on, run the same command with --resume."
     )
 
