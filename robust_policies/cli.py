@@ -16,7 +16,7 @@ from robust_policies import __version__
 from robust_policies.cli_errors import exit_status, short_warnings
 from robust_policies.cli_imitate import imitate
 from robust_policies.cli_listing import Listing, entries_of
-from robust_policies.cli_steps import certify_evaluate_report, certify_folder, report_on
+from robust_policies.cli_steps import certify_evaluate_report, certify_folder, check_evaluation, report_on
 from robust_policies.errors import InvalidValueError
 from robust_policies.sweep.command import sweep
 
@@ -116,7 +116,7 @@ def train(
     torch.set_num_threads(threads)
     resolved = training.load_recipe(recipe, [*(set_ or []), *["deterministic=true"] * deterministic], seed)
     folder = output or Path("results") / Path(recipe).stem
-    _check_evaluation(resolved.evaluation)
+    check_evaluation(resolved.evaluation)
     result = training.train(resolved, folder, device=device, resume=resume, reporter=reporter_for(Console()))
     best = "" if result.best_reward is None else f", best mean return {result.best_reward:.1f}"
     early = " (checkpoints.stop_at_reward was reached)" if result.reached else ""
@@ -288,13 +288,6 @@ def _spread_set(arguments: Sequence[str]) -> list[str]:
             option = argument if argument in _SPREAD else ""
         spread.append(argument)
     return spread
-
-
-def _check_evaluation(section: Any) -> None:
-    """Raise for an evaluation that could not run, before hours of training."""
-    from robust_policies.evaluation.suites import suite_named
-
-    suite_named(section.suite)
 
 
 def _check_certificate(folder: Path) -> None:

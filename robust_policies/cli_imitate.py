@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from robust_policies.cli_steps import certify_evaluate_report
+from robust_policies.cli_steps import certify_evaluate_report, check_evaluation
 
 
 class Method(StrEnum):
@@ -21,9 +21,7 @@ class Method(StrEnum):
 def imitate(
     teacher: Annotated[str, typer.Argument(metavar="TEACHER", help="lqg, or a run folder or policy.json")],
     task: Annotated[str | None, typer.Option(help="Gymnasium id [default: that of the teacher's run folder]")] = None,
-    gamma: Annotated[
-        float | None, typer.Option(help="the student's certified gain [default: contraction only]")
-    ] = None,
+    gamma: Annotated[float | None, typer.Option(help="the student's certified gain [default: none]")] = None,
     method: Annotated[Method, typer.Option(help="dagger: the student acts more and more; bc: the teacher alone")] = (
         Method.dagger
     ),
@@ -57,6 +55,7 @@ def imitate(
 
     torch.set_num_threads(threads)
     recipe = imitation_recipe(teacher, task, set_ or [], gamma=gamma, method=method.value, seed=seed)
+    check_evaluation(recipe.evaluation)
     folder = output or default_folder(recipe)
     result = train(recipe, folder, device=device, resume=resume, reporter=reporter_for(Console()))
     found = read_json(folder / IMITATION, "imitation", SCHEMA)

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import typer
+
+
+def check_evaluation(section: Any) -> None:
+    """Raise for an evaluation that could not run, before hours of training."""
+    from robust_policies.evaluation.suites import suite_named
+
+    suite_named(section.suite)
 
 
 def certify_folder(folder: Path, weights: list[float] | None = None) -> bool:
