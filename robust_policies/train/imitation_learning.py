@@ -23,6 +23,7 @@ from robust_policies.policies.actor import Actor
 from robust_policies.policies.deployed import DeployedPolicy
 from robust_policies.train.apg_recipe import rate_at
 from robust_policies.train.guard import LinAlgError, diverged, in_rollout, in_weights, too_large
+from robust_policies.train.imitation_margin import ClosedLoopMargin
 from robust_policies.train.imitation_recipe import ImitationSection
 from robust_policies.train.imitation_rollout import Demonstrations, Played, Stage
 from robust_policies.train.imitation_teacher import Teacher
@@ -43,6 +44,7 @@ class Imitation:
         student: its parameters are trained in place.
         settings: see `ImitationSection`.
         seed: of the environments, of who acts, and of the minibatches.
+        margin: the penalty of `closed_loop_weight`, None without it.
 
     Attributes:
         data: all demonstrations so far, on the device; None before the first round.
@@ -54,7 +56,16 @@ class Imitation:
         InvalidValueError: the task has no time limit, and the settings none either.
     """
 
-    def __init__(self, stage: Stage, teacher: Teacher, student: Actor, settings: ImitationSection, seed: int) -> None:
+    def __init__(
+        self,
+        stage: Stage,
+        teacher: Teacher,
+        student: Actor,
+        settings: ImitationSection,
+        seed: int,
+        margin: ClosedLoopMargin | None = None,
+    ) -> None:
+        self.margin = margin
         self.stage, self.teacher, self.student, self.settings, self.seed = stage, teacher, student, settings, seed
         if settings.horizon is None and stage.limit is None:
             raise InvalidValueError("algorithm.horizon is null and the task has no time limit; expected a number.")
@@ -80,7 +91,8 @@ class Imitation:
         self.data = new if self.data is None else self.data + new
         loss, norm = self._fit(self.data)
         self.rounds += 1
-        return {
+        found = {} if self.margin is None else self._margins(self.margin)
+        return found | {
             "train/loss": loss, "train/gradient_norm": norm, "imitation/round": self.rounds,
             "imitation/teacher_acts": chance, "imitation/demonstrations": self.data.count,
             "train/learning_rate": self.optimizer.param_groups[0]["lr"], "train/n_updates": self.rounds
@@ -151,12 +163,20 @@ class Imitation:
             raise self._diverged(spoilt)
         return float(values[0].mean()), float(values[1].mean())
 
+    def _margins(self, margin: ClosedLoopMargin) -> dict[str, float]:
+        with torch.no_grad():
+            radius, gain = margin.numbers(self.student)
+        return {"closed_loop/radius": float(radius), "closed_loop/gain_around_neurons": float(gain)}
+
     def _step(self, part: Demonstrations, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return loss, gradient norm and the memory after a segment, cut off from its past."""
         means, state = self.student(part.observations, state, part.starts)
         loss = ((means - part.labels) / self.scale).square().mean()
+        total = loss
+        if self.margin is not None:
+            total = loss + self.settings.closed_loop_weight * self.margin(self.student)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        total.backward()
         parameters = [p for p in self.student.parameters() if p.grad is not None]
         norm = nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm)
         self.optimizer.step()

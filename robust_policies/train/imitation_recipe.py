@@ -27,6 +27,9 @@ class ImitationSection(_Section):
     segment: int = Field(default=64, ge=1, description="steps through which gradients are propagated back")
     learning_rate: float | str = Field(default="cos_5e-3", description="a number; lin_, cos_ or drop_NUMBER")
     max_grad_norm: float = Field(default=1.0, gt=0)
+    closed_loop_weight: float = Field(
+        default=0.0, ge=0, description="of a penalty that lets a bound of the linear closed loop follow (r2dn)"
+    )
     held_out: int = Field(default=16, ge=1, description="episodes of the teacher on which the error is measured")
 
     @property

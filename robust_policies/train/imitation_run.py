@@ -32,6 +32,7 @@ from robust_policies.train.checkpoints import Progress, newest_state, reached, w
 from robust_policies.train.folder import RunFolder
 from robust_policies.train.guard import diverged
 from robust_policies.train.imitation_learning import Imitation
+from robust_policies.train.imitation_margin import ClosedLoopMargin
 from robust_policies.train.imitation_recipe import ImitationRecipe
 from robust_policies.train.imitation_rollout import Demonstrations, Stage
 from robust_policies.train.imitation_teacher import LQGTeacher, teacher_of
@@ -67,7 +68,16 @@ class ImitationRun:
         self.teacher = teacher_of(settings.teacher, teacher, stage.env, device)
         sizes = (space.shape[0] for space in (stage.observation_space, stage.action_space))  # type: ignore[index]
         student = new_actor(recipe.policy, *sizes, recipe.seed).to(device)
-        self.learning = Imitation(stage, self.teacher, student, settings, recipe.seed)
+        self.model, self.why_no_model = _linear_model(recipe, stage)
+        margin = None
+        if settings.closed_loop_weight:
+            if self.model is None:
+                raise InvalidValueError(
+                    f"algorithm.closed_loop_weight is {settings.closed_loop_weight:g}, which needs a linear model: "
+                    f"{self.why_no_model}. Set it to 0."
+                )
+            margin = ClosedLoopMargin(self.model, student)
+        self.learning = Imitation(stage, self.teacher, student, settings, recipe.seed, margin)
         self.watched = Stage(recipe.task, recipe.checkpoints.evaluate_episodes, device)
         self.held_out_stage = Stage(recipe.task, settings.held_out, device)
         self.progress = Progress()
@@ -170,7 +180,7 @@ class ImitationRun:
             "teacher_return": self.teacher_return,
             "rounds": self.history,
         }
-        model, why = self._model()
+        model = self.model
         if isinstance(self.teacher, LQGTeacher):
             base = self.teacher.base
             copied = compensator(base.model, base.design)
@@ -178,25 +188,16 @@ class ImitationRun:
             content["teacher_radius"], content["teacher_gain"] = rho, hinf_norm(copied) if rho < 1.0 else None
         write_json(folder / IMITATION, content)
         if model is None:
-            write_json(folder / CLOSED_LOOP, {"schema": SCHEMA, "claim": f"Closed loop: no bound follows: {why}."})
+            write_json(
+                folder / CLOSED_LOOP,
+                {"schema": SCHEMA, "claim": f"Closed loop: no bound follows: {self.why_no_model}."},
+            )
             return None
         bound = closed_loop_bound(self.learning.deployed(), model)
         numbers = {name: value for name, value in asdict(bound).items() if value != math.inf}
         write_json(folder / CLOSED_LOOP, {"schema": SCHEMA, "claim": bound.claim(model), "model": model.origin,
                                           "exact": model.exact, "proven": bound.proven, **numbers})  # fmt: skip
         return bound
-
-    def _model(self) -> tuple[LinearModel | None, str]:
-        """Return the task's linear model, or None and why there is none."""
-        inner = self.learning.stage.env.unwrapped
-        if self.recipe.task.perturbations:
-            return None, f"task.perturbations {self.recipe.task.perturbations} are not part of the linear model"
-        if not isinstance(inner, TorchVectorEnv):
-            return None, f"the equations of {self.recipe.task.id} are not known here"
-        try:
-            return linearize_plant(inner.plant), ""
-        except InvalidValueError as error:
-            return None, str(error).rstrip(".")
 
     def _teach(self) -> None:
         """Let the teacher play the episodes that are held out, and those of the evaluations."""
@@ -238,3 +239,16 @@ class ImitationRun:
             "eval/mean_reward": mean, "eval/mean_ep_length": length, "eval/teacher_reward": self.teacher_return,
             "eval/held_out_mse": float(held_out.mean()), "eval/own_trajectories_mse": float(own.mean()),
         }  # fmt: skip
+
+
+def _linear_model(recipe: ImitationRecipe, stage: Stage) -> tuple[LinearModel | None, str]:
+    """Return the task's linear model, or None and why there is none."""
+    inner = stage.env.unwrapped
+    if recipe.task.perturbations:
+        return None, f"task.perturbations {recipe.task.perturbations} are not part of the linear model"
+    if not isinstance(inner, TorchVectorEnv):
+        return None, f"the equations of {recipe.task.id} are not known here"
+    try:
+        return linearize_plant(inner.plant), ""
+    except InvalidValueError as error:
+        return None, str(error).rstrip(".")
