@@ -242,11 +242,13 @@ def feedback_bound(
     if around >= 1.0:
         why = f"the gain around the policy's nonlinearity is {around:.4g}, not below 1"
         return replace(bound, reason=why)
-    rate = _rate(loop, family, rho)
-    if rate is None:
+    found = _rate(loop, family, rho)
+    if found is None:
         return replace(bound, reason=f"contraction (gain around the nonlinearity {around:.6g}) could not be proven")
-    found = gain_bound(loop, (family.ell,) if family.nv else ())
-    return replace(bound, rate=rate, gain=found.gain if found.proven else None)
+    rate, metric = found
+    direct = gain_bound(loop, (family.ell,) if family.nv else ())
+    gains = [direct.gain if direct.proven else None, Search(loop, family, 1.0).least(metric, family.start())]
+    return replace(bound, rate=rate, gain=min((gain for gain in gains if gain is not None), default=None))
 
 
 def _by_small_gain(model: LinearModel, gain: float | None, performance: Performance) -> FeedbackBound:
@@ -278,8 +280,11 @@ def _around(loop: Matrices, rate: float) -> float:
     return hinf_norm(StateSpace(loop.A / rate, loop.B1 / rate, loop.C1, loop.D11))
 
 
-def _rate(loop: Matrices, family: LipschitzMultiplier, rho: float) -> float | None:
-    """Return the least rate found that is proven; the gain around the neurons decides, the proof is an inequality."""
+def _rate(loop: Matrices, family: LipschitzMultiplier, rho: float) -> tuple[float, Array] | None:
+    """Return the least rate found that is proven, and its metric.
+
+    The gain around the neurons decides where to look; the proof is an inequality.
+    """
     low, high = rho, 1.0
     for _ in range(_STEPS):
         middle = 0.5 * (low + high)
@@ -290,7 +295,7 @@ def _rate(loop: Matrices, family: LipschitzMultiplier, rho: float) -> float | No
         for slack in (1e-3, 1e-6, 1e-9):
             P = recover_metric(loop, rate, family.matrix(theta), None, slack)
             if rate < 1.0 and P is not None and search.prove(P, theta, rate, None).holds:
-                return rate
+                return rate, P
     return None
 
 
