@@ -48,8 +48,7 @@ class Imitation:
 
     Attributes:
         data: all demonstrations so far, on the device; None before the first round.
-        scale: (na,) what errors of an action are measured in: half its range, or where that is infinite the deviation
-            of the teacher's first demonstrations.
+        scale: (na,) what errors are divided by in the loss: the deviation of the teacher's first actions.
         rounds: rounds done.
 
     Raises:
@@ -72,8 +71,7 @@ class Imitation:
         self.horizon: int = settings.horizon or stage.limit or 0
         self.optimizer = torch.optim.Adam(student.parameters(), lr=1e-3)
         self.data: Demonstrations | None = None
-        half = 0.5 * (stage.high.double() - stage.low.double())
-        self.scale = half.float() if bool(torch.isfinite(half).all()) else None
+        self.scale: Tensor | None = None
         self.rounds = 0
 
     def round(self) -> dict[str, float]:
@@ -87,7 +85,9 @@ class Imitation:
         self._check(played)
         new = played.demonstrations
         if self.scale is None:
-            self.scale = new.labels.flatten(0, 1).std(0).clamp(min=1e-6)
+            spread = new.labels.flatten(0, 1).std(0, unbiased=False)
+            # An action that the teacher hardly uses is not worth more than a thousandth of the others.
+            self.scale = spread.clamp(min=max(1e-3 * float(spread.max()), 1e-9))
         self.data = new if self.data is None else self.data + new
         loss, norm = self._fit(self.data)
         self.rounds += 1
