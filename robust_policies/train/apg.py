@@ -327,7 +327,7 @@ class AnalyticPolicyGradient:
         action = self.actor.head(output).double()
         if noise is not None:
             action = action + self.settings.action_noise * 0.5 * (self.high - self.low) * noise
-        return _InwardClip.apply(action, self.low, self.high)
+        return InwardClip.apply(action, self.low, self.high)
 
     def inputs(self, observation: Tensor) -> Tensor:
         """Return what the cell reads (n, nu) of observations (n, observation_size)."""
@@ -364,7 +364,7 @@ class AnalyticPolicyGradient:
         return torch.randn(count, size, generator=generator, dtype=torch.float64, device=self.device)
 
 
-class _InwardClip(torch.autograd.Function):
+class InwardClip(torch.autograd.Function):
     """clamp(action, low, high), whose gradient also passes outside the limits where descent leads back inside.
 
     A plain clamp has none there, so an action that was driven beyond its limit would stay there for good.

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from robust_policies.errors import InvalidValueError
 from robust_policies.policies.actor import Actor
 from robust_policies.policies.deployed import DeployedPolicy
+from robust_policies.train.apg import InwardClip
 from robust_policies.train.apg_recipe import rate_at
 from robust_policies.train.guard import LinAlgError, diverged, in_rollout, in_weights, too_large
 from robust_policies.train.imitation_margin import ClosedLoopMargin
@@ -171,7 +172,8 @@ class Imitation:
     def _step(self, part: Demonstrations, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return loss, gradient norm and the memory after a segment, cut off from its past."""
         means, state = self.student(part.observations, state, part.starts)
-        loss = ((means - part.labels) / self.scale).square().mean()
+        applied = InwardClip.apply(means, self.stage.low, self.stage.high)
+        loss = ((applied - part.labels) / self.scale).square().mean()
         total = loss
         if self.margin is not None:
             total = loss + self.settings.closed_loop_weight * self.margin(self.student)
