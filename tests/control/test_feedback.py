@@ -121,7 +121,9 @@ def test_a_policy_of_too_large_a_gain_on_a_slow_plant_gets_the_numbers_and_no_bo
     claim = bound.claim(model)
     assert not bound.proven and bound.small_gain is None
     assert bound.plant_gain > 1 and f"{50.0 * bound.plant_gain:.4g}" in claim
-    assert "no bound follows" in claim and "it has no matrices" in claim and "does not mean that it is unstable" in claim
+    assert (
+        "no bound follows" in claim and "it has no matrices" in claim and "does not mean that it is unstable" in claim
+    )
 
 
 def test_an_unstable_plant_that_the_linear_part_leaves_alone_is_named():
@@ -168,7 +170,9 @@ def test_a_compensator_closes_the_loop_that_its_design_promises(estimator):
     found = design(model, estimator=estimator)
     c = compensator(model, found)
     loop = np.block([[model.A + model.B @ c.D @ model.C, model.B @ c.C], [c.B @ model.C, c.A]])
-    apart = np.concatenate([np.linalg.eigvals(model.A - model.B @ found.K), np.linalg.eigvals(model.A - found.L @ model.C)])
+    apart = np.concatenate(
+        [np.linalg.eigvals(model.A - model.B @ found.K), np.linalg.eigvals(model.A - found.L @ model.C)]
+    )
     np.testing.assert_allclose(np.poly(loop), np.poly(apart), atol=1e-9)
 
 

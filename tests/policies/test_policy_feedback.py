@@ -18,7 +18,7 @@ SIZES = {
     "ren": {"state_size": 3, "features": 4, "gamma": 0.4},
     "lbdn": {"hidden_sizes": [5], "gamma": 0.4},
     "mlp": {"hidden_sizes": [5]},
-    "lstm": {"state_size": 3},
+    "lstm": {"state_size": 4},
 }
 
 
