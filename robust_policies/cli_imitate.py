@@ -54,7 +54,7 @@ def imitate(
     from robust_policies.train.progress import reporter_for
 
     torch.set_num_threads(threads)
-    recipe = imitation_recipe(teacher, task, set_ or [], gamma=gamma, method=method.value, seed=seed)
+    recipe = imitation_recipe(teacher, task, None, set_ or [], gamma=gamma, method=method.value, seed=seed)
     check_evaluation(recipe.evaluation)
     folder = output or default_folder(recipe)
     result = train(recipe, folder, device=device, resume=resume, reporter=reporter_for(Console()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,57 +13,58 @@ from robust_policies.train.progress import Reporter
 from robust_policies.train.recipe import Recipe, parse_recipe, set_value
 from robust_policies.train.runner import TrainResult, train
 
-DEFAULT_POLICY = {"cell": "r2dn", "state_size": 8, "features": 8, "hidden_sizes": [16]}
 # Each cell has options of its own; these are what a small one needs.
-_SIZES = {
-    "ren": {"state_size": 8, "features": 16}, "lstm": {"state_size": 16}, "gru": {"state_size": 16},
-    "mlp": {"hidden_sizes": [32, 32]}, "lbdn": {"hidden_sizes": [32, 32]},
-}  # fmt: skip
+_SIZES: dict[str, dict[str, Any]] = {
+    "r2dn": {"state_size": 8, "features": 8, "hidden_sizes": [16]},
+    "ren": {"state_size": 8, "features": 16},
+    "lstm": {"state_size": 16},
+    "gru": {"state_size": 16},
+    "mlp": {"hidden_sizes": [32, 32]},
+    "lbdn": {"hidden_sizes": [32, 32]},
+}
 
 
 def imitate(
     teacher: Any,
-    task: str | None = None,
+    task: str | Mapping[str, Any] | None = None,
     folder: str | Path | None = None,
     *,
     gamma: float | None = None,
-    policy: Mapping[str, Any] | None = None,
-    algorithm: Mapping[str, Any] | None = None,
     seed: int = 0,
     device: str = "cpu",
     resume: bool = False,
     reporter: Reporter | None = None,
+    **sections: Mapping[str, Any],
 ) -> TrainResult:
     """Return the result of learning to do what a teacher does, into a run folder like that of `train`.
 
     Args:
         teacher: "lqg" (the design of the task's linear model), the path of a run folder or policy.json, a policy of
             this package, or any object with Stable-Baselines3's `predict`.
-        task: the Gymnasium id; None: that of the teacher's run folder.
+        task: the Gymnasium id, or a recipe's `task` section; None: that of the teacher's run folder.
         folder: the run folder, new or empty, or with `resume` one to go on with; None: results/TASK_imitation.
         gamma: the student's certified gain, from raw observation to raw action; None: contraction alone.
-        policy: keys of a recipe's `policy` section; the default cell is a small R2DN.
-        algorithm: keys of a recipe's `algorithm` section, see `ImitationSection`.
         seed: of everything random.
         device: `cpu`, `cuda` or `cuda:N`.
         resume: go on from the last checkpoint, with the numbers of a run that was not interrupted.
         reporter: shows progress.
+        sections: other sections of a recipe, such as policy={"state_size": 4}, where the default is a small R2DN, and
+            algorithm={"rounds": 20}, see `ImitationSection`.
 
     Raises:
         As `train`.
     """
     named = isinstance(teacher, str | Path)
-    assignments = {**{f"policy.{key}": value for key, value in (policy or {}).items()},
-                   **{f"algorithm.{key}": value for key, value in (algorithm or {}).items()}}  # fmt: skip
-    recipe = imitation_recipe(str(teacher) if named else GIVEN, task, assignments, gamma=gamma, seed=seed)
+    recipe = imitation_recipe(str(teacher) if named else GIVEN, task, sections, gamma=gamma, seed=seed)
     target = default_folder(recipe) if folder is None else folder
     return train(recipe, target, device=device, resume=resume, reporter=reporter, teacher=None if named else teacher)
 
 
 def imitation_recipe(
     teacher: str,
-    task: str | None,
-    assignments: Mapping[str, Any] | list[str],
+    task: str | Mapping[str, Any] | None,
+    sections: Mapping[str, Mapping[str, Any]] | None = None,
+    assignments: Sequence[str] = (),
     *,
     gamma: float | None = None,
     method: str | None = None,
@@ -73,8 +74,9 @@ def imitation_recipe(
 
     Args:
         teacher: what a recipe's algorithm.teacher may be.
-        task: the Gymnasium id; None: that of the teacher's run folder, with its options.
-        assignments: keys such as "policy.state_size" with values, or texts such as "policy.state_size=4".
+        task: as of `imitate`.
+        sections: of the recipe.
+        assignments: such as "policy.state_size=4", applied last.
         gamma: policy.gamma, which bounds the policy's whole gain where no scale is set.
         method: algorithm.method.
         seed: of the recipe.
@@ -82,24 +84,17 @@ def imitation_recipe(
     Raises:
         UserError: a key or value is wrong, or no task is known.
     """
-    section = {"id": task, "num_envs": 16} if task is not None else _task_of(teacher)
-    data: dict[str, Any] = {
-        "description": f"Imitation of {teacher}", "seed": seed, "task": section,
-        "policy": {}, "algorithm": {"name": "imitation", "teacher": teacher},
-    }  # fmt: skip
-    if gamma is not None:
-        data["policy"]["gamma"] = gamma
+    section = {"id": task} if isinstance(task, str) else _task_of(teacher) if task is None else task
+    data: dict[str, Any] = {name: dict(content) for name, content in (sections or {}).items()}
+    data |= {"description": f"Imitation of {teacher}", "seed": seed, "task": {"num_envs": 16, **section}}
+    data["algorithm"] = {"name": "imitation", "teacher": teacher, **data.get("algorithm", {})}
     if method is not None:
         data["algorithm"]["method"] = method
-    if isinstance(assignments, Mapping):
-        for key, value in assignments.items():
-            part, _, name = key.partition(".")
-            data[part][name] = value
-    else:
-        for assignment in assignments:
-            set_value(data, assignment)
-    cell = data["policy"].get("cell", DEFAULT_POLICY["cell"])
-    data["policy"] = {**(_SIZES.get(cell, {}) if cell != DEFAULT_POLICY["cell"] else DEFAULT_POLICY), **data["policy"]}
+    data["policy"] = {**data.get("policy", {}), **({} if gamma is None else {"gamma": gamma})}
+    for assignment in assignments:
+        set_value(data, assignment)
+    sizes = _SIZES.get(data["policy"].setdefault("cell", "r2dn"), {})
+    data["policy"] = {**sizes, **data["policy"]}
     recipe = parse_recipe(data, "imitate")
     if not isinstance(recipe, ImitationRecipe):
         raise InvalidValueError(f"algorithm.name is {recipe.algorithm.name!r}; expected 'imitation', as of `imitate`.")
@@ -117,4 +112,4 @@ def _task_of(teacher: str) -> dict[str, Any]:
         what = f"teacher {teacher!r}" if teacher != GIVEN else "a teacher that is an object"
         raise InvalidValueError(f"No task was given for {what}, whose recipe would name one; give its Gymnasium id.")
     task = run.read_recipe().task
-    return {"num_envs": 16, "id": task.id, "kwargs": task.kwargs, "perturbations": task.perturbations}
+    return {"id": task.id, "kwargs": task.kwargs, "perturbations": task.perturbations}
