@@ -31,6 +31,7 @@ from robust_policies.control.gain_bounds import GainBound, gain_bound, linear_lo
 from robust_policies.control.linear_model import LinearModel
 from robust_policies.control.lqg import LQGDesign
 from robust_policies.control.norms import Array, StateSpace, radius
+from robust_policies.control.weights import Weights
 from robust_policies.errors import InvalidValueError, NotCertifiableError
 
 
@@ -47,7 +48,7 @@ class Performance:
     Dv: Array
 
     @classmethod
-    def lqg(cls, design: LQGDesign) -> Performance:
+    def lqg(cls, design: LQGDesign | Weights) -> Performance:
         """Return |z|^2 = x'Q x + u'R u and unit disturbances with W = Bw Bw', V = Dv Dv': what the design minimises."""
         Qr, Rr = _root(design.Q).T, _root(design.R).T
         Cz = np.vstack((Qr, np.zeros((len(Rr), Qr.shape[1]))))
