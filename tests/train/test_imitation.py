@@ -31,7 +31,9 @@ from robust_policies.train.recipe import TaskSection
 MASS = "robust_policies/DoubleIntegrator-v0"
 CART = "robust_policies/CartPoleContinuous-v0"
 SMALL = {"state_size": 4, "features": 4, "hidden_sizes": [8]}
-QUICK = {"rounds": 2, "updates": 10, "horizon": 30, "held_out": 4}
+SHORT = {"id": MASS, "num_envs": 8, "kwargs": {"max_episode_steps": 30}}
+QUICK = {"rounds": 2, "updates": 10, "held_out": 4}
+FEW = {"certify_every": 0, "evaluate_episodes": 4}
 
 
 def found(folder, name="imitation.json"):
@@ -43,7 +45,8 @@ def cloned(tmp_path_factory):
     """The run folder of a double integrator's LQG, learnt with a penalty on unproven loops."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("cloned") / "run"
-    imitate("lqg", MASS, folder, gamma=5.0, algorithm={"rounds": 3, "updates": 100, "closed_loop_weight": 0.1})
+    imitate("lqg", MASS, folder, gamma=5.0, algorithm={"rounds": 3, "updates": 100, "closed_loop_weight": 0.1},
+            checkpoints={"certify_every": 0, "evaluate_episodes": 16})  # fmt: skip
     return folder
 
 
@@ -97,12 +100,13 @@ def test_the_folder_is_a_run_folder_whose_recipe_trains_again(cloned):
     assert action.shape == (1,) and state.shape == (1, 8)
 
 
+@pytest.mark.slow
 def test_dagger_learns_to_recover_where_cloning_drifts(tmp_path):
     """Ten demonstrations of 60 steps: while the teacher acts the pole hardly leans, so cloning sees nothing else."""
     task = {"id": CART, "num_envs": 2, "kwargs": {"max_episode_steps": 200}}
     returns, own = {"bc": [], "dagger": []}, {"bc": [], "dagger": []}
     for method in returns:
-        for seed in (0, 2):
+        for seed in (0, 1, 2):
             imitate(
                 "lqg", task, tmp_path / f"{method}{seed}", seed=seed, policy={"state_size": 6},
                 algorithm={"method": method, "rounds": 5, "updates": 40, "horizon": 60, "batch_size": 8},
@@ -116,8 +120,8 @@ def test_dagger_learns_to_recover_where_cloning_drifts(tmp_path):
 
 
 def test_a_run_that_was_stopped_goes_on_with_the_same_numbers(tmp_path, monkeypatch):
-    given = dict(gamma=3.0, policy=SMALL, algorithm={**QUICK, "rounds": 3})
-    imitate("lqg", MASS, tmp_path / "whole", **given)
+    given = dict(gamma=3.0, policy=SMALL, algorithm={**QUICK, "rounds": 3}, checkpoints=FEW)
+    imitate("lqg", SHORT, tmp_path / "whole", **given)
     asked = []
 
     class Stops(StopRequest):
@@ -133,9 +137,9 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_numbers(tmp_path, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr("robust_policies.train.imitation_run.StopRequest", Stops)
         with pytest.raises(TrainingInterruptedError, match="10 of 30"):
-            imitate("lqg", MASS, tmp_path / "parts", **given)
+            imitate("lqg", SHORT, tmp_path / "parts", **given)
     assert not (tmp_path / "parts" / "policy.json").exists()
-    imitate("lqg", MASS, tmp_path / "parts", resume=True, **given)
+    imitate("lqg", SHORT, tmp_path / "parts", resume=True, **given)
     one, other = (load_policy(tmp_path / name).actor.state_dict() for name in ("whole", "parts"))
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert found(tmp_path / "whole") == found(tmp_path / "parts")
@@ -149,7 +153,8 @@ def test_a_folder_in_use_or_of_another_run_is_refused(cloned):
 
 
 def test_a_trained_policy_teaches_a_smaller_gain(cloned, tmp_path):
-    imitate(cloned, None, tmp_path / "run", gamma=2.0, policy=SMALL, algorithm={**QUICK, "updates": 60})
+    imitate(cloned, None, tmp_path / "run", gamma=2.0, policy=SMALL, algorithm={**QUICK, "horizon": 50, "updates": 40},
+            checkpoints=FEW)  # fmt: skip
     said, recipe = found(tmp_path / "run"), open_run(tmp_path / "run").read_recipe()
     assert recipe.task.id == MASS and said["teacher"] == str(cloned)
     assert said["held_out_mse"][0] < said["held_out_variance"][0]
@@ -159,7 +164,7 @@ def test_a_trained_policy_teaches_a_smaller_gain(cloned, tmp_path):
 @pytest.mark.parametrize("cell", ["lbdn", "ren", "lstm", "mlp"])
 def test_any_cell_can_be_the_student(cell, tmp_path):
     gamma = 3.0 if cell in ("lbdn", "ren") else None
-    imitate("lqg", MASS, tmp_path / "run", gamma=gamma, policy={"cell": cell}, algorithm=QUICK)
+    imitate("lqg", SHORT, tmp_path / "run", gamma=gamma, policy={"cell": cell}, algorithm=QUICK, checkpoints=FEW)
     rounds = found(tmp_path / "run")["rounds"]
     assert rounds[-1]["train/loss"] < rounds[0]["train/loss"]
     assert load_policy(tmp_path / "run").cell.name == cell
@@ -175,7 +180,9 @@ class Push:
 
 
 def test_any_object_with_predict_can_teach(tmp_path):
-    imitate(Push(), MASS, tmp_path / "run", gamma=3.0, policy=SMALL, algorithm={**QUICK, "updates": 60})
+    imitate(
+        Push(), SHORT, tmp_path / "run", gamma=3.0, policy=SMALL, algorithm={**QUICK, "updates": 40}, checkpoints=FEW
+    )
     said = found(tmp_path / "run")
     assert said["teacher"] == "given" and said["held_out_mse"][0] < 0.1 * said["held_out_variance"][0]
     with pytest.raises(InvalidValueError, match="no object was given"):
