@@ -46,11 +46,12 @@ class ClosedLoopMargin:
                 f"algorithm.closed_loop_weight is above 0 and policy.cell is {cell.name!r}; expected 'r2dn', or "
                 "algorithm.closed_loop_weight=0."
             )
-        if (cell.input_size, actor(torch.zeros(1, 1, cell.input_size))[0].shape[-1]) != (model.p, model.m):
+        device = next(actor.parameters()).device
+        outputs = cell.output_size if actor.head.linear is None else actor.head.linear.out_features
+        if (cell.input_size, outputs) != (model.p, model.m):
             raise ShapeError(
                 f"The student does not read {model.p} output(s) and give {model.m} input(s), as the model."
             )
-        device = next(actor.parameters()).device
         self.A, self.B, self.C = (torch.as_tensor(value, device=device) for value in (model.A, model.B, model.C))
         angles = torch.cat((torch.zeros(1), torch.logspace(-3.0, math.log10(math.pi), _ANGLES - 1)))
         self.circle = torch.polar(torch.ones(_ANGLES, dtype=torch.float64), angles.double()).to(device)
