@@ -20,7 +20,7 @@ from robust_policies.policies import (
     save_policy,
 )
 from robust_policies.policies.feedback import closed_loop_bound
-from robust_policies.train import TrainingInterruptedError, imitate, open_run
+from robust_policies.train import TrainingInterruptedError, imitate, load_recipe, open_run
 from robust_policies.train.apg_run import new_actor
 from robust_policies.train.callbacks import StopRequest
 from robust_policies.train.imitation import imitation_recipe
@@ -92,6 +92,7 @@ def test_the_folder_is_a_run_folder_whose_recipe_trains_again(cloned):
     run = open_run(cloned)
     recipe = run.read_recipe()
     assert recipe.algorithm.name == "imitation" and recipe.policy.gamma == 5.0
+    assert load_recipe(run.recipe).resolved() == recipe.resolved()
     assert run.read_provenance()["num_timesteps"] == 3 * 16 * 200
     policy = load_policy(cloned)
     env = gymnasium.make(MASS)
