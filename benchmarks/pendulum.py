@@ -21,7 +21,7 @@ import torch
 from pendulum_tables import write_tables
 
 from robust_policies.certificates.files import read_json
-from robust_policies.evaluation import certify_run, evaluate_run
+from robust_policies.evaluation import certify_run, evaluate_run, suite_named
 from robust_policies.train import RunFolder, load_recipe, train
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "pendulum"
@@ -76,7 +76,8 @@ def evaluate_missing(folder: Path) -> None:
         certify_run(folder)
     done = folder / "evaluation.json"
     if not done.is_file() or read_json(done, "evaluation", 1).get("suite") != SUITE:
-        found = evaluate_run(folder, suite=SUITE, tasks=[TASK])
+        # The tables read the size that leaves 80% of the return off the worst returns: no search for it.
+        found = evaluate_run(folder, suite=suite_named(SUITE).changed(critical={"attacks": []}), tasks=[TASK])
         print(f"{folder}: evaluated, {found['seconds']:.0f} s", flush=True)
 
 
