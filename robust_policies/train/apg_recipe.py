@@ -62,6 +62,9 @@ class ApgRecipe(Recipe):
 
     @model_validator(mode="after")
     def _nothing_of_ppo(self) -> ApgRecipe:
+        if self.youla is not None:
+            raise ValueError("youla is given with algorithm.name apg, which differentiates the plant itself; expected "
+                             "recurrent_ppo or tensor_ppo")  # fmt: skip
         for name in ("critic", "critic_kwargs", "log_std_init"):
             field = type(self.policy).model_fields[name]
             if getattr(self.policy, name) != field.get_default(call_default_factory=True):
