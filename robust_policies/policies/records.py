@@ -32,7 +32,7 @@ def to_parts(record: Any, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]
 
 
 def from_parts(kind: type[Record], content: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str) -> Record:
-    """Return the record of which `to_parts` made the parts; CorruptFileError where one is missing that has no default."""
+    """Return the record of which `to_parts` made the parts; CorruptFileError where one without a default lacks."""
     hints = get_type_hints(kind)
     values: dict[str, Any] = {}
     for field in fields(kind):  # type: ignore[arg-type]

@@ -87,7 +87,7 @@ def youla_wrapper(recipe: Recipe) -> Callable[[Any], Any] | None:
     def wrap(env: Any) -> Any:
         from robust_policies.policies import YoulaVectorWrapper, YoulaWrapper
 
-        kind = YoulaVectorWrapper if isinstance(env, VectorEnv) else YoulaWrapper
+        kind: Any = YoulaVectorWrapper if isinstance(env, VectorEnv) else YoulaWrapper
         try:
             return kind(env, **section.arguments())
         except UserError as error:
