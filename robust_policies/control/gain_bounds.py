@@ -47,9 +47,9 @@ class GainBound:
     """An upper bound of a gain.
 
     Attributes:
-        gain: the bound. If `proven` it holds in exact arithmetic for the loop's matrices (within their `error`): a Cholesky
-            factorization that allows for rounding has shown the inequality. Otherwise it is `estimate`, or infinity
-            where no scaling works.
+        gain: the bound. If `proven` it holds in exact arithmetic for the loop's matrices (within their `error`): a
+            Cholesky factorization that allows for rounding has shown the inequality. Otherwise it is `estimate`, or
+            infinity where no scaling works.
         proven: whether it is.
         estimate: the least gain the search found, in ordinary floating point.
         tau: the scaling of each block whose gain is not zero.

@@ -7,7 +7,7 @@ yt. If its gain is at most g, every Q of gain below 1 / g keeps it contracting, 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from robust_policies.certificates.lmi import Matrices
 from robust_policies.control.gain_bounds import gain_bound, linear_loop
 from robust_policies.control.linear_model import LinearModel
 from robust_policies.control.lqg import LQGDesign
-from robust_policies.control.norms import StateSpace
+from robust_policies.control.norms import Array, StateSpace
 from robust_policies.control.residual import Residual, downward
 from robust_policies.control.youla import direct_gain
 from robust_policies.errors import InvalidValueError
@@ -76,9 +76,19 @@ def residual_loop(model: LinearModel, design: LQGDesign, residual: Residual) -> 
     )  # fmt: skip
 
 
-def allowed_gain(model: LinearModel, design: LQGDesign, residual: Residual) -> AllowedGain:
-    """Return how large the gain of Q may be; 0 where even Q = 0 is not covered, infinite without a residual."""
+def allowed_gain(
+    model: LinearModel, design: LQGDesign, residual: Residual, scales: tuple[Array, Array] | None = None
+) -> AllowedGain:
+    """Return how large the gain of Q may be; 0 where even Q = 0 is not covered, infinite without a residual.
+
+    With `scales` (what `youla.normalisation` returned) it is the gain between normalised signals.
+    """
     loop = residual_loop(model, design, residual)
+    if scales is not None:
+        loop = replace(
+            loop, B2=loop.B2 @ scales[1], D12=loop.D12 @ scales[1], C2=scales[0] @ loop.C2, D21=scales[0] @ loop.D21,
+            D22=scales[0] @ loop.D22 @ scales[1],
+        )  # fmt: skip
     deltas = [gain.value for gain in residual.gains]
     largest = max(deltas)
 

@@ -23,6 +23,7 @@ from robust_policies.control.linear_model import LinearModel
 from robust_policies.control.linearize import linearize_plant
 from robust_policies.control.lqg import Estimator, LQGDesign
 from robust_policies.control.lqg import design as lqg_design
+from robust_policies.control.scope import scope_of
 from robust_policies.envs.perturb.wrapping import plain_tensors, tensor_of
 from robust_policies.envs.plant import Plant
 from robust_policies.envs.wrappers import Changing, TensorWrapper
@@ -138,6 +139,7 @@ class YoulaWrapper(gymnasium.Wrapper, RecordConstructorArgs):
         model, design, reference = _designed(env, model, design, estimator, reference, weights)
         options = YoulaOptions(reserve, limit, quantum, delay, reference, tuple(region))
         self.controller = BaseController(model, design, env.observation_space, env.action_space, options)
+        self.controller.scope = scope_of(getattr(env.unwrapped, "plant", None), model, options.region)
         self.observation_space, self.action_space = (
             self.controller.youla_observation_space,
             self.controller.youla_action_space,
@@ -208,6 +210,7 @@ class YoulaVectorWrapper(TensorWrapper):
         options = YoulaOptions(reserve, limit, quantum, delay, reference, tuple(region))
         spaces = env.single_observation_space, env.single_action_space
         self.controller = BaseController(model, design, *spaces, options).to(self.device)
+        self.controller.scope = scope_of(getattr(env.unwrapped, "plant", None), model, options.region)
         self.single_observation_space = self.controller.youla_observation_space
         self.single_action_space = self.controller.youla_action_space
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)

@@ -29,6 +29,7 @@ from robust_policies import checks
 from robust_policies.control.linear_model import LinearModel
 from robust_policies.control.lqg import LQGDesign
 from robust_policies.control.saturation import SaturationBudget, saturation_budget
+from robust_policies.control.scope import Scope
 from robust_policies.control.youla import normalisation
 from robust_policies.errors import InvalidValueError, ShapeError
 
@@ -75,6 +76,7 @@ class BaseController(nn.Module):
     that the actuators allow).
 
     Attributes:
+        scope: what is known of the plant beside the model; the wrappers write it here.
         observation_space, action_space: the environment's own.
         youla_observation_space: of the normalised innovation (p,), followed by the reference.
         youla_action_space: of the normalised Youla input (m,), a Box of one size in all directions.
@@ -114,6 +116,7 @@ class BaseController(nn.Module):
     ) -> None:
         super().__init__()
         self.model, self.design, self.options = model, design, options or YoulaOptions()
+        self.scope = Scope("linear") if model.exact else Scope()
         self.observation_space, self.action_space = _vectors(observation_space), _vectors(action_space)
         self._check_fit()
         for name in ("A", "B", "C", "x0", "u0", "y0"):
