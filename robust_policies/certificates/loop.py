@@ -37,6 +37,6 @@ def loop_claim(certificate: Any, upward: Any) -> str:
         clipped += f", and but for the rounding of inputs to multiples of {loop['quantum']:g}"
     return (
         "Proven for the linear model of the closed loop (plant, observer, feedback and the arrays of the Youla "
-        f"parameter that run), in exact arithmetic ({certificate.method}), {clipped}: {'; and '.join(parts)}. {loop['plant']} "
-        f"{loop['saturation']} This is about the mean action only, and does not bound the return."
+        f"parameter that run), in exact arithmetic ({certificate.method}), {clipped}: {'; and '.join(parts)}. "
+        f"{loop['plant']} {loop['saturation']} This is about the mean action only, and does not bound the return."
     )

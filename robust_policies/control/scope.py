@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from robust_policies.certificates.lmi import Array
+from robust_policies.control.enclosure import enclosed_jacobian
 from robust_policies.control.linear_model import LinearModel
 from robust_policies.control.linearize import StepPlant
 from robust_policies.control.lqg import LQGDesign
@@ -22,6 +23,7 @@ from robust_policies.control.small_gain import allowed_gain
 from robust_policies.errors import InvalidValueError
 
 SAMPLES = 4096
+CELLS = 4096
 _UNKNOWN: dict[str, str] = {
     "unknown": "nothing but the linear model is known of it",
     "unstated": "no region is stated in which its nonlinearity is to be bounded (youla.region)",
@@ -100,7 +102,7 @@ def scope_of(plant: StepPlant | None, model: LinearModel, region: Sequence[float
         return Scope("switching")
     if not region:
         return Scope("unstated")
-    if plant.state_size != model.n:
+    if (n := plant.state_size) != model.n:
         return Scope("states")
     low = np.concatenate((model.x0 - region, plant.action_low))
     high = np.concatenate((model.x0 + region, plant.action_high))
@@ -108,11 +110,37 @@ def scope_of(plant: StepPlant | None, model: LinearModel, region: Sequence[float
         return Scope("unstated")
     points = _points(low, high)
     params = plant.prepare(plant.nominal())
-    observed = _jacobians(lambda z: plant.observe(z[:, : model.n], params), points)
+    observed = _jacobians(lambda z: plant.observe(z[:, :n], params), points)
     if np.abs(observed - observed[:1]).max() > 1e-12:
         return Scope("outputs")
-    found = _jacobians(lambda z: plant.step(z[:, : model.n], z[:, model.n :], params), points)
-    return Scope("sampled", found.min(0), found.max(0))
+    found = _jacobians(lambda z: plant.step(z[:, :n], z[:, n:], params), points)
+    sampled = found.min(0), found.max(0)
+    enclosed = _enclosed(plant, params, low, high, _cells(lambda z: plant.step(z[:, :n], z[:, n:], params), points))
+    if enclosed is None:
+        return Scope("sampled", *sampled)
+    return Scope("interval", *enclosed)
+
+
+def _enclosed(plant: StepPlant, params: Any, low: Array, high: Array, cells: list[int]) -> tuple[Array, Array] | None:
+    """Return the step's Jacobian bounds by interval arithmetic, None where it or linear outputs cannot be shown."""
+    n = plant.state_size
+    observed = enclosed_jacobian(lambda x, u: plant.observe(x, params), n, low, high, [1] * len(low))
+    if observed is None or np.abs(observed[1] - observed[0]).max() > 1e-12:
+        return None
+    return enclosed_jacobian(lambda x, u: plant.step(x, u, params), n, low, high, cells)
+
+
+def _cells(function: Any, points: torch.Tensor) -> list[int]:
+    """Return into how many cells each side of the box is cut: one where the Jacobian does not depend on it."""
+    some = points[: 64 + SAMPLES // 2][-128:]
+    before = _jacobians(function, some)
+    matters = []
+    for column in range(some.shape[1]):
+        moved = some.clone()
+        moved[:, column] = some[:, column].roll(1)
+        matters.append(bool(np.abs(_jacobians(function, moved) - before).max() > 0))
+    count = int(CELLS ** (1.0 / max(sum(matters), 1)))
+    return [count if matter else 1 for matter in matters]
 
 
 def _points(low: Array, high: Array) -> torch.Tensor:

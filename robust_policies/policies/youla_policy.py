@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -81,6 +82,30 @@ class YoulaCell(Cell):
         return self
 
 
+@dataclass
+class Monitor:
+    """What happened in the steps that `predict` was called for, since it was made or `reset`."""
+
+    steps: int = 0
+    region_exits: int = 0
+    saturations: int = 0
+
+    def count(self, outside: Tensor, saturated: Tensor) -> None:
+        """Add one step of some environments, (batch,) bool each."""
+        self.steps += len(outside)
+        self.region_exits += int(outside.sum())
+        self.saturations += int(saturated.sum())
+
+    def reset(self) -> None:
+        """Begin at zero."""
+        self.steps = self.region_exits = self.saturations = 0
+
+    def report(self) -> str:
+        """Return one sentence."""
+        return (f"Of {self.steps} steps the estimate was outside the region in {self.region_exits}, and an input at "
+                f"its limit in {self.saturations}.")  # fmt: skip
+
+
 class YoulaPolicy(DeployedPolicy):
     """Observations of the unwrapped environment in, its actions out: what a policy trained in a YoulaWrapper does.
 
@@ -92,7 +117,8 @@ class YoulaPolicy(DeployedPolicy):
         scope: what is known of the plant beside the model; None: nothing.
 
     `YoulaPolicy.of(env, policy)` takes all but the policy from a wrapped environment. Saved and loaded as every other
-    policy (`save_policy`, `load_policy`). The state of `predict` is float64: the observer's, then the policy's own.
+    policy (`save_policy`, `load_policy`). The state of `predict` is float64: the observer's, then the policy's own. `monitor` counts region exits and
+    saturated inputs while it is called.
 
     Raises:
         ShapeError: the policy does not read the innovation (and reference) alone, or gives something else than a
@@ -121,6 +147,7 @@ class YoulaPolicy(DeployedPolicy):
         actor = Actor(body, MeanHead(numbers, numbers, linear=False))
         super().__init__(actor, controller.observation_space, controller.action_space)
         self.policy = inner
+        self.monitor = Monitor()
         self.controller = controller
         self.scope = (Scope("linear") if model.exact else Scope()) if scope is None else scope
 
@@ -186,7 +213,10 @@ class YoulaPolicy(DeployedPolicy):
         # Through the same function as in the wrapper, so that the actions agree in every bit, exploration too.
         hidden, numbers = inner.actor.step(hidden, seen)
         youla = choose(inner.action_space, numbers, inner.log_std, deterministic)
+        own = state[..., : self.controller.state_size]
+        outside = self.controller.outside(self.controller.estimate(own, innovation))
         state, sent = cell.after(state, innovation, hidden, torch.as_tensor(youla, device=state.device))
+        self.monitor.count(outside, self.controller.saturated(sent))
         return state, sent.cpu().numpy().astype(self.action_space.dtype)
 
 
