@@ -13,9 +13,9 @@ from robust_policies.policies.youla_policy import YoulaPolicy
 def left_region(
     policy: DeployedPolicy, observations: Tensor, actions: Tensor, lengths: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Return for each episode in how many steps the estimate was outside the region, and an input at its limit.
+    """Return for each episode in how many steps the estimate was outside the policy's region, and an input at its limit.
 
-    The observer runs again over what it read and sent, so this is what the policy itself would have counted.
+    Region exits are left out where the policy states none. The observer runs again over what it read and sent, so this is what the policy itself would have counted.
 
     Args:
         policy: {} is returned for one without an observer.
@@ -34,4 +34,5 @@ def left_region(
         exits += base.outside(base.estimate(state, innovation)) & (t < last)
         saturations += base.saturated(sent) & (t < last)
         state, _ = base.update(state, innovation, sent)
-    return {"region_exits": exits.cpu().numpy(), "saturations": saturations.cpu().numpy()}
+    counted = {"region_exits": exits} if base.options.region else {}
+    return {name: count.cpu().numpy() for name, count in (counted | {"saturations": saturations}).items()}

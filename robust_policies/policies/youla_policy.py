@@ -117,8 +117,8 @@ class YoulaPolicy(DeployedPolicy):
         scope: what is known of the plant beside the model; None: nothing.
 
     `YoulaPolicy.of(env, policy)` takes all but the policy from a wrapped environment. Saved and loaded as every other
-    policy (`save_policy`, `load_policy`). The state of `predict` is float64: the observer's, then the policy's own. `monitor` counts region exits and
-    saturated inputs while it is called.
+    policy (`save_policy`, `load_policy`). The state of `predict` is float64: the observer's, then the policy's own.
+    `monitor` counts region exits and saturated inputs while `predict` is called.
 
     Raises:
         ShapeError: the policy does not read the innovation (and reference) alone, or gives something else than a
