@@ -23,6 +23,8 @@ class Bounded:
 
     value: Array
     error: Array
+    # NumPy leaves operations between its arrays and this to this.
+    __array_ufunc__ = None
 
     @classmethod
     def exact(cls, value: Array) -> Bounded:

@@ -13,9 +13,10 @@ from robust_policies.policies.youla_policy import YoulaPolicy
 def left_region(
     policy: DeployedPolicy, observations: Tensor, actions: Tensor, lengths: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Return for each episode in how many steps the estimate was outside the policy's region, and an input at its limit.
+    """Return for each episode how many steps had an estimate outside the region, and an input at its limit.
 
-    Region exits are left out where the policy states none. The observer runs again over what it read and sent, so this is what the policy itself would have counted.
+    Exits are left out where the policy states no region. The observer runs again over what it read and sent, so this is
+    what the policy itself would have counted.
 
     Args:
         policy: {} is returned for one without an observer.
