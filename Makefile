@@ -62,11 +62,14 @@ format: $(VENV)/.dev ## ruff's formatter and its safe fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: setup ## every benchmark; writes benchmarks/*.json, results/apg.* and docs/images/growth.png (hours)
+bench: setup ## every benchmark; writes benchmarks/*.json, results/ and docs/images/growth.png (many hours)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/cells.py --output benchmarks/cells.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/envs.py --output benchmarks/envs.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/training.py --output benchmarks/training.json
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/certificates.py --output benchmarks/certificates.json
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/gain.py --seeds 10 --output benchmarks/gain.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/apg.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/pendulum.py
 
 clean: ## remove the virtual environment and build products
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

@@ -21,7 +21,7 @@ import torch
 from pendulum_tables import write_tables
 
 from robust_policies.certificates.files import read_json
-from robust_policies.evaluation import certify_run, evaluate_run
+from robust_policies.evaluation import certify_run, evaluate_run, suite_named
 from robust_policies.train import RunFolder, load_recipe, train
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "pendulum"
@@ -46,6 +46,8 @@ METHODS = {
 def overrides(method: str, plain: bool) -> list[str]:
     """Return the assignments that make the recipe one of `method`."""
     changed = [f"policy={{{METHODS[method]}, action_scale: 2.0}}", f"description=Pendulum, {method}"]
+    # What is looked at on the way does not change the result, and would take a fifth of the time.
+    changed += ["checkpoints.certify_every=0", "checkpoints.evaluate_every=614400"]
     if plain:
         changed += ["algorithm.adversary=null", f"description=Pendulum, {method}, without the adversary"]
     return changed
@@ -76,7 +78,8 @@ def evaluate_missing(folder: Path) -> None:
         certify_run(folder)
     done = folder / "evaluation.json"
     if not done.is_file() or read_json(done, "evaluation", 1).get("suite") != SUITE:
-        found = evaluate_run(folder, suite=SUITE, tasks=[TASK])
+        # The tables read the size that leaves 80% of the return off the worst returns: no search for it.
+        found = evaluate_run(folder, suite=suite_named(SUITE).changed(critical={"attacks": []}), tasks=[TASK])
         print(f"{folder}: evaluated, {found['seconds']:.0f} s", flush=True)
 
 

@@ -72,15 +72,18 @@ def measured(method: Method) -> dict[str, Any]:
     if all(matrix is not None for matrix in worst):
         curve = np.stack([np.asarray(matrix).mean(axis=1) for matrix in worst])
         entry["area"] = mean_interval(area_under_curve(SIZES, curve)[:, None]).as_dict()
-    critical = [found for run in method.runs for found in run.critical]
-    reached = [found["size"] for found in critical if found["size"] is not None]
-    entry["critical_size"] = {
-        "reached": len(reached), "of": len(critical), "median": float(np.median(reached)) if reached else None
-    }  # fmt: skip
+        entry["critical_size"] = [critical_size(means) for means in curve.T]
     entry |= gains(method.runs)
     cell = load_policy(method.runs[0].folder).cell
     entry["parameters"] = sum(parameter.numel() for parameter in cell.parameters())
     return entry
+
+
+def critical_size(means: Array) -> float:
+    """Return the size that leaves 80% of a seed's nominal mean return, between sizes linearly; the largest if none."""
+    lowest = np.minimum.accumulate(means)
+    threshold = means[0] - 0.2 * abs(means[0])
+    return float(np.interp(-threshold, -lowest, SIZES))
 
 
 def statistics(matrix: Array) -> dict[str, Any]:
@@ -153,15 +156,14 @@ def worst_table(entries: dict[str, dict[str, Any]]) -> str:
     for name, entry in entries.items():
         cells = [shown(entry["worst"].get(f"{size:g}", {}).get("iqm")) for size in SIZES]
         tail = entry["worst"].get("0.15", {}).get("cvar10")
-        critical = entry["critical_size"]
+        critical = entry.get("critical_size", [])
         better = ""
         if reference is not None and entry is not reference:
             pair = [np.array(e["worst"]["0.15"]["seeds"])[:, None] for e in (entry, reference)]
             better = shown(probability_of_improvement(*pair).as_dict(), ".2f")
         rows.append([
             name, *cells, "" if tail is None else f"{tail:.0f}", shown(entry.get("area")),
-            "" if critical["median"] is None else f"{critical['median']:.3f} ({critical['reached']}/{critical['of']})",
-            better,
+            spread(critical, ".3f"), better,
         ])  # fmt: skip
     head = [
         "IQM of the return",
