@@ -91,10 +91,11 @@ def certify_youla(policy: YoulaPolicy) -> Certificate:
     own = None if q is None else _loop(parts, q)
     candidates = [bound for bound in (scaled, bounds.closed_loop) if bound is not None and bound.proven]
     best = min(candidates, key=lambda bound: bound.gain, default=None)
-    loop, ell = (own, parts.ell) if own is not None else (generic, gain)
+    memoryless = policy.policy.cell.state_size == 0
+    # A gain holds for sums over time: step by step, as a rate needs it, only without a memory.
+    loop, ell = (own, parts.ell) if own is not None else (generic if memoryless else None, gain)
     rate, overshoot = (None, None) if loop is None or ell is None else contraction(loop, ell)
     stable = bounds.T0.proven and bounds.T2.proven
-    memoryless = policy.policy.cell.state_size == 0
     converges = stable and (memoryless or (alone.rate is not None and alone.rate < 1.0))
     if best is None and rate is None and not converges:
         raise NotCertifiableError("No metric was found in which the closed loop of the linear model is proven stable.")
@@ -145,10 +146,7 @@ def loop_arrays(policy: YoulaPolicy) -> dict[str, Any]:
     """Return the arrays that run, by name: the Youla parameter's and the base controller's."""
     names = ("A", "B", "C", "K", "L", "M", "innovation_scale", "input_scale", "youla_high")
     base = {f"base.{name}": getattr(policy.controller, name) for name in names}
-    try:
-        return base | running_arrays(policy.policy.actor)
-    except AttributeError:
-        return base | policy.policy.actor.state_dict()
+    return base | running_arrays(policy.policy.actor)
 
 
 def contraction(loop: Matrices, ell: float) -> tuple[float | None, float | None]:

@@ -113,11 +113,15 @@ def test_other_cells_of_finite_gain_are_certified_by_it(cell):
     assert certificate.status == "PASS" and certificate.closed_loop["closed_loop"] is None
     assert certificate.gamma_raw == certificate.closed_loop["scaled"]
     assert certificate.closed_loop["converges"]
+    # The gain of a cell with a memory says nothing of single steps.
+    assert (certificate.rate is None) == (cell == "ren")
 
 
 def test_what_is_not_certified_says_why():
+    lstm = policy_of("lstm")
     with pytest.raises(NotCertifiableError, match="gates"):
-        policy_of("lstm").certificate()
+        lstm.certificate()
+    assert {"base.K", "head.linear.weight"} <= set(lstm.running_arrays()) and lstm.searched() is None
     with pytest.raises(NotCertifiableError, match=r"base loop of the linear model.*spectral radius"):
         policy_of(delay=40).certificate()
     with pytest.raises(InvalidValueError, match="weights were given"):
