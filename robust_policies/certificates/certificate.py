@@ -16,7 +16,7 @@ import torch
 
 from robust_policies import __version__
 from robust_policies.certificates.files import read_json, write_json
-from robust_policies.certificates.loop import loop_claim
+from robust_policies.certificates.loop import SAID, loop_claim
 from robust_policies.errors import CorruptFileError, InvalidValueError
 
 SCHEMA = 1
@@ -94,6 +94,12 @@ class Certificate:
     def __post_init__(self) -> None:
         if self.status not in STATUSES:
             raise InvalidValueError(f"Certificate status is {self.status!r}; expected one of {', '.join(STATUSES)}.")
+        if self.closed_loop is not None and not (
+            isinstance(self.closed_loop, dict) and set(SAID) <= set(self.closed_loop)
+        ):
+            raise InvalidValueError(
+                f"Certificate closed_loop is {self.closed_loop!r}; expected {', '.join(SAID)} in it."
+            )
         for name in _NUMBERS:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):

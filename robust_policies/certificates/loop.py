@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 NUMBERS = ("T0", "T1", "T2", "triangle", "scaled", "closed_loop", "parameter_gain")
+SAID = ("converges", "quantum", "plant", "saturation")
+"""What the sentence is made of."""
 
 
 def loop_claim(certificate: Any, upward: Any) -> str:
@@ -34,7 +36,7 @@ def loop_claim(certificate: Any, upward: Any) -> str:
         parts.append("under the same disturbance any two trajectories converge, a cascade of contracting parts")
     clipped = "while neither an input nor the Youla input is clipped"
     if loop["quantum"]:
-        clipped += f", and but for the rounding of inputs to multiples of {loop['quantum']:g}"
+        clipped += f", and but for the rounding of inputs to multiples of {loop['quantum']}"
     return (
         "Proven for the linear model of the closed loop (plant, observer, feedback and the arrays of the Youla "
         f"parameter that run), in exact arithmetic ({certificate.method}), {clipped}: {'; and '.join(parts)}. "

@@ -98,6 +98,8 @@ def test_an_edited_closed_loop_is_noticed(trained):
     for entry, value in (("T0", 1.0), ("plant", "The plant is perfect.")):
         path.write_text(json.dumps({**content, "closed_loop": {**content["closed_loop"], entry: value}}))
         assert any(f"closed_loop.{entry} is" in line for line in check_run(folder))
+    path.write_text(json.dumps({**content, "closed_loop": {"T0": 1.0}}))
+    assert "expected converges, quantum, plant, saturation in it" in check_run(folder)[0]
     path.write_text(json.dumps(content))
     assert check_run(folder) == []
 
