@@ -8,6 +8,7 @@ import torch
 from stopping import StopAt
 from typer.testing import CliRunner
 
+from robust_policies.certificates import Certificate
 from robust_policies.cli import app
 from robust_policies.errors import InvalidValueError, UnknownNameError, UserError
 from robust_policies.evaluation.certify import certify_run, check_run
@@ -33,6 +34,7 @@ def trained(tmp_path_factory):
     # Linear tasks are what is certified without a search through a nonlinear residual.
     recipe = load_recipe("doyle_lqg_youla_r2dn", [*TINY, "youla.region=[20, 20]"])
     train(recipe, folder)
+    certify_run(folder, steps=2)
     return recipe, folder
 
 
@@ -70,7 +72,7 @@ def test_a_stopped_run_ends_with_the_same_numbers(case, tmp_path):
 def test_the_commands_work_on_the_folder(trained):
     _, folder = trained
     suite = ["--attack", "mad_pgd", "--budget", "0,0.1"]
-    certificate = certify_run(folder, steps=2)
+    certificate = Certificate.from_json(folder / "certificate.json")
     assert certificate.claim.startswith("Proven for the linear model of the closed loop")
     assert "The plant is this linear model" in certificate.claim and certificate.ratio <= 1
     for arguments, words in (
