@@ -95,7 +95,7 @@ def measure_grid(bench: Bench, entry: GridEntry, names: tuple[str, str]) -> dict
     else:
         parts = [(bench.play(_STILL, [0.0], inside=_shifts(point))[0], 0) for point in points]
     rows = [
-        measurement(part, index, **labels, point=point, size=max(abs(value - 1.0) for value in point.values()))
+        measurement(part, index, **labels, point=point, size=round(max(abs(v - 1.0) for v in point.values()), 12))
         for point, (part, index) in zip(points, parts, strict=True)
     ]
     return {"rows": rows}

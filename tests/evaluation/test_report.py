@@ -292,3 +292,12 @@ def test_nothing_to_show_is_said_in_one_line(tmp_path):
     with pytest.raises(InvalidValueError, match="evaluate") as caught:
         write_report(tmp_path / "run")
     assert "\n" not in str(caught.value) and not list((tmp_path / "run").glob("*.html"))
+
+
+@pytest.mark.parametrize(
+    ("values", "inside"),
+    [([1.0, 300.0], [1, 2, 5, 10, 20, 50, 100, 200]), ([11.857, 11.96], [11.86, 11.95]), ([4.0], [4.0])],
+)
+def test_logarithmic_axes_have_round_numbers_within_their_range(values, inside):
+    panel = Panel("", "x", "y", [Series("line", Look.of(0), values, values)], log_x=True)
+    assert set(inside) <= set(panel.ticks_x)

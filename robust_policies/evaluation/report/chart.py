@@ -139,7 +139,8 @@ def _log_ticks(parts: Sequence[Sequence[float] | NDArray[np.float64]]) -> list[f
     low, high = (float(values.min()), float(values.max())) if values.size else (1.0, 1.0)
     decades = np.log10(high / low)
     if decades < 0.7:
-        return [float(tick) for tick in MaxNLocator(4).tick_values(0.98 * low, 1.02 * high) if tick > 0]
+        low, high = (low, high) if high > 1.001 * low else (0.98 * low, 1.02 * high)
+        return [float(f"{tick:.12g}") for tick in MaxNLocator(4).tick_values(low, high) if tick > 0]
     powers = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
     return [float(f"{m * p:.12g}") for p in powers for m in ((1, 2, 5) if decades < 5 else (1,))]
 
