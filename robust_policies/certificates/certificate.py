@@ -16,6 +16,7 @@ import torch
 
 from robust_policies import __version__
 from robust_policies.certificates.files import read_json, write_json
+from robust_policies.certificates.loop import SAID, loop_claim
 from robust_policies.errors import CorruptFileError, InvalidValueError
 
 SCHEMA = 1
@@ -66,6 +67,8 @@ class Certificate:
     `gamma_weighted` is gamma_raw with each observation in units of `weights`; `method` names the proof.
     `empirical_lower` is the largest gain a search found for that chain, `witness` the file with the two input
     sequences that show it, `ratio` = empirical_lower / gamma_raw. PASS with gamma_raw None proves contraction only.
+    With `closed_loop` (a Youla policy's; see `loop`) gamma_raw, rate and the search are of the closed loop, disturbance
+    to performance.
     """
 
     status: Status
@@ -85,11 +88,18 @@ class Certificate:
     arrays_sha256: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     reason: str = ""
+    closed_loop: dict[str, Any] | None = None
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES:
             raise InvalidValueError(f"Certificate status is {self.status!r}; expected one of {', '.join(STATUSES)}.")
+        if self.closed_loop is not None and not (
+            isinstance(self.closed_loop, dict) and set(SAID) <= set(self.closed_loop)
+        ):
+            raise InvalidValueError(
+                f"Certificate closed_loop is {self.closed_loop!r}; expected {', '.join(SAID)} in it."
+            )
         for name in _NUMBERS:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
@@ -141,6 +151,8 @@ def claim(certificate: Certificate) -> str:
     if certificate.status != "PASS":
         why = reason or "the check did not succeed"
         return f"Nothing is proven: {why}. This does not mean that the policy is unstable."
+    if certificate.closed_loop is not None:
+        return loop_claim(certificate, upward)
     parts = []
     if gamma is not None:
         parts.append(

@@ -33,6 +33,7 @@ class ClosedLoop(Cell):
         cell: the Youla parameter, an R2DN between normalised innovation and normalised input.
         scales: what `youla.normalisation` returned; None: the signals are not normalised.
         performance: d and z; None: `Performance.lqg(design)`.
+        shift: (inputs of the cell,) what is added to them; None: nothing.
 
     State (x, e, state of the cell). `matrices` and `ell` are the explicit matrices and phi's Lipschitz bound.
     """
@@ -44,12 +45,14 @@ class ClosedLoop(Cell):
         cell: R2DN,
         scales: tuple[Array, Array] | None = None,
         performance: Performance | None = None,
+        shift: Array | None = None,
     ) -> None:
         double = cell.double_copy()
         q, ell = parameter_matrices(double)
         inward, outward = (np.eye(model.p), np.eye(model.m)) if scales is None else scales
         loop = closed_loop_matrices(model, design, scaled_parameter(q, inward, outward), performance)
         super().__init__(loop.sizes[2], loop.sizes[0], loop.sizes[3])
+        self._shift = torch.as_tensor(np.zeros(q.B2.shape[1]) if shift is None else shift)
         self.inner, self.matrices, self.ell = double, loop, ell
         Dz = (Performance.lqg(design) if performance is None else performance).Dz
         # Q's output bias enters the plant, and what is judged, as its output does.
@@ -59,10 +62,11 @@ class ClosedLoop(Cell):
         """Return the arrays that run."""
         e: Any = self.inner.explicit()
         m = {name: torch.as_tensor(getattr(self.matrices, name)) for name in _BLOCKS}
-        bx = torch.cat((self._into @ e.by, torch.zeros(len(self._into), dtype=e.by.dtype), e.bx))
+        by, bx, bv = (bias + matrix @ self._shift for bias, matrix in ((e.by, e.D22), (e.bx, e.B2), (e.bv, e.D12)))
+        bx = torch.cat((self._into @ by, torch.zeros(len(self._into), dtype=by.dtype), bx))
         return R2DNExplicit(
             m["A"], m["B1"], m["B2"], m["C1"], m["C2"], m["D12"], m["D21"], m["D22"],
-            bx, e.bv, self._through @ e.by, e.layers,
+            bx, bv, self._through @ by, e.layers,
         )  # fmt: skip
 
     def step(self, explicit: R2DNExplicit, state: Tensor, input: Tensor) -> tuple[Tensor, Tensor]:

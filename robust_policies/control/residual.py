@@ -100,7 +100,12 @@ class Residual:
 
         `inside` says that the statement itself proves that trajectories stay in the region.
         """
-        known = "; ".join(gain.sentence() for gain in self.gains)
+        kinds = dict.fromkeys((gain.kind, gain.region) for gain in self.gains)
+        worst = [max((g for g in self.gains if (g.kind, g.region) == kind), key=lambda g: g.value) for kind in kinds]
+        several = len(self.gains) > len(worst)
+        known = "; ".join(gain.sentence() for gain in worst) + (
+            f", the largest of {len(self.gains)} channels" if several else ""
+        )
         where = "" if inside else f"for trajectories that stay in the region {self.region}, "
         if self.certified:
             return f"For the nonlinear plant without saturation, {where}{statement} ({known})."

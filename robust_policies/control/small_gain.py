@@ -7,18 +7,21 @@ yt. If its gain is at most g, every Q of gain below 1 / g keeps it contracting, 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from robust_policies.certificates.lmi import Matrices
+from robust_policies.certificates.lmi import Matrices, zeros
 from robust_policies.control.gain_bounds import gain_bound, linear_loop
 from robust_policies.control.linear_model import LinearModel
 from robust_policies.control.lqg import LQGDesign
-from robust_policies.control.norms import StateSpace
+from robust_policies.control.norms import Array, StateSpace
 from robust_policies.control.residual import Residual, downward
 from robust_policies.control.youla import direct_gain
 from robust_policies.errors import InvalidValueError
+
+# Channels this much smaller than the largest are what rounding leaves of entries that are constant.
+_TINY = 1e-10
 
 
 @dataclass(frozen=True)
@@ -76,21 +79,57 @@ def residual_loop(model: LinearModel, design: LQGDesign, residual: Residual) -> 
     )  # fmt: skip
 
 
-def allowed_gain(model: LinearModel, design: LQGDesign, residual: Residual) -> AllowedGain:
-    """Return how large the gain of Q may be; 0 where even Q = 0 is not covered, infinite without a residual."""
+def allowed_gain(
+    model: LinearModel, design: LQGDesign, residual: Residual, scales: tuple[Array, Array] | None = None
+) -> AllowedGain:
+    """Return how large the gain of Q may be; 0 where even Q = 0 is not covered, infinite without a residual.
+
+    With `scales` (what `youla.normalisation` returned) it is the gain between normalised signals.
+    """
+    if len(residual.gains) > 1 and (largest := max(gain.value for gain in residual.gains)) > 0:
+        tiny = np.array([gain.value <= _TINY * largest for gain in residual.gains])
+    else:
+        tiny = np.zeros(len(residual.gains), dtype=bool)
+    whole, residual = residual, _channels(residual, ~tiny) if tiny.any() else residual
     loop = residual_loop(model, design, residual)
+    if tiny.any():
+        loop = replace(loop, error=_absorbed(residual_loop(model, design, _channels(whole, tiny)), whole, tiny, loop))
+    if scales is not None:
+        error = loop.error and replace(
+            loop.error, B2=loop.error.B2 @ np.abs(scales[1]), D12=loop.error.D12 @ np.abs(scales[1])
+        )
+        loop = replace(
+            loop, error=error, B2=loop.B2 @ scales[1], D12=loop.D12 @ scales[1], C2=scales[0] @ loop.C2,
+            D21=scales[0] @ loop.D21, D22=scales[0] @ loop.D22 @ scales[1],
+        )  # fmt: skip
     deltas = [gain.value for gain in residual.gains]
     largest = max(deltas)
 
-    def gain(B: np.ndarray, C: np.ndarray, D: np.ndarray) -> float:
+    def gain(B: Array, C: Array, D: Array) -> float:
         return gain_bound(linear_loop(StateSpace(loop.A, B, C, D))).gain
 
     inner, across = gain(loop.B1, loop.C1, loop.D11), gain(loop.B2, loop.C1, loop.D12)
     back = gain(loop.B1, loop.C2, loop.D21)
     if largest == 0.0:
-        return AllowedGain(math.inf, math.inf, True, residual)
+        return AllowedGain(math.inf, math.inf, True, whole)
     room, path = 1.0 / largest - inner, across * back
     triangle = 0.0 if room <= 0 else (math.inf if path == 0 else room / path)
     bound = gain_bound(loop, deltas, residual.sizes)
     scaled = 0.0 if not math.isfinite(bound.gain) else (1.0 / bound.gain) * (1.0 - 1e-15)
-    return AllowedGain(triangle, scaled, bound.proven, residual)
+    return AllowedGain(triangle, scaled, bound.proven, whole)
+
+
+def _channels(residual: Residual, kept: Array) -> Residual:
+    """Return the residual of the scalar channels that `kept` (k,) marks."""
+    gains = tuple(gain for gain, keep in zip(residual.gains, kept, strict=True) if keep)
+    return Residual(residual.Ep[:, kept], residual.Fx[kept], residual.Fu[kept], gains)
+
+
+def _absorbed(small: Matrices, residual: Residual, tiny: Array, loop: Matrices) -> Matrices:
+    """Return the loop's error by channels as small as rounding, of the loop `small` that has these alone.
+
+    p = delta(t) q with |delta(t)| <= gain is a change of A and B2, and the proof holds for all matrices within it.
+    """
+    gains = np.array([gain.value for gain, is_tiny in zip(residual.gains, tiny, strict=True) if is_tiny])
+    into = np.abs(small.B1) * gains * (1.0 + 1e-12)
+    return replace(zeros(loop.sizes), A=into @ np.abs(small.C1), B2=into @ np.abs(small.D12))

@@ -18,7 +18,7 @@ partially-observed linear system", IEEE Control Systems Letters 7 (2023).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ import torch
 from robust_policies import checks
 from robust_policies.certificates.lmi import Matrices, matrices
 from robust_policies.certificates.verify import layers_bound
+from robust_policies.control.bounded import Bounded, block, bounded
 from robust_policies.control.gain_bounds import GainBound, gain_bound, linear_loop
 from robust_policies.control.linear_model import LinearModel
 from robust_policies.control.lqg import LQGDesign
@@ -141,12 +142,18 @@ def parameter_matrices(cell: Any) -> tuple[Matrices, float]:
     return matrices(*arrays), layers_bound(explicit.layers)
 
 
-def scaled_parameter(q: Matrices, innovation_scale: Array, input_scale: Array) -> Matrices:
-    """Return the matrices of ut = input_scale Q(innovation_scale yt): the scales folded into the Youla parameter."""
-    return Matrices(
-        A=q.A, B1=q.B1, B2=q.B2 @ innovation_scale, C1=q.C1, D12=q.D12 @ innovation_scale, D11=q.D11,
-        C2=input_scale @ q.C2, D21=input_scale @ q.D21, D22=input_scale @ q.D22 @ innovation_scale,
-    )  # fmt: skip
+def scaled_parameter(q: Matrices, innovation_scale: Bounded | Array, input_scale: Bounded | Array) -> Matrices:
+    """Return the matrices of ut = input_scale Q(innovation_scale yt): the scales folded into the Youla parameter.
+
+    What rounding may have done to the products is in `error`.
+    """
+    inward, outward = bounded(innovation_scale), bounded(input_scale)
+    parts = _parts(q)
+    for name in ("B2", "D12", "D22"):
+        parts[name] = parts[name] @ inward
+    for name in ("C2", "D21", "D22"):
+        parts[name] = outward @ parts[name]
+    return _assembled(parts)
 
 
 def closed_loop_matrices(
@@ -155,7 +162,8 @@ def closed_loop_matrices(
     """Return plant + observer + Youla parameter as the explicit matrices of one R2DN from d to z.
 
     The states are (x, e, states of Q), the neurons those of Q; `certificates.verify_arrays` judges the result like any
-    other cell. `q` takes the innovation in the plant's units: see `scaled_parameter`.
+    other cell; its `error` says what rounding may have done to the products. `q` takes the innovation in the plant's
+    units: see `scaled_parameter`.
 
     Raises:
         As `maps`; ShapeError: Q does not map innovations (p) to inputs (m).
@@ -164,25 +172,26 @@ def closed_loop_matrices(
     Cz, Dz, Bw, Dv = _checked(model, design, performance)
     nx, nv, _, _ = q.sizes
     checks.shape("The Youla parameter's D22", q.D22, (B.shape[1], len(C)))
-    n, w = len(A), Bw.shape[1]
-    D = q.D22 - direct_gain(design)
+    n, w, zero = len(A), Bw.shape[1], np.zeros
+    p = _parts(q)
+    A, B, C, K, L, Cz, Dz = map(Bounded.exact, (A, B, C, K, L, Cz, Dz))
+    D = p["D22"] - K @ design.M if design.estimator == "current" else p["D22"]
     Ke = K + D @ C
-    zero = np.zeros
-    return Matrices(
-        A=np.block([
-            [A - B @ K, B @ Ke, B @ q.C2],
+    return _assembled({
+        "A": block([
+            [A - B @ K, B @ Ke, B @ p["C2"]],
             [zero((n, n)), A - L @ C, zero((n, nx))],
-            [zero((nx, n)), q.B2 @ C, q.A],
+            [zero((nx, n)), p["B2"] @ C, p["A"]],
         ]),
-        B1=np.vstack((B @ q.D21, zero((n, nv)), q.B1)),
-        B2=np.block([[Bw, B @ D @ Dv], [Bw, -L @ Dv], [zero((nx, w)), q.B2 @ Dv]]),
-        C1=np.hstack((zero((nv, n)), q.D12 @ C, q.C1)),
-        D11=q.D11,
-        D12=np.hstack((zero((nv, w)), q.D12 @ Dv)),
-        C2=np.hstack((Cz - Dz @ K, Dz @ Ke, Dz @ q.C2)),
-        D21=Dz @ q.D21,
-        D22=np.hstack((zero((len(Cz), w)), Dz @ D @ Dv)),
-    )  # fmt: skip
+        "B1": block([[B @ p["D21"]], [zero((n, nv))], [p["B1"]]]),
+        "B2": block([[Bw, B @ D @ Dv], [Bw, -(L @ Dv)], [zero((nx, w)), p["B2"] @ Dv]]),
+        "C1": block([[zero((nv, n)), p["D12"] @ C, p["C1"]]]),
+        "D11": p["D11"],
+        "D12": block([[zero((nv, w)), p["D12"] @ Dv]]),
+        "C2": block([[Cz - Dz @ K, Dz @ Ke, Dz @ p["C2"]]]),
+        "D21": Dz @ p["D21"],
+        "D22": block([[zero((len(Cz.value), w)), Dz @ D @ Dv]]),
+    })  # fmt: skip
 
 
 def bounds(
@@ -221,6 +230,19 @@ def bounds(
         loop = closed_loop_matrices(model, design, scaled_parameter(q, inward, outward), performance)
         closed = gain_bound(loop, (ell,) if loop.sizes[1] else ())
     return Bounds(triangle, scaled, closed, g0, g1, g2)
+
+
+def _parts(q: Matrices) -> dict[str, Bounded]:
+    """Return the matrices of a parameter by name, with their bounds."""
+    names = [item.name for item in fields(q) if item.name != "error"]
+    return {name: Bounded(value, np.zeros_like(value) if q.error is None else getattr(q.error, name))
+            for name in names for value in [getattr(q, name)]}  # fmt: skip
+
+
+def _assembled(parts: dict[str, Bounded]) -> Matrices:
+    arrays: dict[str, Any] = {name: part.value for name, part in parts.items()}
+    errors: dict[str, Any] = {name: part.error for name, part in parts.items()}
+    return Matrices(**arrays, error=Matrices(**errors))
 
 
 def any_parameter(T0: StateSpace, T1: StateSpace, T2: StateSpace) -> Matrices:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium
@@ -144,12 +144,14 @@ def make_sb3_vec_env(
     device: str | torch.device = "cpu",
     env_kwargs: Mapping[str, Any] | None = None,
     perturbations: Any = (),
+    wrap: Callable[[Any], Any] | None = None,
 ) -> VecEnv:
     """Return `num_envs` copies of a Gymnasium id for Stable-Baselines3.
 
     Our ids, and those that `register_task` made, give an `SB3VecEnv` on `device`; any other id gives SB3's
     `DummyVecEnv` of monitored environments. `seed` seeds environment i with seed + i at the first reset.
-    `perturbations` is a short list of wrappers as `robust_policies.envs.perturb.parse` takes it. Raises
+    `perturbations` is a short list of wrappers as `robust_policies.envs.perturb.parse` takes it; `wrap` is what goes
+    around them: around the vector of ours, around each environment of others. Raises
     `UnknownNameError`, with the closest id, for an id that is not registered.
     """
     register_tasks()
@@ -161,7 +163,7 @@ def make_sb3_vec_env(
         raise unknown_environment(env_id)
     kwargs = dict(env_kwargs or {})
     try:
-        return _make(env_id, name, num_envs, seed, device, kwargs, parse(perturbations))
+        return _make(env_id, name, num_envs, seed, device, kwargs, parse(perturbations), wrap)
     except TypeError as error:
         if not kwargs:
             raise
@@ -169,18 +171,21 @@ def make_sb3_vec_env(
 
 
 def _make(
-    env_id: str, name: str, num_envs: int, seed: int | None, device: Any, kwargs: dict[str, Any], perturbations: Any
-) -> VecEnv:
+    env_id: str, name: str, num_envs: int, seed: int | None, device: Any, kwargs: dict[str, Any], perturbations: Any,
+    wrap: Callable[[Any], Any] | None,
+) -> VecEnv:  # fmt: skip
     if ours(name):
         env = gymnasium.make_vec(env_id, num_envs=num_envs, device=device, autoreset_mode="SAME_STEP", **kwargs)
-        bridge = SB3VecEnv(perturb(env, perturbations))
+        env = perturb(env, perturbations)
+        bridge = SB3VecEnv(env if wrap is None else wrap(env))
         if seed is not None:
             bridge.seed(seed)
             bridge.action_space.seed(seed)
         return bridge
 
     def wrapped(env: gymnasium.Env) -> gymnasium.Env:
-        return perturb(env, perturbations)
+        env = perturb(env, perturbations)
+        return env if wrap is None else wrap(env)
 
     return make_vec_env(
         env_id,
@@ -188,5 +193,5 @@ def _make(
         seed=seed,
         env_kwargs=kwargs,
         vec_env_cls=DummyVecEnv,
-        wrapper_class=wrapped if perturbations else None,  # type: ignore[arg-type]
+        wrapper_class=wrapped if perturbations or wrap is not None else None,  # type: ignore[arg-type]
     )

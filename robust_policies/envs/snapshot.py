@@ -17,13 +17,14 @@ from robust_policies.envs.perturb.vector import Wrapper
 from robust_policies.envs.sb3 import SB3VecEnv
 from robust_policies.envs.streams import Streams
 from robust_policies.envs.vector import TorchVectorEnv
-from robust_policies.envs.wrappers import RunningMoments, TensorWrapper
+from robust_policies.envs.wrappers import Changing, RunningMoments, TensorWrapper
 from robust_policies.errors import InvalidValueError
 
 _HOLDERS = (
     SB3VecEnv,
     TorchVectorEnv,
     TensorWrapper,
+    Changing,
     Wrapper,
     Perturbation,
     Randomness,

@@ -86,7 +86,8 @@ class Bench:
 
 def _columns(found: Episodes, columns: slice) -> Episodes:
     names = ("returns", "lengths", "deviations", "gains", "failed")
-    return replace(found, **{name: getattr(found, name)[:, columns] for name in names})
+    monitored = {name: values[:, columns] for name, values in found.monitored.items()}
+    return replace(found, **{name: getattr(found, name)[:, columns] for name in names}, monitored=monitored)
 
 
 def measurement(part: Part, index: int, **labels: Any) -> dict[str, Any]:
@@ -99,6 +100,7 @@ def measurement(part: Part, index: int, **labels: Any) -> dict[str, Any]:
                 "lengths": [int(length) for length in found.lengths[index]],
                 "deviations": _plain(found.deviations[index]),
                 "gains": _plain(found.gains[index]),
+                **{name: [int(count) for count in values[index]] for name, values in found.monitored.items()},
             }
             for seed, found in part.items()
         },

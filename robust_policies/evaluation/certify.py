@@ -15,6 +15,7 @@ from robust_policies.certificates import Certificate, GainResult, gain_curve, no
 from robust_policies.certificates.certificate import claim
 from robust_policies.certificates.files import read_json
 from robust_policies.certificates.gain import CURVE_STEPS
+from robust_policies.certificates.loop import NUMBERS
 from robust_policies.errors import CorruptFileError, MissingFileError, NotCertifiableError, UserError
 from robust_policies.policies import DeployedPolicy, load_policy
 
@@ -44,12 +45,17 @@ def certify_run(
     folder = Path(folder)
     policy = load_policy(folder)
     certificate = _proven(policy, weights)
-    curve = gain_curve(policy.actor, [*(count for count in CURVE_STEPS if count < steps), steps], seed)
-    longest = curve.witnesses[-1]
-    found = replace(longest, gain=secant_gain(policy.actor, longest.inputs_a, longest.inputs_b))
-    found.save(folder / WITNESS)
-    curve.to_json(folder / TIGHTNESS, certificate.gamma_raw)
-    certificate = certificate.with_search(found.gain, WITNESS)
+    searched = policy.searched()
+    if searched is None:
+        for name in (WITNESS, TIGHTNESS):
+            (folder / name).unlink(missing_ok=True)
+    else:
+        curve = gain_curve(searched, [*(count for count in CURVE_STEPS if count < steps), steps], seed)
+        longest = curve.witnesses[-1]
+        found = replace(longest, gain=secant_gain(searched, longest.inputs_a, longest.inputs_b))
+        found.save(folder / WITNESS)
+        curve.to_json(folder / TIGHTNESS, certificate.gamma_raw)
+        certificate = certificate.with_search(found.gain, WITNESS)
     certificate.to_json(folder / "certificate.json")
     return certificate
 
@@ -67,24 +73,25 @@ def check_run(folder: str | Path) -> list[str]:
         stored = Certificate.from_json(folder / "certificate.json")
         policy = load_policy(folder)
         expected = _proven(policy, stored.weights)
-        tightness = read_json(folder / TIGHTNESS, "tightness", 1)
+        searched = policy.searched()
+        tightness = None if searched is None else read_json(folder / TIGHTNESS, "tightness", 1)
         if stored.witness is not None:
-            expected = expected.with_search(_witness_gain(policy, folder / Path(stored.witness).name), stored.witness)
+            expected = expected.with_search(_witness_gain(searched, folder / Path(stored.witness).name), stored.witness)
     except UserError as error:
         return [str(error)]
-    return _differences(stored, expected) + _tightness_differences(tightness, expected)
+    return _differences(stored, expected) + ([] if tightness is None else _tightness_differences(tightness, expected))
 
 
 def _proven(policy: DeployedPolicy, weights: Sequence[float] | None) -> Certificate:
     try:
         return policy.certificate(weights)
     except NotCertifiableError as error:
-        return not_certified(str(error), policy.actor.state_dict())
+        return not_certified(str(error), policy.running_arrays())
 
 
-def _witness_gain(policy: DeployedPolicy, path: Path) -> float:
+def _witness_gain(searched: Any, path: Path) -> float:
     witness = GainResult.load(path)
-    gain = secant_gain(policy.actor, witness.inputs_a, witness.inputs_b)
+    gain = math.nan if searched is None else secant_gain(searched, witness.inputs_a, witness.inputs_b)
     if not math.isfinite(gain):
         raise CorruptFileError(f"{path} shows no gain with this policy ({gain}); write it again with `certify`.")
     return gain
@@ -112,8 +119,22 @@ def _differences(stored: Certificate, expected: Certificate) -> list[str]:
                 found.append(
                     f"factor {given.name!r} is {given.gain!r} in the file and {again.gain!r} when computed again"
                 )
+    found += _loop_differences(stored.closed_loop, expected.closed_loop)
     if stored.claim != claim(stored):
         found.append("the claim is not the sentence that these numbers make")
+    return found
+
+
+def _loop_differences(stored: dict[str, Any] | None, expected: dict[str, Any] | None) -> list[str]:
+    """Return what of the closed loop's entries is not what was computed again."""
+    if stored is None or expected is None:
+        return [] if stored is expected else ["closed_loop is in one of the file and what was computed again only"]
+    found = []
+    for name in sorted(set(stored) | set(expected)):
+        given, again = stored.get(name), expected.get(name)
+        numbers = name in NUMBERS and all(isinstance(value, int | float | None) for value in (given, again))
+        if not (_same(given, again, _TOLERANCE) if numbers else given == again):
+            found.append(f"closed_loop.{name} is {given!r} in the file and {again!r} when computed again")
     return found
 
 

@@ -15,6 +15,7 @@ from rich.progress import Progress
 
 from robust_policies.errors import RobustPoliciesError
 from robust_policies.evaluation.run import evaluate_run, resolved_suite
+from robust_policies.evaluation.table import MONITORED
 from robust_policies.train import open_run
 
 Report = Callable[[float, str], None]
@@ -126,6 +127,12 @@ def _returns(found: Mapping[str, Any], task: str) -> Iterator[str]:
     returns = [value for row in first for value in row["returns"]]
     if returns:
         yield f"{task}: mean return {sum(returns) / len(returns):.1f} over {len(returns)} episodes, unperturbed"
+    for name, what in zip(MONITORED, ("the estimate was outside its region", "an input was at its limit"), strict=True):
+        counts = [count for row in first for count in row.get(name, ())]
+        steps = sum(length for row in first for length in row["lengths"])
+        if counts:
+            within = sum(count > 0 for count in counts)
+            yield f"{task}: {what} in {sum(counts)} of {steps} steps ({within} of {len(counts)} episodes), unperturbed"
     for one in [one for one in found["worst"] if one["task"] == task][-1:]:
         yield (
             f"{task}: mean return {one['mean']:.1f} under the strongest attack found ({one['attack']}, {one['norm']}, "

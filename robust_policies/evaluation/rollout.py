@@ -18,6 +18,7 @@ from robust_policies.evaluation.attacks.attack import Attack, Moment, Scene
 from robust_policies.evaluation.attacks.budget import Budget
 from robust_policies.evaluation.batch import Task
 from robust_policies.evaluation.deviation import action_deviation
+from robust_policies.evaluation.monitor import left_region
 from robust_policies.evaluation.perturbations import PERTURBATIONS, unit_noise
 from robust_policies.policies.deployed import DeployedPolicy
 
@@ -37,6 +38,7 @@ class Episodes:
         gains: the same before clipping: what a proven gain of the policy bounds.
         failed: the policy or the environment gave NaN or infinity there.
         attack: the name of the attack, "" for noise.
+        monitored: of a Youla policy "region_exits" and "saturations", in numbers of steps; else empty.
         recorded: of the first `record` episodes "observations", "perturbed", "actions" (time, sizes, record, n) and
             "rewards" (time, sizes, record), float32; after an episode's end they are repeated, rewards zero.
     """
@@ -48,6 +50,7 @@ class Episodes:
     failed: np.ndarray
     attack: str
     recorded: dict[str, np.ndarray] = field(default_factory=dict)
+    monitored: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -163,6 +166,7 @@ def run_episodes(
     deviations, gains = action_deviation(policy, played.observations, played.perturbed, lengths)
     for values in (deviations, gains):
         values[failed] = np.nan
+    monitored = left_region(policy, played.perturbed, played.actions, lengths)
     recorded = {}
     if record:
         kept = {name: played.until_end(getattr(played, name)) for name in ("observations", "perturbed", "actions")}
@@ -174,7 +178,7 @@ def run_episodes(
     name = kind if attack is not None else ""
     return Episodes(
         returns.reshape(shape), lengths.reshape(shape), deviations.reshape(shape), gains.reshape(shape),
-        failed.reshape(shape), name, recorded,
+        failed.reshape(shape), name, recorded, {key: value.reshape(shape) for key, value in monitored.items()},
     )  # fmt: skip
 
 

@@ -116,7 +116,7 @@ def evaluate_run(
         for task in tasks
     }  # fmt: skip
     settings = {
-        "suite": chosen.resolved(), "arrays": array_hashes(policy.actor.state_dict()), "versions": versions(),
+        "suite": chosen.resolved(), "arrays": array_hashes(policy.running_arrays()), "versions": versions(),
         "tasks": {task: [bench.env_kwargs, describe(bench.around)] for task, bench in benches.items()},
     }  # fmt: skip
     method, listed = method_of(folder), describe(origin.wrappers if wrappers is None else wrappers)

@@ -15,6 +15,8 @@ from robust_policies.evaluation.bench import read_recording
 from robust_policies.evaluation.statistics import summary
 
 SCHEMA = 2
+MONITORED = ("region_exits", "saturations")
+"""Steps that a Youla policy's monitor counted in each episode."""
 COLUMNS = (
     "policy", "method", "training_seed", "task", "group", "perturbation", "attack", "norm", "size", "unit", "point",
     "seed", "episode", "return", "length", "deviation",
@@ -34,6 +36,7 @@ def rows_of(policy: str, task: str, measured: Mapping[str, Any]) -> list[dict[st
                 "policy": policy, "task": task, **labels, "seed": int(seed), "episodes": len(returns),
                 **summary(returns), "returns": returns, "lengths": found["lengths"],
                 "deviation": _over(np.mean, found["deviations"]), "measured_gain": _over(np.max, found["gains"]),
+                **{name: found[name] for name in MONITORED if name in found},
             }
         )  # fmt: skip
     return rows

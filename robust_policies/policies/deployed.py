@@ -95,6 +95,14 @@ class DeployedPolicy:
 
         return certify_deployed(self, weights)
 
+    def running_arrays(self) -> dict[str, Any]:
+        """Return the arrays that decide what it does, by name."""
+        return self.actor.state_dict()
+
+    def searched(self) -> Any:
+        """Return the map whose largest gain `certify` searches, None for none."""
+        return self.actor
+
     def predict(
         self,
         observation: Any,

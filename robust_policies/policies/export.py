@@ -49,6 +49,18 @@ def deploy(policy_or_model: Any, env: VecEnv | None = None) -> DeployedPolicy:
     return DeployedPolicy(actor, space, policy.action_space, log_std, state_dependent_noise=gsde)
 
 
+def deploy_trained(model: Any) -> DeployedPolicy:
+    """Return a deployed copy of a model's policy: a YoulaPolicy if the environment wears a Youla wrapper.
+
+    Raises as `deploy`.
+    """
+    from robust_policies.policies.youla import worn
+    from robust_policies.policies.youla_policy import YoulaPolicy
+
+    env = model.get_env()
+    return deploy(model) if worn(env) is None else YoulaPolicy.of(env, model)
+
+
 def observation_normalizer(env: VecEnv | None) -> VecNormalize | None:
     """Return the VecNormalize in `env` that normalises observations, or None."""
     wrapper = None if env is None else unwrap_vec_normalize(env)

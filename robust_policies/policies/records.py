@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, TypeVar, get_type_hints
 
 import numpy as np
@@ -32,7 +32,7 @@ def to_parts(record: Any, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]
 
 
 def from_parts(kind: type[Record], content: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str) -> Record:
-    """Return the record of which `to_parts` made the parts; raises CorruptFileError where one is missing."""
+    """Return the record of which `to_parts` made the parts; CorruptFileError where one without a default lacks."""
     hints = get_type_hints(kind)
     values: dict[str, Any] = {}
     for field in fields(kind):  # type: ignore[arg-type]
@@ -45,6 +45,8 @@ def from_parts(kind: type[Record], content: Mapping[str, Any], tensors: Mapping[
         elif field.name in content:
             value = content[field.name]
             values[field.name] = tuple(value) if isinstance(value, list) else value
+        elif field.default is not MISSING:
+            values[field.name] = field.default
         else:
             raise CorruptFileError(f"{key} is missing in the policy's files; save the policy again.")
     return kind(**values)

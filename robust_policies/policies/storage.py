@@ -17,6 +17,7 @@ from robust_policies import __version__, checks
 from robust_policies.certificates.files import read_json, write_atomic
 from robust_policies.control.linear_model import LinearModel
 from robust_policies.control.lqg import LQGDesign
+from robust_policies.control.scope import Scope
 from robust_policies.errors import (
     CorruptFileError,
     InvalidValueError,
@@ -111,7 +112,8 @@ def _youla_parts(policy: YoulaPolicy) -> tuple[dict[str, Any], dict[str, Tensor]
     """Return what policy.json and policy.safetensors hold of a Youla policy."""
     content: dict[str, Any] = {"type": YOULA, "policy": _description(policy.policy)}
     tensors = {f"policy.{name}": tensor for name, tensor in _tensors(policy.policy).items()}
-    for name, record in (("model", policy.model), ("design", policy.design), ("options", policy.controller.options)):
+    for name, record in (("model", policy.model), ("design", policy.design), ("options", policy.controller.options),
+                         ("scope", policy.scope)):  # fmt: skip
         content[name], numbers = to_parts(record, name)
         tensors |= numbers
     content["observation_space"] = space_to_json(policy.observation_space)
@@ -130,6 +132,7 @@ def _youla_policy(content: Mapping[str, Any], stored: dict[str, Tensor], path: P
         observation_space=space_from_json(content["observation_space"]),
         action_space=space_from_json(content["action_space"]),
         options=from_parts(YoulaOptions, content["options"], own, "options"),
+        scope=from_parts(Scope, content["scope"], own, "scope") if "scope" in content else None,
     )
 
 

@@ -23,9 +23,10 @@ from robust_policies.control.linear_model import LinearModel
 from robust_policies.control.linearize import linearize_plant
 from robust_policies.control.lqg import Estimator, LQGDesign
 from robust_policies.control.lqg import design as lqg_design
+from robust_policies.control.scope import scope_of
 from robust_policies.envs.perturb.wrapping import plain_tensors, tensor_of
 from robust_policies.envs.plant import Plant
-from robust_policies.envs.wrappers import TensorWrapper
+from robust_policies.envs.wrappers import Changing, TensorWrapper
 from robust_policies.errors import InvalidValueError, NonFiniteError, ShapeError, UnknownNameError
 from robust_policies.policies.youla_base import BaseController, YoulaOptions
 
@@ -33,7 +34,7 @@ READABLE = ("innovation", "reference")
 _CLOSES_A_LOOP = ("output", "observation", "estimate", "state", "input", "action", "applied_input", "y", "u", "x")
 
 
-class _Loop:
+class _Loop(Changing):
     """The base controllers of `count` environments: states, innovations and what was applied last."""
 
     def __init__(self, base: BaseController, count: int) -> None:
@@ -42,17 +43,22 @@ class _Loop:
         self.innovation = base.u0.new_zeros(count, base.model.p)
         self.applied = base.u0.expand(count, -1).clone()
         self.seen: Tensor | None = None
+        self.exits = self.saturations = base.u0.new_zeros(count, dtype=torch.int64)
 
     def begin(self, observation: Tensor, rows: Tensor | None = None) -> Tensor:
         """Return what the policies read where episodes begin in `rows` (count,) bool, None: all; the others keep it."""
         state, applied = self.base.initial_state(self.count), self.base.u0.expand(self.count, -1)
         innovation = self.base.innovation(state, observation)
         seen = self.base.seen(innovation, observation)
+        exits, saturations = torch.zeros_like(self.exits), torch.zeros_like(self.saturations)
         if rows is not None and self.seen is not None:
             chosen = rows.unsqueeze(-1)
             state, applied = torch.where(chosen, state, self.state), torch.where(chosen, applied, self.applied)
             innovation = torch.where(chosen, innovation, self.innovation)
             seen = torch.where(chosen, seen, self.seen)
+            exits = torch.where(rows, exits, self.exits)
+            saturations = torch.where(rows, saturations, self.saturations)
+        self.exits, self.saturations = exits, saturations
         self.state, self.innovation, self.applied, self.seen = state, innovation, applied.clone(), seen
         return seen.clone()
 
@@ -65,12 +71,17 @@ class _Loop:
         self.state, self.applied = self.base.update(self.state, self.innovation, sent)
         self.innovation = self.base.innovation(self.state, observation)
         self.seen = seen = self.base.seen(self.innovation, observation)
+        self.exits = self.exits + self.base.outside(self.base.estimate(self.state, self.innovation))
+        self.saturations = self.saturations + self.base.saturated(sent)
         return seen.clone()
 
     def info(self) -> dict[str, Tensor]:
         """Return copies of the last applied inputs, the innovations and the estimates, in the plant's units."""
         estimate = self.base.estimate(self.state, self.innovation)
-        return {"applied_input": self.applied.clone(), "innovation": self.innovation.clone(), "estimate": estimate}
+        return {
+            "applied_input": self.applied.clone(), "innovation": self.innovation.clone(), "estimate": estimate,
+            "region_exits": self.exits.clone(), "saturations": self.saturations.clone(),
+        }  # fmt: skip
 
 
 class YoulaWrapper(gymnasium.Wrapper, RecordConstructorArgs):
@@ -88,10 +99,14 @@ class YoulaWrapper(gymnasium.Wrapper, RecordConstructorArgs):
         reference: indices of observations that no action can influence; the policy reads them, the observer does not.
             None: those that a trial of the environment's plant finds, where no model is given.
         observe: what the policy reads, of "innovation" and "reference".
+        weights: Q, R, W or V of the base controller's design, where no design is given; those left out are its own.
+        region: half widths (n,) of the model's states about x0 in which something is said of a nonlinear plant, for
+            the monitor; (): no limits.
 
     The info of reset and step holds "applied_input" (m,), the last input that the plant received, "innovation" (p,),
     not normalised, and "estimate" (n,) of the state, all float64 in the plant's units. At an episode's start the
-    estimate begins at x0, and the applied input is u0.
+    estimate begins at x0, and the applied input is u0. The monitor: "region_exits" and "saturations" count the steps
+    of the episode so far at whose end the estimate was outside the region, and in which an input was at its limit.
 
     Raises:
         InvalidValueError: `observe` names what depends on the actions, which would close a loop that nothing
@@ -112,16 +127,19 @@ class YoulaWrapper(gymnasium.Wrapper, RecordConstructorArgs):
         delay: int = 0,
         reference: Sequence[int] | None = None,
         observe: Sequence[str] = READABLE,
+        weights: Mapping[str, Any] | None = None,
+        region: Sequence[float] = (),
     ) -> None:
         RecordConstructorArgs.__init__(
             self, model=model, design=design, estimator=estimator, reserve=reserve, limit=limit, quantum=quantum,
-            delay=delay, reference=reference, observe=observe,
+            delay=delay, reference=reference, observe=observe, weights=weights, region=region,
         )  # fmt: skip
         gymnasium.Wrapper.__init__(self, env)
         _check_reads(observe)
-        model, design, reference = _designed(env, model, design, estimator, reference)
-        options = YoulaOptions(reserve, limit, quantum, delay, reference)
+        model, design, reference = _designed(env, model, design, estimator, reference, weights)
+        options = YoulaOptions(reserve, limit, quantum, delay, reference, tuple(region))
         self.controller = BaseController(model, design, env.observation_space, env.action_space, options)
+        self.controller.scope = scope_of(getattr(env.unwrapped, "plant", None), model, options.region)
         self.observation_space, self.action_space = (
             self.controller.youla_observation_space,
             self.controller.youla_action_space,
@@ -183,13 +201,16 @@ class YoulaVectorWrapper(TensorWrapper):
         delay: int = 0,
         reference: Sequence[int] | None = None,
         observe: Sequence[str] = READABLE,
+        weights: Mapping[str, Any] | None = None,
+        region: Sequence[float] = (),
     ) -> None:
         super().__init__(env)
         _check_reads(observe)
-        model, design, reference = _designed(env, model, design, estimator, reference)
-        options = YoulaOptions(reserve, limit, quantum, delay, reference)
+        model, design, reference = _designed(env, model, design, estimator, reference, weights)
+        options = YoulaOptions(reserve, limit, quantum, delay, reference, tuple(region))
         spaces = env.single_observation_space, env.single_action_space
         self.controller = BaseController(model, design, *spaces, options).to(self.device)
+        self.controller.scope = scope_of(getattr(env.unwrapped, "plant", None), model, options.region)
         self.single_observation_space = self.controller.youla_observation_space
         self.single_action_space = self.controller.youla_action_space
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
@@ -248,14 +269,21 @@ class YoulaVectorWrapper(TensorWrapper):
 
 def youla_base(env: Any) -> BaseController:
     """Return the base controller of the Youla wrapper that `env`, Gymnasium's or Stable-Baselines3's, wears."""
+    if (found := worn(env)) is not None:
+        return found
+    raise InvalidValueError(f"{env} wears no Youla wrapper; wrap the environment in YoulaWrapper or "
+                            "YoulaVectorWrapper.")  # fmt: skip
+
+
+def worn(env: Any) -> BaseController | None:
+    """Return the base controller of the Youla wrapper that `env` wears, or None if it wears none."""
     inner = env
     while inner is not None:
         if isinstance(inner, (YoulaWrapper, YoulaVectorWrapper)):
             return inner.controller
         several = getattr(inner, "envs", None)
         inner = several[0] if several else getattr(inner, "venv", None) or vars(inner).get("env")
-    raise InvalidValueError(f"{env} wears no Youla wrapper; wrap the environment in YoulaWrapper or "
-                            "YoulaVectorWrapper.")  # fmt: skip
+    return None
 
 
 def _designed(
@@ -264,6 +292,7 @@ def _designed(
     design: LQGDesign | None,
     estimator: Estimator,
     reference: Sequence[int] | None,
+    weights: Mapping[str, Any] | None,
 ) -> tuple[LinearModel, LQGDesign, tuple[int, ...]]:
     """Return model, design and reference, those that were not given made from the environment's plant."""
     plant = getattr(env.unwrapped, "plant", None)
@@ -288,7 +317,9 @@ def _designed(
             raise InvalidValueError(f"No action changes what {env} observes: it is an innovation already, and a policy "
                                     "that reads it needs no wrapper.")  # fmt: skip
         model = _measuring(linearize_plant(plant), kept)
-    return model, lqg_design(model, estimator=estimator) if design is None else design, given
+    if design is None:
+        design = lqg_design(model, **(weights or {}), estimator=estimator)
+    return model, design, given
 
 
 def _measuring(model: LinearModel, kept: list[int]) -> LinearModel:

@@ -29,6 +29,7 @@ from robust_policies import checks
 from robust_policies.control.linear_model import LinearModel
 from robust_policies.control.lqg import LQGDesign
 from robust_policies.control.saturation import SaturationBudget, saturation_budget
+from robust_policies.control.scope import Scope
 from robust_policies.control.youla import normalisation
 from robust_policies.errors import InvalidValueError, ShapeError
 
@@ -47,6 +48,8 @@ class YoulaOptions:
     """Steps by which the plant applies an input late, beyond what the model says."""
     reference: tuple[int, ...] = ()
     """Indices of observations that no action can influence (a reference): the policy reads them, not the observer."""
+    region: tuple[float, ...] = ()
+    """Half widths of the linear model's states about x0: where a monitor expects the estimate; (): everywhere."""
 
     def __post_init__(self) -> None:
         checks.finite_float("reserve", self.reserve, at_least=0.0)
@@ -61,6 +64,8 @@ class YoulaOptions:
         if len(set(indices)) != len(indices):
             raise InvalidValueError(f"reference is {self.reference}; expected every index once.")
         object.__setattr__(self, "reference", indices)
+        widths = tuple(checks.finite_float("an entry of region", width, above=0.0) for width in self.region)
+        object.__setattr__(self, "region", widths)
 
 
 class BaseController(nn.Module):
@@ -71,6 +76,7 @@ class BaseController(nn.Module):
     that the actuators allow).
 
     Attributes:
+        scope: what is known of the plant beside the model; the wrappers write it here.
         observation_space, action_space: the environment's own.
         youla_observation_space: of the normalised innovation (p,), followed by the reference.
         youla_action_space: of the normalised Youla input (m,), a Box of one size in all directions.
@@ -98,6 +104,7 @@ class BaseController(nn.Module):
     measured: Tensor
     exogenous: Tensor
     youla_high: Tensor
+    region: Tensor
 
     def __init__(
         self,
@@ -109,6 +116,7 @@ class BaseController(nn.Module):
     ) -> None:
         super().__init__()
         self.model, self.design, self.options = model, design, options or YoulaOptions()
+        self.scope = Scope("linear") if model.exact else Scope()
         self.observation_space, self.action_space = _vectors(observation_space), _vectors(action_space)
         self._check_fit()
         for name in ("A", "B", "C", "x0", "u0", "y0"):
@@ -140,6 +148,7 @@ class BaseController(nn.Module):
         self.numbers = getattr(torch, np.dtype(kind).name)
         self.inputs = getattr(torch, np.dtype(self.action_space.dtype).name)
         self._keep("youla_high", self.youla_action_space.high.astype(np.float64))
+        self._keep("region", np.array(self.options.region or np.full(model.n, np.inf)))
 
     @property
     def state_size(self) -> int:
@@ -167,6 +176,14 @@ class BaseController(nn.Module):
     def estimate(self, state: Tensor, innovation: Tensor) -> Tensor:
         """Return the estimate (batch, n) that is fed back, in the plant's own units."""
         return self.x0 + state[..., : self.model.n] + innovation @ self.M.T
+
+    def outside(self, estimate: Tensor) -> Tensor:
+        """Return where (batch,) an estimate (batch, n) lies outside the region, or is no number."""
+        return ~((estimate - self.x0).abs() <= self.region).all(-1)
+
+    def saturated(self, sent: Tensor) -> Tensor:
+        """Return where (batch,) an input that was sent lies at a limit of its actuator."""
+        return ((sent <= self.low) | (sent >= self.high)).any(-1)
 
     def command(self, state: Tensor, innovation: Tensor, youla: Tensor) -> Tensor:
         """Return the inputs (batch, m) to send, for normalised Youla inputs (batch, m): clipped, as the actuator can.
@@ -208,6 +225,9 @@ class BaseController(nn.Module):
         n, m, p = model.n, model.m, model.p
         for name, expected in (("K", (m, n)), ("L", (n, p)), ("M", (n, p))):
             checks.shape(f"{name} of the design", getattr(design, name), expected)
+        if self.options.region and len(self.options.region) != n:
+            raise ShapeError(f"region has {len(self.options.region)} number(s); expected {n}, one for each of the "
+                             f"model's states {', '.join(model.state_names)}.")  # fmt: skip
         size, references = self.observation_space.shape[0], self.options.reference
         if any(index >= size for index in references):
             raise InvalidValueError(f"reference is {references}; expected indices below {size}, the size of an "

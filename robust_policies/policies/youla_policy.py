@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +13,8 @@ from torch import Tensor
 
 from robust_policies.control.linear_model import LinearModel
 from robust_policies.control.lqg import LQGDesign
-from robust_policies.errors import InvalidValueError, NotCertifiableError, ShapeError
+from robust_policies.control.scope import Scope
+from robust_policies.errors import InvalidValueError, ShapeError
 from robust_policies.networks import Cell
 from robust_policies.policies.actions import choose
 from robust_policies.policies.actor import Actor, MeanHead, ScaledCell, Scaling
@@ -79,6 +82,30 @@ class YoulaCell(Cell):
         return self
 
 
+@dataclass
+class Monitor:
+    """What happened in the steps that `predict` was called for, since it was made or `reset`."""
+
+    steps: int = 0
+    region_exits: int = 0
+    saturations: int = 0
+
+    def count(self, outside: Tensor, saturated: Tensor) -> None:
+        """Add one step of some environments, (batch,) bool each."""
+        self.steps += len(outside)
+        self.region_exits += int(outside.sum())
+        self.saturations += int(saturated.sum())
+
+    def reset(self) -> None:
+        """Begin at zero."""
+        self.steps = self.region_exits = self.saturations = 0
+
+    def report(self) -> str:
+        """Return one sentence."""
+        return (f"Of {self.steps} steps the estimate was outside the region in {self.region_exits}, and an input at "
+                f"its limit in {self.saturations}.")  # fmt: skip
+
+
 class YoulaPolicy(DeployedPolicy):
     """Observations of the unwrapped environment in, its actions out: what a policy trained in a YoulaWrapper does.
 
@@ -87,9 +114,11 @@ class YoulaPolicy(DeployedPolicy):
         policy: the Youla parameter: a `DeployedPolicy`, or what `deploy` makes one of, trained in the wrapper.
         observation_space, action_space: of the unwrapped environment.
         options: the wrapper's options.
+        scope: what is known of the plant beside the model; None: nothing.
 
     `YoulaPolicy.of(env, policy)` takes all but the policy from a wrapped environment. Saved and loaded as every other
     policy (`save_policy`, `load_policy`). The state of `predict` is float64: the observer's, then the policy's own.
+    `monitor` counts region exits and saturated inputs while `predict` is called.
 
     Raises:
         ShapeError: the policy does not read the innovation (and reference) alone, or gives something else than a
@@ -107,6 +136,7 @@ class YoulaPolicy(DeployedPolicy):
         observation_space: spaces.Space,
         action_space: spaces.Space,
         options: YoulaOptions | None = None,
+        scope: Scope | None = None,
     ) -> None:
         inner = policy if isinstance(policy, DeployedPolicy) else _deployed(policy)
         controller = BaseController(model, design, observation_space, action_space, options)
@@ -117,7 +147,9 @@ class YoulaPolicy(DeployedPolicy):
         actor = Actor(body, MeanHead(numbers, numbers, linear=False))
         super().__init__(actor, controller.observation_space, controller.action_space)
         self.policy = inner
+        self.monitor = Monitor()
         self.controller = controller
+        self.scope = (Scope("linear") if model.exact else Scope()) if scope is None else scope
 
     @classmethod
     def of(cls, env: Any, policy: Any) -> YoulaPolicy:
@@ -127,7 +159,7 @@ class YoulaPolicy(DeployedPolicy):
         base = youla_base(env)
         return cls(
             base.design, base.model, policy, observation_space=base.observation_space, action_space=base.action_space,
-            options=base.options,
+            options=base.options, scope=base.scope,
         )  # fmt: skip
 
     @property
@@ -146,12 +178,30 @@ class YoulaPolicy(DeployedPolicy):
         self.policy.to(device)
         return self
 
-    def certificate(self) -> Certificate:
-        """Refuse: a gain from observation to action says nothing about a loop that a base controller closes."""
-        raise NotCertifiableError(
-            "The gain of a Youla policy from observation to action includes the base controller's, and proves nothing "
-            "about the closed loop; certify the Youla parameter alone with .policy.certificate()."
-        )
+    def certificate(self, weights: Sequence[float] | None = None) -> Certificate:
+        """Return the certificate of the closed loop: plant's linear model, observer, feedback and Youla parameter.
+
+        That of the Youla parameter alone is `policy.certificate()`. Raises NotCertifiableError where nothing is proven,
+        InvalidValueError where `weights` are given: the loop's signals have the design's.
+        """
+        from robust_policies.policies.certify_youla import certify_youla
+
+        if weights is not None:
+            raise InvalidValueError("weights were given for the closed loop of a Youla policy, whose disturbance and "
+                                    "performance have the units of its design; expected none.")  # fmt: skip
+        return certify_youla(self)
+
+    def running_arrays(self) -> dict[str, Any]:
+        """Return the arrays that run, the base controller's too."""
+        from robust_policies.policies.certify_youla import loop_arrays
+
+        return loop_arrays(self)
+
+    def searched(self) -> Any:
+        """Return the closed loop as a cell, which is what the certificate's gain is of; None if it cannot be run so."""
+        from robust_policies.policies.certify_youla import searched_loop
+
+        return searched_loop(self)
 
     @property
     def _double(self) -> bool:
@@ -163,7 +213,10 @@ class YoulaPolicy(DeployedPolicy):
         # Through the same function as in the wrapper, so that the actions agree in every bit, exploration too.
         hidden, numbers = inner.actor.step(hidden, seen)
         youla = choose(inner.action_space, numbers, inner.log_std, deterministic)
+        own = state[..., : self.controller.state_size]
+        outside = self.controller.outside(self.controller.estimate(own, innovation))
         state, sent = cell.after(state, innovation, hidden, torch.as_tensor(youla, device=state.device))
+        self.monitor.count(outside, self.controller.saturated(sent))
         return state, sent.cpu().numpy().astype(self.action_space.dtype)
 
 

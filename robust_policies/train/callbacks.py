@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from robust_policies.errors import DivergedError
 from robust_policies.policies import save_policy
-from robust_policies.policies.export import deploy
+from robust_policies.policies.export import deploy, deploy_trained
 from robust_policies.train.checkpoints import Best, Progress, reached, weights, write_checkpoint
 from robust_policies.train.continuation import Moment
 from robust_policies.train.folder import RunFolder
@@ -195,5 +195,5 @@ class RunCallback(BaseCallback):
         self.logger.record("eval/mean_ep_length", float(np.mean(lengths)))
         if self.state.evaluated(mean):
             self.best = weights(self.model.policy)
-            save_policy(self.model, self.run.checkpoints / "best")
+            save_policy(deploy_trained(self.model), self.run.checkpoints / "best")
         self.reached = reached(self.section, self.state)

@@ -11,6 +11,7 @@ from robust_policies.assets import recipe_path
 from robust_policies.errors import InvalidValueError, SchemaError, UnknownNameError
 from robust_policies.train.messages import one_line
 from robust_policies.train.yaml_file import dump_yaml, parse_scalar, read_yaml
+from robust_policies.train.youla_recipe import YoulaSection
 
 RECIPE_SCHEMA = 1
 ALGORITHMS = ("recurrent_ppo", "tensor_ppo", "apg", "imitation")
@@ -149,6 +150,7 @@ class Recipe(_Section):
     deterministic: bool = Field(default=False, description="deterministic algorithms only, where there is a choice")
     task: TaskSection
     policy: PolicySection = Field(default_factory=PolicySection)
+    youla: YoulaSection | None = None
     algorithm: AlgorithmSection
     checkpoints: CheckpointSection = Field(default_factory=CheckpointSection)
     evaluation: EvaluationSection = Field(default_factory=EvaluationSection)

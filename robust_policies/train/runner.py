@@ -21,6 +21,7 @@ from robust_policies.envs.registration import unknown_environment
 from robust_policies.envs.sb3 import SB3VecEnv, make_sb3_vec_env
 from robust_policies.errors import DivergedError, RobustPoliciesError
 from robust_policies.policies import RecurrentCellPolicy, save_policy
+from robust_policies.policies.export import deploy_trained
 from robust_policies.train.apg_recipe import ApgRecipe
 from robust_policies.train.apg_run import ApgRun
 from robust_policies.train.callbacks import RunCallback, StopRequest
@@ -37,6 +38,7 @@ from robust_policies.train.recipe import Recipe, schedule
 from robust_policies.train.resources import disk_of, memory_of
 from robust_policies.train.target import Outcome, outcome
 from robust_policies.train.tensor_ppo import TensorRecurrentPPO
+from robust_policies.train.youla_recipe import youla_wrapper
 
 # Evaluation starts and resumed runs draw from seeds of their own.
 _EVALUATION_SEED = 1_000_003
@@ -68,7 +70,7 @@ def make_env(recipe: Recipe, num_envs: int, seed: int, device: str, training: bo
 
     Training environments divide rewards by the running deviation of the return if the recipe says so (where the
     algorithm does not do it itself); observations are never normalised by running statistics, which would change what a
-    certificate is about.
+    certificate is about. With a `youla` section they are inside the wrapper.
     """
     env = make_sb3_vec_env(
         recipe.task.id,
@@ -77,6 +79,7 @@ def make_env(recipe: Recipe, num_envs: int, seed: int, device: str, training: bo
         device=device,
         env_kwargs=recipe.task.kwargs,
         perturbations=recipe.task.perturbations,
+        wrap=youla_wrapper(recipe),
     )
     on_device = recipe.algorithm.name == "tensor_ppo" and isinstance(env, SB3VecEnv)
     if training and recipe.algorithm.normalize_reward and not on_device:
@@ -258,7 +261,7 @@ def _train_ppo(job: _Job) -> TrainResult:
             model.policy.load_state_dict(best)
         write_atomic(run.policy_zip, lambda file: model.save(file))  # pyright: ignore[reportArgumentType]
         result = job.finish(progress)
-        save_policy(model, run.path)
+        save_policy(deploy_trained(model), run.path)
     return result
 
 
@@ -306,5 +309,5 @@ def _restore_best(run: RunFolder, model: OnPolicyAlgorithm, best: dict[str, torc
     """Write `checkpoints/best` as of the checkpoint: the killed run may have gone on to a better one."""
     current = {name: value.clone() for name, value in model.policy.state_dict().items()}
     model.policy.load_state_dict(best)
-    save_policy(model, run.checkpoints / "best")
+    save_policy(deploy_trained(model), run.checkpoints / "best")
     model.policy.load_state_dict(current)

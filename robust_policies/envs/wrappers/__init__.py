@@ -5,12 +5,13 @@ Gymnasium's own vector wrappers are for NumPy, and its normalisation is for NEXT
 """
 
 from robust_policies.envs.wrappers.actions import ClipAction, RescaleAction
-from robust_policies.envs.wrappers.base import TensorWrapper
+from robust_policies.envs.wrappers.base import Changing, TensorWrapper
 from robust_policies.envs.wrappers.moments import RunningMoments
 from robust_policies.envs.wrappers.normalize import NormalizeObservation, NormalizeReward
 from robust_policies.envs.wrappers.statistics import EpisodeStatistics
 
 __all__ = [
+    "Changing",
     "ClipAction",
     "EpisodeStatistics",
     "NormalizeObservation",

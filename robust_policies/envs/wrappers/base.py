@@ -21,6 +21,10 @@ def torch_env(env: Any) -> TorchVectorEnv:
     raise InvalidValueError(f"env is {env!r}; expected a TorchVectorEnv or a wrapper around one.{hint}")
 
 
+class Changing:
+    """What a wrapper keeps in an object of its own and changes with every step: part of what a run resumes from."""
+
+
 class TensorWrapper(VectorWrapper):
     """A wrapper around a `TorchVectorEnv`, or wrappers of one, that knows its device and autoreset mode."""
 

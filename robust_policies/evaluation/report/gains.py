@@ -66,7 +66,8 @@ def gains_chart(methods: Sequence[Method]) -> Chart | None:
         "upper bound. Point: the largest gain a search found, a lower bound with its two input sequences saved in "
         "float64. A distance between the two means a loose bound or a weak search: the picture cannot say which. A "
         "point alone: nothing is proven, and larger gains may exist. Small marks: training seeds; large: medians. "
-        "The gain is an open-loop property of the policy; it does not bound the closed loop's return."
+        "The gain is an open-loop property of the policy; it does not bound the closed loop's return. A Youla policy's "
+        "is of its linear closed loop, disturbance to performance."
     )
     return Chart("gains", "Proven and found gain", caption, [panel], columns=1, legend=False)
 

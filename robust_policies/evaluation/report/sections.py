@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,8 @@ from robust_policies.evaluation.report.methods import (
 
 STATUS_WORDS = {"PASS": "proven", "VIOLATED": "refuted", "NOT_CERTIFIED": "not certified"}
 READING = (
-    "A certificate is about the policy alone: the gain from the observations it reads to its mean actions, in open "
+    "A certificate is about the policy alone (a Youla policy's: about the linear closed loop): the gain from the "
+    "observations it reads to its mean actions, in open "
     "loop. It says nothing about exploration noise, and <b>a gain in open loop does not bound a return in closed "
     "loop</b>: every return here is a measurement.",
     "A found gain is a lower bound with a witness. A low ratio of found to proven means a loose bound <b>or</b> a weak "
@@ -178,7 +179,9 @@ def _certificate(method: Method) -> str:
     run, shown = max(known, key=lambda pair: (rank[pair[1].status], pair[1].gamma_raw or 0.0))
     seed = "" if len(method.runs) == 1 else f"<b>{escape(run.name)}</b>, the weakest claim of the training seeds: "
     parts = [f"<p class='claim'>{seed}{escape(shown.claim)}</p>"]
-    if shown.factors:
+    if shown.closed_loop is not None:
+        parts.append(_loop_table(shown.closed_loop, shown.gamma_raw))
+    elif shown.factors:
         rows = [[escape(f.name), number(f.gain, 7), escape(f.note)] for f in shown.factors]
         total = "-" if shown.gamma_raw is None else number(upward(shown.gamma_raw, 7), 7)
         rows.append(["<b>product</b>", f"<b>{total}</b>", "raw observation to raw mean action"])
@@ -196,6 +199,23 @@ def _certificate(method: Method) -> str:
         claims = "".join(f"<p><b>{escape(one.name)}</b>: {escape(c.claim)}</p>" for one, c in known)
         content = details(f"All {len(known)} training seeds", content + claims)
     return f"<section>{title}{''.join(parts)}{content}</section>"
+
+
+def _loop_table(loop: Mapping[str, Any], gain: float | None) -> str:
+    """Return the bounds of a closed loop's gain, from what they are made of to what counts."""
+    known = [
+        ("parameter_gain", "Youla parameter", "normalised innovation to normalised input"),
+        ("T0", "base loop", "disturbance to performance, without the Youla parameter"),
+        ("T1", "Youla input to performance", ""),
+        ("T2", "disturbance to innovation", ""),
+        ("triangle", "triangle bound", "base loop + product of the three others"),
+        ("scaled", "bound by the parameter's gain", "the best that uses nothing else of it"),
+        ("closed_loop", "bound by the parameter's matrices", "plant, observer and parameter as one cell"),
+    ]
+    rows = [[escape(what), number(loop.get(name), 7), escape(note)] for name, what, note in known]
+    total = "-" if gain is None else number(upward(gain, 7), 7)
+    rows.append(["<b>proven</b>", f"<b>{total}</b>", "disturbance to performance, linear closed loop"])
+    return table(["Map", "Gain", "From where to where"], rows, "The closed loop's gain", (1,))
 
 
 def targets(methods: Sequence[Method]) -> str:

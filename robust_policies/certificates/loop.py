@@ -1,0 +1,44 @@
+"""What is proven of a closed loop: plant, observer, state feedback and Youla parameter; and its sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+NUMBERS = ("T0", "T1", "T2", "triangle", "scaled", "closed_loop", "parameter_gain")
+SAID = ("converges", "quantum", "plant", "saturation")
+"""What the sentence is made of."""
+
+
+def loop_claim(certificate: Any, upward: Any) -> str:
+    """Return the sentences of a certificate whose `closed_loop` is not None and whose status is PASS.
+
+    Args:
+        certificate: a `Certificate`; its gamma_raw is the gain from disturbance to performance, its rate that of the
+            loop's contraction (None: proven without a number).
+        upward: rounds a bound up for printing.
+    """
+    loop: Mapping[str, Any] = certificate.closed_loop
+    parts = []
+    if certificate.gamma_raw is not None:
+        parts.append(
+            "for any two disturbances d = (process noise, measurement noise), in units of their square-rooted "
+            "covariances, and the same initial state, the l2 norm of the difference of the performance "
+            f"z = (Q^1/2 x, R^1/2 u) is at most {upward(certificate.gamma_raw):.6g} times that of the disturbances"
+        )
+    if certificate.rate is not None and certificate.rate < 1:
+        over = "" if certificate.overshoot is None else f" {upward(certificate.overshoot):.6g} *"
+        parts.append(
+            "under the same disturbance any two trajectories approach each other like"
+            f"{over} {upward(certificate.rate, 9):.9g}^t"
+        )
+    elif loop["converges"]:
+        parts.append("under the same disturbance any two trajectories converge, a cascade of contracting parts")
+    clipped = "while neither an input nor the Youla input is clipped"
+    if loop["quantum"]:
+        clipped += f", and but for the rounding of inputs to multiples of {loop['quantum']}"
+    return (
+        "Proven for the linear model of the closed loop (plant, observer, feedback and the arrays of the Youla "
+        f"parameter that run), in exact arithmetic ({certificate.method}), {clipped}: {'; and '.join(parts)}. "
+        f"{loop['plant']} {loop['saturation']} This is about the mean action only, and does not bound the return."
+    )
