@@ -66,7 +66,7 @@ class ImitationRecipe(Recipe):
     @model_validator(mode="after")
     def _nothing_of_ppo(self) -> ImitationRecipe:
         if self.youla is not None:
-            raise ValueError("youla is given with algorithm.name imitation, which learns actions and no Youla parameter; "
-                             "expected recurrent_ppo or tensor_ppo")  # fmt: skip
+            raise ValueError("youla is given with algorithm.name imitation, which learns actions and no Youla "
+                             "parameter; expected recurrent_ppo or tensor_ppo")  # fmt: skip
         refuse_settings_of_ppo(self.policy, "with imitation, which learns no value")
         return self
