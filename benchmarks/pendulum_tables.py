@@ -228,5 +228,5 @@ def picture(methods: Sequence[Method]) -> Figure:
         axis.set_xlabel("size: l2 norm at each step, raw observation")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("return, interquartile mean over seeds and episodes")
-    axes[1].legend(fontsize=8, loc="lower left")
+    axes[0].legend(fontsize=8, loc="lower left", ncols=2)
     return figure
