@@ -113,7 +113,7 @@ def page(entries: dict[str, dict[str, Any]]) -> str:
         "COMPARISON": comparison(entries),
         "WORST": worst_table(entries),
         "GAINS": gains_table(entries),
-        "SEEDS": ", ".join(f"{name} {len(entry['seeds'])}" for name, entry in entries.items()),
+        "SEEDS": seeds(entries),
     }
     for key, text in parts.items():
         intro = intro.replace(f"[[{key}]]", text)
@@ -131,6 +131,13 @@ def shown(found: dict[str, float] | None, digits: str = ".0f") -> str:
     if found is None:
         return ""
     return f"{found['value']:{digits}} [{found['low']:{digits}}, {found['high']:{digits}}]"
+
+
+def seeds(entries: dict[str, dict[str, Any]]) -> str:
+    """Return how many training seeds were evaluated: one number where it is that of all methods."""
+    counts = {name: len(entry["seeds"]) for name, entry in entries.items()}
+    same = len(set(counts.values())) == 1
+    return f"{next(iter(counts.values()))} each" if same else ", ".join(f"{k} {v}" for k, v in counts.items())
 
 
 def comparison(entries: dict[str, dict[str, Any]]) -> str:
@@ -221,5 +228,5 @@ def picture(methods: Sequence[Method]) -> Figure:
         axis.set_xlabel("size: l2 norm at each step, raw observation")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("return, interquartile mean over seeds and episodes")
-    axes[1].legend(fontsize=8, loc="lower left")
+    axes[0].legend(fontsize=8, loc="lower left", ncols=2)
     return figure

@@ -133,7 +133,7 @@ class Chart:
 
 
 def _log_ticks(parts: Sequence[Sequence[float] | NDArray[np.float64]]) -> list[float]:
-    """Return 1, 2 and 5 of each decade (1 alone over five), or round numbers where there is not even one decade."""
+    """Return 1, 2 and 5 of each decade (1 alone over three), or round numbers where there is not even one decade."""
     values = np.concatenate([np.asarray(part, float) for part in parts]) if parts else np.ones(1)
     values = values[np.isfinite(values) & (values > 0)]
     low, high = (float(values.min()), float(values.max())) if values.size else (1.0, 1.0)
@@ -142,7 +142,7 @@ def _log_ticks(parts: Sequence[Sequence[float] | NDArray[np.float64]]) -> list[f
         low, high = (low, high) if high > 1.001 * low else (0.98 * low, 1.02 * high)
         return [float(f"{tick:.12g}") for tick in MaxNLocator(4).tick_values(low, high) if tick > 0]
     powers = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
-    return [float(f"{m * p:.12g}") for p in powers for m in ((1, 2, 5) if decades < 5 else (1,))]
+    return [float(f"{m * p:.12g}") for p in powers for m in ((1, 2, 5) if decades < 3 else (1,))]
 
 
 def y_range(chart: Chart) -> tuple[float, float] | None:
