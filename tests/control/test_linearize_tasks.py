@@ -1,5 +1,7 @@
 """Every task of the package: a linear model at an equilibrium, and a design that holds the task's own plant there."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -19,7 +21,7 @@ class Simulated:
     """A plant at its nominal parameters, its state that of a model: what the model leaves out stays as it starts."""
 
     def __init__(self, name):
-        self.plant = load_plant(name)
+        self.name, self.plant = name, load_plant(name)
         self.model = linearize_plant(self.plant)
         self.params = self.plant.prepare(self.plant.nominal())
         self.rest = torch.as_tensor(goal(self.plant)).unsqueeze(0)
@@ -90,6 +92,16 @@ def test_the_design_shows_its_weights(simulated):
     text = str(lqg.design(simulated.model))
     assert [line.split(" = ")[0].strip() for line in text.splitlines()[1:]] == list("QRWV")
     assert all(line.rpartition(": ")[2] for line in text.splitlines()[1:])
+
+
+def test_the_page_states_sizes_and_spectral_radii(simulated):
+    page = Path(__file__).resolve().parents[2] / "docs" / "control.md"
+    rows = [line.split("|")[1:-1] for line in page.read_text().splitlines() if line.startswith("| `")]
+    (row,) = (row for row in rows if row[0].strip() == f"`{simulated.name}`")
+    model, design = simulated.model, lqg.design(simulated.model)
+    assert [int(size) for size in row[1].split(",")] == [model.n, model.m, model.p]
+    radii = [np.abs(np.linalg.eigvals(model.A)).max(), design.rho_control, design.rho_estimator]
+    assert [float(cell) for cell in row[2:5]] == pytest.approx(radii, abs=6e-5)
 
 
 @pytest.mark.parametrize("name", sorted(LINEAR))
