@@ -82,7 +82,7 @@ class Stage:
                 raise InvalidValueError(f"{task.id} has {what} {space}; imitation needs a Box of vectors.")
         bounds = (self.action_space.low, self.action_space.high)  # type: ignore[attr-defined]
         self.low, self.high = (torch.as_tensor(bound, device=self.device) for bound in bounds)
-        self.observation_size, self.action_size = self.observation_space.shape[0], len(self.low)
+        self.observation_size, self.action_size = spaces.flatdim(self.observation_space), len(self.low)
         self.count = count
 
     def _made(self, task: TaskSection, count: int) -> VectorEnv:
