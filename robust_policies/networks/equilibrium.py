@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,6 +10,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from robust_policies.networks.activations import Activation
+
+_BLOCK = 64
+_FEW = 2560  # batch * nv up to which a triangular matrix a sample is solved sooner than neuron after neuron
 
 
 def solve_equilibrium(b: Tensor, D11: Tensor, activation: Activation) -> Tensor:
@@ -31,7 +35,7 @@ def solve_equilibrium(b: Tensor, D11: Tensor, activation: Activation) -> Tensor:
 class _Equilibrium(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, b: Tensor, D11: Tensor, activation: Activation) -> Tensor:
-        w = _substitute(b, D11, activation)
+        w = _substitute(b, D11, activation.inplace)
         ctx.save_for_backward(b, D11, w)
         ctx.activation = activation
         return w
@@ -48,21 +52,32 @@ class _Equilibrium(torch.autograd.Function):
             wanted = [x for x, need in zip(aliases, ctx.needs_input_grad, strict=False) if need]
             found = iter(torch.autograd.grad(plain, wanted, grad, create_graph=True))
             return *(next(found) if need else None for need in ctx.needs_input_grad[:2]), None
-        # v = b + D11 w, w = act(v), J = diag(act'(v)): the gradient g of w obeys g = grad + D11' J g.
+        # v = b + D11 w, w = act(v), J = diag(act'(v)): of the gradient g of w, h = J g obeys h = J (grad + D11' h).
         slope = ctx.activation.slope(w, torch.empty_like(w))
-        transposed = -(torch.tril(D11, -1).mT * slope.unsqueeze(1))
-        total = torch.linalg.solve_triangular(transposed, grad.unsqueeze(2), upper=True, unitriangular=True).squeeze(2)
-        through = slope * total
-        return through, torch.tril(through.mT @ w, -1) if ctx.needs_input_grad[1] else None, None
+        if w.is_cuda or w.numel() <= _FEW:
+            matrix = -(torch.tril(D11, -1).mT * slope.unsqueeze(1))
+            total = torch.linalg.solve_triangular(matrix, grad.unsqueeze(2), upper=True, unitriangular=True)
+            h = slope * total.squeeze(2)
+        else:  # the same substitution as forward, from the last neuron to the first
+            slopes = iter(slope.mT.flip(0).unbind())
+            h = _substitute(grad.flip(1), D11.tril(-1).mT.flip(0, 1), lambda row: row.mul_(next(slopes))).flip(1)
+        return h, torch.tril(h.mT @ w, -1) if ctx.needs_input_grad[1] else None, None
 
 
-def _substitute(b: Tensor, D11: Tensor, activation: Activation) -> Tensor:
-    # One row a neuron, so that each product reads contiguous memory.
-    w = b.mT.contiguous()
-    for i in range(w.shape[0]):
-        if i:
-            torch.addmv(w[i], w[:i].mT, D11[i, :i], out=w[i])
-        activation.inplace(w[i])
+def _substitute(b: Tensor, lower: Tensor, close: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return w (batch, nv) with w_i = close(b_i + sum over j < i of lower_ij w_j); `close` overwrites its argument.
+
+    Neurons are rows, so that each product reads contiguous memory. What earlier blocks of neurons add is one matrix
+    product a block; within a block the rows that are still to come are zero and add nothing, which spares a pair of
+    slices a neuron: dispatching them took longer than the arithmetic.
+    """
+    b, lower = b.mT.contiguous(), lower.tril(-1)
+    w = torch.zeros_like(b)
+    for first in range(0, len(b), _BLOCK):
+        block = slice(first, first + _BLOCK)
+        known, found = torch.addmm(b[block], lower[block, :first], w[:first]), w[block]
+        for v, weights, row in zip(known.unbind(), lower[block, block].unbind(), found.unbind(), strict=True):
+            row.copy_(close(torch.addmv(v, found.mT, weights)))
     return w.mT.contiguous()
 
 
