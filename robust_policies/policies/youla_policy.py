@@ -72,6 +72,11 @@ class YoulaCell(Cell):
         """Return zeros (batch, nx) in float64."""
         return self.controller.A.new_zeros(batch_size, self.state_size, dtype=torch.float64)
 
+    def as_actor(self) -> Actor:
+        """Return the actor of the unwrapped environment: this cell between maps that change nothing."""
+        scaling = Scaling(self.input_size).double()
+        return Actor(ScaledCell(self, scaling), MeanHead(self.output_size, self.output_size, linear=False))
+
     def options(self) -> dict[str, Any]:
         """Return what the actor's cell is made of."""
         return {"cell": self.actor.cell.config()}
@@ -141,11 +146,9 @@ class YoulaPolicy(DeployedPolicy):
         inner = policy if isinstance(policy, DeployedPolicy) else _deployed(policy)
         controller = BaseController(model, design, observation_space, action_space, options)
         _check_reads(inner, controller)
-        cell = YoulaCell(controller, inner.actor)
-        numbers = len(controller.low)
-        body = ScaledCell(cell, Scaling(cell.input_size).double())
-        actor = Actor(body, MeanHead(numbers, numbers, linear=False))
-        super().__init__(actor, controller.observation_space, controller.action_space)
+        super().__init__(
+            YoulaCell(controller, inner.actor).as_actor(), controller.observation_space, controller.action_space
+        )
         self.policy = inner
         self.monitor = Monitor()
         self.controller = controller
@@ -156,11 +159,21 @@ class YoulaPolicy(DeployedPolicy):
         """Return the policy for the environment inside the Youla wrapper that `env` wears."""
         from robust_policies.policies.youla import youla_base
 
-        base = youla_base(env)
+        return cls.around(youla_base(env), policy)
+
+    @classmethod
+    def around(cls, base: BaseController, policy: Any) -> YoulaPolicy:
+        """Return the policy of a base controller, of its design, options and scope, with a Youla parameter."""
         return cls(
             base.design, base.model, policy, observation_space=base.observation_space, action_space=base.action_space,
             options=base.options, scope=base.scope,
         )  # fmt: skip
+
+    @classmethod
+    def of_cell(cls, cell: YoulaCell) -> YoulaPolicy:
+        """Return the policy of a base controller with the actor of a Youla parameter in it."""
+        base = cell.controller
+        return cls.around(base, DeployedPolicy(cell.actor, base.youla_observation_space, base.youla_action_space))
 
     @property
     def model(self) -> LinearModel:

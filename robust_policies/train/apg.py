@@ -27,6 +27,7 @@ from robust_policies.envs.plant import Plant
 from robust_policies.errors import DivergedError
 from robust_policies.policies.actor import Actor
 from robust_policies.policies.deployed import DeployedPolicy
+from robust_policies.policies.youla_policy import YoulaCell, YoulaPolicy
 from robust_policies.train.apg_adversary import worst_observations
 from robust_policies.train.apg_critic import Experience, ValueTail, follow, lambda_returns, target_of
 from robust_policies.train.apg_recipe import ApgSection, rate_at
@@ -234,8 +235,10 @@ class AnalyticPolicyGradient:
 
     def deployed(self) -> DeployedPolicy:
         """Return a copy of the actor as it is, with the task's spaces, on the CPU."""
-        spaces = given.spaces(self.plant, torch.float32)
-        return DeployedPolicy(copy.deepcopy(self.actor).cpu(), *spaces)
+        actor = copy.deepcopy(self.actor).cpu()
+        if isinstance(actor.cell, YoulaCell):
+            return YoulaPolicy.of_cell(actor.cell)
+        return DeployedPolicy(actor, *given.spaces(self.plant, torch.float32))
 
     def tensors(self) -> dict[str, Tensor]:
         """Return everything that decides how training goes on, by name, as copies on the CPU."""

@@ -62,9 +62,9 @@ class ApgRecipe(Recipe):
 
     @model_validator(mode="after")
     def _nothing_of_ppo(self) -> ApgRecipe:
-        if self.youla is not None:
-            raise ValueError("youla is given with algorithm.name apg, which differentiates the plant itself; expected "
-                             "recurrent_ppo or tensor_ppo")  # fmt: skip
+        if self.youla is not None and self.youla.quantum:
+            raise ValueError(f"youla.quantum is {self.youla.quantum:g} with algorithm.name apg, whose gradients do not "
+                             "pass rounded inputs; expected 0, or recurrent_ppo or tensor_ppo")  # fmt: skip
         refuse_settings_of_ppo(self.policy, "with apg, whose value is set by algorithm.critic_sizes")
         return self
 

@@ -14,6 +14,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+from gymnasium.spaces import flatdim
 from stable_baselines3.common.logger import Logger
 from torch import Tensor
 
@@ -25,6 +26,8 @@ from robust_policies.errors import InvalidValueError
 from robust_policies.networks import make_cell
 from robust_policies.policies import save_policy
 from robust_policies.policies.actor import Actor, MeanHead, ScaledCell, Scaling
+from robust_policies.policies.youla_base import BaseController
+from robust_policies.policies.youla_policy import YoulaCell
 from robust_policies.train.apg import AnalyticPolicyGradient
 from robust_policies.train.apg_recipe import ApgRecipe
 from robust_policies.train.callbacks import StopRequest
@@ -35,6 +38,7 @@ from robust_policies.train.logs import tensorboard_logger
 from robust_policies.train.monitor import certified
 from robust_policies.train.progress import Reporter
 from robust_policies.train.recipe import PolicySection
+from robust_policies.train.youla_recipe import youla_wrapper
 
 
 def task_plant(recipe: ApgRecipe) -> tuple[Plant, int]:
@@ -83,11 +87,33 @@ def task_plant(recipe: ApgRecipe) -> tuple[Plant, int]:
 
 
 def make_actor(recipe: ApgRecipe, plant: Plant, device: str) -> Actor:
-    """Return the untrained actor that the recipe describes; the same seed gives the same weights."""
-    actor = new_actor(recipe.policy, plant.observation_size, plant.action_size, recipe.seed)
+    """Return the untrained actor that the recipe describes; the same seed gives the same weights.
+
+    With a `youla` section it is the whole controller, whose parameters are the Youla parameter's: gradients flow
+    through plant, observer and feedback.
+    """
+    base = base_controller(recipe)
+    inputs, actions = plant.observation_size, plant.action_size
+    if base is not None:
+        inputs, actions = flatdim(base.youla_observation_space), base.model.m
+    actor = new_actor(recipe.policy, inputs, actions, recipe.seed)
     if recipe.algorithm.zero_init and actor.head.linear is None:
         actor.cell.zero_output_()
-    return actor.to(device)
+    return (actor if base is None else YoulaCell(base, actor).as_actor()).to(device)
+
+
+def base_controller(recipe: ApgRecipe) -> BaseController | None:
+    """Return the base controller of the recipe's `youla` section; None without one.
+
+    Raises:
+        UserError: it does not fit the task.
+    """
+    wrap = youla_wrapper(recipe)
+    if wrap is None:
+        return None
+    env = wrap(gymnasium.make(recipe.task.id, **recipe.task.kwargs))
+    env.close()
+    return env.controller
 
 
 def new_actor(policy: PolicySection, inputs: int, actions: int, seed: int) -> Actor:

@@ -1,4 +1,4 @@
-"""The implicit layer against its equation, entry by entry, on both sides of the size where its derivative changes path."""
+"""The implicit layer against its equation, neuron after neuron, on both sides of where its derivative changes path."""
 
 import pytest
 import torch

@@ -14,6 +14,8 @@ from robust_policies.errors import InvalidValueError, UnknownNameError, UserErro
 from robust_policies.evaluation.certify import certify_run, check_run
 from robust_policies.policies import YoulaPolicy, load_policy
 from robust_policies.train import TrainingInterruptedError, load_recipe, train
+from robust_policies.train.apg import AnalyticPolicyGradient
+from robust_policies.train.apg_run import make_actor, task_plant
 from robust_policies.train.runner import make_env
 
 TINY = [
@@ -28,11 +30,21 @@ OWN = {
 }
 
 
+DOYLE = [
+    "task.id=robust_policies/DoyleLQG-v0", "evaluation.tasks=[robust_policies/DoyleLQG-v0]", "youla.weights={}",
+    "target=null",
+]  # fmt: skip
+
+
+def doyle(*changes):
+    return load_recipe("qube_servo_youla_r2dn", [*DOYLE, *changes])
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("youla") / "run"
     # Linear tasks are what is certified without a search through a nonlinear residual.
-    recipe = load_recipe("doyle_lqg_youla_r2dn", [*TINY, "youla.region=[20, 20]"])
+    recipe = doyle(*TINY, "youla.region=[20, 20]")
     train(recipe, folder)
     certify_run(folder, steps=2)
     return recipe, folder
@@ -114,18 +126,17 @@ def test_an_edited_closed_loop_is_noticed(trained):
         (["youla.delay=-1"], "youla.delay is -1"),
         (["youla.weights={Q: [[1, 0]]}"], "youla.weights.Q"),
         (["youla.region=[0.1, -1]"], "youla.region is [0.1, -1]"),
-        (["algorithm={name: apg, total_steps: 100}"], "youla is given with algorithm.name apg"),
     ],
 )
 def test_a_wrong_value_is_named(assignments, words):
     with pytest.raises(InvalidValueError) as error:
-        load_recipe("doyle_lqg_youla_r2dn", ["policy.critic=own", *assignments])
+        doyle(*assignments)
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
 def test_an_unknown_key_is_named():
     with pytest.raises(UnknownNameError, match=r"unknown key 'youla.estimatr'. Did you mean 'youla.estimator'"):
-        load_recipe("doyle_lqg_youla_r2dn", ["youla.estimatr=current"])
+        doyle("youla.estimatr=current")
 
 
 @pytest.mark.parametrize(
@@ -138,8 +149,56 @@ def test_an_unknown_key_is_named():
     ],
 )
 def test_what_does_not_fit_the_task_is_one_line_and_nothing_is_written(assignments, words, tmp_path):
-    recipe = load_recipe("doyle_lqg_youla_r2dn", [*TINY, *assignments])
+    recipe = doyle(*TINY, *assignments)
     with pytest.raises(UserError) as error:
         train(recipe, tmp_path / "run")
     assert words in str(error.value) and str(error.value).startswith("youla of the recipe")
     assert not (tmp_path / "run").exists()
+
+
+APG = [
+    "task.num_envs=4", "task.kwargs={max_episode_steps: 30}", "algorithm.horizon=15", "algorithm.total_steps=480",
+    "checkpoints.every=120", "checkpoints.evaluate_every=240", "checkpoints.evaluate_episodes=4",
+    "checkpoints.certify_every=0", "evaluation.episodes=2", "evaluation.seeds=[0]",
+]  # fmt: skip
+
+
+def test_gradients_through_plant_and_base_controller_are_those_of_differences():
+    recipe = load_recipe("doyle_lqg_youla_r2dn_apg", [*APG, "youla.delay=1", "algorithm.zero_init=false"])
+    plant, limit = task_plant(recipe)
+    algorithm = AnalyticPolicyGradient(
+        plant, make_actor(recipe, plant, "cpu").double(), recipe.algorithm, 4, recipe.seed, limit
+    )
+    weight = dict(algorithm.actor.named_parameters())["body.cell.actor.body.cell.C2"]
+
+    def objective(value):
+        weight.data[0, 0] = value
+        algorithm.generator.manual_seed(3)
+        return algorithm.rollout(algorithm.fresh(4, algorithm.generator))[0]
+
+    here, step = weight[0, 0].item(), 1e-2
+    (gradient,) = torch.autograd.grad(objective(here), weight)
+    difference = float(objective(here + step) - objective(here - step)) / (2 * step)
+    # Inputs are sent in float32, the cost is of order 1e4.
+    assert difference == pytest.approx(float(gradient[0, 0]), rel=1e-3) and abs(difference) > 1.0
+
+
+def test_analytic_gradients_learn_through_the_base_controller_and_continue_exactly(tmp_path):
+    recipe = load_recipe("doyle_lqg_youla_r2dn_apg", APG)
+    train(recipe, tmp_path / "whole")
+    with pytest.raises(TrainingInterruptedError):
+        train(recipe, tmp_path / "stopped", reporter=StopAt(200))
+    train(recipe, tmp_path / "stopped", resume=True)
+    whole, stopped = (load_policy(tmp_path / name) for name in ("whole", "stopped"))
+    assert isinstance(whole, YoulaPolicy) and whole.design.estimator == "predictor"
+    for name, value in whole.actor.state_dict().items():
+        assert torch.equal(value, stopped.actor.state_dict()[name]), name
+    plain = gymnasium.make_vec(recipe.task.id, num_envs=2, **recipe.task.kwargs)
+    observation, _ = plain.reset(seed=1)
+    action, _ = whole.predict(observation)
+    assert plain.single_action_space.contains(action[0]) and certify_run(tmp_path / "whole", steps=2).status == "PASS"
+
+
+def test_rounded_inputs_have_no_analytic_gradient():
+    with pytest.raises(InvalidValueError, match=r"youla.quantum is 0.1 with algorithm.name apg"):
+        load_recipe("doyle_lqg_youla_r2dn_apg", ["youla.quantum=0.1"])
