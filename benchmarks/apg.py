@@ -32,7 +32,7 @@ from robust_policies.train import load_recipe, open_run, train
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 RUNS = RESULTS / "apg"
-PUBLISHED = {"youla_example_r2dn_apg": 1.2625}
+PUBLISHED = {"youla_example_r2dn_apg": 1.2625, "youla_example_ren_apg": 1.2690}
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 HOLD, PIECES, AMPLITUDE = 50, 16, 10.0
 
