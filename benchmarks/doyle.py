@@ -2,12 +2,12 @@
 
 usage: OMP_NUM_THREADS=1 python benchmarks/doyle.py [--seeds 0 1 2 3 4] [--bases predictor published]
 
-Trains `doyle_lqg_youla_r2dn_apg` with each seed into results/youla/runs/; writes results/youla/doyle.json and doyle.md. What is learned is added to one of two controllers: the best in predictor form, as
-the recipe has it, or the published base controller, with four times the steps. The cost per step is of stationary
-operation: the policy and the optimal controller
-run in the same 512 plants with the same noise for 12,000 steps (the slowest mode decays by 0.99968 a step) and then
-4,000 that count; the exact cost of the optimal controller plus the mean difference, with a 95% t interval over plants.
-Linear controllers' costs solve a Lyapunov equation. An interrupted training is continued; what is measured is not
+Trains `doyle_lqg_youla_r2dn_apg` with each seed into results/youla/runs/; writes results/youla/doyle.json and doyle.md.
+What is learned is added to one of two controllers: the best in predictor form, as the recipe has it, or the published
+base controller, with four times the steps. The cost per step is of stationary operation: the policy and the optimal
+controller run in the same 512 plants with the same noise for 12,000 steps (the slowest mode decays by 0.99968 a step)
+and then 4,000 that count; the exact cost of the optimal controller plus the mean difference, with a 95% t interval over
+plants. Linear controllers' costs solve a Lyapunov equation. An interrupted training is continued; what is measured is not
 measured again.
 
 Source of the controllers and costs 16890, 4140 and 3623: R. Wang and I. R. Manchester, "Youla-REN: learning nonlinear
