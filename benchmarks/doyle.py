@@ -7,11 +7,11 @@ What is learned is added to one of two controllers: the best in predictor form, 
 base controller, with four times the steps. The cost per step is of stationary operation: the policy and the optimal
 controller run in the same 512 plants with the same noise for 12,000 steps (the slowest mode decays by 0.99968 a step)
 and then 4,000 that count; the exact cost of the optimal controller plus the mean difference, with a 95% t interval over
-plants. Linear controllers' costs solve a Lyapunov equation. An interrupted training is continued; what is measured is not
-measured again.
+plants. Linear controllers' costs solve a Lyapunov equation. An interrupted training is continued; what is measured is
+not measured again.
 
-Source of the controllers and costs 16890, 4140 and 3623: R. Wang and I. R. Manchester, "Youla-REN: learning nonlinear
-feedback policies with robust stability guarantees" (ACC 2022), after J. C. Doyle (IEEE TAC 1978).
+Source: J. C. Doyle, "Guaranteed margins for LQG regulators" (IEEE TAC 1978); envs/doyle_lqg/README.md has the numbers and
+the controllers.
 """
 
 from __future__ import annotations
