@@ -10,8 +10,8 @@ and then 4,000 that count; the exact cost of the optimal controller plus the mea
 plants. Linear controllers' costs solve a Lyapunov equation. An interrupted training is continued; what is measured is
 not measured again.
 
-Source: J. C. Doyle, "Guaranteed margins for LQG regulators" (IEEE TAC 1978); envs/doyle_lqg/README.md has the numbers and
-the controllers.
+Source: J. C. Doyle, "Guaranteed margins for LQG regulators" (IEEE TAC 1978); envs/doyle_lqg/README.md has the numbers
+and the controllers.
 """
 
 from __future__ import annotations
