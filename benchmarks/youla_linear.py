@@ -21,8 +21,8 @@ from robust_policies.control.norms import radius
 from robust_policies.errors import NotCertifiableError
 from robust_policies.policies import DeployedPolicy, YoulaPolicy
 
-TRAJECTORIES, STEPS = 64, 500
-# Of the start's half widths: the disturbance of every step, and how far a trajectory is when it counts as running away.
+STEPS = 300
+# In sizes of the states: the disturbance of every step, and how far a trajectory is when it counts as running away.
 PUSH, FAR = 0.01, 1000.0
 
 
@@ -104,23 +104,24 @@ def spectral_radius(loop: Loop) -> float | None:
     return None if z is None else radius(loop.jacobian(z).numpy())
 
 
-def runaways(loop: Loop, widths: np.ndarray, trajectories: int = TRAJECTORIES, steps: int = STEPS) -> int:
-    """Return how many trajectories from uniform starts within `widths` (states,) are ever beyond FAR of them.
+def runaways(loop: Loop, starts: Tensor, scale: np.ndarray, steps: int = STEPS) -> int:
+    """Return how many trajectories are ever further than FAR times `scale` from the equilibrium of the model.
 
-    In every step a uniform disturbance of PUSH of the widths enters; the same numbers for every loop of these sizes.
+    Args:
+        loop: of model and policy.
+        starts: (trajectories, states) of the model, deviations from its equilibrium.
+        scale: (states,) sizes of the states: a uniform disturbance of PUSH times them enters in every step, the same
+            numbers for every loop.
+        steps: number of them.
     """
-    draw = np.random.default_rng(0)
-    scale = torch.as_tensor(widths, dtype=torch.float64)
-
-    def drawn() -> Tensor:
-        return torch.as_tensor(draw.uniform(-1.0, 1.0, (trajectories, len(widths)))) * scale
-
-    z = drawn() @ loop.entry
-    gone = torch.zeros(trajectories, dtype=torch.bool)
+    draw, sizes = np.random.default_rng(0), torch.as_tensor(scale, dtype=torch.float64)
+    z = starts.double() @ loop.entry
+    gone = torch.zeros(len(z), dtype=torch.bool)
     with torch.no_grad():
         for _ in range(steps):
-            z = loop.step(z) + PUSH * drawn() @ loop.entry
-            gone |= ~(z[:, : len(widths)].abs() <= FAR * scale).all(1)
-            # What is gone stays gone; left alone it would reach infinity.
+            push = torch.as_tensor(draw.uniform(-PUSH, PUSH, tuple(starts.shape))) * sizes
+            z = loop.step(z) + push @ loop.entry
+            gone |= ~(z[:, : len(sizes)].abs() <= FAR * sizes).all(1)
+            # What is gone is counted; left alone it would reach infinity.
             z = torch.where(gone[:, None], 0.0, z)
     return int(gone.sum())
