@@ -28,8 +28,8 @@ from robust_policies.train.progress import Silent
 FACTORS = (0.5, 0.6, 0.71, 0.84, 1.0, 1.19, 1.41, 1.68, 2.0)
 TRAJECTORIES, NOMINAL, EPISODES, SEED = 64, 200, 32, 777
 ATTACKS = {
-    "sequence_pgd": {"window": 25, "replan": 25, "steps": 5, "restarts": 2},
-    "closed_loop_pgd": {"window": 25, "replan": 25, "steps": 6, "restarts": 2},
+    "sequence_pgd": {"window": 25, "replan": 25, "steps": 4, "restarts": 2},
+    "closed_loop_pgd": {"window": 25, "replan": 25, "steps": 4, "restarts": 2},
 }
 # A policy tolerates what leaves this share of the episodes within the allowed cost.
 LEVEL = 0.9

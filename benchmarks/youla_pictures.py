@@ -25,6 +25,9 @@ NAMES = {
 }
 Rows = Sequence[dict[str, Any]]
 
+# Of the spectral radii that are drawn.
+CUT = 1.35
+
 
 def of_method(rows: Rows, method: str) -> list[dict[str, Any]]:
     """Return the rows of a method, its training seeds in order."""
@@ -43,7 +46,7 @@ def band(axis: Axes, x: Sequence[float], values: np.ndarray, method: str, bounds
     line = style(method)
     axis.plot(x, [one["mean"] for one in found], label=NAMES[method], **line)
     if len(values) > 1:
-        low, high = (np.clip([one[end] for one in found], *bounds) for end in ("low", "high"))
+        low, high = (np.clip(np.array([one[end] for one in found], dtype=float), *bounds) for end in ("low", "high"))
         axis.fill_between(x, low, high, color=line["color"], alpha=0.15, lw=0)
 
 
@@ -54,30 +57,42 @@ def training(tasks: dict[str, Rows]) -> Figure:
     for column, (task, rows) in enumerate(tasks.items()):
         upper, lower = axes[:, column]
         for method in NAMES:
-            for number, row in enumerate(of_method(rows, method)):
-                curve, line = row["curve"], style(method)
-                if not curve:
-                    continue
-                steps = np.array([entry["steps"] for entry in curve])
-                label = {"label": NAMES[method]} if number == 0 else {}
-                thin = {"color": line["color"], "lw": 1.2, "alpha": 0.8}
-                upper.plot(steps, [entry["cost"] for entry in curve], **thin, **label)
-                radii = np.array([np.nan if entry["radius"] is None else entry["radius"] for entry in curve])
-                lower.plot(steps, np.minimum(radii, 1.35), **thin, **label)
-                bad = np.array([unstable(entry) for entry in curve])
-                shown = np.minimum(np.where(np.isnan(radii), 1.35, radii), 1.35)
-                lower.plot(steps[bad], shown[bad], "x", color=line["color"], ms=6)
-        costs = [row["nominal"]["mean"] for row in of_method(rows, "base")]
-        for cost in costs:
-            upper.axhline(cost, color=style("base")["color"], ls="--", lw=1.2, label=NAMES["base"])
-        upper.set(title=TASKS[task], yscale="log", ylabel="mean cost of an evaluation's 64 episodes")
+            found = [row["curve"] for row in of_method(rows, method) if row["curve"]]
+            if found:
+                _costs(upper, found, method)
+                _radii(lower, found, method)
+        for row in of_method(rows, "base"):
+            upper.axhline(row["nominal"]["mean"], color=style("base")["color"], ls="--", lw=1.2, label=NAMES["base"])
+        upper.set(title=TASKS[task], yscale="log", ylabel="mean cost of 64 episodes")
         lower.axhline(1.0, color="k", lw=1.0)
-        lower.set(ylabel="spectral radius on the linear model (cut at 1.35)", xlabel="environment steps")
+        lower.set(ylabel=f"spectral radius on the linear model (cut at {CUT})", xlabel="environment steps")
         for axis in (upper, lower):
             axis.grid(alpha=0.3)
     axes[0, 0].legend(fontsize=9)
-    figure.suptitle("Each line one training seed; crosses: unstable on the linear model (radius or a runaway trajectory)")
+    figure.suptitle(
+        "Above: median and range over training seeds. Below: every seed; crosses: unstable on the linear model"
+    )
     return figure
+
+
+def _costs(axis: Axes, curves: Sequence[Rows], method: str) -> None:
+    steps = [entry["steps"] for entry in curves[0]]
+    costs = np.array([[np.nan if entry["cost"] is None else entry["cost"] for entry in curve] for curve in curves])
+    line = style(method)
+    axis.plot(steps, np.median(costs, axis=0), label=NAMES[method], **line)
+    axis.fill_between(steps, costs.min(axis=0), costs.max(axis=0), color=line["color"], alpha=0.15, lw=0)
+
+
+def _radii(axis: Axes, curves: Sequence[Rows], method: str) -> None:
+    colour = style(method)["color"]
+    for curve in curves:
+        steps = np.array([entry["steps"] for entry in curve])
+        # Without an equilibrium there is no radius: such a policy is drawn at the cut.
+        radii = np.array([min(CUT, np.inf if entry["radius"] is None else entry["radius"]) for entry in curve])
+        bad = np.array([unstable(entry) for entry in curve])
+        axis.plot(steps, radii, color=colour, lw=1.2, alpha=0.8)
+        axis.plot(steps[~bad], radii[~bad], ".", color=colour, ms=5)
+        axis.plot(steps[bad], radii[bad], "x", color=colour, ms=6)
 
 
 def attacks(cases: dict[str, Case], tasks: dict[str, Rows]) -> Figure:
@@ -109,9 +124,7 @@ def model_errors(cases: dict[str, Case], tasks: dict[str, Rows]) -> Figure:
     return figure
 
 
-def _shares(
-    axis: Axes, x: Sequence[float], rows: Rows, read: Callable[[dict[str, Any]], Sequence[float]]
-) -> None:
+def _shares(axis: Axes, x: Sequence[float], rows: Rows, read: Callable[[dict[str, Any]], Sequence[float]]) -> None:
     for method in NAMES:
         found = of_method(rows, method)
         if found:
