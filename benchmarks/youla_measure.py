@@ -16,11 +16,12 @@ from robust_policies.certificates.files import read_json, write_json
 from robust_policies.control.linear_model import LinearModel
 from robust_policies.control.linearize import linearize_plant
 from robust_policies.envs import Plant, load_plant
-from robust_policies.errors import NotCertifiableError
+from robust_policies.errors import InvalidValueError, NotCertifiableError
 from robust_policies.evaluation.rollout import run_episodes
 from robust_policies.policies import DeployedPolicy, YoulaPolicy, load_policy, save_policy
 from robust_policies.policies.feedback import closed_loop_bound
 from robust_policies.train import RunFolder, load_recipe
+from robust_policies.train.apg_recipe import ApgRecipe
 from robust_policies.train.apg_run import ApgRun
 from robust_policies.train.checkpoints import checkpoints_in
 from robust_policies.train.progress import Silent
@@ -74,6 +75,8 @@ class Case:
 def base_run(recipe: str, changes: list[str], folder: Path) -> None:
     """Write a run folder of the base controller of a Youla recipe: its Youla parameter before training, which is 0."""
     untrained = load_recipe(recipe, changes)
+    if not isinstance(untrained, ApgRecipe):
+        raise InvalidValueError(f"Recipe {recipe} is not of apg, whose policy before training does nothing.")
     save_policy(ApgRun(untrained, "cpu", Silent()).algorithm.deployed(), folder)
     (folder / "recipe.yaml").write_text(untrained.to_yaml())
 

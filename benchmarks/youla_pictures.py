@@ -44,7 +44,7 @@ def band(axis: Axes, x: Sequence[float], values: np.ndarray, method: str, bounds
     """Draw the mean over seeds, values (seeds, points), with its 95% interval by Student's t within `bounds`."""
     found = [interval(column) for column in values.T]
     line = style(method)
-    axis.plot(x, [one["mean"] for one in found], label=NAMES[method], **line)
+    axis.plot(x, values.mean(axis=0), label=NAMES[method], **line)
     if len(values) > 1:
         low, high = (np.clip(np.array([one[end] for one in found], dtype=float), *bounds) for end in ("low", "high"))
         axis.fill_between(x, low, high, color=line["color"], alpha=0.15, lw=0)
