@@ -70,6 +70,7 @@ bench: setup ## every benchmark; writes benchmarks/*.json, results/ and docs/ima
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/gain.py --seeds 10 --output benchmarks/gain.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/apg.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/pendulum.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/youla.py
 
 clean: ## remove the virtual environment and build products
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

@@ -242,6 +242,8 @@ class ApgRun:
         mean, length = algorithm.evaluate(self.recipe.checkpoints.evaluate_episodes, seed)
         if not math.isfinite(mean):
             raise diverged(f"the evaluation's mean return was {mean}", progress.n_updates, progress.num_timesteps)
+        if self.recipe.checkpoints.policies:
+            save_policy(algorithm.deployed(), run.policy_at(progress.num_timesteps))
         if progress.evaluated(mean):
             self.best = weights(algorithm.actor)
             save_policy(algorithm.deployed(), run.checkpoints / "best")

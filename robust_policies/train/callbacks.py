@@ -191,6 +191,8 @@ class RunCallback(BaseCallback):
         mean = float(np.mean(returns))
         if not np.isfinite(mean):
             raise diverged(f"the evaluation's mean return was {mean}", self.update - 1, self.num_timesteps)
+        if self.section.policies:
+            save_policy(deploy_trained(self.model), self.run.policy_at(self.num_timesteps))
         self.logger.record("eval/mean_reward", mean)
         self.logger.record("eval/mean_ep_length", float(np.mean(lengths)))
         if self.state.evaluated(mean):

@@ -43,6 +43,10 @@ class RunFolder:
         self.report = self.path / "report.html"
         self.provenance = self.path / "provenance.json"
 
+    def policy_at(self, steps: int) -> Path:
+        """Return the folder of the policy as it was evaluated after `steps`, with `checkpoints.policies`."""
+        return self.checkpoints / "policies" / f"step_{steps:012d}"
+
     def read_recipe(self) -> Recipe:
         """Return the resolved recipe that the folder was made with."""
         return parse_recipe(read_yaml(self.recipe), str(self.recipe))

@@ -231,6 +231,8 @@ class ImitationRun:
         held_out, own, mean, length = self._errors()
         if not (math.isfinite(mean) and bool(torch.isfinite(own).all())):
             raise diverged(f"the evaluation's mean return was {mean}", learning.rounds, progress.num_timesteps)
+        if self.recipe.checkpoints.policies:
+            save_policy(learning.deployed(), run.policy_at(progress.num_timesteps))
         if progress.evaluated(mean):
             self.best = weights(learning.student)
             save_policy(learning.deployed(), run.checkpoints / "best")

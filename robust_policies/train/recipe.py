@@ -116,6 +116,9 @@ class CheckpointSection(_Section):
         default=None, description="end when an evaluation's mean return is at least this; null: after total_steps"
     )
     keep: Literal["best", "last"] = Field(default="best", description="best: highest mean return of the evaluations")
+    policies: bool = Field(
+        default=False, description="true: the policy of every evaluation is kept, in checkpoints/policies"
+    )
 
 
 class TargetSection(_Section):

@@ -44,6 +44,25 @@ def test_the_kept_policy_is_the_best_one(tiny, tmp_path):
     assert np.array_equal(kept, best)
 
 
+@pytest.mark.parametrize("algorithm", ["tensor_ppo", "apg"])
+def test_the_policy_of_every_evaluation_is_kept_if_asked_for(algorithm, tmp_path):
+    changes = ["algorithm.total_steps=1600", "checkpoints.evaluate_every=800", "checkpoints.evaluate_episodes=2",
+               "task.num_envs=8", "checkpoints.policies=true", "checkpoints.keep=last"]  # fmt: skip
+    name, own = (
+        ("pendulum_r2dn_apg", ["algorithm.horizon=20"]) if algorithm == "apg" else ("pendulum_r2dn_gamma6", TINY)
+    )
+    train(load_recipe(name, [*own, *changes]), tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
+    steps = [step for step, _, _ in run.read_provenance()["evaluations"]]
+    assert [run.policy_at(step) for step in steps] == checkpoints_in(run.checkpoints / "policies")
+    observation = np.array([[0.5, 0.8, 1.0]], dtype=np.float32)
+    found = [
+        load_policy(path).predict(observation)[0] for path in (run.policy_at(steps[0]), run.policy_at(1600), run.path)
+    ]
+    assert np.array_equal(found[1], found[2])
+    assert not np.array_equal(found[0], found[1])
+
+
 def test_the_same_seed_gives_the_same_weights_and_another_seed_does_not(tiny, tmp_path):
     other = load_recipe("pendulum_r2dn_gamma6", TINY, seed=1)
     for name, recipe in (("a", tiny), ("b", tiny), ("c", other)):

@@ -32,12 +32,12 @@ OWN = {
 
 DOYLE = [
     "task.id=robust_policies/DoyleLQG-v0", "evaluation.tasks=[robust_policies/DoyleLQG-v0]", "youla.weights={}",
-    "target=null",
+    "youla.region=[]", "target=null",
 ]  # fmt: skip
 
 
 def doyle(*changes):
-    return load_recipe("qube_servo_youla_r2dn", [*DOYLE, *changes])
+    return load_recipe("cartpole_youla_r2dn", [*DOYLE, *changes])
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_the_run_folder_holds_a_policy_for_the_unwrapped_task(trained):
 
 @pytest.mark.parametrize("case", sorted(OWN))
 def test_a_stopped_run_ends_with_the_same_numbers(case, tmp_path):
-    recipe = load_recipe("qube_servo_youla_r2dn", [*TINY, *OWN[case]])
+    recipe = load_recipe("cartpole_youla_r2dn", [*TINY, *OWN[case]])
     train(recipe, tmp_path / "whole")
     with pytest.raises(TrainingInterruptedError):
         train(recipe, tmp_path / "stopped", reporter=StopAt(200))
