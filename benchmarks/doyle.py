@@ -51,6 +51,13 @@ BASES = {
 }
 
 
+NAMES = {
+    "predictor": "the best in predictor form",
+    "published": "the published base controller",
+    "optimum": "the optimum",
+}
+
+
 def costs(plant: Plant, policies: list[DeployedPolicy], seed: int = 2026) -> np.ndarray:
     """Return the mean cost per step (policies, plants) after settling, all with the same noise."""
     params = plant.prepare(plant.nominal())
@@ -130,12 +137,12 @@ def table(linear: dict[str, float], rows: list[dict[str, Any]]) -> str:
     least = linear["optimum"]
     lines = ["| controller | cost a step | above the optimum | certificate, proven rate |", "|---|--:|--:|--:|"]
     for name, cost in linear.items():
-        lines.append(f"| {name} | {cost:,.1f} | {100 * (cost / least - 1):.2f}% | |")
+        lines.append(f"| {NAMES[name]} | {cost:,.1f} | {100 * (cost / least - 1):.2f}% | |")
     for row in rows:
         within = 100 * row["half_width"] / least
         rate = "" if row["rate"] is None else f", {row['rate']:.6f}"
         lines.append(
-            f"| {row['base']} and R2DN, seed {row['seed']} | {row['cost']:,.1f} "
+            f"| {NAMES[row['base']]} and R2DN, seed {row['seed']} | {row['cost']:,.1f} "
             f"| {100 * row['excess']:.2f}% ± {within:.2f}% | {row['certificate']}{rate} |"
         )
     return "\n".join(lines)
