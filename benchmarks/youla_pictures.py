@@ -87,12 +87,12 @@ def _radii(axis: Axes, curves: Sequence[Rows], method: str) -> None:
     colour = style(method)["color"]
     for curve in curves:
         steps = np.array([entry["steps"] for entry in curve])
-        # Without an equilibrium there is no radius: such a policy is drawn at the cut.
-        radii = np.array([min(CUT, np.inf if entry["radius"] is None else entry["radius"]) for entry in curve])
+        radii = np.array([np.nan if entry["radius"] is None else min(CUT, entry["radius"]) for entry in curve])
         bad = np.array([unstable(entry) for entry in curve])
         axis.plot(steps, radii, color=colour, lw=1.2, alpha=0.8)
         axis.plot(steps[~bad], radii[~bad], ".", color=colour, ms=5)
-        axis.plot(steps[bad], radii[bad], "x", color=colour, ms=6)
+        # Without an equilibrium there is no radius: such a policy is a cross alone, at the cut.
+        axis.plot(steps[bad], np.nan_to_num(radii[bad], nan=CUT), "x", color=colour, ms=6)
 
 
 def attacks(cases: dict[str, Case], tasks: dict[str, Rows]) -> Figure:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from youla_measure import Case, unstable
-from youla_pictures import NAMES, Rows, attacks, model_errors, of_method, training
+from youla_pictures import NAMES, TASKS, Rows, attacks, model_errors, of_method, training
 
 from robust_policies.certificates.files import write_atomic
 from robust_policies.sweep.table import interval
@@ -38,6 +38,9 @@ def page(cases: dict[str, Case], tasks: dict[str, Rows], results: Path) -> str:
         parts[f"{key}_MODEL"] = model_table(case, rows)
         parts[f"{key}_CURVES"] = stability_table(rows)
         parts[f"{key}_PROVEN"] = proven_table(rows)
+        parts[f"{key}_UNSTABLE"] = unstable_counts(rows)
+    seeds = {TASKS[task]: len(of_method(rows, "youla_r2dn")) for task, rows in tasks.items()}
+    parts["SEEDS"] = ", ".join(f"{count} of {name}" for name, count in seeds.items())
     text = (Path(__file__).resolve().parent / "youla_page.md").read_text()
     for name, content in parts.items():
         text = text.replace(f"[[{name}]]", content)
@@ -138,6 +141,16 @@ def stability_table(rows: Rows) -> str:
     return table(head, _lines([row for row in rows if row["curve"]], cells))
 
 
+def unstable_counts(rows: Rows) -> str:
+    """Return in words how many policies on the way were unstable on the linear model, by method."""
+    words = []
+    for method, name in NAMES.items():
+        entries = [entry for row in of_method(rows, method) for entry in row["curve"]]
+        if entries:
+            words.append(f"{sum(map(unstable, entries))} of {len(entries)} ({name})")
+    return ", ".join(words)
+
+
 def proven_table(rows: Rows) -> str:
     """Return what the certificates of the kept policies say."""
 
@@ -149,6 +162,8 @@ def proven_table(rows: Rows) -> str:
 
         own = [row["proven"].get("parameter_gain", row["proven"].get("policy_gain")) for row in found]
         gains = [value for value in own if value is not None]
+        # A parameter that is zero has a gain of rounding errors.
+        gains = [0.0 if value < 1e-12 else value for value in gains]
         return [middle(gains, ".4g") if gains else "none", numbers("loop_rate"), numbers("loop_gain")]
 
     head = ["", "seeds", "gain of the policy (Youla parameter)", "rate of the linear loop", "gain of the linear loop"]
