@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
-from youla_measure import FACTORS, Case, unstable
+from youla_measure import FACTORS, Case, undecided, unstable
 
 from robust_policies.evaluation.report.chart import Look
 from robust_policies.evaluation.report.static import DASHES, MARKERS
@@ -70,7 +70,8 @@ def training(tasks: dict[str, Rows]) -> Figure:
             axis.grid(alpha=0.3)
     axes[0, 0].legend(fontsize=9)
     figure.suptitle(
-        "Above: median and range over training seeds. Below: every seed; crosses: unstable on the linear model"
+        "Above: median and range over training seeds. Below: every seed; crosses: unstable on the linear model, "
+        "circles: no equilibrium found"
     )
     return figure
 
@@ -91,8 +92,10 @@ def _radii(axis: Axes, curves: Sequence[Rows], method: str) -> None:
         bad = np.array([unstable(entry) for entry in curve])
         axis.plot(steps, radii, color=colour, lw=1.2, alpha=0.8)
         axis.plot(steps[~bad], radii[~bad], ".", color=colour, ms=5)
-        # Without an equilibrium there is no radius: such a policy is a cross alone, at the cut.
+        # Without an equilibrium there is no radius: such a policy is a mark alone, at the cut.
         axis.plot(steps[bad], np.nan_to_num(radii[bad], nan=CUT), "x", color=colour, ms=6)
+        unknown = np.array([undecided(entry) for entry in curve])
+        axis.plot(steps[unknown], np.full(unknown.sum(), CUT), "o", color=colour, mfc="none", ms=6)
 
 
 def attacks(cases: dict[str, Case], tasks: dict[str, Rows]) -> Figure:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from youla_measure import Case, unstable
+from youla_measure import Case, undecided, unstable
 from youla_pictures import NAMES, TASKS, Rows, attacks, model_errors, of_method, training
 
 from robust_policies.certificates.files import write_atomic
@@ -131,13 +131,14 @@ def stability_table(rows: Rows) -> str:
             str(len(entries)),
             str(sum(unstable(entry) for entry in entries)),
             str(sum(entry["runaways"] > 0 for entry in entries)),
+            str(sum(map(undecided, entries))),
             str(sum(any(unstable(entry) for entry in row["curve"][-1:]) for row in found)),
             middle(radii, ".4f"),
             f"{proved} of {len(entries)}" if any("proven" in entry for entry in entries) else "none",
         ]
 
-    head = ["", "seeds", "policies", "unstable", "of these runaways", "unstable at the end", "spectral radius",
-            "proven stable"]  # fmt: skip
+    head = ["", "seeds", "policies", "unstable", "of these runaways", "undecided", "unstable in the end",
+            "spectral radius", "proven stable"]  # fmt: skip
     return table(head, _lines([row for row in rows if row["curve"]], cells))
 
 
