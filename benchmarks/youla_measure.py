@@ -211,7 +211,12 @@ def learning_curve(case: Case, folder: Path, model: LinearModel) -> list[dict[st
 
 def unstable(entry: dict[str, Any]) -> bool:
     """Return whether an intermediate policy is unstable on the linear model: its radius, or a runaway trajectory."""
-    return entry["radius"] is None or entry["radius"] >= 1.0 or entry["runaways"] > 0
+    return entry["runaways"] > 0 or (entry["radius"] is not None and entry["radius"] >= 1.0)
+
+
+def undecided(entry: dict[str, Any]) -> bool:
+    """Return whether neither measure says something: no equilibrium was found, and nothing ran away."""
+    return entry["radius"] is None and not entry["runaways"]
 
 
 def round_(value: float) -> float | None:

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
-from youla_measure import FACTORS, Case, unstable
+from youla_measure import FACTORS, Case, undecided, unstable
 
 from robust_policies.evaluation.report.chart import Look
 from robust_policies.evaluation.report.static import DASHES, MARKERS
@@ -70,7 +70,8 @@ def training(tasks: dict[str, Rows]) -> Figure:
             axis.grid(alpha=0.3)
     axes[0, 0].legend(fontsize=9)
     figure.suptitle(
-        "Above: median and range over training seeds. Below: every seed; crosses: unstable on the linear model"
+        "Above: median and range over training seeds. Below: every seed; crosses: unstable on the linear model, "
+        "circles: no equilibrium found"
     )
     return figure
 
@@ -87,12 +88,14 @@ def _radii(axis: Axes, curves: Sequence[Rows], method: str) -> None:
     colour = style(method)["color"]
     for curve in curves:
         steps = np.array([entry["steps"] for entry in curve])
-        # Without an equilibrium there is no radius: such a policy is drawn at the cut.
-        radii = np.array([min(CUT, np.inf if entry["radius"] is None else entry["radius"]) for entry in curve])
+        radii = np.array([np.nan if entry["radius"] is None else min(CUT, entry["radius"]) for entry in curve])
         bad = np.array([unstable(entry) for entry in curve])
         axis.plot(steps, radii, color=colour, lw=1.2, alpha=0.8)
         axis.plot(steps[~bad], radii[~bad], ".", color=colour, ms=5)
-        axis.plot(steps[bad], radii[bad], "x", color=colour, ms=6)
+        # Without an equilibrium there is no radius: such a policy is a mark alone, at the cut.
+        axis.plot(steps[bad], np.nan_to_num(radii[bad], nan=CUT), "x", color=colour, ms=6)
+        unknown = np.array([undecided(entry) for entry in curve])
+        axis.plot(steps[unknown], np.full(unknown.sum(), CUT), "o", color=colour, mfc="none", ms=6)
 
 
 def attacks(cases: dict[str, Case], tasks: dict[str, Rows]) -> Figure:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from youla_measure import Case, unstable
-from youla_pictures import NAMES, Rows, attacks, model_errors, of_method, training
+from youla_measure import Case, undecided, unstable
+from youla_pictures import NAMES, TASKS, Rows, attacks, model_errors, of_method, training
 
 from robust_policies.certificates.files import write_atomic
 from robust_policies.sweep.table import interval
@@ -37,6 +37,9 @@ def page(cases: dict[str, Case], tasks: dict[str, Rows], results: Path) -> str:
         parts[f"{key}_MODEL"] = model_table(case, rows)
         parts[f"{key}_CURVES"] = stability_table(rows)
         parts[f"{key}_PROVEN"] = proven_table(rows)
+        parts[f"{key}_UNSTABLE"] = unstable_counts(rows)
+    seeds = {TASKS[task]: len(of_method(rows, "youla_r2dn")) for task, rows in tasks.items()}
+    parts["SEEDS"] = ", ".join(f"{count} of {name}" for name, count in seeds.items())
     text = (Path(__file__).resolve().parent / "youla_page.md").read_text()
     for name, content in parts.items():
         text = text.replace(f"[[{name}]]", content)
@@ -124,14 +127,25 @@ def stability_table(rows: Rows) -> str:
             str(len(entries)),
             str(sum(unstable(entry) for entry in entries)),
             str(sum(entry["runaways"] > 0 for entry in entries)),
+            str(sum(map(undecided, entries))),
             str(sum(any(unstable(entry) for entry in row["curve"][-1:]) for row in found)),
             middle(radii, ".4f"),
             f"{proved} of {len(entries)}" if any("proven" in entry for entry in entries) else "none",
         ]
 
-    head = ["", "seeds", "policies", "unstable", "of these runaways", "unstable at the end", "spectral radius",
-            "proven stable"]  # fmt: skip
+    head = ["", "seeds", "policies", "unstable", "of these runaways", "undecided", "unstable in the end",
+            "spectral radius", "proven stable"]  # fmt: skip
     return table(head, _lines([row for row in rows if row["curve"]], cells))
+
+
+def unstable_counts(rows: Rows) -> str:
+    """Return in words how many policies on the way were unstable on the linear model, by method."""
+    words = []
+    for method, name in NAMES.items():
+        entries = [entry for row in of_method(rows, method) for entry in row["curve"]]
+        if entries:
+            words.append(f"{sum(map(unstable, entries))} of {len(entries)} ({name})")
+    return ", ".join(words)
 
 
 def proven_table(rows: Rows) -> str:
@@ -145,6 +159,8 @@ def proven_table(rows: Rows) -> str:
 
         own = [row["proven"].get("parameter_gain", row["proven"].get("policy_gain")) for row in found]
         gains = [value for value in own if value is not None]
+        # A parameter that is zero has a gain of rounding errors.
+        gains = [0.0 if value < 1e-12 else value for value in gains]
         return [middle(gains, ".4g") if gains else "none", numbers("loop_rate"), numbers("loop_gain")]
 
     head = ["", "seeds", "gain of the policy (Youla parameter)", "rate of the linear loop", "gain of the linear loop"]

@@ -67,6 +67,7 @@ def test_no_youla_policy_on_the_way_was_unstable(scripts, tasks):
     assert entries
     assert all(entry["proven"] and entry["rate"] < 1.0 for entry in entries)
     assert not any(scripts["youla_measure"].unstable(entry) for entry in entries)
+    assert not any(scripts["youla_measure"].undecided(entry) for entry in entries)
 
 
 @pytest.mark.parametrize("largest", [0.9, 1.1])
