@@ -68,7 +68,9 @@ bench: setup ## every benchmark; writes benchmarks/*.json, results/ and docs/ima
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/training.py --output benchmarks/training.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/certificates.py --output benchmarks/certificates.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/gain.py --seeds 10 --output benchmarks/gain.json
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/youla_bounds.py --output benchmarks/youla_bounds.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/apg.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/doyle.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/pendulum.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/youla.py
 

@@ -43,7 +43,8 @@ NOTE = (
     "Means over training seeds [95% interval]. Reached: seeds whose evaluations came to the target in time; the steps "
     f"and CPU seconds (one thread) theirs. Return: {EPISODES} new episodes of the policy kept, in its training task. "
     "Certified gain: raw observation to raw action, the largest over seeds; contracting: stable, its gain not "
-    "designed; none: the cell is built without a bound."
+    "designed; closed loop: plant's linear model and policy are proven stable together; none: the cell is built "
+    "without a bound."
 )
 
 
@@ -104,7 +105,8 @@ def line(name: str, rows: list[dict[str, Any]]) -> str:
     gains = [row["gamma_raw"] for row in rows]
     if all(row["status"] == "PASS" for row in rows):
         designed = recipe.policy.gamma is not None and None not in gains
-        cells.append(f"{max(gains):.4g}" if designed else "contracting")
+        shown = f"{max(gains):.4g}" if designed else "contracting"
+        cells.append(shown if recipe.youla is None else "closed loop")
     else:
         cells.append("none")
     return "| " + " | ".join(cells) + " |"

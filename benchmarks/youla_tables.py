@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,8 +11,8 @@ from youla_pictures import NAMES, TASKS, Rows, attacks, model_errors, of_method,
 from robust_policies.certificates.files import write_atomic
 from robust_policies.sweep.table import interval
 
-# Parts of the page that other measurements write, as {"title": ..., "head": [...], "rows": [[...]], "note": ...}.
-OTHERS = {"APG": "apg.json", "DOYLE": "doyle.json"}
+# Parts of the page that benchmarks/apg.py and benchmarks/doyle.py write.
+OTHERS = {"APG": "apg.md", "DOYLE": "doyle.md"}
 
 
 def write_page(cases: dict[str, Case], tasks: dict[str, Rows], results: Path) -> None:
@@ -48,11 +47,8 @@ def page(cases: dict[str, Case], tasks: dict[str, Rows], results: Path) -> str:
 
 
 def other(path: Path) -> str:
-    """Return the table that another measurement left in `path`; where it left none, nothing."""
-    if not path.is_file():
-        return ""
-    content = json.loads(path.read_text())
-    return f"## {content['title']}\n\n{content['note']}\n\n{table(content['head'], content['rows'])}\n\n"
+    """Return the page that another measurement left in `path`, as a section; where it left none, nothing."""
+    return f"#{path.read_text()}\n" if path.is_file() else ""
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

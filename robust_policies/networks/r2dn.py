@@ -5,7 +5,6 @@ x+ = A x + B1 w + B2 u + bx,  v = C1 x + D12 u + bv,  y = C2 x + D21 w + D22 u +
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -51,7 +50,8 @@ class R2DN(RobustCell):
         activation: a name in `ACTIVATIONS`.
         guarantee: Contracting(), Lipschitz(gamma) or Dissipative(Q, S, R).
         rate: upper bound of the contraction rate, 0 < rate <= 1.
-        init: "random", or "long_memory" for A close to rate * I.
+        init: "random"; "long_memory" for A close to rate * I; "timescales" for A diagonal with memories from one step
+            to a thousand.
         linear_output: phi's last layer is linear (the published architecture) or a full sandwich layer.
         eps: absolute regularization of H; None (recommended) scales it with trace(H).
     """
@@ -93,7 +93,7 @@ class R2DN(RobustCell):
             shapes |= {"Mv": (nv, nu), "Mw": (ny, nv), "Mu": (ny, nu)}
         self.register_direct(shapes)
         self.network = sandwich_layers([nv, *self.hidden_sizes, nv], linear_output=self.linear_output)
-        if init == "long_memory":
+        if init != "random":
             self._remember()
 
     def linear_part(self) -> forms.LinearPart:
@@ -186,9 +186,10 @@ class R2DN(RobustCell):
 
     @torch.no_grad()
     def _remember(self) -> None:
-        """Set X, p, Y so that A = rate (1 - delta), delta from 1/20 to 1/200; what else enters H is shrunk to fit."""
-        nx = self.state_size
-        a = self.rate * (1 - torch.logspace(math.log10(0.05), math.log10(0.005), nx, dtype=torch.float64))
+        """Set X, p, Y so that A is `first_poles`; what else enters H is shrunk to fit."""
+        nx, a = self.state_size, self.first_poles()
+        if self.init == "timescales":
+            self.drive_alike(a, across=("B1", "B2"), along=("C1",) if self.contracting_only else ("C1", "C2"))
         eye = torch.eye(nx, dtype=torch.float64)
         off = torch.diag(a) * self.rate**2
         base = torch.cat((torch.cat((eye * self.rate**2, off), 1), torch.cat((off, eye * self.rate**4), 1)))
@@ -199,7 +200,10 @@ class R2DN(RobustCell):
             cost = forms.block_diagonal(direct["C1"].mT @ direct["C1"], direct["B1"] @ direct["B1"].mT)
         else:
             cost = forms.unit_gain_gram(direct, forms.feedthrough(direct["Mv"], direct["Mw"], direct["Mu"]))
-        ratio = torch.linalg.eigvalsh(base)[0] / torch.linalg.eigvalsh(cost)[-1].clamp(min=1e-12)
+        if self.init == "timescales":  # shares of base, so that the slowest state does not shrink the others' part
+            ratio = 1.0 / _largest_share(cost, base).clamp(min=1e-12)
+        else:
+            ratio = torch.linalg.eigvalsh(base)[0] / torch.linalg.eigvalsh(cost)[-1].clamp(min=1e-12)
         shrink = float((0.5 * ratio).sqrt().clamp(max=1.0))
         inputs = ("B1",) if self.contracting_only else ("B1", "B2", "C2")
         for key in ("C1", *inputs):
@@ -208,3 +212,10 @@ class R2DN(RobustCell):
         self.X.copy_(root)
         self.p.copy_(frobenius(root))
         self.Y.zero_()
+
+
+def _largest_share(part: Tensor, whole: Tensor) -> Tensor:
+    """Return the largest x'part x / x'whole x."""
+    root = torch.linalg.cholesky(whole)
+    half = torch.linalg.solve_triangular(root, part, upper=False)
+    return torch.linalg.eigvalsh(torch.linalg.solve_triangular(root, half.mT, upper=False))[-1]

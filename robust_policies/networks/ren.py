@@ -48,7 +48,8 @@ class REN(RobustCell):
         activation: a name in `ACTIVATIONS`.
         guarantee: Contracting(), Lipschitz(gamma) or Dissipative(Q, S, R).
         rate: upper bound of the contraction rate, 0 < rate <= 1.
-        init: "random", or "long_memory" for A close to rate * I.
+        init: "random"; "long_memory" for A close to rate * I; "timescales" for A diagonal with memories from one step
+            to a thousand.
         eps: absolute regularization of H; None (recommended) scales it with trace(H).
     """
 
@@ -80,7 +81,7 @@ class REN(RobustCell):
             small = min(nu, ny)
             shapes |= {"X3": (small, small), "Y3": (small, small), "Z3": (abs(nu - ny), small)}
         self.register_direct(shapes)
-        if init == "long_memory":
+        if init != "random":
             self._remember()
 
     def implicit(self) -> forms.ImplicitREN:
@@ -160,12 +161,14 @@ class REN(RobustCell):
 
     @torch.no_grad()
     def _remember(self) -> None:
-        """Set X so that H11 = rate^2 I, H33 = rate^4 I, H31 = rate^2 diag(a), hence A near a in [0.95, 0.995] rate.
+        """Set X so that H11 = rate^2 I, H33 = rate^4 I, H31 = rate^2 diag(a), hence A near a, the `first_poles`.
 
         What else enters H under a gain bound is made small: it would push A towards zero.
         """
         nx, nv = self.state_size, self.features
-        a = self.rate * (1 - torch.logspace(math.log10(0.05), math.log10(0.005), nx))
+        a = self.first_poles().to(self.X.dtype)
+        if self.init == "timescales":
+            self.drive_alike(a, across=("B2",))
         X = 0.01 * self.X
         X[:nx, :nx] += torch.eye(nx) * self.rate
         X[:nx, nx + nv :] += torch.diag(a) * self.rate

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,9 @@ from robust_policies.networks.guarantees import Contracting, Guarantee, Lipschit
 from robust_policies.networks.linalg import frobenius
 from robust_policies.networks.supply import Supply, supply_of
 
-INITS = ("random", "long_memory")
+INITS = ("random", "long_memory", "timescales")
+# What the slowest and the fastest state forget at first, a share of itself each step.
+_FORGOTTEN = {"long_memory": (0.05, 0.005), "timescales": (0.7, 0.001)}
 
 
 class RobustCell(Cell):
@@ -29,7 +31,9 @@ class RobustCell(Cell):
         activation: a name in `ACTIVATIONS`.
         guarantee: Contracting(), Lipschitz(gamma) or Dissipative(Q, S, R), or the config of one.
         rate: upper bound of the contraction rate, 0 < rate <= 1.
-        init: "random", or "long_memory" for A close to rate * I.
+        init: "random"; "long_memory" for A close to rate * I; "timescales" for A diagonal with memories from one step
+            to a thousand, spaced logarithmically, and inputs scaled so that white noise drives all states alike (as
+            A. Orvieto et al., "Resurrecting recurrent neural networks for long sequences", ICML 2023, normalise).
         eps: absolute regularization of the Gram matrix H; None scales it with trace(H).
     """
 
@@ -64,7 +68,7 @@ class RobustCell(Cell):
         self.rate = checks.finite_float("rate", rate, above=0.0, at_most=1.0)
         self.eps = None if eps is None else checks.finite_float("eps", eps, above=0.0)
         if init not in INITS:
-            raise InvalidValueError(f"init is {init!r}; expected 'random' or 'long_memory'.")
+            raise InvalidValueError(f"init is {init!r}; expected one of {', '.join(map(repr, INITS))}.")
         self.init = init
 
     def register_direct(self, shapes: Mapping[str, tuple[int, int]]) -> None:
@@ -79,6 +83,21 @@ class RobustCell(Cell):
         self.log_gamma: nn.Parameter | None = None
         if isinstance(self.guarantee, Lipschitz) and self.guarantee.trainable:
             self.log_gamma = nn.Parameter(torch.tensor([math.log(self.guarantee.gamma)]))
+
+    def first_poles(self) -> Tensor:
+        """Return the diagonal (nx,) of A that the initialisation asks for, float64."""
+        fast, slow = _FORGOTTEN[self.init]
+        forgotten = torch.logspace(math.log10(fast), math.log10(slow), self.state_size, dtype=torch.float64)
+        return self.rate * (1 - forgotten)
+
+    @torch.no_grad()
+    def drive_alike(self, poles: Tensor, across: Sequence[str], along: Sequence[str] = ()) -> None:
+        """Scale matrices into (`across`) and out of (`along`) the states by what a pole makes of white noise."""
+        scale = (1.0 - (poles / self.rate).square()).sqrt().to(self.X.dtype)
+        for key in across:
+            getattr(self, key).mul_(scale.unsqueeze(1))
+        for key in along:
+            getattr(self, key).mul_(scale)
 
     @property
     def contracting_only(self) -> bool:

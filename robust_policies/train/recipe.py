@@ -47,7 +47,7 @@ class PolicySection(_Section):
     activation: str | None = None
     gamma: float | None = Field(default=None, gt=0, description="certified incremental l2 gain; null: contraction only")
     rate: float | None = Field(default=None, gt=0, le=1, description="upper bound on the contraction rate")
-    init: Literal["random", "long_memory"] | None = None
+    init: Literal["random", "long_memory", "timescales"] | None = None
     critic: Literal["own", "shared", "mlp"] = "own"
     critic_kwargs: dict[str, Any] = Field(default_factory=dict)
     observation_scale: list[float] | None = Field(default=None, description="observations are divided by it")

@@ -197,3 +197,20 @@ def test_long_memory_starts_near_the_identity_and_keeps_the_guarantee(kind, mode
     A = cell.explicit64().A
     assert float((A - torch.eye(6).double()).abs().max()) < 0.1
     assert violation(cell) <= MARGIN
+
+
+@pytest.mark.parametrize("model", ["r2dn", "ren"])
+@pytest.mark.parametrize("kind", ["contracting", "lipschitz", "dissipative"])
+def test_timescales_start_with_fast_and_slow_states_that_noise_drives_alike(kind, model):
+    torch.manual_seed(0)
+    guarantee = guarantee_of(kind, 2, 3, torch.Generator().manual_seed(0))
+    options = {"guarantee": guarantee, "init": "timescales", "rate": 0.9999}
+    cell = R2DN(2, 6, 3, 8, (8,), **options) if model == "r2dn" else REN(2, 6, 3, 8, **options)
+    arrays = cell.explicit64()
+    expected = 0.9999 * (1 - torch.logspace(-0.1549, -3, 6, dtype=torch.float64))
+    torch.testing.assert_close(torch.linalg.eigvals(arrays.A).real.sort().values, expected, atol=0.02, rtol=0)
+    assert float(torch.linalg.eigvals(arrays.A).abs().max().detach()) > 0.99
+    assert violation(cell) <= MARGIN
+    # B2 B2' / (1 - a^2) is the variance of a state under white noise: no state has far more of it than another.
+    variance = arrays.B2.detach().square().sum(1) / (1 - (expected / 0.9999).square())
+    assert float(variance.max() / variance.min()) < 100
