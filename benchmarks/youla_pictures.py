@@ -37,7 +37,9 @@ def of_method(rows: Rows, method: str) -> list[dict[str, Any]]:
 def style(method: str) -> dict[str, Any]:
     """Return how the lines of a method look."""
     look = Look.of(list(NAMES).index(method))
-    return {"color": look.colour, "marker": MARKERS[look.marker], "linestyle": DASHES[look.dash], "ms": 4, "lw": 1.5}
+    # Dashes let a line below shine through.
+    dash = DASHES["dash" if method.startswith("base") else look.dash]
+    return {"color": look.colour, "marker": MARKERS[look.marker], "linestyle": dash, "ms": 4, "lw": 1.5}
 
 
 def band(axis: Axes, x: Sequence[float], values: np.ndarray, method: str, bounds: tuple[float, float]) -> None:

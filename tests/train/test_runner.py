@@ -47,7 +47,7 @@ def test_the_kept_policy_is_the_best_one(tiny, tmp_path):
 @pytest.mark.parametrize("algorithm", ["tensor_ppo", "apg"])
 def test_the_policy_of_every_evaluation_is_kept_if_asked_for(algorithm, tmp_path):
     changes = ["algorithm.total_steps=1600", "checkpoints.evaluate_every=800", "checkpoints.evaluate_episodes=2",
-               "task.num_envs=8", "checkpoints.policies=true", "checkpoints.keep=last"]  # fmt: skip
+               "task.num_envs=4", "checkpoints.policies=true", "checkpoints.keep=last"]  # fmt: skip
     name, own = (
         ("pendulum_r2dn_apg", ["algorithm.horizon=20"]) if algorithm == "apg" else ("pendulum_r2dn_gamma6", TINY)
     )
