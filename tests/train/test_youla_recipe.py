@@ -178,7 +178,7 @@ def test_gradients_through_plant_and_base_controller_are_those_of_differences():
 
     here, step = weight[0, 0].item(), 1e-2
     (gradient,) = torch.autograd.grad(objective(here), weight)
-    difference = float(objective(here + step) - objective(here - step)) / (2 * step)
+    difference = (objective(here + step) - objective(here - step)).item() / (2 * step)
     # Inputs are sent in float32, the cost is of order 1e4.
     assert difference == pytest.approx(float(gradient[0, 0]), rel=1e-3) and abs(difference) > 1.0
 
