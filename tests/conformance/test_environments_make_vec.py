@@ -52,7 +52,7 @@ def test_gymnasiums_processes_run_the_single_environment(tmp_path):
         "    theirs.close()\n"
         "    print(env_id)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == list(ENV_IDS)
 

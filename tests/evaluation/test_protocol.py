@@ -226,7 +226,7 @@ def test_a_killed_evaluation_goes_on_where_it_was(tmp_path, content):
     )
     process = subprocess.Popen([sys.executable, "-c", script, str(folder), str(Path(__file__).parent)])
     partial = folder / PARTIAL
-    until = time.monotonic() + 60
+    until = time.monotonic() + 900
     while time.monotonic() < until and (not partial.is_file() or len(partial.read_bytes().splitlines()) < 3):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)

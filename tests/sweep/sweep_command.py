@@ -39,7 +39,7 @@ def rows(folder, name="trials.csv"):
         return {next(iter(row.values())): row for row in csv.DictReader(file)}
 
 
-def wait_for(condition, process, seconds=120.0):
+def wait_for(condition, process, seconds=900.0):
     limit = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < limit, "it took too long"

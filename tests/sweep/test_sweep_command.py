@@ -115,7 +115,7 @@ def test_a_sweep_that_was_stopped_goes_on(number, tmp_path, answer):
     wait_for(lambda: len({path.parts[-4] for path in checkpoints(folder)}) == 2, process)
     assert "in use by another process" in answer(*options, "--resume")
     process.send_signal(number)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=900)
     if number == signal.SIGKILL:
         assert process.returncode == -signal.SIGKILL
     else:
@@ -141,7 +141,7 @@ def test_a_trial_whose_process_is_killed_is_reported_and_resumed(tmp_path):
     log = folder / "logs" / "seed=0.log"
     wait_for(lambda: (folder / "trials" / "seed=0" / "recipe.yaml").is_file(), process)
     os.kill(trial_process(log), signal.SIGKILL)
-    out, errors = process.communicate(timeout=120)
+    out, errors = process.communicate(timeout=900)
     assert process.returncode == 1
     assert "seed=0: its process was ended by SIGKILL" in errors
     assert [row["status"] for row in rows(folder).values()] == ["failed", "done"], out

@@ -26,7 +26,7 @@ def test_a_worker_that_dies_fails_its_trial_alone_and_the_sweep_goes_on_without_
     log = folder / "logs" / "seed=0.log"
     wait_for(lambda: (folder / "trials" / "seed=0" / "recipe.yaml").is_file(), process)
     os.kill(parent(trial_process(log)), signal.SIGKILL)
-    out, errors = process.communicate(timeout=300)
+    out, errors = process.communicate(timeout=900)
     assert process.returncode == 1, errors
     table = rows(folder)
     assert [row["status"] for row in table.values()] == ["failed", "done", "done"], out + errors

@@ -268,6 +268,6 @@ def test_a_run_folder_in_use_by_another_process_is_refused_and_left_alone(tmp_pa
                 train(recipe_of("tensor_ppo"), folder, resume=resume)
         assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     finally:
-        other.communicate("go\n", timeout=60)
+        other.communicate("go\n", timeout=900)
     assert other.returncode == 0
     assert train(recipe_of("tensor_ppo"), folder, resume=True).num_timesteps == 1600
