@@ -35,6 +35,7 @@ from robust_policies.policies import load_policy
 from robust_policies.policies.deployed import DeployedPolicy
 from robust_policies.policies.youla_policy import YoulaCell, YoulaPolicy
 from robust_policies.train import load_recipe, open_run, train
+from robust_policies.train.apg_recipe import ApgRecipe
 from robust_policies.train.apg_run import base_controller, make_actor, task_plant
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "youla"
@@ -82,11 +83,16 @@ def costs(plant: Plant, policies: list[DeployedPolicy], seed: int = 2026) -> np.
     return (total / STEPS).numpy()
 
 
+def _recipe(changes: list[str]) -> ApgRecipe:
+    recipe = load_recipe(RECIPE, changes, 0)
+    assert isinstance(recipe, ApgRecipe)
+    return recipe
+
+
 def optimal() -> YoulaPolicy:
     """Return the optimal controller: the design for the task's own cost and noise, to which nothing is added."""
-    recipe = load_recipe(RECIPE, ["youla.weights={}", "youla.estimator=current"], 0)
-    plant, _ = task_plant(recipe)  # type: ignore[arg-type]
-    cell = make_actor(recipe, plant, "cpu").cell  # type: ignore[arg-type]
+    recipe = _recipe(["youla.weights={}", "youla.estimator=current"])
+    cell = make_actor(recipe, task_plant(recipe)[0], "cpu").cell
     assert isinstance(cell, YoulaCell)  # its Youla parameter gives zero before training
     return YoulaPolicy.of_cell(cell)
 
@@ -98,7 +104,7 @@ def _task_weights() -> list[Any]:
 
 def base_cost(changes: list[str]) -> float:
     """Return the cost per step of the base controller alone."""
-    base = base_controller(load_recipe(RECIPE, changes, 0))  # type: ignore[arg-type]
+    base = base_controller(_recipe(changes))
     assert base is not None
     design = base.design
     gain = design.M if design.estimator == "current" else design.L

@@ -18,7 +18,7 @@ from robust_policies.networks.linalg import frobenius
 from robust_policies.networks.supply import Supply, supply_of
 
 INITS = ("random", "long_memory", "timescales")
-# What the slowest and the fastest state forget at first, a share of itself each step.
+# What the fastest and the slowest state forget at first, a share of itself each step.
 _FORGOTTEN = {"long_memory": (0.05, 0.005), "timescales": (0.7, 0.001)}
 
 
