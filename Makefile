@@ -69,10 +69,10 @@ bench: setup ## every benchmark; writes benchmarks/*.json, results/ and docs/ima
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/certificates.py --output benchmarks/certificates.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/gain.py --seeds 10 --output benchmarks/gain.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/youla_bounds.py --output benchmarks/youla_bounds.json
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/apg.py
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/doyle.py
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/pendulum.py
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/youla.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m results.youla.example
+	OMP_NUM_THREADS=1 $(BIN)/python -m results.youla.doyle
+	OMP_NUM_THREADS=1 $(BIN)/python -m results.pendulum.make
+	OMP_NUM_THREADS=1 $(BIN)/python -m results.youla.make
 
 clean: ## remove the virtual environment and build products
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

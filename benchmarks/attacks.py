@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from robust_policies.evaluation.attacks import NORMS, prepare_attack, why_not
-from robust_policies.evaluation.rollout import run_episodes
+from robust_policies.evaluation.episodes import run_episodes
 from robust_policies.policies import load_policy
 
 TUNING_SEED = 1000

@@ -29,8 +29,8 @@ import numpy as np
 import torch
 from mujoco import rollout
 
-from robust_policies import assets
 from robust_policies.envs import SB3VecEnv, TorchVectorEnv, load_plant
+from robust_policies.files import assets
 
 SIZES = (1, 64, 4096, 65536)
 SYNC_SIZES = (1, 64)

@@ -16,7 +16,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecNormalize
 
-from robust_policies.envs.sb3 import make_sb3_vec_env
+from robust_policies.envs.bridges.sb3 import make_sb3_vec_env
 from robust_policies.policies import RecurrentCellPolicy
 from robust_policies.train import TensorRecurrentPPO
 

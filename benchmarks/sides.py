@@ -12,7 +12,7 @@ import torch
 from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.callbacks import BaseCallback
 
-from robust_policies.envs.sb3 import make_sb3_vec_env
+from robust_policies.envs.bridges.sb3 import make_sb3_vec_env
 from robust_policies.policies import RecurrentCellPolicy
 from robust_policies.train import TensorRecurrentPPO
 

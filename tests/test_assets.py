@@ -2,8 +2,8 @@
 
 import pytest
 
-from robust_policies import assets
 from robust_policies.errors import MissingFileError, UnknownNameError
+from robust_policies.files import assets
 
 
 def test_a_recipe_is_found_by_its_bare_name_and_by_its_path_from_anywhere(tmp_path, monkeypatch):

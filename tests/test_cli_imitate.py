@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from robust_policies.cli import main
+from robust_policies.cli.app import main
 
 MASS = "robust_policies/DoubleIntegrator-v0"
 QUICK = ["algorithm.rounds=2", "algorithm.updates=20", "algorithm.horizon=40", "algorithm.held_out=4",

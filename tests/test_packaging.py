@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from robust_policies import assets
+from robust_policies.files import assets
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 QUESTION = """
-from robust_policies import assets
+from robust_policies.files import assets
 print(assets.__file__)
 print(assets.task_names())
 print(assets.recipe_names())

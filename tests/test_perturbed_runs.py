@@ -10,17 +10,17 @@ import torch
 import yaml
 from gymnasium import spaces
 
-from robust_policies import cli
+from robust_policies.cli import main
 from robust_policies.envs import SB3VecEnv, make_sb3_vec_env
 from robust_policies.errors import InvalidValueError, UnknownNameError
 from robust_policies.evaluation import evaluate_run, write_report
-from robust_policies.evaluation.rollout import run_episodes
+from robust_policies.evaluation.episodes import run_episodes
 from robust_policies.networks import R2DN, Lipschitz
 from robust_policies.policies import save_policy
 from robust_policies.policies.actor import Actor, MeanHead, ScaledCell, Scaling
 from robust_policies.policies.deployed import DeployedPolicy
 from robust_policies.train import parse_recipe
-from robust_policies.train.runner import make_env
+from robust_policies.train.environment import make_env
 
 OURS, THEIRS = "robust_policies/Pendulum-v0", "Pendulum-v1"
 TINY_SUITE = Path(__file__).parent / "tiny_suite.yaml"
@@ -99,7 +99,7 @@ def test_evaluation_takes_the_recipes_wrappers_or_those_given(folder):
 def test_the_command_line_wraps_and_refuses(folder, monkeypatch, capsys):
     def call(*arguments):
         with pytest.raises(SystemExit) as left:
-            cli.main([str(argument) for argument in arguments])
+            main([str(argument) for argument in arguments])
         return left.value.code, capsys.readouterr()
 
     quick = ("--episodes", 1, "--sizes", "0", "--seeds", "0", "--task", OURS, "--suite", TINY_SUITE)

@@ -15,9 +15,9 @@ import scipy
 import torch
 
 from robust_policies import __version__
-from robust_policies.certificates.files import read_json, write_json
 from robust_policies.certificates.loop import SAID, loop_claim
 from robust_policies.errors import CorruptFileError, InvalidValueError
+from robust_policies.files.atomic import read_json, write_json
 
 SCHEMA = 1
 Status = Literal["PASS", "VIOLATED", "NOT_CERTIFIED"]

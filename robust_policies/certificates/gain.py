@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from robust_policies import checks
-from robust_policies.certificates.files import write_atomic
 from robust_policies.certificates.gain_search import (
     Budget,
     Map,
@@ -32,6 +31,7 @@ from robust_policies.certificates.gain_search import (
     search,
 )
 from robust_policies.errors import CorruptFileError, InvalidValueError, MissingFileError
+from robust_policies.files.atomic import write_atomic
 
 CURVE_STEPS = (1, 2, 5, 10, 20, 50, 100, 200)
 # Shorter searches' pairs that a longer one starts from, and the horizon above which a search is cut to cost no more.

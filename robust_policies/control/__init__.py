@@ -1,1 +1,5 @@
-"""Formulas for linear plants: the Youla parametrization and its bounds."""
+"""Linear plants: their models and LQG designs, the Youla parametrization, and bounds of closed loops."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

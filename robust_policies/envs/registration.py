@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from robust_policies.errors import InvalidValueError, UnknownNameError
+from robust_policies.errors import UnknownNameError
 
 NAMESPACE = "robust_policies"
 _TASKS = {
@@ -31,8 +29,8 @@ _TASKS = {
     "HalfCheetah-v0": "half_cheetah",
     "Walker2d-v0": "walker2d",
 }
-_SINGLE = "robust_policies.envs.single:TaskEnv"
-_VECTOR = "robust_policies.envs.vector:TorchVectorEnv"
+SINGLE = "robust_policies.envs.single:TaskEnv"
+VECTOR = "robust_policies.envs.vector:TorchVectorEnv"
 ENV_IDS = tuple(f"{NAMESPACE}/{name}" for name in _TASKS)
 
 
@@ -48,33 +46,10 @@ def register_tasks() -> None:
         if f"{NAMESPACE}/{name}" not in registry:
             register(
                 id=f"{NAMESPACE}/{name}",
-                entry_point=_SINGLE,
-                vector_entry_point=_VECTOR,
+                entry_point=SINGLE,
+                vector_entry_point=VECTOR,
                 kwargs={"task": task},
             )
-
-
-def register_task(env_id: str, task: str | Path) -> str:
-    """Register a folder with a task.yaml of your own under a Gymnasium id such as "me/HeavyPendulum-v0"; return the id.
-
-    The id then works in `gymnasium.make` and `gymnasium.make_vec` of this process, as those of the package do. Raises
-    what `load_plant` raises if the folder is not a task, and `InvalidValueError` for an id that is taken or no id.
-    """
-    from gymnasium.envs.registration import parse_env_id, register, registry
-    from gymnasium.error import Error
-
-    from robust_policies.envs.task import load_plant, task_file
-
-    try:
-        parse_env_id(env_id)
-    except (Error, TypeError) as error:
-        raise InvalidValueError(f"env_id is {env_id!r}; expected such as 'me/HeavyPendulum-v0'.") from error
-    if env_id in registry:
-        raise InvalidValueError(f"env_id {env_id!r} is registered already; choose another name or version.")
-    load_plant(task)
-    folder = task_file(task).resolve().parent
-    register(id=env_id, entry_point=_SINGLE, vector_entry_point=_VECTOR, kwargs={"task": str(folder)})
-    return env_id
 
 
 def ours(env_id: str) -> bool:
@@ -82,7 +57,7 @@ def ours(env_id: str) -> bool:
     from gymnasium.envs.registration import registry
 
     spec = registry.get(env_id.rpartition(":")[2])
-    return spec is not None and spec.vector_entry_point == _VECTOR
+    return spec is not None and spec.vector_entry_point == VECTOR
 
 
 def unknown_environment(env_id: str) -> UnknownNameError:

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from robust_policies.envs.bridges.sb3 import SB3VecEnv
 from robust_policies.envs.parameters import PhysicalParameters
 from robust_policies.envs.perturb.core import Perturbation
 from robust_policies.envs.perturb.physics import Ledger
 from robust_policies.envs.perturb.randomness import Randomness
 from robust_policies.envs.perturb.vector import Wrapper
-from robust_policies.envs.sb3 import SB3VecEnv
 from robust_policies.envs.streams import Streams
 from robust_policies.envs.vector import TorchVectorEnv
 from robust_policies.envs.wrappers import Changing, RunningMoments, TensorWrapper

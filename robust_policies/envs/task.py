@@ -12,21 +12,24 @@ from types import ModuleType
 from typing import Any, get_args
 
 import yaml
+from gymnasium.envs.registration import parse_env_id, register, registry
+from gymnasium.error import Error
 from pydantic import BaseModel, ValidationError
 
-from robust_policies import assets
 from robust_policies.envs.plant import Plant
+from robust_policies.envs.registration import SINGLE, VECTOR
 from robust_policies.errors import CorruptFileError, InvalidValueError, MissingFileError, UnknownNameError, UserError
+from robust_policies.files import assets
 
 PLANTS = {
-    "pendulum": "pendulum:PendulumPlant",
-    "cartpole": "cartpole:CartPolePlant",
-    "qube": "qube:QubePlant",
-    "maglev": "maglev:MagLevPlant",
-    "quadrotor_planar": "quadrotor_planar:PlanarQuadrotorPlant",
-    "quadrotor": "quadrotor:QuadrotorPlant",
-    "linear": "linear:LinearPlant",
-    "held_disturbance": "held_disturbance:HeldDisturbancePlant",
+    "pendulum": "plants.pendulum:PendulumPlant",
+    "cartpole": "plants.cartpole:CartPolePlant",
+    "qube": "plants.qube:QubePlant",
+    "maglev": "plants.maglev:MagLevPlant",
+    "quadrotor_planar": "plants.quadrotor_planar:PlanarQuadrotorPlant",
+    "quadrotor": "plants.quadrotor:QuadrotorPlant",
+    "linear": "plants.linear:LinearPlant",
+    "held_disturbance": "plants.held_disturbance:HeldDisturbancePlant",
     "mujoco": "mujoco.plant:MujocoPlant",
 }
 """The plants of this package by the name that task.yaml gives them: module and class, loaded when one is used."""
@@ -158,3 +161,21 @@ def _all(annotation: Any) -> Iterator[Any]:
     yield annotation
     for inner in get_args(annotation):
         yield from _all(inner)
+
+
+def register_task(env_id: str, task: str | Path) -> str:
+    """Register a folder with a task.yaml of your own under a Gymnasium id such as "me/HeavyPendulum-v0"; return the id.
+
+    The id then works in `gymnasium.make` and `gymnasium.make_vec` of this process, as those of the package do. Raises
+    what `load_plant` raises if the folder is not a task, and `InvalidValueError` for an id that is taken or no id.
+    """
+    try:
+        parse_env_id(env_id)
+    except (Error, TypeError) as error:
+        raise InvalidValueError(f"env_id is {env_id!r}; expected such as 'me/HeavyPendulum-v0'.") from error
+    if env_id in registry:
+        raise InvalidValueError(f"env_id {env_id!r} is registered already; choose another name or version.")
+    load_plant(task)
+    folder = task_file(task).resolve().parent
+    register(id=env_id, entry_point=SINGLE, vector_entry_point=VECTOR, kwargs={"task": str(folder)})
+    return env_id

@@ -12,10 +12,11 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from robust_policies import checks
-from robust_policies.envs import given
+from robust_policies.envs import arguments
 from robust_policies.envs.compiled import Batch, steps_of, write
 from robust_policies.envs.parameters import PhysicalParameters, checked_ranges
 from robust_policies.envs.plant import Params, Plant
+from robust_policies.envs.rendering import Renderer
 from robust_policies.envs.streams import Streams, normals, uniforms_for_normals
 from robust_policies.envs.task import load_plant
 from robust_policies.errors import InvalidValueError, UnknownNameError
@@ -65,9 +66,9 @@ class TorchVectorEnv(VectorEnv):
         self.plant: Plant = load_plant(task)
         self.num_envs = checks.positive_int("num_envs", num_envs)
         self.device = checks.device(device)
-        self.dtype = given.float_dtype("dtype", dtype)
-        self.state_dtype = given.float_dtype("state_dtype", state_dtype)
-        self.autoreset_mode = given.autoreset(autoreset_mode)
+        self.dtype = arguments.float_dtype("dtype", dtype)
+        self.state_dtype = arguments.float_dtype("state_dtype", state_dtype)
+        self.autoreset_mode = arguments.autoreset(autoreset_mode)
         self.plant.use(backend, self.device, self.num_envs)
         limit = self.plant.max_episode_steps if max_episode_steps is None else max_episode_steps
         self.max_episode_steps = checks.positive_int("max_episode_steps", limit)
@@ -77,12 +78,12 @@ class TorchVectorEnv(VectorEnv):
         # As fast as the plant, but no slide show where a step takes a second.
         rate = max(10, round(1.0 / self.plant.time_step))
         self.metadata = {"render_modes": RENDER_MODES, "render_fps": rate, "autoreset_mode": self.autoreset_mode}
-        self.single_observation_space, self.single_action_space = given.spaces(self.plant, self.dtype)
+        self.single_observation_space, self.single_action_space = arguments.spaces(self.plant, self.dtype)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self.params = PhysicalParameters(self.plant, self.num_envs, self.device)
         self._randomize(randomize)
-        self._actions = given.Actions(self.plant, self.num_envs, self.device)
+        self._actions = arguments.Actions(self.plant, self.num_envs, self.device)
         self._compile = compile
         self._steps = steps_of(self.plant, compile, self.device, self.state_dtype)
         self._disturbance: torch.Tensor | None = None
@@ -102,7 +103,7 @@ class TorchVectorEnv(VectorEnv):
         self._started = False
         self._renderers: list[Any] = []
         if seed is not None:
-            self._seed(given.seed_list(seed, self.num_envs), None)
+            self._seed(arguments.seed_list(seed, self.num_envs), None)
 
     def __getstate__(self) -> dict[str, Any]:
         """Compiled functions cannot be copied; a copy compiles its own."""
@@ -197,7 +198,7 @@ class TorchVectorEnv(VectorEnv):
         """
         wanted = dict(options or {})
         mask, start = wanted.pop("reset_mask", None), wanted.pop("state", None)
-        rows = None if mask is None else given.reset_rows(mask, self.num_envs, self.device)
+        rows = None if mask is None else arguments.reset_rows(mask, self.num_envs, self.device)
         start = None if start is None else self.start_state(start)
         assigned = wanted.pop("parameters", {})
         if not isinstance(assigned, Mapping):
@@ -212,7 +213,7 @@ class TorchVectorEnv(VectorEnv):
         if rows is not None and not self._started:
             raise InvalidValueError("reset_mask was given before the first reset; call reset() once without it.")
         if seed is not None:
-            self._seed(given.seed_list(seed, self.num_envs), rows)
+            self._seed(arguments.seed_list(seed, self.num_envs), rows)
         if randomize is not None:
             self._randomize(randomize)
         self._ensure_seeded()
@@ -275,7 +276,7 @@ class TorchVectorEnv(VectorEnv):
         if ended is not None:
             terminated[ended] = False
         done = terminated | truncated
-        rows = given.marked(done)
+        rows = arguments.marked(done)
         if rows.shape[0] and self.autoreset_mode is AutoresetMode.SAME_STEP:
             info = {"final_obs": self._observation.clone(), "_final_obs": done, "final_info": {}, "_final_info": done}
             self._begin(rows, {}, None)
@@ -372,8 +373,6 @@ class TorchVectorEnv(VectorEnv):
             raise InvalidValueError("render was called without a render_mode; make it with render_mode='rgb_array'.")
         if not 0 <= row < self.num_envs:
             raise UnknownNameError(f"Environment {row} does not exist; expected 0 to {self.num_envs - 1}.")
-        from robust_policies.envs.rendering import Renderer
-
         if not self._renderers:
             self._renderers = [
                 Renderer(self.plant, self.render_mode, self.metadata["render_fps"]) for _ in range(self.num_envs)

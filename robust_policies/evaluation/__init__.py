@@ -1,8 +1,5 @@
 """Evidence: returns under perturbations and attacks, certificates of run folders, and the report."""
 
-from robust_policies.evaluation.certify import certify_run
-from robust_policies.evaluation.report import write_report
-from robust_policies.evaluation.run import evaluate_run
-from robust_policies.evaluation.suites import SUITES, Suite, suite_named
+import lazy_loader
 
-__all__ = ["SUITES", "Suite", "certify_run", "evaluate_run", "suite_named", "write_report"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

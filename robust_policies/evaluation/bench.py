@@ -12,8 +12,9 @@ import numpy as np
 
 from robust_policies.envs.perturb import Spec
 from robust_policies.envs.registration import ours
-from robust_policies.evaluation.rollout import Episodes, run_episodes, seeds_of
-from robust_policies.evaluation.suites import Suite
+from robust_policies.evaluation.episodes import run_episodes
+from robust_policies.evaluation.rollout import Episodes, seeds_of
+from robust_policies.evaluation.suite import Suite
 from robust_policies.policies.deployed import DeployedPolicy
 
 OBSERVATION = "of the observation"

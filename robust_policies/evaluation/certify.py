@@ -13,10 +13,10 @@ import numpy as np
 
 from robust_policies.certificates import Certificate, GainResult, gain_curve, not_certified, secant_gain
 from robust_policies.certificates.certificate import claim
-from robust_policies.certificates.files import read_json
 from robust_policies.certificates.gain import CURVE_STEPS
 from robust_policies.certificates.loop import NUMBERS
 from robust_policies.errors import CorruptFileError, MissingFileError, NotCertifiableError, UserError
+from robust_policies.files.atomic import read_json
 from robust_policies.policies import DeployedPolicy, load_policy
 
 WITNESS = "witness.npz"

@@ -12,7 +12,7 @@ from robust_policies.envs.perturb import Spec
 from robust_policies.envs.perturb.specs import DynamicsShift
 from robust_policies.envs.registration import ours
 from robust_policies.evaluation.bench import OBSERVATION, Bench, Part, measurement
-from robust_policies.evaluation.suites import FaultEntry, GridEntry
+from robust_policies.evaluation.suite import FaultEntry, GridEntry
 
 RELATIVE = "relative change"
 # The unperturbed observation: a noise of size 0.

@@ -11,18 +11,16 @@ import torch
 from torch import Tensor
 
 from robust_policies import checks
-from robust_policies.errors import DivergedError, InvalidValueError, UnknownNameError
-from robust_policies.evaluation.attacks import ATTACKS, make_attack
+from robust_policies.errors import DivergedError, InvalidValueError
 from robust_policies.evaluation.attacks.actor import FrozenActor
 from robust_policies.evaluation.attacks.attack import Attack, Moment, Scene
 from robust_policies.evaluation.attacks.budget import Budget
 from robust_policies.evaluation.batch import Task
 from robust_policies.evaluation.deviation import action_deviation
-from robust_policies.evaluation.monitor import left_region
-from robust_policies.evaluation.perturbations import PERTURBATIONS, unit_noise
+from robust_policies.evaluation.noise import unit_noise
+from robust_policies.evaluation.region import left_region
 from robust_policies.policies.deployed import DeployedPolicy
 
-KINDS = (*PERTURBATIONS, *ATTACKS)
 Step = Callable[[], None]
 Perturb = Callable[[Moment], Tensor]
 
@@ -54,7 +52,7 @@ class Episodes:
 
 
 @dataclass(frozen=True)
-class _Setting:
+class Setting:
     """What is played: the same for the attacked episodes and for a recording without attack."""
 
     policy: DeployedPolicy
@@ -93,101 +91,12 @@ class _Played:
         return values.gather(0, index.unsqueeze(-1).expand_as(values))
 
 
-def run_episodes(
-    policy: DeployedPolicy,
-    env_id: str,
-    kind: str,
-    sizes: Sequence[float],
-    episodes: int,
-    seed: int,
-    *,
-    norm: str = "per_step_l2",
-    options: Mapping[str, Any] | None = None,
-    prepared: Any = None,
-    env_kwargs: Mapping[str, Any] | None = None,
-    perturbations: Any = (),
-    max_steps: int = 2000,
-    on_step: Step | None = None,
-    record: int = 0,
-    episode_seeds: Sequence[int] | None = None,
-    factors: Mapping[str, Sequence[float]] | None = None,
-) -> Episodes:
-    """Return `episodes` episodes at each size of the perturbation `kind`, on top of the wrappers `perturbations`.
-
-    Episode i has the same start, environment noise and random numbers of the perturbation at every size and for every
-    attack (common random numbers). No attack exceeds its budget. An episode in which the policy's action or the
-    environment's reward is not finite ends there and is marked as failed; the others go on.
-
-    Args:
-        policy: the policy.
-        env_id: the Gymnasium id of the task.
-        kind: a noise (`PERTURBATIONS`) or an attack (`ATTACKS`).
-        sizes: multiples of the noise, or the attack's budgets, in the observation's own units.
-        episodes: number for each size.
-        seed: of the environments and the perturbation.
-        norm: of the budget, one of `attacks.NORMS`; noise has none.
-        options: the attack's settings, `attacks.attack_options(kind)`.
-        prepared: what `attacks.prepare_attack` returned, for the attacks that learn or record something first.
-        env_kwargs: options of the environment.
-        perturbations: wrappers around the environment, as `envs.perturb.parse` takes them.
-        max_steps: episodes are cut here.
-        on_step: called after every step of the batch.
-        record: of how many first episodes observations, actions and rewards are kept.
-        episode_seeds: of the environments, one for each episode; None: those of `seeds_of(seed, episodes)`.
-        factors: for noise in this package's environments: physical parameters by name, one factor for each size.
-
-    Raises:
-        UnknownNameError, InvalidValueError: an argument is wrong, or the attack cannot attack this environment.
-        ShapeError: the task does not fit the policy. DivergedError: all episodes failed.
-    """
-    if kind not in KINDS:
-        raise UnknownNameError.among("perturbation", kind, KINDS)
-    sizes = [float(size) for size in sizes]
-    if not sizes or any(not np.isfinite(size) or size < 0 for size in sizes):
-        raise InvalidValueError(f"sizes are {sizes!r}; expected at least one finite number >= 0.")
-    checks.positive_int("episodes", episodes)
-    record = min(checks.positive_int("record", record, minimum=0), episodes)
-    attack = make_attack(kind, options, prepared) if kind in ATTACKS else None
-    setting = _Setting(
-        policy, env_id, dict(env_kwargs or {}), perturbations, episodes, seed,
-        checks.positive_int("max_steps", max_steps), on_step,
-        seeds_of(seed, episodes) if episode_seeds is None else list(episode_seeds), dict(factors or {}),
-    )  # fmt: skip
-    if len(setting.episode_seeds) != episodes:
-        raise InvalidValueError(
-            f"{len(setting.episode_seeds)} episode seeds were given; expected one for each of {episodes} episodes."
-        )
-    if any(len(values) != len(sizes) for values in setting.factors.values()) or (factors and attack is not None):
-        raise InvalidValueError(f"factors are {dict(factors or {})}; expected one for each size, and no attack.")
-    played = _attacked(setting, attack, kind, sizes, norm)
-    shape = (len(sizes), episodes)
-    lengths, failed = played.lengths.cpu().numpy(), played.failed.cpu().numpy()
-    returns = played.returns().cpu().numpy()
-    deviations, gains = action_deviation(policy, played.observations, played.perturbed, lengths)
-    for values in (deviations, gains):
-        values[failed] = np.nan
-    monitored = left_region(policy, played.perturbed, played.actions, lengths)
-    recorded = {}
-    if record:
-        kept = {name: played.until_end(getattr(played, name)) for name in ("observations", "perturbed", "actions")}
-        kept["rewards"] = torch.where(played.counted(), played.rewards, 0.0).float()
-        recorded = {
-            name: value.unflatten(1, shape)[:, :, :record].cpu().numpy().astype(np.float32)
-            for name, value in kept.items()
-        }
-    name = kind if attack is not None else ""
-    return Episodes(
-        returns.reshape(shape), lengths.reshape(shape), deviations.reshape(shape), gains.reshape(shape),
-        failed.reshape(shape), name, recorded, {key: value.reshape(shape) for key, value in monitored.items()},
-    )  # fmt: skip
-
-
 def seeds_of(seed: int, episodes: int) -> list[int]:
     """Return the environments' seeds of the episodes of an evaluation seed; no two seeds share one."""
     return [seed * 100_003 + i for i in range(episodes)]
 
 
-def _attacked(setting: _Setting, attack: Attack | None, kind: str, sizes: list[float], norm: str) -> _Played:
+def attacked(setting: Setting, attack: Attack | None, kind: str, sizes: list[float], norm: str) -> _Played:
     """Return the episodes at all sizes under an attack, or under the noise `kind`."""
     actor = FrozenActor(setting.policy)
     count = len(sizes) * setting.episodes
@@ -196,7 +105,7 @@ def _attacked(setting: _Setting, attack: Attack | None, kind: str, sizes: list[f
     def rehearse(policy: DeployedPolicy | None, other: Attack | None) -> tuple[Tensor, Tensor, Tensor]:
         rehearsed = setting if policy is None else replace(setting, policy=policy)
         if other is not None:
-            played = _attacked(rehearsed, other, kind, sizes, norm)
+            played = attacked(rehearsed, other, kind, sizes, norm)
             return played.until_end(played.observations), played.until_end(played.perturbed), played.returns()
         # Without an attack all sizes are alike.
         task = Task(setting.env_id, setting.episodes, setting.env_kwargs, setting.perturbations, actor.low.device)
@@ -226,7 +135,7 @@ def _attacked(setting: _Setting, attack: Attack | None, kind: str, sizes: list[f
         task.close()
 
 
-def _play(setting: _Setting, task: Task, actor: FrozenActor, perturb: Perturb) -> _Played:
+def _play(setting: Setting, task: Task, actor: FrozenActor, perturb: Perturb) -> _Played:
     """Return the episodes in which the policy reads what `perturb` makes of each moment's observations."""
     env_id, count = setting.env_id, task.count
     task.check_fit(setting.policy, env_id)
@@ -263,3 +172,61 @@ def _play(setting: _Setting, task: Task, actor: FrozenActor, perturb: Perturb) -
             break
     observations, seen, actions, rewards = (torch.stack(values) for values in zip(*history, strict=True))
     return _Played(observations, seen, actions, rewards, lengths, failed)
+
+
+def play_episodes(
+    policy: DeployedPolicy,
+    env_id: str,
+    perturbation: Attack | str,
+    sizes: Sequence[float],
+    episodes: int,
+    seed: int,
+    *,
+    attack_name: str = "",
+    norm: str = "per_step_l2",
+    env_kwargs: Mapping[str, Any] | None = None,
+    perturbations: Any = (),
+    max_steps: int = 2000,
+    on_step: Step | None = None,
+    record: int = 0,
+    episode_seeds: Sequence[int] | None = None,
+    factors: Mapping[str, Sequence[float]] | None = None,
+) -> Episodes:
+    """Return episodes under an attack, or under a noise that is given by its name; else as `run_episodes`."""
+    sizes = [float(size) for size in sizes]
+    if not sizes or any(not np.isfinite(size) or size < 0 for size in sizes):
+        raise InvalidValueError(f"sizes are {sizes!r}; expected at least one finite number >= 0.")
+    checks.positive_int("episodes", episodes)
+    record = min(checks.positive_int("record", record, minimum=0), episodes)
+    attack, kind = (None, perturbation) if isinstance(perturbation, str) else (perturbation, "")
+    setting = Setting(
+        policy, env_id, dict(env_kwargs or {}), perturbations, episodes, seed,
+        checks.positive_int("max_steps", max_steps), on_step,
+        seeds_of(seed, episodes) if episode_seeds is None else list(episode_seeds), dict(factors or {}),
+    )  # fmt: skip
+    if len(setting.episode_seeds) != episodes:
+        raise InvalidValueError(
+            f"{len(setting.episode_seeds)} episode seeds were given; expected one for each of {episodes} episodes."
+        )
+    if any(len(values) != len(sizes) for values in setting.factors.values()) or (factors and attack is not None):
+        raise InvalidValueError(f"factors are {dict(factors or {})}; expected one for each size, and no attack.")
+    played = attacked(setting, attack, kind, sizes, norm)
+    shape = (len(sizes), episodes)
+    lengths, failed = played.lengths.cpu().numpy(), played.failed.cpu().numpy()
+    returns = played.returns().cpu().numpy()
+    deviations, gains = action_deviation(policy, played.observations, played.perturbed, lengths)
+    for values in (deviations, gains):
+        values[failed] = np.nan
+    monitored = left_region(policy, played.perturbed, played.actions, lengths)
+    recorded = {}
+    if record:
+        kept = {name: played.until_end(getattr(played, name)) for name in ("observations", "perturbed", "actions")}
+        kept["rewards"] = torch.where(played.counted(), played.rewards, 0.0).float()
+        recorded = {
+            name: value.unflatten(1, shape)[:, :, :record].cpu().numpy().astype(np.float32)
+            for name, value in kept.items()
+        }
+    return Episodes(
+        returns.reshape(shape), lengths.reshape(shape), deviations.reshape(shape), gains.reshape(shape),
+        failed.reshape(shape), attack_name, recorded, {key: value.reshape(shape) for key, value in monitored.items()},
+    )  # fmt: skip

@@ -12,7 +12,6 @@ from typing import Any
 import yaml
 
 from robust_policies.certificates.certificate import array_hashes, versions
-from robust_policies.certificates.files import write_json
 from robust_policies.envs.perturb import Spec, describe, parse
 from robust_policies.envs.registration import ENV_IDS
 from robust_policies.errors import CorruptFileError, InvalidValueError, RobustPoliciesError
@@ -26,8 +25,8 @@ from robust_policies.evaluation.faults import (
     measure_nominal,
     unsuited,
 )
-from robust_policies.evaluation.partial import Journal
-from robust_policies.evaluation.suites import AttackEntry, Suite, suite_named
+from robust_policies.evaluation.journal import Journal
+from robust_policies.evaluation.suite import AttackEntry, Suite, suite_named
 from robust_policies.evaluation.table import (
     SCHEMA,
     failed_episodes,
@@ -37,8 +36,9 @@ from robust_policies.evaluation.table import (
     write_trajectories,
 )
 from robust_policies.evaluation.tuning import measure_attack, measure_critical
+from robust_policies.files.atomic import write_json
+from robust_policies.files.lock import held
 from robust_policies.policies import load_policy
-from robust_policies.train.lock import held
 
 PENDULUM_TWINS = ("robust_policies/Pendulum-v0", "Pendulum-v1")
 PARTIAL = "evaluation.partial.jsonl"

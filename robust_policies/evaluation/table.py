@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from robust_policies.certificates.files import write_atomic
 from robust_policies.evaluation.bench import read_recording
 from robust_policies.evaluation.statistics import summary
+from robust_policies.files.atomic import write_atomic
 
 SCHEMA = 2
 MONITORED = ("region_exits", "saturations")

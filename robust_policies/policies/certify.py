@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,12 +14,6 @@ from robust_policies.certificates import Certificate, Factor, compose, verify, v
 from robust_policies.certificates.layers import spectral_bound
 from robust_policies.errors import InvalidValueError, NotCertifiableError, ShapeError
 from robust_policies.policies.actor import Actor, FrozenNormalizer
-from robust_policies.policies.deployed import DeployedPolicy
-
-if TYPE_CHECKING:
-    from stable_baselines3.common.vec_env import VecEnv
-
-    from robust_policies.policies.recurrent import RecurrentCellPolicy
 
 UP = 1 + 2e-15
 _PRODUCT_UP = 1 + 1e-13
@@ -42,40 +36,35 @@ class Scales:
         return float(((1.0 if weights is None else weights) / self.unit).max()) * UP
 
 
-def certify_policy(
-    policy: RecurrentCellPolicy, env: VecEnv | None = None, weights: Sequence[float] | None = None
+def certify_actor(
+    actor: Actor,
+    action_space: spaces.Space,
+    weights: Sequence[float] | None = None,
+    *,
+    state_dependent_noise: bool = False,
 ) -> Certificate:
-    """Return the certificate of a policy inside Stable-Baselines3 that acts in `env`; raises NotCertifiableError."""
-    from robust_policies.policies.export import deploy
-
-    frozen(env)
-    try:
-        deployed = deploy(policy, env)
-    except InvalidValueError as error:
-        raise NotCertifiableError(f"No gain from raw observation to raw action can be stated: {error}") from error
-    return certify_deployed(deployed, weights)
-
-
-def certify_deployed(policy: DeployedPolicy, weights: Sequence[float] | None = None) -> Certificate:
-    """Return the certificate of a deployed policy.
+    """Return the certificate of the gain from raw observation to raw mean action.
 
     Args:
-        policy: its mean action is judged.
+        actor: its mean action is judged.
+        action_space: in which it acts.
         weights: (nu,) the size of one unit of each observation, such as 1 m, 1 rad, 0.1 m/s: the certificate then
             also has the gain of observations measured in these units.
+
+        state_dependent_noise: it explores with gSDE.
 
     Raises:
         NotCertifiableError: there is no such gain; the message names the reason.
         ShapeError, InvalidValueError: the weights do not fit.
     """
-    units = None if weights is None else observation_weights(weights, policy.cell.input_size)
-    if policy.state_dependent_noise:
+    cell = actor.cell
+    units = None if weights is None else observation_weights(weights, cell.input_size)
+    if state_dependent_noise:
         raise NotCertifiableError(
             "The policy explores with state-dependent noise (gSDE), which is a function of the observation with a gain "
             "of its own; train with use_sde=False."
         )
-    refuse_discrete(policy.action_space)
-    actor, cell = policy.actor, policy.cell
+    refuse_discrete(action_space)
     verification = verify(cell)
     scales, after = scales_of(actor), _after(actor)
     joint = weighted = None
@@ -134,18 +123,6 @@ def refuse_discrete(space: spaces.Space) -> None:
         raise NotCertifiableError(
             f"The action space {space} is discrete: the action jumps where two logits cross, so no "
             "gain bounds it; use a Box action space."
-        )
-
-
-def frozen(env: VecEnv | None) -> None:
-    """Raise if the environment's VecNormalize still learns."""
-    from robust_policies.policies.export import observation_normalizer
-
-    wrapper = observation_normalizer(env)
-    if wrapper is not None and wrapper.training:
-        raise NotCertifiableError(
-            "The environment's VecNormalize still updates its statistics, so the gain from raw observations changes "
-            "with every step; set env.training = False first."
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,13 +11,12 @@ from gymnasium import spaces
 from torch import Tensor
 
 from robust_policies import checks
+from robust_policies.certificates import Certificate
 from robust_policies.errors import InvalidValueError, NonFiniteError, ShapeError
 from robust_policies.networks import Cell
-from robust_policies.policies.actions import choose, parameter_count
 from robust_policies.policies.actor import Actor, MeanHead
-
-if TYPE_CHECKING:
-    from robust_policies.certificates import Certificate
+from robust_policies.policies.certify import certify_actor
+from robust_policies.policies.spaces import choose, parameter_count
 
 
 class DeployedPolicy:
@@ -91,9 +90,7 @@ class DeployedPolicy:
         Raises:
             NotCertifiableError: there is no such gain; the message names the reason.
         """
-        from robust_policies.policies.certify import certify_deployed
-
-        return certify_deployed(self, weights)
+        return certify_actor(self.actor, self.action_space, weights, state_dependent_noise=self.state_dependent_noise)
 
     def running_arrays(self) -> dict[str, Any]:
         """Return the arrays that decide what it does, by name."""

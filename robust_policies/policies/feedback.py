@@ -14,7 +14,7 @@ from robust_policies.errors import NotCertifiableError, ShapeError
 from robust_policies.policies.actor import Actor
 from robust_policies.policies.certify import scales_of
 from robust_policies.policies.deployed import DeployedPolicy
-from robust_policies.policies.youla_policy import YoulaPolicy
+from robust_policies.policies.youla.policy import YoulaPolicy
 
 
 def closed_loop_bound(

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from robust_policies import __version__, checks
-from robust_policies.certificates.files import read_json, write_atomic
+
+# The lazy face: a policy is loaded without Stable-Baselines3, which only a model of its own to save brings along.
+from robust_policies import policies as face
 from robust_policies.control.linear_model import LinearModel
 from robust_policies.control.lqg import LQGDesign
 from robust_policies.control.scope import Scope
@@ -27,13 +29,14 @@ from robust_policies.errors import (
     UnknownNameError,
     UserError,
 )
+from robust_policies.files.atomic import read_json, write_atomic
 from robust_policies.networks import cell_from_config
-from robust_policies.policies.actions import parameter_count, space_from_json, space_to_json
 from robust_policies.policies.actor import Actor, FrozenNormalizer, MeanHead, ScaledCell, Scaling
 from robust_policies.policies.deployed import DeployedPolicy
 from robust_policies.policies.records import from_parts, to_parts
-from robust_policies.policies.youla_base import YoulaOptions
-from robust_policies.policies.youla_policy import YoulaPolicy
+from robust_policies.policies.spaces import parameter_count, space_from_json, space_to_json
+from robust_policies.policies.youla.base import YoulaOptions
+from robust_policies.policies.youla.policy import YoulaPolicy
 
 SCHEMA = 1
 KIND = "recurrent_cell_policy"
@@ -55,9 +58,7 @@ def save_policy(policy_or_model: Any, folder_or_stem: str | Path) -> Path:
     """
     policy = policy_or_model
     if not isinstance(policy, DeployedPolicy):
-        from robust_policies.policies.export import deploy
-
-        policy = deploy(policy)
+        policy = face.deploy(policy)
     if isinstance(policy, YoulaPolicy):
         content, tensors = _youla_parts(policy)
     else:
@@ -234,10 +235,8 @@ def _load_zip(path: Path, allow_pickle: bool) -> DeployedPolicy:
         raise MissingFileError(f"{path} does not exist; expected a model saved by Stable-Baselines3.")
     from sb3_contrib import RecurrentPPO
 
-    from robust_policies.policies.export import deploy
-
     try:
         model = RecurrentPPO.load(path, device="cpu")
     except (ValueError, KeyError, EOFError, OSError) as error:
         raise CorruptFileError(f"{path} is not a model saved by RecurrentPPO ({error}); save it again.") from error
-    return deploy(model.policy)
+    return face.deploy(model.policy)

@@ -9,11 +9,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from robust_policies.certificates.files import read_json, write_json
 from robust_policies.errors import CorruptFileError, InvalidValueError
+from robust_policies.files.atomic import read_json, write_json
 from robust_policies.sweep.jobs import Ended
 from robust_policies.sweep.table import INTERVAL, METRICS, read_metrics, settings, write_csv
-from robust_policies.train.folder import versions
+from robust_policies.train.run.provenance import versions
 
 SWEEP_SCHEMA = 1
 # How a trial is described and how many there are does not touch those that exist.

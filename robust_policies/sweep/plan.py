@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from robust_policies.errors import InvalidValueError
+from robust_policies.files.yaml_text import parse_scalar
 from robust_policies.train import Recipe, load_recipe
-from robust_policies.train.yaml_file import parse_scalar
 
 _LONGEST_LABEL = 32
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from robust_policies.sweep.folder import SweepFolder
 from robust_policies.sweep.jobs import Ended, Job, Pool, Progressed
 from robust_policies.sweep.plan import Trial
-from robust_policies.train.callbacks import StopRequest
+from robust_policies.train.run.stop import StopRequest
 
 _POLL_SECONDS = 0.2
 

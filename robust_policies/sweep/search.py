@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from robust_policies.errors import CorruptFileError, InvalidValueError, UserError
+from robust_policies.files.yaml_text import parse_scalar
 from robust_policies.sweep.folder import SweepFolder
 from robust_policies.sweep.jobs import Ended
 from robust_policies.sweep.plan import Trial
 from robust_policies.sweep.space import Choice, Space, as_text
 from robust_policies.sweep.trial import RUNGS
 from robust_policies.train import Recipe
-from robust_policies.train.yaml_file import parse_scalar
 
 # Figure of the table: whether more of it is better.
 OBJECTIVES = {"return": True, "worst": True, "best": True, "gamma": False}

@@ -14,8 +14,8 @@ import numpy as np
 from rich.table import Table
 from scipy import stats
 
-from robust_policies.certificates.files import read_json, write_atomic
 from robust_policies.errors import RobustPoliciesError
+from robust_policies.files.atomic import read_json, write_atomic
 
 # Name of the figure: what it is.
 METRICS = {

@@ -11,9 +11,12 @@ import time
 import traceback
 from typing import Any, TextIO
 
+from robust_policies import evaluation
+from robust_policies import train as training
 from robust_policies.errors import RobustPoliciesError
+from robust_policies.files.atomic import remove_leftovers
+from robust_policies.files.lock import held
 from robust_policies.sweep.jobs import Job, Status
-from robust_policies.train.lock import held
 
 # Pruning compares trials at these fractions of their steps; a message is due at each of them.
 RUNGS = 10
@@ -93,9 +96,6 @@ def _stop_at_the_end_of_input(asked: threading.Event) -> None:
 def _run(job: Job, messages: _Messages) -> None:
     import torch
 
-    from robust_policies import train as training
-    from robust_policies.evaluation import certify_run, evaluate_run
-
     torch.set_num_threads(1)
     recipe = training.parse_recipe(job.recipe, job.name)
     run = training.RunFolder(job.folder)
@@ -109,10 +109,10 @@ def _run(job: Job, messages: _Messages) -> None:
         if not job.evaluate:
             return
         if not run.certificate.is_file():
-            certify_run(job.folder)
+            evaluation.certify_run(job.folder)
         if not run.evaluation.is_file():
             section = recipe.evaluation
-            evaluate_run(
+            evaluation.evaluate_run(
                 job.folder,
                 tasks=section.tasks or None,
                 suite=section.suite,
@@ -124,7 +124,5 @@ def _run(job: Job, messages: _Messages) -> None:
 
 def _remove_unfinished_start(run: Any) -> None:
     """Delete what a process killed while it wrote the recipe left: a temporary file and nothing else."""
-    from robust_policies.train.folder import remove_leftovers
-
     if all(path.name.startswith(".recipe.yaml.") for path in run.path.iterdir()):
         remove_leftovers(run.path)

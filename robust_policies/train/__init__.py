@@ -1,20 +1,5 @@
 """Training: recipe -> algorithm -> run folder."""
 
-from robust_policies.train.folder import RunFolder, open_run
-from robust_policies.train.imitation import imitate
-from robust_policies.train.recipe import Recipe, load_recipe, parse_recipe
-from robust_policies.train.runner import TrainingInterruptedError, TrainResult, train
-from robust_policies.train.tensor_ppo import TensorRecurrentPPO
+import lazy_loader
 
-__all__ = [
-    "Recipe",
-    "RunFolder",
-    "TensorRecurrentPPO",
-    "TrainResult",
-    "TrainingInterruptedError",
-    "imitate",
-    "load_recipe",
-    "open_run",
-    "parse_recipe",
-    "train",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

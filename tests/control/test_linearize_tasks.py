@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from robust_policies import assets
 from robust_policies.control import lqg
 from robust_policies.control.linearize import goal, linearize_plant
 from robust_policies.envs import load_plant
 from robust_policies.errors import InvalidValueError, NonFiniteError, ShapeError
+from robust_policies.files import assets
 
 WALKERS = {"half_cheetah", "hopper", "walker2d"}
 TASKS = sorted(set(assets.task_names()) - WALKERS)

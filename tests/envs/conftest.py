@@ -5,7 +5,7 @@ import shutil
 import pytest
 import yaml
 
-from robust_policies import assets
+from robust_policies.files import assets
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from robust_policies.envs.drawing import canvas
-from robust_policies.envs.linear import LinearPlant
+from robust_policies.envs.plants.linear import LinearPlant
 from robust_policies.envs.rendering import DRAWINGS, Renderer
 from robust_policies.envs.task import load_plant
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from robust_policies import assets
 from robust_policies.envs import TorchVectorEnv, gradient, load_plant
 from robust_policies.envs.streams import normals, uniforms_for_normals
 from robust_policies.errors import InvalidValueError, ShapeError
+from robust_policies.files import assets
 
 TASKS = [name for name in assets.task_names() if load_plant(name).differentiable]
 OTHERS = [name for name in assets.task_names() if name not in TASKS]

@@ -5,9 +5,9 @@ import pytest
 import torch
 from scipy.signal import cont2discrete
 
-from robust_policies import assets
 from robust_policies.control import lqg
 from robust_policies.envs import load_plant
+from robust_policies.files import assets
 
 CONTINUOUS = ["double_integrator", "mass_spring_damper", "aircraft_pitch", "dc_motor"]
 TASKS = [*CONTINUOUS, "doyle_lqg"]

@@ -12,7 +12,7 @@ from scipy.signal import cont2discrete
 
 import robust_policies.envs  # noqa: F401
 from robust_policies.envs import TorchVectorEnv, load_plant
-from robust_policies.envs.expressions import Expression, ExpressionMatrix
+from robust_policies.envs.plants.expressions import Expression, ExpressionMatrix
 from robust_policies.errors import InvalidValueError, ShapeError, UnknownNameError
 
 ID = "robust_policies/Linear-v0"

@@ -6,7 +6,7 @@ import scipy.linalg
 import torch
 
 from robust_policies.envs import load_plant
-from robust_policies.envs.integrate import rk4
+from robust_policies.envs.plants.integrate import rk4
 from robust_policies.errors import InvalidValueError
 
 

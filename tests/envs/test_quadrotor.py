@@ -9,7 +9,8 @@ from scipy.integrate import solve_ivp
 from scipy.linalg import solve_discrete_are
 from scipy.spatial.transform import Rotation
 
-from robust_policies.envs import gradient, load_plant, rotation
+from robust_policies.envs import gradient, load_plant
+from robust_policies.envs.plants import rotation
 from robust_policies.errors import InvalidValueError, UnknownNameError
 
 PLANT = load_plant("quadrotor")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from robust_policies.envs import ENV_IDS, TorchVectorEnv
-from robust_policies.envs.sb3 import make_sb3_vec_env
+from robust_policies.envs.bridges.sb3 import make_sb3_vec_env
 from robust_policies.envs.snapshot import Snapshot, capture, restore
 from robust_policies.envs.wrappers import EpisodeStatistics, NormalizeObservation, NormalizeReward
 from robust_policies.errors import InvalidValueError

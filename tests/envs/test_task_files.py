@@ -4,7 +4,6 @@ import gymnasium
 import pytest
 
 import robust_policies.envs  # noqa: F401
-from robust_policies import assets
 from robust_policies.envs import load_plant
 from robust_policies.errors import (
     CorruptFileError,
@@ -14,6 +13,7 @@ from robust_policies.errors import (
     UnknownNameError,
     UserError,
 )
+from robust_policies.files import assets
 
 
 def put(*keys, value):

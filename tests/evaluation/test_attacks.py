@@ -11,7 +11,7 @@ from gymnasium import spaces
 from robust_policies.errors import DivergedError, InvalidValueError, UnknownNameError
 from robust_policies.evaluation.attacks import ATTACKS, NORMS, attack_options, prepare_attack, why_not
 from robust_policies.evaluation.attacks.budget import Ball, Budget
-from robust_policies.evaluation.rollout import run_episodes
+from robust_policies.evaluation.episodes import run_episodes
 from robust_policies.networks import R2DN, GRUCell, Lipschitz, LSTMCell
 from robust_policies.policies.actor import Actor, MeanHead, ScaledCell, Scaling
 from robust_policies.policies.deployed import DeployedPolicy

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from robust_policies.certificates import Certificate
-from robust_policies.cli import app
+from robust_policies.cli.app import app
 from robust_policies.errors import MissingFileError, ShapeError
 from robust_policies.evaluation.certify import certify_run, check_run
 

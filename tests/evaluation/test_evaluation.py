@@ -12,8 +12,8 @@ from tiny import tiny_suite
 
 from robust_policies.errors import DivergedError, InvalidValueError, ShapeError, UnknownNameError
 from robust_policies.evaluation import certify_run, evaluate_run, write_report
-from robust_policies.evaluation.perturbations import unit_noise
-from robust_policies.evaluation.rollout import run_episodes
+from robust_policies.evaluation.episodes import run_episodes
+from robust_policies.evaluation.noise import unit_noise
 from robust_policies.networks import R2DN, Lipschitz, LSTMCell
 from robust_policies.policies import save_policy
 from robust_policies.policies.actor import Actor, MeanHead, ScaledCell, Scaling

@@ -7,8 +7,8 @@ from tiny import OURS, THEIRS, tiny_policy, tiny_suite
 from robust_policies.envs.perturb import parse
 from robust_policies.errors import UnknownNameError
 from robust_policies.evaluation.bench import Bench
+from robust_policies.evaluation.episodes import run_episodes
 from robust_policies.evaluation.faults import grid_names, measure_fault, measure_grid, unsuited
-from robust_policies.evaluation.rollout import run_episodes
 
 DISTURBANCE = {"perturbation": "ForceDisturbance", "parameter": "size", "values": [0, 2], "start": 1.0, "duration": 2.0}
 

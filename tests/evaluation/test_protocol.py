@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from tiny import OURS, SUITE, tiny_folder, tiny_policy, tiny_suite
 
-from robust_policies import cli
+from robust_policies.cli import main
 from robust_policies.errors import DivergedError, InvalidValueError
 from robust_policies.evaluation import evaluate_run
-from robust_policies.evaluation.partial import Journal
+from robust_policies.evaluation.journal import Journal
 from robust_policies.evaluation.run import PARTIAL, method_of
 from robust_policies.evaluation.table import COLUMNS, worst_rows
 from robust_policies.evaluation.tuning import Choice, bracket, choose
@@ -289,7 +289,7 @@ def test_a_journal_of_other_settings_or_torn_is_begun_anew(tmp_path):
 
 def call(capsys, *arguments):
     with pytest.raises(SystemExit) as left:
-        cli.main([str(argument) for argument in arguments])
+        main([str(argument) for argument in arguments])
     return left.value.code, capsys.readouterr()
 
 

@@ -5,7 +5,7 @@ import yaml
 
 from robust_policies.errors import CorruptFileError, InvalidValueError, MissingFileError, SchemaError, UnknownNameError
 from robust_policies.evaluation import SUITES, suite_named
-from robust_policies.evaluation.suites import parse_suite
+from robust_policies.evaluation.suite import parse_suite
 
 
 @pytest.mark.parametrize("name", SUITES)

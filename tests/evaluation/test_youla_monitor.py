@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from robust_policies.envs.perturb import perturb
-from robust_policies.evaluation.rollout import run_episodes
+from robust_policies.evaluation.episodes import run_episodes
 from robust_policies.networks import make_cell
 from robust_policies.policies import DeployedPolicy, YoulaPolicy, YoulaVectorWrapper
 from robust_policies.policies.actor import Actor, MeanHead, ScaledCell, Scaling

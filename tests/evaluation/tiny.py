@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from robust_policies.evaluation.suites import parse_suite
+from robust_policies.evaluation.suite import parse_suite
 from robust_policies.networks import R2DN, Lipschitz
 from robust_policies.policies import save_policy
 from robust_policies.policies.actor import Actor, MeanHead, ScaledCell, Scaling

@@ -12,7 +12,7 @@ from torch import nn
 
 from robust_policies.errors import NotCertifiableError
 from robust_policies.policies import HistoryWrapper, VecHistory, WindowedExtractor
-from robust_policies.policies.certify_sb3 import certify_model
+from robust_policies.policies.sb3.certify import certify_model
 
 WINDOW = 4
 CELL = {"state_size": 3, "features": 4, "hidden_sizes": (5,), "gamma": 2.0}

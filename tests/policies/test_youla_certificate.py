@@ -16,7 +16,7 @@ from robust_policies.errors import InvalidValueError, NotCertifiableError
 from robust_policies.networks import make_cell
 from robust_policies.policies import DeployedPolicy, YoulaPolicy, YoulaVectorWrapper, load_policy, save_policy
 from robust_policies.policies.actor import Actor, MeanHead, ScaledCell, Scaling
-from robust_policies.policies.youla_base import YoulaOptions
+from robust_policies.policies.youla.base import YoulaOptions
 
 CELLS = {
     "r2dn": {"state_size": 3, "features": 4, "hidden_sizes": (5,), "gamma": 1.5, "rate": 0.95},

@@ -14,9 +14,9 @@ from robust_policies.errors import (
     ShapeError,
     UnknownNameError,
 )
-from robust_policies.evaluation.rollout import run_episodes
+from robust_policies.evaluation.episodes import run_episodes
 from robust_policies.policies import YoulaPolicy, YoulaWrapper, load_policy, save_policy
-from robust_policies.policies.youla import youla_base
+from robust_policies.policies.youla.wrapper import youla_base
 
 
 def wrapped_episode(env, policy, steps, seed, state=None):

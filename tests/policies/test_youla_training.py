@@ -9,7 +9,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 from youla_cases import batch, task
 
-from robust_policies.envs.sb3 import SB3VecEnv
+from robust_policies.envs.bridges.sb3 import SB3VecEnv
 from robust_policies.policies import RecurrentCellPolicy, YoulaPolicy, YoulaWrapper, load_policy, save_policy
 from robust_policies.train import TensorRecurrentPPO
 

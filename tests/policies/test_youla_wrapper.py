@@ -8,7 +8,8 @@ from stable_baselines3.common.env_checker import check_env as check_env_sb3
 from youla_cases import LINEAR, hand_written, task
 
 from robust_policies.errors import InvalidValueError, NonFiniteError, ShapeError, UnknownNameError
-from robust_policies.policies import YoulaWrapper, youla
+from robust_policies.policies import YoulaWrapper
+from robust_policies.policies.youla import wrapper
 
 NONLINEAR = ("QubeServo", "CartPoleContinuous", "MagLev", "Pendulum", "InvertedPendulum")
 
@@ -120,7 +121,7 @@ def test_a_reference_that_actions_change_is_refused_and_a_true_one_is_read():
         YoulaWrapper(env, reference=(3,))
     plant = gymnasium.make(task("QuadrotorPlanar")).unwrapped.plant
     # The velocities that the planar quadrotor is to have follow from the clock.
-    assert youla.uninfluenced(plant) == (7, 8)
+    assert wrapper.uninfluenced(plant) == (7, 8)
 
 
 class WithClock(gymnasium.ObservationWrapper):

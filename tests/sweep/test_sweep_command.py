@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 from sweep_command import TINY, begin, rows, sweep, trial_process, wait_for
 
-from robust_policies.cli import main
+from robust_policies.cli.app import main
 from robust_policies.policies import load_policy
 
 SHORT = "algorithm.total_steps=400"

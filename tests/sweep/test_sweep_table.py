@@ -4,10 +4,10 @@ import json
 import pytest
 
 from robust_policies.errors import InvalidValueError
+from robust_policies.files.lock import held
 from robust_policies.sweep.folder import SweepFolder
 from robust_policies.sweep.jobs import Ended
 from robust_policies.sweep.table import interval, read_metrics, settings, write_csv
-from robust_policies.train.lock import held
 
 
 def row(name, seed, setting, status="done", **metrics):

@@ -3,7 +3,7 @@
 import os
 import signal
 
-from robust_policies.train.progress import Silent
+from robust_policies.train.run.progress import Silent
 
 
 class StopAt(Silent):

@@ -16,10 +16,11 @@ from robust_policies.networks import make_cell
 from robust_policies.policies import load_policy
 from robust_policies.policies.actor import Actor, MeanHead, ScaledCell, Scaling
 from robust_policies.train import TrainingInterruptedError, load_recipe, open_run, train
-from robust_policies.train.apg import AnalyticPolicyGradient
-from robust_policies.train.apg_critic import Experience, ValueTail, follow, lambda_returns, target_of
-from robust_policies.train.apg_recipe import ApgSection, rate_at
-from robust_policies.train.checkpoints import checkpoints_in
+from robust_policies.train.apg.algorithm import AnalyticPolicyGradient
+from robust_policies.train.apg.critic import Experience, ValueTail, follow, lambda_returns, target_of
+from robust_policies.train.recipe.apg import ApgSection
+from robust_policies.train.recipe.rates import rate_at
+from robust_policies.train.run.checkpoints import checkpoints_in
 
 TINY = [
     "task.num_envs=8",

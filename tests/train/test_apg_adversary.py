@@ -8,9 +8,9 @@ from robust_policies.errors import InvalidValueError, UnknownNameError
 from robust_policies.networks import make_cell
 from robust_policies.policies.actor import Actor, MeanHead, ScaledCell, Scaling
 from robust_policies.train import load_recipe
-from robust_policies.train.apg import AnalyticPolicyGradient
-from robust_policies.train.apg_adversary import AdversarySection, worst_observations
-from robust_policies.train.apg_recipe import ApgSection
+from robust_policies.train.apg.adversary import worst_observations
+from robust_policies.train.apg.algorithm import AnalyticPolicyGradient
+from robust_policies.train.recipe.apg import AdversarySection, ApgSection
 
 COUNT, HORIZON = 20, 12
 

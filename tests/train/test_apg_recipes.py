@@ -6,8 +6,8 @@ import torch
 from robust_policies.errors import InvalidValueError
 from robust_policies.evaluation import certify_run
 from robust_policies.train import load_recipe, train
-from robust_policies.train.apg import AnalyticPolicyGradient
-from robust_policies.train.apg_run import make_actor, task_plant
+from robust_policies.train.apg.algorithm import AnalyticPolicyGradient
+from robust_policies.train.apg.run import make_actor, task_plant
 
 
 def algorithm_of(name, *changes):

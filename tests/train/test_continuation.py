@@ -15,9 +15,9 @@ from stopping import StopAt
 from tiny_recipe import TINY
 
 from robust_policies.errors import CorruptFileError, SchemaError
+from robust_policies.files.tensors import read_tensors, write_tensors
 from robust_policies.train import TrainingInterruptedError, load_recipe, train
-from robust_policies.train.checkpoints import checkpoints_in
-from robust_policies.train.tensor_files import read_tensors, write_tensors
+from robust_policies.train.run.checkpoints import checkpoints_in
 
 ON_DEVICE = ["algorithm.name=tensor_ppo", "algorithm.batch_size=200"]
 APG = [

@@ -15,9 +15,9 @@ from robust_policies.envs import TorchVectorEnv
 from robust_policies.errors import DiskError, DivergedError, InvalidValueError, NotEnoughMemoryError
 from robust_policies.policies import load_policy
 from robust_policies.train import RunFolder, load_recipe, runner, train
-from robust_policies.train.checkpoints import checkpoints_in
-from robust_policies.train.guard import GradientNorms, diverged, in_rollout, in_update, in_weights
-from robust_policies.train.resources import memory_of
+from robust_policies.train.run.checkpoints import checkpoints_in
+from robust_policies.train.run.guard import GradientNorms, diverged, in_rollout, in_update, in_weights
+from robust_policies.train.run.resources import memory_of
 
 ON_DEVICE = ["algorithm.name=tensor_ppo"]
 APG = [*TINY[:4], "algorithm.horizon=20", "algorithm.total_steps=1600", *TINY[8:]]
@@ -204,7 +204,7 @@ import resource, sys, torch
 sys.path.insert(0, {tests!r})
 from test_guards import recipe_of
 from robust_policies.train import train
-from robust_policies.train.progress import Silent
+from robust_policies.train.run.progress import Silent
 torch.set_num_threads(1)
 
 class Fills(Silent):
@@ -240,7 +240,7 @@ import sys, time, torch
 sys.path.insert(0, {tests!r})
 from test_guards import recipe_of
 from robust_policies.train import train
-from robust_policies.train.progress import Silent
+from robust_policies.train.run.progress import Silent
 torch.set_num_threads(1)
 
 class Waits(Silent):

@@ -21,12 +21,12 @@ from robust_policies.policies import (
 )
 from robust_policies.policies.feedback import closed_loop_bound
 from robust_policies.train import TrainingInterruptedError, imitate, load_recipe, open_run
-from robust_policies.train.apg_run import new_actor
-from robust_policies.train.callbacks import StopRequest
-from robust_policies.train.imitation import imitation_recipe
-from robust_policies.train.imitation_rollout import Stage
-from robust_policies.train.imitation_teacher import LQGTeacher, PolicyTeacher, PredictTeacher, teacher_of
-from robust_policies.train.recipe import TaskSection
+from robust_policies.train.actor import new_actor
+from robust_policies.train.imitate import imitation_recipe
+from robust_policies.train.imitation.rollout import Stage
+from robust_policies.train.imitation.teacher import LQGTeacher, PolicyTeacher, PredictTeacher, teacher_of
+from robust_policies.train.recipe.sections import TaskSection
+from robust_policies.train.run.stop import StopRequest
 
 MASS = "robust_policies/DoubleIntegrator-v0"
 CART = "robust_policies/CartPoleContinuous-v0"
@@ -136,7 +136,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_numbers(tmp_path, monkeypa
             pass
 
     with monkeypatch.context() as patch:
-        patch.setattr("robust_policies.train.imitation_run.StopRequest", Stops)
+        patch.setattr("robust_policies.train.imitation.run.StopRequest", Stops)
         with pytest.raises(TrainingInterruptedError, match="10 of 30"):
             imitate("lqg", SHORT, tmp_path / "parts", **given)
     assert not (tmp_path / "parts" / "policy.json").exists()

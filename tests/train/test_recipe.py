@@ -2,11 +2,11 @@
 
 import pytest
 
-from robust_policies import assets
 from robust_policies.errors import CorruptFileError, InvalidValueError, MissingFileError, SchemaError, UnknownNameError
+from robust_policies.files import assets
 from robust_policies.policies import load_policy
 from robust_policies.train import load_recipe, parse_recipe, train
-from robust_policies.train.runner import make_env
+from robust_policies.train.environment import make_env
 
 MINIMAL = {"task": {"id": "robust_policies/Pendulum-v0"}, "algorithm": {"total_steps": 1000}}
 

@@ -1,22 +1,7 @@
 """The table of recipes counts every seed, and shows means with intervals."""
 
-import importlib.util
-from pathlib import Path
-
-import pytest
-
+from results.recipes import make as script
 from robust_policies.train import load_recipe
-
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "recipes.py"
-
-
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("recipes_benchmark", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def row(name, seed, reached_steps, reward, gamma, status="PASS"):
@@ -28,7 +13,7 @@ def row(name, seed, reached_steps, reward, gamma, status="PASS"):
     }  # fmt: skip
 
 
-def test_a_line_has_all_seeds_and_their_intervals(script):
+def test_a_line_has_all_seeds_and_their_intervals():
     rows = [
         row("pendulum_r2dn_gamma6", 0, 100_000, -150.0, 12.0),
         row("pendulum_r2dn_gamma6", 1, 120_000, -170.0, 11.9),
@@ -43,7 +28,7 @@ def test_a_line_has_all_seeds_and_their_intervals(script):
     assert cells[6] == "12"
 
 
-def test_a_seed_that_came_too_late_counts_as_not_reached(script):
+def test_a_seed_that_came_too_late_counts_as_not_reached():
     rows = [
         row("pendulum_lstm", 0, 100_000, -150.0, None, "NOT_CERTIFIED"),
         row("pendulum_lstm", 1, 10**9, -170.0, None),
@@ -54,7 +39,7 @@ def test_a_seed_that_came_too_late_counts_as_not_reached(script):
     assert cells[6] == "none"
 
 
-def test_a_change_of_the_training_makes_a_row_stale_and_a_new_target_does_not(script):
+def test_a_change_of_the_training_makes_a_row_stale_and_a_new_target_does_not():
     name = "pendulum_r2dn_gamma6"
     same = load_recipe(name, ["target.return=-150.0", "description=other", "evaluation.episodes=3"], seed=4)
     assert script.digest(same) == script.digest(load_recipe(name))

@@ -12,8 +12,10 @@ from tiny_recipe import TINY
 from robust_policies.errors import DeviceError, InvalidValueError, SchemaError, UnknownNameError
 from robust_policies.policies import load_policy
 from robust_policies.train import RunFolder, TrainingInterruptedError, load_recipe, open_run, train
-from robust_policies.train.checkpoints import checkpoints_in, read_checkpoint
-from robust_policies.train.runner import make_env, make_model
+from robust_policies.train.environment import make_env
+from robust_policies.train.ppo.continuation import read_checkpoint
+from robust_policies.train.ppo.run import make_model
+from robust_policies.train.run.checkpoints import checkpoints_in
 
 
 def test_a_run_folder_has_its_files_and_sb3s_scalars(tiny, tmp_path):

@@ -7,9 +7,9 @@ from tiny_recipe import TINY
 from robust_policies.errors import InvalidValueError, UnknownNameError
 from robust_policies.evaluation import certify_run, write_report
 from robust_policies.train import RunFolder, TrainingInterruptedError, load_recipe, open_run, parse_recipe, train
-from robust_policies.train.checkpoints import Progress
-from robust_policies.train.recipe import TargetSection
-from robust_policies.train.target import outcome
+from robust_policies.train.recipe.sections import TargetSection
+from robust_policies.train.run.checkpoints import Progress
+from robust_policies.train.run.target import outcome
 
 APG = [
     "task.num_envs=4", "policy.state_size=4", "policy.features=4", "policy.hidden_sizes=[4]",

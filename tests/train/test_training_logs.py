@@ -11,12 +11,12 @@ from stopping import StopAt
 from tiny_recipe import TINY
 
 from robust_policies.certificates import empirical_gain
-from robust_policies.envs.sb3 import make_sb3_vec_env
+from robust_policies.envs.bridges.sb3 import make_sb3_vec_env
 from robust_policies.errors import NotCertifiableError
 from robust_policies.policies import load_policy
 from robust_policies.train import TrainingInterruptedError, load_recipe, open_run, train
-from robust_policies.train.monitor import certified
-from robust_policies.train.progress import Bar, Lines
+from robust_policies.train.run.monitor import certified
+from robust_policies.train.run.progress import Bar, Lines
 
 NUMBERS = ["checkpoints.certify_every=2"]
 APG = [*TINY[:4], "algorithm.horizon=20", "algorithm.total_steps=1600", *TINY[8:], "checkpoints.certify_every=8"]

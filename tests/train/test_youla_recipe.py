@@ -9,14 +9,14 @@ from stopping import StopAt
 from typer.testing import CliRunner
 
 from robust_policies.certificates import Certificate
-from robust_policies.cli import app
+from robust_policies.cli.app import app
 from robust_policies.errors import InvalidValueError, UnknownNameError, UserError
 from robust_policies.evaluation.certify import certify_run, check_run
 from robust_policies.policies import YoulaPolicy, load_policy
 from robust_policies.train import TrainingInterruptedError, load_recipe, train
-from robust_policies.train.apg import AnalyticPolicyGradient
-from robust_policies.train.apg_run import make_actor, task_plant
-from robust_policies.train.runner import make_env
+from robust_policies.train.apg.algorithm import AnalyticPolicyGradient
+from robust_policies.train.apg.run import make_actor, task_plant
+from robust_policies.train.environment import make_env
 
 TINY = [
     "task.num_envs=4", "task.kwargs={max_episode_steps: 17}", "algorithm.total_steps=320", "algorithm.n_steps=20",

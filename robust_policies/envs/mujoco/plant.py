@@ -22,6 +22,7 @@ from robust_policies.envs.mujoco.rewards import Judge
 from robust_policies.envs.mujoco.signals import Layout, Signal, readings, signal_item
 from robust_policies.envs.mujoco.stages import runge_kutta
 from robust_policies.envs.mujoco.task import MujocoTask
+from robust_policies.envs.mujoco.warp_backend import WarpBackend
 from robust_policies.envs.plant import Params, Plant
 from robust_policies.errors import InvalidValueError, ShapeError
 
@@ -126,8 +127,6 @@ class MujocoPlant(Plant):
         if backend not in BACKENDS:
             raise InvalidValueError(f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}.")
         if backend == "warp" or (backend == "auto" and device.type == "cuda"):
-            from robust_policies.envs.mujoco.warp_backend import WarpBackend
-
             chosen: Backend = WarpBackend(self.model, self.body, device, self.task.warp)  # type: ignore[attr-defined]
         else:
             chosen = CBackend(self.model, self.body, self.threads)

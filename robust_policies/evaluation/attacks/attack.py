@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from robust_policies.envs.vector import TorchVectorEnv
+from robust_policies.errors import InvalidValueError, UnknownNameError
 from robust_policies.evaluation.attacks.actor import FrozenActor
 from robust_policies.evaluation.attacks.budget import Budget, unit
 from robust_policies.policies.deployed import DeployedPolicy
@@ -123,3 +124,17 @@ class Attack(ABC):
         noise = torch.randn(shape, generator=self.generator, device=self.generator.device)
         pieces = noise.reshape(count, time, *shape[1:])
         return torch.stack([unit(norm, piece) for piece in pieces]).repeat(1, 1, scene.sizes, 1)
+
+
+def checked(model: type[Options], name: str, options: Mapping[str, Any] | None) -> Options:
+    """Return the settings of the attack `name`, checked; raises UnknownNameError, InvalidValueError."""
+    given = dict(options or {})
+    for key in given:
+        if key not in model.model_fields:
+            raise UnknownNameError.among(f"option of {name}", key, model.model_fields)
+    try:
+        return model(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InvalidValueError(f"{name}'s option {where} is {first['input']!r}: {first['msg']}.") from error

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from robust_policies.errors import DivergedError
 from robust_policies.evaluation.attacks.actor import FrozenActor
 from robust_policies.evaluation.attacks.attack import Attack, Moment, Options, Tuning
+from robust_policies.evaluation.attacks.random import Random, RandomOptions
 from robust_policies.evaluation.attacks.search import ascend
+from robust_policies.evaluation.rollout import play_episodes
 
 
 class CriticOptions(Options):
@@ -97,12 +99,11 @@ class CriticPGD(Attack):
 
 def _recorded(actor: FrozenActor, tuning: Tuning, seed: int, options: CriticOptions) -> tuple[Tensor, Tensor]:
     """Return (inputs, discounted returns) of all steps of randomly perturbed episodes of one seed."""
-    from robust_policies.evaluation.rollout import run_episodes
-
     largest = options.explore * max(tuning.sizes)
-    found = run_episodes(
-        tuning.policy, tuning.env_id, "random", [largest * share for share in (0.0, 0.25, 0.5, 1.0)], tuning.episodes,
-        seed, norm=tuning.norm, env_kwargs=tuning.env_kwargs, perturbations=tuning.perturbations,
+    yardstick = Random(RandomOptions(where="surface"))
+    found = play_episodes(
+        tuning.policy, tuning.env_id, yardstick, [largest * share for share in (0.0, 0.25, 0.5, 1.0)],
+        tuning.episodes, seed, norm=tuning.norm, env_kwargs=tuning.env_kwargs, perturbations=tuning.perturbations,
         max_steps=tuning.max_steps, record=tuning.episodes,
     )  # fmt: skip
     device = actor.low.device

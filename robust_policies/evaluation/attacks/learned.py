@@ -18,12 +18,17 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
+from robust_policies.envs.bridges.sb3 import SB3VecEnv, make_sb3_vec_env
 from robust_policies.envs.perturb import parse, perturb
 from robust_policies.envs.registration import ours
 from robust_policies.errors import DivergedError
 from robust_policies.evaluation.attacks.actor import FrozenActor
 from robust_policies.evaluation.attacks.adversary import AdversaryVecEnv, AdversaryVectorEnv, Victim, seen, wish
 from robust_policies.evaluation.attacks.attack import Attack, Moment, Options, Scene, Tuning
+from robust_policies.evaluation.attacks.random import Random, RandomOptions
+from robust_policies.evaluation.rollout import play_episodes
+from robust_policies.policies.sb3.recurrent import RecurrentCellPolicy
+from robust_policies.train.ppo.algorithm import TensorRecurrentPPO
 
 
 class LearnedOptions(Options):
@@ -50,9 +55,6 @@ class Learned(Attack):
         Raises:
             DivergedError: the policy gives no finite returns to learn from, or training diverged.
         """
-        from robust_policies.policies import RecurrentCellPolicy
-        from robust_policies.train import TensorRecurrentPPO
-
         offset, scale, reward_scale = _scales(tuning)
         count = options.num_envs
         env = _environment(tuning, count, reward_scale)
@@ -91,8 +93,6 @@ class Learned(Attack):
 
 
 def _environment(tuning: Tuning, count: int, reward_scale: float) -> Any:
-    from robust_policies.envs.sb3 import SB3VecEnv, make_sb3_vec_env
-
     actor = FrozenActor(tuning.policy)
     device = actor.low.device
     size = torch.tensor([tuning.sizes[i % len(tuning.sizes)] for i in range(count)], device=device)
@@ -116,11 +116,10 @@ def _environment(tuning: Tuning, count: int, reward_scale: float) -> Any:
 
 def _scales(tuning: Tuning) -> tuple[list[float], list[float], float]:
     """Return offset and scale of what the adversary reads, and 1 / the rewards' deviation, from random episodes."""
-    from robust_policies.evaluation.rollout import run_episodes
-
-    found = run_episodes(
-        tuning.policy, tuning.env_id, "random", list(tuning.sizes), tuning.episodes, tuning.seeds[0], norm=tuning.norm,
-        env_kwargs=tuning.env_kwargs, perturbations=tuning.perturbations, max_steps=tuning.max_steps,
+    yardstick = Random(RandomOptions(where="surface"))
+    found = play_episodes(
+        tuning.policy, tuning.env_id, yardstick, list(tuning.sizes), tuning.episodes, tuning.seeds[0],
+        norm=tuning.norm, env_kwargs=tuning.env_kwargs, perturbations=tuning.perturbations, max_steps=tuning.max_steps,
         record=tuning.episodes,
     )  # fmt: skip
     parts = [found.recorded[name].reshape(-1, found.recorded[name].shape[-1]) for name in ("observations", "actions")]

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ValidationError
+import gymnasium
 
 from robust_policies.envs.registration import ours
+from robust_policies.envs.task import load_plant
 from robust_policies.errors import InvalidValueError, UnknownNameError
-from robust_policies.evaluation.attacks.attack import Attack, Options
+from robust_policies.evaluation.attacks.attack import Attack, Options, checked
 from robust_policies.evaluation.attacks.closed_loop_pgd import ClosedLoopPGD
 from robust_policies.evaluation.attacks.critic_pgd import CriticPGD
 from robust_policies.evaluation.attacks.learned import Learned
@@ -52,25 +53,15 @@ def attack_options(name: str) -> type[Options]:
 
 def checked_options(name: str, options: Mapping[str, Any] | None) -> Options:
     """Return an attack's settings, checked; raises UnknownNameError, InvalidValueError."""
-    model = attack_options(name)
-    given = dict(options or {})
-    for key in given:
-        if key not in model.model_fields:
-            raise UnknownNameError.among(f"option of {name}", key, model.model_fields)
-    try:
-        return model(**given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise InvalidValueError(f"{name}'s option {where} is {first['input']!r}: {first['msg']}.") from error
+    return checked(attack_options(name), name, options)
 
 
 def make_attack(name: str, options: Mapping[str, Any] | None = None, prepared: Any = None) -> Attack:
     """Return the attack `name` with checked settings; raises UnknownNameError, InvalidValueError."""
-    checked = checked_options(name, options)
+    settings = checked_options(name, options)
     if _CLASSES[name].needs_preparation and prepared is None:
         raise InvalidValueError(f"{name} must be prepared on other episodes first; give prepared=prepare_attack(...).")
-    return _CLASSES[name](checked, prepared)
+    return _CLASSES[name](settings, prepared)
 
 
 def why_not(name: str, env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> str | None:
@@ -80,9 +71,5 @@ def why_not(name: str, env_id: str, env_kwargs: Mapping[str, Any] | None = None)
         return None
     if not ours(env_id):
         return f"{env_id} is not one of this package's environments, through whose plants gradients flow"
-    import gymnasium
-
-    from robust_policies.envs.task import load_plant
-
     plant = load_plant((env_kwargs or {}).get("task", gymnasium.spec(env_id.rpartition(":")[2]).kwargs["task"]))
     return None if plant.differentiable else f"no gradient flows through the plant of {env_id} ({plant.kind})"

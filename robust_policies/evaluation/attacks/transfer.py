@@ -15,7 +15,10 @@ from torch import Tensor
 
 from robust_policies.errors import ShapeError
 from robust_policies.evaluation.attacks.actor import FrozenActor
-from robust_policies.evaluation.attacks.attack import Attack, Moment, Options, Scene
+from robust_policies.evaluation.attacks.attack import Attack, Moment, Options, Scene, checked
+from robust_policies.evaluation.attacks.closed_loop_pgd import ClosedLoopPGD
+from robust_policies.evaluation.attacks.mad_pgd import MADPGD
+from robust_policies.evaluation.attacks.sequence_pgd import SequencePGD
 from robust_policies.policies.deployed import DeployedPolicy
 from robust_policies.policies.storage import load_policy
 
@@ -33,6 +36,13 @@ class TransferOptions(Options):
     options: dict[str, Any] = Field({}, description="that attack's settings")
 
 
+_INNER: dict[str, type[Attack]] = {
+    "mad_pgd": MADPGD,
+    "sequence_pgd": SequencePGD,
+    "closed_loop_pgd": ClosedLoopPGD,
+}
+
+
 class Transfer(Attack):
     """An attack on another policy, used on this one."""
 
@@ -44,8 +54,6 @@ class Transfer(Attack):
         Raises:
             ShapeError: the other policy does not fit the task.
         """
-        from robust_policies.evaluation.attacks.registry import make_attack
-
         super().begin(scene)
         given, here = self.options.policy, scene.actor.policy
         other = given if isinstance(given, DeployedPolicy) else load_policy(given)
@@ -58,7 +66,8 @@ class Transfer(Attack):
                 )
         if other.device != here.device:
             other = other.to(here.device)
-        self.inner = make_attack(self.options.attack, self.options.options)
+        kind = _INNER[self.options.attack]
+        self.inner = kind(checked(kind.Options, self.options.attack, self.options.options))
         if self.options.mode == "replay":
             observations, perturbed, _ = scene.rehearse(other, self.inner)
             self.found = perturbed.double() - observations.double()

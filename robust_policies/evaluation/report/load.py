@@ -17,8 +17,8 @@ import yaml
 from numpy.typing import NDArray
 
 from robust_policies.certificates import Certificate
-from robust_policies.certificates.files import read_json
 from robust_policies.errors import CorruptFileError, InvalidValueError, MissingFileError, UserError
+from robust_policies.files.atomic import read_json
 
 EVALUATION_SCHEMA = 2
 PROVENANCE_SCHEMA = 1

@@ -9,7 +9,6 @@ from pathlib import Path
 from plotly.offline import get_plotlyjs
 
 from robust_policies import __version__
-from robust_policies.certificates.files import write_atomic
 from robust_policies.errors import InvalidValueError
 from robust_policies.evaluation.report import sections, static
 from robust_policies.evaluation.report.chart import Chart
@@ -37,6 +36,7 @@ from robust_policies.evaluation.report.returns import (
     slug,
 )
 from robust_policies.evaluation.report.trajectories import trajectory_charts
+from robust_policies.files.atomic import write_atomic
 
 # The page can load nothing at all: no address but those inside it.
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"

@@ -17,9 +17,9 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from robust_policies.certificates.files import read_json, write_atomic, write_json
 from robust_policies.errors import UserError
 from robust_policies.evaluation.report.chart import Chart, Heat, Panel, Series, y_range
+from robust_policies.files.atomic import read_json, write_atomic, write_json
 
 INDEX_SCHEMA = 1
 STYLE: Any = {

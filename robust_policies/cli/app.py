@@ -1,0 +1,318 @@
+"""The command line. Heavy imports stand inside the commands, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+import traceback
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from robust_policies import __version__
+from robust_policies.cli.errors import exit_status, short_warnings
+from robust_policies.cli.imitate import imitate
+from robust_policies.cli.listing import Listing, entries_of
+from robust_policies.cli.steps import certify_evaluate_report, certify_folder, check_evaluation, report_on
+from robust_policies.cli.sweep import sweep
+from robust_policies.errors import InvalidValueError
+
+app = typer.Typer(
+    name="robust-policies",
+    help="Recurrent control policies that are stable and robust by construction: train, certify, stress, report.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    epilog="Exit status: 0 done, 1 failed or not certified, 2 wrong input. --debug anywhere shows tracebacks.",
+)
+
+
+class Render(StrEnum):
+    """How `enjoy` shows an episode."""
+
+    human = "human"
+    video = "video"
+    none = "none"
+
+
+class Format(StrEnum):
+    """What `export` writes."""
+
+    safetensors = "safetensors"
+    onnx = "onnx"
+
+
+# Options that take several values, as in `--set a=1 b=2`.
+_SPREAD = ("--set", "--search")
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="run folder made by `train`")]
+Folders = Annotated[list[Path], typer.Argument(metavar="DIR...", help="one or several run folders")]
+Perturb = Annotated[
+    str | None,
+    typer.Option(
+        metavar="YAML", help="wrappers around the task, such as '[ObservationDelay: 2]' (`list perturbations`)"
+    ),
+]
+Episodes = Annotated[int | None, typer.Option(min=1, help="episodes for each size and seed")]
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"robust-policies {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _globals(
+    version: Annotated[
+        bool, typer.Option("--version", help="show the version and end", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    """See the application's help."""
+
+
+@app.command("list")
+def list_(what: Annotated[Listing, typer.Argument(help="what to list")]) -> None:
+    """List environments, recipes, policy cells, attacks, perturbations or suites, one a line."""
+    lines = entries_of(what)
+    width = max(map(len, lines), default=0)
+    for name, text in lines.items():
+        typer.echo(f"{name:<{width}}  {text}".rstrip())
+
+
+@app.command()
+def train(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="YAML file, or the name of a recipe (`list recipes`)")
+    ],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE ...", help="change the recipe: policy.gamma=4")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="in place of the recipe's seed")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N")] = "cpu",
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="DIR", help="run folder [default: results/RECIPE]")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="continue the run in DIR from its last checkpoint")] = False,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="deterministic algorithms only; the same as deterministic=true")
+    ] = False,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads; small networks are fastest with one")] = 1,
+    evaluation: Annotated[bool, typer.Option("--evaluate/--no-evaluate", help="certify and evaluate it too")] = True,
+    report_: Annotated[
+        bool, typer.Option("--report/--no-report", help="write report.html (needs the evaluation)")
+    ] = True,
+) -> None:
+    """Train a recipe, then certify and evaluate the policy and write a report, all into one run folder."""
+    import torch
+    from rich.console import Console
+
+    from robust_policies import train as training
+    from robust_policies.train.run.progress import reporter_for
+
+    torch.set_num_threads(threads)
+    resolved = training.load_recipe(recipe, [*(set_ or []), *["deterministic=true"] * deterministic], seed)
+    folder = output or Path("results") / Path(recipe).stem
+    check_evaluation(resolved.evaluation)
+    result = training.train(resolved, folder, device=device, resume=resume, reporter=reporter_for(Console()))
+    best = "" if result.best_reward is None else f", best mean return {result.best_reward:.1f}"
+    early = " (checkpoints.stop_at_reward was reached)" if result.reached else ""
+    typer.echo(f"Trained {result.num_timesteps} steps in {result.seconds:.0f} s{best}{early}: {folder}")
+    if result.target is not None:
+        typer.echo(result.target.text)
+    if not evaluation:
+        return
+    certify_evaluate_report(folder, report_)
+
+
+app.command()(imitate)
+app.command()(sweep)
+
+
+@app.command()
+def certify(
+    folder: Folder,
+    weights: Annotated[
+        str | None,
+        typer.Option(metavar="W1,W2,...", help="size of one unit of each sensor, for a gain in these units: 1,1,0.1"),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="prove again what certificate.json says, and change nothing")
+    ] = False,
+) -> None:
+    """Prove the gain and contraction of the policy that runs; exit status 1 if nothing could be proven."""
+    from robust_policies.train import open_run
+
+    if check:
+        if weights is not None:
+            raise InvalidValueError("--weights was given with --check, which takes them from certificate.json.")
+        _check_certificate(folder)
+        return
+    open_run(folder)
+    if not certify_folder(folder, None if weights is None else _numbers("--weights", weights)):
+        raise typer.Exit(1)
+
+
+@app.command()
+def evaluate(
+    folders: Folders,
+    suite: Annotated[
+        str | None, typer.Option(help="quick, standard, paper or a YAML file (`list suites`) [default: the recipe's]")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option("--budget", "--sizes", help="perturbation sizes, such as 0,0.1,0.2")
+    ] = None,
+    episodes: Episodes = None,
+    seeds: Annotated[str | None, typer.Option(help="evaluation seeds, such as 0-4 or 0,3")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="Gymnasium id, repeatable [default: the recipe's]")] = None,
+    attack: Annotated[
+        list[str] | None, typer.Option(help="in place of the suite's attacks, repeatable (`list attacks`)")
+    ] = None,
+    perturb: Perturb = None,
+    jobs: Annotated[int, typer.Option(min=1, help="run folders evaluated at the same time")] = 1,
+) -> None:
+    """Measure return under noise, attacks and faults; an interrupted evaluation goes on where it was.
+
+    Writes evaluation.json, evaluation.csv and trajectories.npz into each run folder. A folder that cannot be evaluated
+    is named, the others are; the exit status then is not 0.
+    """
+    from robust_policies.checks import seed_list
+    from robust_policies.cli.evaluate import evaluate_folders
+
+    given = {
+        "suite": suite,
+        "sizes": None if budget is None else _numbers("--budget", budget),
+        "episodes": episodes,
+        "seeds": None if seeds is None else seed_list("--seeds", seeds),
+        "tasks": task or None,
+        "attacks": attack or None,
+        "perturbations": None if perturb is None else _wrappers(perturb),
+    }
+    given = {key: value for key, value in given.items() if value is not None}
+    status = evaluate_folders(folders, given, jobs)
+    if status:
+        raise typer.Exit(status)
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="run folders, or folders that hold some")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="HTML file [default: DIR/report.html]")
+    ] = None,
+) -> None:
+    """Write one self-contained HTML file about runs, with its pictures as PNG and PDF in figures/ beside it."""
+    report_on(folders, output)
+
+
+@app.command()
+def export(
+    folder: Folder,
+    format: Annotated[Format, typer.Option(help="safetensors: policy.json and policy.safetensors, no pickle")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="folder [default: DIR/export]")] = None,
+) -> None:
+    """Write the policy for use elsewhere."""
+    from robust_policies.policies import load_policy, save_policy
+    from robust_policies.train import open_run
+
+    open_run(folder)
+    if format is Format.onnx:
+        raise InvalidValueError("Export to onnx was asked for and is not available yet; use --format safetensors.")
+    typer.echo(f"Exported: {save_policy(load_policy(folder), output or folder / 'export').parent}")
+
+
+@app.command()
+def enjoy(
+    folder: Folder,
+    render: Annotated[Render, typer.Option(help="a window, a video file in DIR/videos, or nothing")] = Render.human,
+    env: Annotated[str | None, typer.Option(help="Gymnasium id [default: the recipe's]")] = None,
+    episodes: Annotated[int, typer.Option(min=1)] = 3,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    perturb: Perturb = None,
+) -> None:
+    """Run the policy in an environment and show it."""
+    from robust_policies.evaluation.enjoy import enjoy_run
+    from robust_policies.train import open_run
+
+    run = open_run(folder)
+    recipe = run.read_recipe() if run.recipe.is_file() else None
+    if env is None and recipe is None:
+        raise InvalidValueError(f"{folder} has no recipe.yaml that names an environment; give one with --env ID.")
+    own = recipe.task if recipe is not None and env in (None, recipe.task.id) else None
+    kwargs, wrappers = (own.kwargs, own.perturbations) if own is not None else ({}, [])
+    wrappers = wrappers if perturb is None else _wrappers(perturb)
+    env_id = env or (recipe.task.id if recipe is not None else "")
+    for number, total in enumerate(enjoy_run(folder, env_id, kwargs, render.value, episodes, seed, wrappers), 1):
+        typer.echo(f"episode {number}: return {total:.1f}")
+    if render is Render.video:
+        typer.echo(f"Videos: {folder / 'videos'}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit; `arguments` None means those of the process."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    given = _spread_set([argument for argument in given if argument != "--debug"])
+    try:
+        _check_command(given)
+        with short_warnings(not debug):
+            status = typer.main.get_command(app).main(given, prog_name="robust-policies", standalone_mode=False)
+    except BaseException as error:
+        if debug and not isinstance(error, (SystemExit, typer.Exit)):
+            traceback.print_exc()
+        status = exit_status(error, given)
+    sys.stdout.flush()
+    raise SystemExit(status if isinstance(status, int) else 0)
+
+
+def _check_command(arguments: Sequence[str]) -> None:
+    commands = sorted(typer.main.get_command(app).commands)  # pyright: ignore[reportAttributeAccessIssue]
+    first = next((argument for argument in arguments if not argument.startswith("-")), None)
+    if first is not None and first not in commands:
+        close = difflib.get_close_matches(first, commands, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise InvalidValueError(f"Unknown command {first!r}.{hint} Known: {', '.join(commands)}.")
+
+
+def _spread_set(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with `--set a=1 b=2` written as `--set a=1 --set b=2`, and `--search` likewise."""
+    spread: list[str] = []
+    option = ""
+    for argument in arguments:
+        if option and spread[-1] != option and "=" in argument and not argument.startswith("-"):
+            spread.append(option)
+        elif argument.startswith("-"):
+            option = argument if argument in _SPREAD else ""
+        spread.append(argument)
+    return spread
+
+
+def _check_certificate(folder: Path) -> None:
+    from robust_policies.evaluation.certify import check_run
+
+    differences = check_run(folder)
+    for difference in differences:
+        typer.echo(f"{folder}: {difference}", err=True)
+    if differences:
+        typer.echo("Not confirmed; write the certificate again with `certify` if you trust the policy's files.")
+        raise typer.Exit(1)
+    typer.echo("Confirmed: the arrays, the proof, the witness and every entry of certificate.json agree.")
+
+
+def _wrappers(text: str) -> list[Any]:
+    """Return what --perturb lists, in its short form."""
+    from robust_policies.envs.perturb import describe, parse
+
+    return describe(parse(text))
+
+
+def _numbers(option: str, text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InvalidValueError(
+            f"{option} is {text!r}; expected numbers separated by commas, such as 0,0.1,0.2."
+        ) from error

@@ -1,0 +1,69 @@
+"""The command `robust-policies imitate`. Heavy imports stand inside, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from robust_policies.cli.steps import certify_evaluate_report, check_evaluation
+
+
+class Method(StrEnum):
+    """Who acts while demonstrations are collected."""
+
+    dagger = "dagger"
+    bc = "bc"
+
+
+def imitate(
+    teacher: Annotated[str, typer.Argument(metavar="TEACHER", help="lqg, or a run folder or policy.json")],
+    task: Annotated[str | None, typer.Option(help="Gymnasium id [default: that of the teacher's run folder]")] = None,
+    gamma: Annotated[float | None, typer.Option(help="the student's certified gain [default: none]")] = None,
+    method: Annotated[Method, typer.Option(help="dagger: the student acts more and more; bc: the teacher alone")] = (
+        Method.dagger
+    ),
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE ...", help="policy.state_size=8 algorithm.rounds=20")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N")] = "cpu",
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="DIR", help="run folder [default: results/TASK_imitation]")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="continue the run in DIR from its last checkpoint")] = False,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads; small networks are fastest with one")] = 1,
+    evaluation: Annotated[bool, typer.Option("--evaluate/--no-evaluate", help="certify and evaluate it too")] = True,
+    report: Annotated[
+        bool, typer.Option("--report/--no-report", help="write report.html (needs the evaluation)")
+    ] = True,
+) -> None:
+    """Teach a policy of bounded gain what a controller does, and say what is proven of the loop it closes.
+
+    By behaviour cloning or DAgger, into a run folder like that of `train`. The folder's recipe.yaml is a recipe.
+    """
+    import torch
+    from rich.console import Console
+
+    from robust_policies.files.atomic import read_json
+    from robust_policies.train import train
+    from robust_policies.train.imitate import default_folder, imitation_recipe
+    from robust_policies.train.imitation.run import CLOSED_LOOP, IMITATION, SCHEMA
+    from robust_policies.train.run.progress import reporter_for
+
+    torch.set_num_threads(threads)
+    recipe = imitation_recipe(teacher, task, None, set_ or [], gamma=gamma, method=method.value, seed=seed)
+    check_evaluation(recipe.evaluation)
+    folder = output or default_folder(recipe)
+    result = train(recipe, folder, device=device, resume=resume, reporter=reporter_for(Console()))
+    found = read_json(folder / IMITATION, "imitation", SCHEMA)
+    typer.echo(f"Learnt from {found['demonstrations']} demonstrations in {result.seconds:.0f} s: {folder}")
+    error, spread = sum(found["held_out_mse"]), sum(found["held_out_variance"])
+    share = f", {error / spread:.2g} of the actions' variance" if spread > 0 else ""
+    typer.echo(f"Mean squared action error on {found['held_out_episodes']} held-out episodes: {error:.3g}{share}.")
+    typer.echo(f"Mean return: {found['student_return']:.4g}, the teacher's {found['teacher_return']:.4g}.")
+    typer.echo(read_json(folder / CLOSED_LOOP, "closed loop", SCHEMA)["claim"])
+    if evaluation:
+        certify_evaluate_report(folder, report)

@@ -1,0 +1,47 @@
+"""What several commands do with a finished run folder, and print."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+
+def check_evaluation(section: Any) -> None:
+    """Raise for an evaluation that could not run, before hours of training."""
+    from robust_policies.evaluation.suite import suite_named
+
+    suite_named(section.suite)
+
+
+def certify_folder(folder: Path, weights: list[float] | None = None) -> bool:
+    """Return whether something is proven of the policy in `folder`, after writing its certificate."""
+    from robust_policies.evaluation import certify_run
+
+    certificate = certify_run(folder, weights=weights)
+    typer.echo(f"{certificate.status}: {certificate.claim}")
+    if certificate.empirical_lower is not None:
+        of = "" if certificate.ratio is None else f", {certificate.ratio:.2f} of the proven one"
+        typer.echo(f"Largest gain found by search: {certificate.empirical_lower:.4g}{of}.")
+    return certificate.status == "PASS"
+
+
+def report_on(folders: Sequence[Path], output: Path | None) -> None:
+    """Write the report of run folders."""
+    from robust_policies.evaluation import write_report
+
+    typer.echo(f"Report: {write_report(folders, output)}")
+
+
+def certify_evaluate_report(folder: Path, report: bool) -> None:
+    """Do all that follows a training; raises typer.Exit where something could not be evaluated."""
+    from robust_policies.cli.evaluate import evaluate_folders
+
+    certify_folder(folder)
+    status = evaluate_folders([folder], {}, 1)
+    if report:
+        report_on([folder], None)
+    if status:
+        raise typer.Exit(status)

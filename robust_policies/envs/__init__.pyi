@@ -1,0 +1,12 @@
+from .bridges.sb3 import SB3VecEnv as SB3VecEnv
+from .bridges.sb3 import make_sb3_vec_env as make_sb3_vec_env
+from .plant import Plant as Plant
+from .plants.linear import LinearPlant as LinearPlant
+from .plants.pendulum import PendulumPlant as PendulumPlant
+from .registration import ENV_IDS as ENV_IDS
+from .registration import register_tasks as register_tasks
+from .single import TaskEnv as TaskEnv
+from .task import PLANTS as PLANTS
+from .task import load_plant as load_plant
+from .task import register_task as register_task
+from .vector import TorchVectorEnv as TorchVectorEnv

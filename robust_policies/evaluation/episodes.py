@@ -1,0 +1,83 @@
+"""Episodes under a perturbation that is given by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from robust_policies.errors import UnknownNameError
+from robust_policies.evaluation.attacks import ATTACKS, make_attack
+from robust_policies.evaluation.noise import PERTURBATIONS
+from robust_policies.evaluation.rollout import Episodes, Step, play_episodes
+from robust_policies.policies.deployed import DeployedPolicy
+
+KINDS = (*PERTURBATIONS, *ATTACKS)
+
+
+def run_episodes(
+    policy: DeployedPolicy,
+    env_id: str,
+    kind: str,
+    sizes: Sequence[float],
+    episodes: int,
+    seed: int,
+    *,
+    norm: str = "per_step_l2",
+    options: Mapping[str, Any] | None = None,
+    prepared: Any = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    perturbations: Any = (),
+    max_steps: int = 2000,
+    on_step: Step | None = None,
+    record: int = 0,
+    episode_seeds: Sequence[int] | None = None,
+    factors: Mapping[str, Sequence[float]] | None = None,
+) -> Episodes:
+    """Return `episodes` episodes at each size of the perturbation `kind`, on top of the wrappers `perturbations`.
+
+    Episode i has the same start, environment noise and random numbers of the perturbation at every size and for every
+    attack (common random numbers). No attack exceeds its budget. An episode in which the policy's action or the
+    environment's reward is not finite ends there and is marked as failed; the others go on.
+
+    Args:
+        policy: the policy.
+        env_id: the Gymnasium id of the task.
+        kind: a noise (`PERTURBATIONS`) or an attack (`ATTACKS`).
+        sizes: multiples of the noise, or the attack's budgets, in the observation's own units.
+        episodes: number for each size.
+        seed: of the environments and the perturbation.
+        norm: of the budget, one of `attacks.NORMS`; noise has none.
+        options: the attack's settings, `attacks.attack_options(kind)`.
+        prepared: what `attacks.prepare_attack` returned, for the attacks that learn or record something first.
+        env_kwargs: options of the environment.
+        perturbations: wrappers around the environment, as `envs.perturb.parse` takes them.
+        max_steps: episodes are cut here.
+        on_step: called after every step of the batch.
+        record: of how many first episodes observations, actions and rewards are kept.
+        episode_seeds: of the environments, one for each episode; None: those of `seeds_of(seed, episodes)`.
+        factors: for noise in this package's environments: physical parameters by name, one factor for each size.
+
+    Raises:
+        UnknownNameError, InvalidValueError: an argument is wrong, or the attack cannot attack this environment.
+        ShapeError: the task does not fit the policy. DivergedError: all episodes failed.
+    """
+    if kind not in KINDS:
+        raise UnknownNameError.among("perturbation", kind, KINDS)
+    attack = kind in ATTACKS
+    return play_episodes(
+        policy,
+        env_id,
+        make_attack(kind, options, prepared) if attack else kind,
+        sizes,
+        episodes,
+        seed,
+        attack_name=kind if attack else "",
+        norm=norm,
+        env_kwargs=env_kwargs,
+        perturbations=perturbations,
+        max_steps=max_steps,
+        on_step=on_step,
+        record=record,
+        episode_seeds=episode_seeds,
+        factors=factors,
+    )

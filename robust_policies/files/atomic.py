@@ -1,0 +1,91 @@
+"""Files that are either whole or not there: JSON and arrays written to a temporary name, then renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from robust_policies.errors import CorruptFileError, MissingFileError, SchemaError
+
+
+def write_atomic(path: str | Path, write: Callable[[BinaryIO], object]) -> Path:
+    """Return `path` after `write(file)` filled a temporary file beside it that then took its name."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def write_json(path: str | Path, content: Any) -> Path:
+    """Return `path` after writing `content` there as JSON without NaN or infinity (neither is JSON)."""
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    return write_atomic(path, lambda file: file.write(text.encode()))
+
+
+def read_json(path: str | Path, kind: str, newest_schema: int) -> dict[str, Any]:
+    """Return the JSON object in `path`, a `kind` of at most `newest_schema`.
+
+    Raises:
+        MissingFileError: There is no such file.
+        CorruptFileError: It is not a JSON object with a whole-number "schema".
+        SchemaError: A newer version of this package wrote it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingFileError(f"{path} does not exist; expected a {kind} file.")
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise CorruptFileError(f"{path} is not JSON ({error}); expected a {kind} file. Write it again.") from error
+    schema = content.get("schema") if isinstance(content, dict) else None
+    if not isinstance(schema, int) or isinstance(schema, bool):
+        raise CorruptFileError(f"{path} has no whole-number 'schema'; expected a {kind} file. Write it again.")
+    if schema > newest_schema:
+        raise SchemaError(
+            f"{path} has schema {schema}; this version reads {kind} files up to schema {newest_schema}. "
+            "Upgrade robust-policies."
+        )
+    return content
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Yield a new folder that takes the name `target` when the block succeeds, and vanishes when it fails."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        yield temporary
+        for path in temporary.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        if target.exists():
+            shutil.rmtree(target)
+        temporary.rename(target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what a killed run left half-written: names that begin with a dot."""
+    for path in folder.glob(".*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

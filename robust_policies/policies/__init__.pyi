@@ -1,0 +1,21 @@
+from .deployed import DeployedPolicy as DeployedPolicy
+from .sb3.certify import certify_model as certify_model
+from .sb3.deploy import deploy as deploy
+from .sb3.history import HistoryWrapper as HistoryWrapper
+from .sb3.history import VecHistory as VecHistory
+from .sb3.recurrent import (
+    RecurrentCellCnnPolicy as RecurrentCellCnnPolicy,
+)
+from .sb3.recurrent import (
+    RecurrentCellMultiInputPolicy as RecurrentCellMultiInputPolicy,
+)
+from .sb3.recurrent import (
+    RecurrentCellPolicy as RecurrentCellPolicy,
+)
+from .sb3.windowed import WindowedExtractor as WindowedExtractor
+from .storage import load_policy as load_policy
+from .storage import save_policy as save_policy
+from .youla.base import YoulaOptions as YoulaOptions
+from .youla.policy import YoulaPolicy as YoulaPolicy
+from .youla.wrapper import YoulaVectorWrapper as YoulaVectorWrapper
+from .youla.wrapper import YoulaWrapper as YoulaWrapper

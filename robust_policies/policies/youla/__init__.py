@@ -1,0 +1,1 @@
+"""Policies around a base controller that sees what its observer does not explain."""

@@ -1,0 +1,244 @@
+"""A base controller, its observer and a trained Youla parameter as one policy for the unwrapped environment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from robust_policies import policies as face
+from robust_policies.certificates import Certificate
+from robust_policies.control.linear_model import LinearModel
+from robust_policies.control.lqg import LQGDesign
+from robust_policies.control.scope import Scope
+from robust_policies.errors import InvalidValueError, ShapeError
+from robust_policies.networks import Cell
+from robust_policies.policies.actor import Actor, MeanHead, ScaledCell, Scaling
+from robust_policies.policies.deployed import DeployedPolicy
+from robust_policies.policies.spaces import choose
+from robust_policies.policies.youla.base import BaseController, YoulaOptions
+from robust_policies.policies.youla.certify import certify_youla, loop_arrays, searched_loop
+from robust_policies.policies.youla.wrapper import youla_base
+
+
+class YoulaCell(Cell):
+    """From the environment's observation to its input: a base controller with the actor of a Youla parameter in it.
+
+    The state (batch, nx), float64, is the base controller's beside the actor's.
+    """
+
+    name = "youla"
+
+    def __init__(self, controller: BaseController, actor: Actor) -> None:
+        sizes = controller.observation_space.shape[0], controller.action_space.shape[0]
+        super().__init__(sizes[0], controller.state_size + actor.cell.state_size, sizes[1])
+        self.controller = controller
+        self.actor = actor
+
+    def explicit(self) -> Any:
+        """Return the arrays of the actor's cell."""
+        return self.actor.cell.explicit()
+
+    def step(self, explicit: Any, state: Tensor, input: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (next state, input to send (batch, m)) for an observation (batch, p + references)."""
+        innovation, seen, hidden = self.before(state, input)
+        actor = self.actor
+        hidden, outputs = actor.cell.step(explicit, hidden, actor.body.scaling(actor.normalized(seen)))
+        return self.after(state, innovation, hidden, actor.head(outputs))
+
+    def before(self, state: Tensor, observation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the innovation, what the actor reads, and the actor's part of the state."""
+        innovation = self.controller.innovation(state, observation)
+        # As the wrapper does, whose observations have the environment's number type.
+        hidden = state[..., self.controller.state_size :].to(next(self.actor.parameters()).dtype)
+        return innovation, self.controller.seen(innovation, observation), hidden
+
+    def after(self, state: Tensor, innovation: Tensor, hidden: Tensor, youla: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (next state, input to send) for a normalised Youla input (batch, m)."""
+        own = state[..., : self.controller.state_size]
+        sent = self.controller.command(own, innovation, youla)
+        own, _ = self.controller.update(own, innovation, sent)
+        return torch.cat((own, hidden.to(own.dtype)), -1), sent
+
+    def run(self, explicit: Any, inputs: Tensor, state: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return (outputs, final state), step by step: the observer needs each input before the next innovation."""
+        return self.unroll(explicit, inputs, state, starts)
+
+    def initial_state(self, batch_size: int) -> Tensor:
+        """Return zeros (batch, nx) in float64."""
+        return self.controller.A.new_zeros(batch_size, self.state_size, dtype=torch.float64)
+
+    def as_actor(self) -> Actor:
+        """Return the actor of the unwrapped environment: this cell between maps that change nothing."""
+        scaling = Scaling(self.input_size).double()
+        return Actor(ScaledCell(self, scaling), MeanHead(self.output_size, self.output_size, linear=False))
+
+    def options(self) -> dict[str, Any]:
+        """Return what the actor's cell is made of."""
+        return {"cell": self.actor.cell.config()}
+
+    def zero_output_(self) -> YoulaCell:
+        """Let the Youla input be zero at first."""
+        self.actor.cell.zero_output_()
+        return self
+
+
+@dataclass
+class Monitor:
+    """What happened in the steps that `predict` was called for, since it was made or `reset`."""
+
+    steps: int = 0
+    region_exits: int = 0
+    saturations: int = 0
+
+    def count(self, outside: Tensor, saturated: Tensor) -> None:
+        """Add one step of some environments, (batch,) bool each."""
+        self.steps += len(outside)
+        self.region_exits += int(outside.sum())
+        self.saturations += int(saturated.sum())
+
+    def reset(self) -> None:
+        """Begin at zero."""
+        self.steps = self.region_exits = self.saturations = 0
+
+    def report(self) -> str:
+        """Return one sentence."""
+        return (f"Of {self.steps} steps the estimate was outside the region in {self.region_exits}, and an input at "
+                f"its limit in {self.saturations}.")  # fmt: skip
+
+
+class YoulaPolicy(DeployedPolicy):
+    """Observations of the unwrapped environment in, its actions out: what a policy trained in a YoulaWrapper does.
+
+    Args:
+        design, model: the base controller's gains, and the linear model they are for.
+        policy: the Youla parameter: a `DeployedPolicy`, or what `deploy` makes one of, trained in the wrapper.
+        observation_space, action_space: of the unwrapped environment.
+        options: the wrapper's options.
+        scope: what is known of the plant beside the model; None: nothing.
+
+    `YoulaPolicy.of(env, policy)` takes all but the policy from a wrapped environment. Saved and loaded as every other
+    policy (`save_policy`, `load_policy`). The state of `predict` is float64: the observer's, then the policy's own.
+    `monitor` counts region exits and saturated inputs while `predict` is called.
+
+    Raises:
+        ShapeError: the policy does not read the innovation (and reference) alone, or gives something else than a
+        Youla input. InvalidValueError: as `BaseController`, or the policy cannot be deployed.
+    """
+
+    cell: YoulaCell
+
+    def __init__(
+        self,
+        design: LQGDesign,
+        model: LinearModel,
+        policy: Any,
+        *,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        options: YoulaOptions | None = None,
+        scope: Scope | None = None,
+    ) -> None:
+        inner = policy if isinstance(policy, DeployedPolicy) else face.deploy(policy)
+        controller = BaseController(model, design, observation_space, action_space, options)
+        _check_reads(inner, controller)
+        super().__init__(
+            YoulaCell(controller, inner.actor).as_actor(), controller.observation_space, controller.action_space
+        )
+        self.policy = inner
+        self.monitor = Monitor()
+        self.controller = controller
+        self.scope = (Scope("linear") if model.exact else Scope()) if scope is None else scope
+
+    @classmethod
+    def of(cls, env: Any, policy: Any) -> YoulaPolicy:
+        """Return the policy for the environment inside the Youla wrapper that `env` wears."""
+        return cls.around(youla_base(env), policy)
+
+    @classmethod
+    def around(cls, base: BaseController, policy: Any) -> YoulaPolicy:
+        """Return the policy of a base controller, of its design, options and scope, with a Youla parameter."""
+        return cls(
+            base.design, base.model, policy, observation_space=base.observation_space, action_space=base.action_space,
+            options=base.options, scope=base.scope,
+        )  # fmt: skip
+
+    @classmethod
+    def of_cell(cls, cell: YoulaCell) -> YoulaPolicy:
+        """Return the policy of a base controller with the actor of a Youla parameter in it."""
+        base = cell.controller
+        return cls.around(base, DeployedPolicy(cell.actor, base.youla_observation_space, base.youla_action_space))
+
+    @property
+    def model(self) -> LinearModel:
+        """The linear model."""
+        return self.controller.model
+
+    @property
+    def design(self) -> LQGDesign:
+        """The base controller's gains."""
+        return self.controller.design
+
+    def to(self, device: str | torch.device) -> YoulaPolicy:
+        """Return this policy after moving it; raises DeviceError."""
+        super().to(device)
+        self.policy.to(device)
+        return self
+
+    def certificate(self, weights: Sequence[float] | None = None) -> Certificate:
+        """Return the certificate of the closed loop: plant's linear model, observer, feedback and Youla parameter.
+
+        That of the Youla parameter alone is `policy.certificate()`. Raises NotCertifiableError where nothing is proven,
+        InvalidValueError where `weights` are given: the loop's signals have the design's.
+        """
+        if weights is not None:
+            raise InvalidValueError("weights were given for the closed loop of a Youla policy, whose disturbance and "
+                                    "performance have the units of its design; expected none.")  # fmt: skip
+        return certify_youla(self)
+
+    def running_arrays(self) -> dict[str, Any]:
+        """Return the arrays that run, the base controller's too."""
+        return loop_arrays(self)
+
+    def searched(self) -> Any:
+        """Return the closed loop as a cell, which is what the certificate's gain is of; None if it cannot be run so."""
+        return searched_loop(self)
+
+    @property
+    def _double(self) -> bool:
+        return True
+
+    def _act(self, state: Tensor, observations: Tensor, deterministic: bool) -> tuple[Tensor, np.ndarray]:
+        cell, inner = self.cell, self.policy
+        innovation, seen, hidden = cell.before(state, observations)
+        # Through the same function as in the wrapper, so that the actions agree in every bit, exploration too.
+        hidden, numbers = inner.actor.step(hidden, seen)
+        youla = choose(inner.action_space, numbers, inner.log_std, deterministic)
+        own = state[..., : self.controller.state_size]
+        outside = self.controller.outside(self.controller.estimate(own, innovation))
+        state, sent = cell.after(state, innovation, hidden, torch.as_tensor(youla, device=state.device))
+        self.monitor.count(outside, self.controller.saturated(sent))
+        return state, sent.cpu().numpy().astype(self.action_space.dtype)
+
+
+def _check_reads(policy: DeployedPolicy, controller: BaseController) -> None:
+    for what, given, wanted in (
+        ("reads", policy.observation_space, controller.youla_observation_space),
+        ("gives", policy.action_space, controller.youla_action_space),
+    ):
+        if given.shape != wanted.shape:
+            raise ShapeError(
+                f"The policy {what} {given}; expected {wanted}, the normalised innovation (and reference) in and the "
+                "normalised Youla input out. A policy that also reads outputs or estimates closes a loop that nothing "
+                "guarantees: train it in a YoulaWrapper."
+            )
+    if not np.array_equal(policy.action_space.high, controller.youla_action_space.high):  # type: ignore[attr-defined]
+        raise InvalidValueError(
+            f"The policy was trained with Youla inputs up to {policy.action_space.high}; these options allow "  # type: ignore[attr-defined]
+            f"{controller.youla_action_space.high}. Give the options of its wrapper."
+        )

@@ -1,0 +1,10 @@
+from .imitate import imitate as imitate
+from .ppo.algorithm import TensorRecurrentPPO as TensorRecurrentPPO
+from .recipe.recipe import Recipe as Recipe
+from .recipe.recipe import load_recipe as load_recipe
+from .recipe.recipe import parse_recipe as parse_recipe
+from .run.folder import RunFolder as RunFolder
+from .run.folder import open_run as open_run
+from .run.job import TrainingInterruptedError as TrainingInterruptedError
+from .run.job import TrainResult as TrainResult
+from .runner import train as train

@@ -1,0 +1,1 @@
+"""Analytic policy gradients: the return differentiated through the plant."""

@@ -1,0 +1,1 @@
+"""Learning to do what a teacher does."""

@@ -1,0 +1,1 @@
+"""Recurrent PPO, by sb3-contrib and on tensors."""

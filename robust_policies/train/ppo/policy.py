@@ -1,0 +1,178 @@
+"""A `RecurrentCellPolicy` run on tensors (time, env, ...): step by step for a rollout, and over whole sequences."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.distributions import DiagGaussianDistribution
+from stable_baselines3.common.torch_layers import FlattenExtractor
+from torch import Tensor
+
+from robust_policies.policies import RecurrentCellPolicy
+from robust_policies.policies.actor import ScaledCell
+from robust_policies.train.ppo.buffer import Minibatch
+
+_HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
+_ROWS_AT_ONCE = 2**14
+
+
+class Evaluated(NamedTuple):
+    """What stored actions are worth to the present weights: (time, batch) each, the entropy's mean ()."""
+
+    values: Tensor
+    log_probs: Tensor
+    entropy: Tensor
+
+
+class States(NamedTuple):
+    """Actor's and critic's states, (env, nx) each; of width 0 where there is none."""
+
+    actor: Tensor
+    critic: Tensor
+
+
+def unsupported(policy: Any) -> str | None:
+    """Return why `policy` cannot be run on tensors here, None if it can."""
+    if not isinstance(policy, RecurrentCellPolicy):
+        return f"the policy is a {type(policy).__name__}, not a RecurrentCellPolicy"
+    if policy.use_sde:
+        return "use_sde=True draws its noise in the policy"
+    if policy.features_extractor_class is not FlattenExtractor:
+        return f"the policy reads its observations through a {policy.features_extractor_class.__name__}"
+    if not isinstance(policy.observation_space, spaces.Box) or len(policy.observation_space.shape) != 1:
+        return f"the observation space is {policy.observation_space}, not a Box of vectors"
+    if not isinstance(policy.action_space, spaces.Box | spaces.Discrete):
+        return f"the action space is {policy.action_space}, not a Box or Discrete"
+    return None
+
+
+class TensorPolicy:
+    """The parts of a policy in the order in which training on tensors needs them.
+
+    Memoryless critics see a rollout at once, after its last step; a critic with memory steps beside the actor, because
+    the value of an episode's last observation depends on its state there.
+    """
+
+    def __init__(self, policy: RecurrentCellPolicy) -> None:
+        self.policy = policy
+        self.actor: ScaledCell = policy.lstm_actor
+        self.critic: ScaledCell | None = policy.lstm_critic
+        self.shared = policy.lstm_actor.with_inputs
+        self.gaussian = isinstance(policy.action_dist, DiagGaussianDistribution)
+        self.state_sizes = (
+            self.actor.cell.state_size,
+            0 if self.critic is None else self.critic.cell.state_size,
+        )
+
+    def initial_states(self, n_envs: int) -> States:
+        """Return the states (env, nx) of episodes that begin."""
+        parameter = next(self.policy.parameters())
+        actor, critic = (parameter.new_zeros(n_envs, size) for size in self.state_sizes)
+        return States(actor, critic)
+
+    def values(self, latent: Tensor) -> Tensor:
+        """Return the values (...) of the critic's latents (..., width)."""
+        return self.policy.value_net(self.policy.mlp_extractor.forward_critic(latent)).squeeze(-1)
+
+    def evaluate(self, batch: Minibatch) -> Evaluated:
+        """Return values, log-probabilities and entropy of a minibatch; the cells' arrays are computed once."""
+        outputs = self._sequence(self.actor, batch.observations, batch.actor_state, batch.starts)
+        if self.critic is not None:
+            latent = self._sequence(self.critic, batch.observations, batch.critic_state, batch.starts)
+        elif self.shared:
+            latent = torch.cat((outputs.detach(), self.actor.scaling(batch.observations)), dim=-1)
+        else:
+            latent = self.policy.critic(batch.observations)  # pyright: ignore[reportOptionalCall]
+        values = self.values(latent)
+        if self.gaussian:
+            log_std = self.policy.log_std
+            noise = (batch.actions - self.policy.action_net(outputs)) * (-log_std).exp()
+            return Evaluated(values, gaussian_log_prob(noise, log_std), (log_std + (0.5 + _HALF_LOG_2PI)).sum())
+        distribution = self.policy._get_action_dist_from_latent(outputs.flatten(0, 1))
+        log_probs = distribution.log_prob(batch.actions.flatten(0, 1)).view_as(values)
+        entropy = distribution.entropy()
+        return Evaluated(values, log_probs, -log_probs.mean() if entropy is None else entropy.mean())
+
+    @staticmethod
+    def _sequence(body: ScaledCell, observations: Tensor, state: Tensor, starts: Tensor) -> Tensor:
+        return body.run(observations, state, starts if body.cell.state_size else None)[0]
+
+
+class RolloutPolicy:
+    """A policy whose weights stay as they are for one rollout: its explicit arrays are computed here, once."""
+
+    def __init__(self, tensors: TensorPolicy, states: States, n_steps: int) -> None:
+        self.tensors, self.policy = tensors, tensors.policy
+        self.actor, self.critic = tensors.actor, tensors.critic
+        self.actor_arrays = self.actor.explicit()
+        self.critic_arrays = None if self.critic is None else self.critic.explicit()
+        self.states = states
+        self.latents: list[Tensor] = []
+        self.log_probs: list[Tensor] = []
+        self.noise = self.deviation = None
+        if tensors.gaussian:
+            size = (n_steps, len(states.actor), self.policy.log_std.shape[0])
+            self.noise = torch.randn(size, device=states.actor.device, dtype=states.actor.dtype)
+            self.deviation = self.policy.log_std.exp()
+
+    def act(self, observations: Tensor, t: int) -> Tensor:
+        """Return sampled actions (env, na) for step t's observations (env, nu), and move the states one step on."""
+        actor_state, outputs = self.actor.cell.step(
+            self.actor_arrays, self.states.actor, self.actor.scaling(observations)
+        )
+        critic_state = self.states.critic
+        if self.critic is not None:
+            critic_state, latent = self.critic.cell.step(
+                self.critic_arrays, critic_state, self.critic.scaling(observations)
+            )
+            self.latents.append(latent)
+        elif self.tensors.shared:
+            self.latents.append(torch.cat((outputs, self.actor.scaling(observations)), dim=-1))
+        self.states = States(actor_state, critic_state)
+        if self.noise is not None and self.deviation is not None:
+            return torch.addcmul(self.policy.action_net(outputs), self.noise[t], self.deviation)
+        distribution = self.policy._get_action_dist_from_latent(outputs)
+        actions = distribution.get_actions()
+        self.log_probs.append(distribution.log_prob(actions))
+        return actions
+
+    def begin(self, starting: Tensor) -> None:
+        """Put the states of the environments that `starting` (env,) bool marks back to the beginning."""
+        mask = starting.unsqueeze(-1)
+        self.states = States(*(state.masked_fill(mask, 0.0) for state in self.states))
+
+    def latent(self, observations: Tensor) -> Tensor:
+        """Return the critic's latent (env, width) of observations that follow the step just taken."""
+        if self.critic is not None:
+            inputs = self.critic.scaling(observations)
+            return self.critic.cell.step(self.critic_arrays, self.states.critic, inputs)[1]
+        if self.tensors.shared:
+            inputs = self.actor.scaling(observations)
+            outputs = self.actor.cell.step(self.actor_arrays, self.states.actor, inputs)[1]
+            return torch.cat((outputs, inputs), dim=-1)
+        return self.policy.critic(observations)  # pyright: ignore[reportOptionalCall]
+
+    def all_values(self, observations: Tensor) -> Tensor:
+        """Return the values (time, env) of the rollout's observations (time, env, nu), after its last step."""
+        # In pieces: the hidden layers of all steps at once would take many times the rollout's memory.
+        length = max(1, _ROWS_AT_ONCE // observations.shape[1])
+        values = []
+        for first in range(0, len(observations), length):
+            piece = slice(first, first + length)
+            latents = torch.stack(self.latents[piece]) if self.latents else self.latent(observations[piece])
+            values.append(self.tensors.values(latents))
+        return torch.cat(values)
+
+    def all_log_probs(self) -> Tensor:
+        """Return the log-probabilities (time, env) of the sampled actions, after the rollout's last step."""
+        if self.noise is not None:
+            return gaussian_log_prob(self.noise, self.policy.log_std)
+        return torch.stack(self.log_probs)
+
+
+def gaussian_log_prob(noise: Tensor, log_std: Tensor) -> Tensor:
+    """Return the log-probability (...) of actions mean + exp(log_std) noise, noise (..., na), log_std (na,)."""
+    return noise.square().sum(-1).mul(-0.5) - (log_std.sum() + _HALF_LOG_2PI * log_std.shape[0])

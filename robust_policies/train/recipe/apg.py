@@ -1,0 +1,73 @@
+"""What a recipe says of the analytic policy gradient: `algorithm: {name: apg, ...}`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from robust_policies.files.settings import Strict
+from robust_policies.train.recipe.rates import rate_at
+
+if TYPE_CHECKING:
+    pass
+
+from typing import Literal
+
+from pydantic import field_validator
+
+
+class ApgSection(Strict):
+    """Settings of the analytic policy gradient; one update follows every `horizon` steps of all environments."""
+
+    name: Literal["apg"] = "apg"
+    total_steps: int = Field(ge=1, description="environment steps, all environments together")
+    horizon: int = Field(default=32, ge=1, description="steps through which gradients are propagated back")
+    discount: float = Field(default=0.99, gt=0, le=1)
+    value_tail: bool = Field(default=True, description="a learned value stands for what follows the horizon")
+    learning_rate: float | str = Field(default=1e-3, description="a number; lin_, cos_ or drop_NUMBER to let it fall")
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    betas: list[float] = Field(default_factory=lambda: [0.9, 0.999], description="of Adam: what its two averages keep")
+    action_noise: float = Field(default=0.0, ge=0, description="deviation while training, in units of the action limit")
+    zero_init: bool = Field(default=True, description="the first policy does nothing; false: the cell's random start")
+    critic_sizes: list[int] = Field(default_factory=lambda: [64, 64], description="hidden layers of the value")
+    critic_learning_rate: float | str = 1e-3
+    critic_updates: int = Field(default=8, ge=1, description="gradient steps of the value an update")
+    critic_lambda: float = Field(default=0.95, ge=0, le=1, description="of the TD(lambda) targets of the value")
+    adversary: AdversarySection | None = Field(default=None, description="perturbs the observations while training")
+    target_rate: float = Field(default=0.2, gt=0, le=1, description="share of the way the target value goes an update")
+
+    @field_validator("learning_rate", "critic_learning_rate")
+    @classmethod
+    def _falls(cls, value: float | str) -> float | str:
+        rate_at(value, 1.0)
+        return value
+
+    @field_validator("betas")
+    @classmethod
+    def _kept(cls, value: list[float]) -> list[float]:
+        if len(value) != 2 or not all(0 <= beta < 1 for beta in value):
+            raise ValueError("expected two numbers from 0 to below 1, such as [0.9, 0.999]")
+        return value
+
+    @field_validator("critic_sizes")
+    @classmethod
+    def _widths(cls, value: list[int]) -> list[int]:
+        if not value or min(value) < 1:
+            raise ValueError("expected widths of at least 1, such as [64, 64]")
+        return value
+
+
+class AdversarySection(Strict):
+    """Settings of the adversary: `algorithm: {name: apg, adversary: {size: 0.3}}`."""
+
+    size: float = Field(gt=0, allow_inf_nan=False, description="largest l2 norm of a step's perturbation, raw units")
+    steps: int = Field(default=2, ge=1, description="gradient steps of the adversary an update")
+    share: float = Field(default=0.7, gt=0, le=1, description="share of the environments that are attacked")
+    begin: float = Field(default=0.35, ge=0, lt=1, description="share of the training that passes before it begins")
+    ramp: float = Field(default=0.35, ge=0, le=1, description="share of the training over which its size grows")
+
+    def size_at(self, remaining: float) -> float:
+        """Return the largest size when the share `remaining` (1 to 0) of the training is left."""
+        passed = 1.0 - remaining - self.begin
+        return self.size * min(1.0, max(0.0, passed / self.ramp if self.ramp else float(passed >= 0)))

@@ -1,0 +1,56 @@
+"""What a recipe says of learning from demonstrations: `algorithm: {name: imitation, ...}`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from robust_policies.files.settings import Strict
+from robust_policies.train.recipe.rates import rate_at
+from robust_policies.train.recipe.sections import CheckpointSection
+
+GIVEN = "given"
+LQG = "lqg"
+
+
+class ImitationSection(Strict):
+    """Settings of imitation; in a round every environment of the task adds `horizon` demonstrated steps."""
+
+    name: Literal["imitation"] = "imitation"
+    teacher: str = Field(default=LQG, description="lqg: the task's own design; or a run folder, or a policy.json")
+    method: Literal["dagger", "bc"] = Field(default="dagger", description="bc: the teacher acts in every round")
+    rounds: int = Field(default=10, ge=1)
+    mixing: float = Field(default=0.5, ge=0, lt=1, description="of dagger: the teacher acts with chance mixing^round")
+    horizon: int | None = Field(default=None, ge=1, description="steps a round; null: the task's time limit")
+    updates: int = Field(default=200, ge=1, description="gradient steps a round")
+    batch_size: int = Field(default=32, ge=1, description="demonstrations of a gradient step")
+    segment: int = Field(default=64, ge=1, description="steps through which gradients are propagated back")
+    learning_rate: float | str = Field(default="cos_5e-3", description="a number; lin_, cos_ or drop_NUMBER")
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    closed_loop_weight: float = Field(
+        default=0.0, ge=0, description="of a penalty that lets a bound of the linear closed loop follow (r2dn)"
+    )
+    held_out: int = Field(default=16, ge=1, description="episodes of the teacher on which the error is measured")
+
+    @property
+    def total_steps(self) -> int:
+        """Gradient steps of all rounds."""
+        return self.rounds * self.updates
+
+    def chance(self, round: int) -> float:
+        """Return the chance that the teacher acts in a step of a round (from 0)."""
+        return 1.0 if self.method == "bc" else self.mixing**round
+
+    @field_validator("learning_rate")
+    @classmethod
+    def _falls(cls, value: float | str) -> float | str:
+        rate_at(value, 1.0)
+        return value
+
+
+class ImitationCheckpoints(CheckpointSection):
+    """As for other algorithms; by default every round is evaluated and kept."""
+
+    every: int = Field(default=1, ge=1)
+    evaluate_every: int = Field(default=1, ge=1)

@@ -1,0 +1,53 @@
+"""What a recipe says of recurrent PPO: `algorithm: {name: tensor_ppo, ...}`, or recurrent_ppo."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from robust_policies.files.settings import Strict
+from robust_policies.train.recipe.rates import schedule
+
+
+class AlgorithmSection(Strict):
+    """PPO's settings under Stable-Baselines3's names, except `discount`, which it calls gamma."""
+
+    name: Literal["recurrent_ppo", "tensor_ppo"] = Field(
+        default="recurrent_ppo", description="tensor_ppo: the same on the device, for environments of this package"
+    )
+    total_steps: int = Field(ge=1, description="environment steps, all environments together")
+    n_steps: int = Field(default=128, ge=2, description="steps of each environment between two updates")
+    batch_size: int = Field(default=128, ge=2)
+    n_epochs: int = Field(default=10, ge=1)
+    discount: float = Field(default=0.99, gt=0, le=1)
+    gae_lambda: float = Field(default=0.95, ge=0, le=1)
+    learning_rate: float | str = Field(default=3e-4, description="a number, or lin_NUMBER to fall linearly to 0")
+    clip_range: float | str = Field(default=0.2, description="a number, or lin_NUMBER")
+    ent_coef: float = Field(default=0.0, ge=0)
+    vf_coef: float = Field(default=0.5, ge=0)
+    max_grad_norm: float = Field(default=0.5, gt=0)
+    target_kl: float | None = Field(default=None, gt=0)
+    normalize_advantage: bool = True
+    normalize_reward: bool = Field(default=True, description="divide rewards by the running deviation of the return")
+    normalize_observation: bool = Field(
+        default=False, description="tensor_ppo: learn policy.observation_scale and observation_offset while training"
+    )
+
+    spread_episodes: bool = Field(
+        default=False,
+        description="tensor_ppo: the first episodes end at different times, for rollouts shorter than one",
+    )
+
+    @model_validator(mode="after")
+    def _fits_its_name(self) -> AlgorithmSection:
+        for option in ("normalize_observation", "spread_episodes"):
+            if getattr(self, option) and self.name != "tensor_ppo":
+                raise ValueError(f"algorithm.{option} is true and algorithm.name {self.name}; expected name tensor_ppo")
+        return self
+
+    @field_validator("learning_rate", "clip_range")
+    @classmethod
+    def _schedule(cls, value: float | str) -> float | str:
+        schedule(value)
+        return value

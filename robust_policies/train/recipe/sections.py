@@ -1,0 +1,103 @@
+"""The sections of a recipe that all algorithms share."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from robust_policies.envs.perturb import describe, parse
+from robust_policies.files.settings import Strict
+
+
+class TaskSection(Strict):
+    """What to control."""
+
+    id: str = Field(description="Gymnasium id, ours (robust_policies/Pendulum-v0) or any other")
+    num_envs: int = Field(default=32, ge=1, description="environments stepped side by side")
+    kwargs: dict[str, Any] = Field(default_factory=dict, description="passed on to the environment")
+    perturbations: list[Any] = Field(default_factory=list, description="wrappers, such as ObservationDelay: 2")
+
+    @field_validator("perturbations")
+    @classmethod
+    def _known_perturbations(cls, value: list[Any]) -> list[Any]:
+        return checked_perturbations(value)
+
+
+class PolicySection(Strict):
+    """The network between observation and action; fields left out (null) keep the cell's own default."""
+
+    cell: str = Field(default="r2dn", description="r2dn, ren, lstm, gru, mlp or lbdn")
+    state_size: int | None = Field(default=None, ge=1)
+    features: int | None = Field(default=None, ge=1, description="width of the nonlinear part (r2dn, ren)")
+    hidden_sizes: list[int] | None = None
+    activation: str | None = None
+    gamma: float | None = Field(default=None, gt=0, description="certified incremental l2 gain; null: contraction only")
+    rate: float | None = Field(default=None, gt=0, le=1, description="upper bound on the contraction rate")
+    init: Literal["random", "long_memory", "timescales"] | None = None
+    critic: Literal["own", "shared", "mlp"] = "own"
+    critic_kwargs: dict[str, Any] = Field(default_factory=dict)
+    observation_scale: list[float] | None = Field(default=None, description="observations are divided by it")
+    observation_offset: list[float] | None = Field(default=None, description="and this is subtracted before")
+    action_scale: float | list[float] | None = Field(default=None, description="multiplies the mean action")
+    cell_output_size: int | None = Field(default=None, ge=1, description="null: the cell's output is the mean action")
+    log_std_init: float = 0.0
+
+    def cell_kwargs(self) -> dict[str, Any]:
+        """Return the cell's options that the recipe sets."""
+        names = ("state_size", "features", "hidden_sizes", "activation", "gamma", "rate", "init")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+class CheckpointSection(Strict):
+    """What is saved while training, and which policy is kept."""
+
+    every: int = Field(default=50_000, ge=1, description="environment steps between two checkpoints to resume from")
+    evaluate_every: int = Field(default=50_000, ge=1, description="environment steps between two evaluations")
+    evaluate_episodes: int = Field(default=20, ge=1)
+    certify_every: int = Field(default=20, ge=0, description="updates between two certificates in the logs; 0: none")
+    stop_at_reward: float | None = Field(
+        default=None, description="end when an evaluation's mean return is at least this; null: after total_steps"
+    )
+    keep: Literal["best", "last"] = Field(default="best", description="best: highest mean return of the evaluations")
+    policies: bool = Field(
+        default=False, description="true: the policy of every evaluation is kept, in checkpoints/policies"
+    )
+
+
+class TargetSection(Strict):
+    """What training is expected to reach: `robust-policies train` says at its end whether it did."""
+
+    return_: float = Field(alias="return", description="mean return of an evaluation while training")
+    steps: int = Field(ge=1, description="environment steps within which it is reached")
+
+
+class EvaluationSection(Strict):
+    """What `robust-policies evaluate` does with the trained policy when not told otherwise."""
+
+    tasks: list[str] = Field(default_factory=list, description="Gymnasium ids; empty: the training task")
+    suite: str = "default"
+    episodes: int = Field(default=50, ge=1)
+    sizes: list[float] | None = Field(default=None, description="perturbation sizes; null: the suite's own")
+    seeds: list[int] = Field(default_factory=lambda: [0, 1, 2], min_length=1)
+    perturbations: list[Any] | None = Field(default=None, description="in place of the task's; null: those")
+
+    @field_validator("perturbations")
+    @classmethod
+    def _known_perturbations(cls, value: list[Any] | None) -> list[Any] | None:
+        return None if value is None else checked_perturbations(value)
+
+
+def checked_perturbations(value: list[Any]) -> list[Any]:
+    """Return a list of perturbation wrappers in its short form; raise a `UserError` that names the wrong item."""
+    return describe(parse(value))
+
+
+def refuse_settings_of_ppo(policy: PolicySection, where: str) -> None:
+    """Raise `ValueError` if a policy is given what only PPO uses."""
+    for name in ("critic", "critic_kwargs", "log_std_init"):
+        field = type(policy).model_fields[name]
+        if getattr(policy, name) != field.get_default(call_default_factory=True):
+            raise ValueError(
+                f"policy.{name} is {getattr(policy, name)!r}, which is of recurrent_ppo; expected none {where}"
+            )

@@ -1,0 +1,164 @@
+"""The run folder: its names, its provenance, and what may be written into it when."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from robust_policies.errors import InvalidValueError, MissingFileError
+from robust_policies.files.atomic import read_json, remove_leftovers, write_atomic, write_json
+from robust_policies.files.lock import held
+from robust_policies.files.yaml_text import read_yaml
+from robust_policies.train.recipe.recipe import Recipe, parse_recipe
+from robust_policies.train.run.provenance import git_state, machine, versions
+
+RUN_SCHEMA = 1
+_NOT_OF_TRAINING = ("description", "evaluation", "target")
+
+
+class RunFolder:
+    """The files of one training run, by name."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.recipe = self.path / "recipe.yaml"
+        self.policy_zip = self.path / "policy.zip"
+        self.policy_json = self.path / "policy.json"
+        self.policy_safetensors = self.path / "policy.safetensors"
+        self.certificate = self.path / "certificate.json"
+        self.evaluation = self.path / "evaluation.json"
+        self.tensorboard = self.path / "tensorboard"
+        self.checkpoints = self.path / "checkpoints"
+        self.report = self.path / "report.html"
+        self.provenance = self.path / "provenance.json"
+
+    def policy_at(self, steps: int) -> Path:
+        """Return the folder of the policy as it was evaluated after `steps`, with `checkpoints.policies`."""
+        return self.checkpoints / "policies" / f"step_{steps:012d}"
+
+    def read_recipe(self) -> Recipe:
+        """Return the resolved recipe that the folder was made with."""
+        return parse_recipe(read_yaml(self.recipe), str(self.recipe))
+
+    def read_provenance(self) -> dict[str, Any]:
+        """Return provenance.json; raise `SchemaError` if a newer version wrote it."""
+        return read_json(self.provenance, "provenance", RUN_SCHEMA)
+
+    @contextmanager
+    def reserved(self, recipe: Recipe, resume: bool) -> Iterator[bool]:
+        """Keep the folder to this process while it trains `recipe` into it; yield whether a run is being continued.
+
+        Raises:
+            InvalidValueError: another process trains into the folder, or as `begin`; nothing was touched then.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise InvalidValueError(f"Output {str(self.path)!r} is a file; expected a folder, new or empty.")
+        with _unwritable(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        with held(self.path, f"Run folder {str(self.path)!r}"):
+            yield self.begin(recipe, resume)
+
+    def begin(self, recipe: Recipe, resume: bool) -> bool:
+        """Make the folder ready for training `recipe`; return whether an earlier run is being continued.
+
+        Raises:
+            InvalidValueError: the folder holds files and `resume` is off, or holds a run of another recipe.
+        """
+        used = self.path.is_dir() and any(self.path.iterdir())
+        if used and not resume:
+            raise InvalidValueError(
+                f"Output folder {str(self.path)!r} is not empty; add --resume to continue the run in it, "
+                "choose another with -o, or delete it."
+            )
+        if used:
+            if not self.recipe.is_file():
+                raise InvalidValueError(
+                    f"{str(self.path)!r} has no recipe.yaml, so there is no run to resume; choose another "
+                    "folder with -o."
+                )
+            if self.provenance.is_file():
+                self.read_provenance()
+            _same_recipe(self.read_recipe(), recipe, self.path)
+            remove_leftovers(self.checkpoints)
+            return True
+        with _unwritable(self.path):
+            write_atomic(self.recipe, lambda file: file.write(recipe.to_yaml().encode()))
+        return False
+
+    def write_provenance(self, **facts: Any) -> None:
+        """Write provenance.json: `facts` beside the command, versions, commit and machine."""
+        content = {
+            "schema": RUN_SCHEMA,
+            "command": shlex.join(["robust-policies", *sys.argv[1:]]),
+            "written": datetime.now(UTC).isoformat(timespec="seconds"),
+            **facts,
+            "versions": versions(),
+            **git_state(),
+            "machine": machine(),
+        }
+        write_json(self.provenance, content)
+
+
+@contextmanager
+def _unwritable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InvalidValueError(
+            f"Output folder {str(path)!r} cannot be written ({error.strerror}); choose another with -o."
+        ) from error
+
+
+def open_run(path: str | Path) -> RunFolder:
+    """Return the run folder at `path` after checking that it is one, of a schema this version reads.
+
+    Raises:
+        MissingFileError: no such folder, or its training has not finished.
+        SchemaError: a newer version of this package wrote it.
+    """
+    run = RunFolder(path)
+    if not run.path.is_dir():
+        raise MissingFileError(
+            f"Run folder {str(path)!r} does not exist; make one with: robust-policies train RECIPE -o {path}"
+        )
+    if run.provenance.is_file():
+        run.read_provenance()
+    if run.recipe.is_file():
+        run.read_recipe()
+    if not run.policy_json.is_file() or not run.policy_safetensors.is_file():
+        hint = (
+            "its training has not finished: continue it with --resume"
+            if run.recipe.is_file()
+            else "it is no run folder"
+        )
+        raise MissingFileError(f"Run folder {str(path)!r} has no policy.json and policy.safetensors; {hint}.")
+    return run
+
+
+def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat
+
+
+def _same_recipe(old: Recipe, new: Recipe, path: Path) -> None:
+    before, after = _flat(old.resolved()), _flat(new.resolved())
+    # How a finished policy is evaluated, and what is expected of it, does not touch its training.
+    changed = sorted(
+        key
+        for key in before.keys() | after.keys()
+        if before.get(key) != after.get(key) and key.partition(".")[0] not in _NOT_OF_TRAINING
+    )
+    if changed:
+        key = changed[0]
+        more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+        raise InvalidValueError(
+            f"Cannot resume {str(path)!r} with a changed recipe: {key} was {before.get(key)!r} and is now "
+            f"{after.get(key)!r}{more}; resume with the same recipe, or train into another folder with -o."
+        )

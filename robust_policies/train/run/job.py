@@ -1,0 +1,90 @@
+"""One training of a recipe into a run folder: what is given, and what comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from robust_policies.errors import DivergedError, RobustPoliciesError
+from robust_policies.train.recipe.recipe import ImitationRecipe, Recipe
+from robust_policies.train.run.checkpoints import Progress, last_checkpoint, reached
+from robust_policies.train.run.folder import RunFolder
+from robust_policies.train.run.progress import Reporter
+from robust_policies.train.run.resources import disk_of
+from robust_policies.train.run.target import Outcome, outcome
+
+SEEDS = 2**31
+
+
+class TrainingInterruptedError(RobustPoliciesError):
+    """Training was stopped by Ctrl-C or SIGTERM after a checkpoint was written."""
+
+    exit_status = 1
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished training says of itself."""
+
+    folder: Path
+    num_timesteps: int
+    seconds: float
+    best_reward: float | None
+    best_timesteps: int | None
+    reached: bool = False
+    """Whether it ended because an evaluation reached `checkpoints.stop_at_reward`."""
+    target: Outcome | None = None
+
+
+class Job(NamedTuple):
+    """What a training is given."""
+
+    recipe: Recipe
+    run: RunFolder
+    device: str
+    resume: bool
+    reporter: Reporter
+    eval_seed: int
+
+    @contextmanager
+    def reserved(self) -> Iterator[bool]:
+        """Keep the run folder for the block, and explain what ends it; yield whether a run is being continued."""
+        run = self.run
+        with run.reserved(self.recipe, self.resume) as continued, disk_of(run.path, run.checkpoints):
+            try:
+                yield continued
+            except DivergedError as error:
+                raise DivergedError(f"{error} {last_checkpoint(run.checkpoints)}") from error
+
+    def finish(self, progress: Progress) -> TrainResult:
+        """Return the result after writing the provenance."""
+        recipe, section = self.recipe, self.recipe.checkpoints
+        stopped, found = reached(section, progress), outcome(recipe.target, progress)
+        self.run.write_provenance(
+            seed=recipe.seed,
+            device=self.device,
+            deterministic=recipe.deterministic,
+            num_timesteps=progress.num_timesteps,
+            training_seconds=round(progress.seconds, 1),
+            ended_by="stop_at_reward" if stopped else "total_steps",
+            kept=section.keep,
+            best_mean_reward=progress.best_reward,
+            best_timesteps=progress.best_timesteps,
+            cpu_seconds=round(progress.cpu_seconds, 1),
+            evaluations=progress.evaluations,
+            target=None if found is None else asdict(found),
+        )
+        best = progress.best_reward, progress.best_timesteps
+        return TrainResult(self.run.path, progress.num_timesteps, progress.seconds, *best, stopped, found)
+
+
+def interrupted(run: RunFolder, recipe: Recipe, progress: Progress) -> TrainingInterruptedError:
+    """Return the error that says how to go on."""
+    done = progress.n_updates if isinstance(recipe, ImitationRecipe) else progress.num_timesteps
+    return TrainingInterruptedError(
+        f"Stopped after {done} of {recipe.algorithm.total_steps} steps; the checkpoint is in "
+        f"{run.checkpoints}. To go on, run the same command with --resume."
+    )
