@@ -6,7 +6,9 @@ import importlib
 import io
 import re
 import shutil
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
+from unittest import SkipTest
 
 import gymnasium
 import pytest
