@@ -109,7 +109,7 @@ train(recipe_of({case!r}), {folder!r}, reporter=StopAt(1300, signal.SIGKILL))
 def test_it_does_after_a_kill_too(case, tmp_path):
     recipe = recipe_of(case)
     killed = tmp_path / "killed"
-    code = KILLED.format(tests=str(Path(__file__).parent), case=case, folder=str(killed))
+    code = KILLED.format(tests=str(Path(__file__).parents[1]), case=case, folder=str(killed))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == -signal.SIGKILL, done.stderr

@@ -223,7 +223,7 @@ except Exception as error:
 @pytest.mark.parametrize("algorithm", some_slow(RECIPES, "tensor_ppo"))
 def test_a_disk_without_room_leaves_the_last_checkpoint_whole(algorithm, tmp_path):
     folder = tmp_path / "run"
-    code = FULL_DISK.format(tests=str(Path(__file__).parent), algorithm=algorithm, folder=str(folder))
+    code = FULL_DISK.format(tests=str(Path(__file__).parents[1]), algorithm=algorithm, folder=str(folder))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT)
     (line,) = done.stdout.strip().splitlines()
     assert line.startswith(DiskError.__name__), done.stderr
@@ -256,7 +256,7 @@ train(recipe_of("tensor_ppo"), {folder!r}, reporter=Waits())
 
 def test_a_run_folder_in_use_by_another_process_is_refused_and_left_alone(tmp_path):
     folder = tmp_path / "run"
-    code = HOLDS.format(tests=str(Path(__file__).parent), folder=str(folder))
+    code = HOLDS.format(tests=str(Path(__file__).parents[1]), folder=str(folder))
     other = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
     )

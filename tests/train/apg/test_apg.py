@@ -36,7 +36,7 @@ TINY = [
     "evaluation.seeds=[0]",
     "evaluation.sizes=[0.0, 0.2]",
     "evaluation.tasks=[robust_policies/Pendulum-v0]",
-    f"evaluation.suite={Path(__file__).parents[1] / 'tiny_suite.yaml'}",
+    f"evaluation.suite={Path(__file__).parents[2] / 'tiny_suite.yaml'}",
 ]
 
 

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from robust_policies.policies import load_policy
 
-TINY_SUITE = Path(__file__).parent / "tiny_suite.yaml"
+TINY_SUITE = Path(__file__).parents[1] / "tiny_suite.yaml"
 COMMAND = [sys.executable, "-c", "from robust_policies.cli import main; main()"]
 TINY = [
     "--set", "task.num_envs=4", "policy.state_size=4", "policy.features=4", "policy.hidden_sizes=[4]",
