@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from slow_cases import some_slow
+from soak_cases import some_soak
 from stopping import StopAt
 from tiny_recipe import TINY
 
@@ -54,6 +54,9 @@ CASES = {
     ),
 }  # fmt: skip
 
+# Where the tests of training lie, for processes of their own.
+FOLDERS = [str(folder) for folder in Path(__file__).parents[:2]]
+
 
 def recipe_of(case):
     name, assignments = CASES[case]
@@ -79,7 +82,7 @@ def end_of(folder):
     }
 
 
-@pytest.mark.parametrize("case", some_slow(CASES, "recurrent_ppo", "tensor_ppo", "apg"))
+@pytest.mark.parametrize("case", some_soak(CASES, "recurrent_ppo", "tensor_ppo", "apg"))
 def test_it_ends_with_the_same_numbers(case, tmp_path):
     recipe = recipe_of(case)
     train(recipe, tmp_path / "whole")
@@ -96,7 +99,7 @@ def test_it_ends_with_the_same_numbers(case, tmp_path):
 
 KILLED = """
 import signal, sys, torch
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {folders!r}
 from stopping import StopAt
 from test_continuation import recipe_of
 from robust_policies.train import train
@@ -105,11 +108,11 @@ train(recipe_of({case!r}), {folder!r}, reporter=StopAt(1300, signal.SIGKILL))
 """
 
 
-@pytest.mark.parametrize("case", some_slow(["recurrent_ppo", "tensor_ppo", "apg"], "tensor_ppo"))
+@pytest.mark.parametrize("case", some_soak(["recurrent_ppo", "tensor_ppo", "apg"], "tensor_ppo"))
 def test_it_does_after_a_kill_too(case, tmp_path):
     recipe = recipe_of(case)
     killed = tmp_path / "killed"
-    code = KILLED.format(tests=str(Path(__file__).parents[1]), case=case, folder=str(killed))
+    code = KILLED.format(folders=FOLDERS, case=case, folder=str(killed))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == -signal.SIGKILL, done.stderr
