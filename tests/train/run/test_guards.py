@@ -160,7 +160,7 @@ def test_deterministic_algorithms_are_asked_for_and_recorded(algorithm, tmp_path
 
         stop = lambda self: None  # noqa: E731
 
-    recipe = recipe_of(algorithm, "deterministic=true", "algorithm.total_steps=800")
+    recipe = recipe_of(algorithm, "deterministic=true", "algorithm.total_steps=400")
     for name in "ab":
         train(recipe, tmp_path / name, reporter=Looks())
     assert seen == [True, True]
