@@ -83,7 +83,7 @@ def test_the_youla_recipe_trains_either_cell_into_a_folder_that_passes(cell, tmp
     )  # fmt: skip
     result = train(recipe, tmp_path / "run")
     assert result.num_timesteps == 1600
-    assert certify_run(tmp_path / "run").status == "PASS"
+    assert certify_run(tmp_path / "run", steps=5).status == "PASS"
 
 
 def test_the_betas_of_a_recipe_are_those_of_adam():

@@ -82,7 +82,7 @@ def test_the_report_shows_it_and_a_recipe_without_one_has_none(results):
     pages = {}
     for name in ("reached", "missed", "none"):
         assert (results[name].target is None) == (name == "none")
-        certify_run(results[name].folder)
+        certify_run(results[name].folder, steps=2)
         pages[name] = write_report(results[name].folder).read_text()
     assert "<span class='badge PASS'>reached</span> at 800 steps" in pages["reached"]
     assert "<span class='badge VIOLATED'>not reached</span>" in pages["missed"]
