@@ -180,9 +180,9 @@ class LBDNCell(Cell):
         """Return the arrays that run."""
         return self.network.explicit()
 
-    def step(self, explicit: LBDNExplicit, state: Tensor, input: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (the empty state, output)."""
-        return state, self.network.evaluate(explicit, input)
+    def step(self, explicit: LBDNExplicit, input: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (output, the empty state)."""
+        return self.network.evaluate(explicit, input), state
 
     def run(
         self, explicit: LBDNExplicit, inputs: Tensor, state: Tensor, starts: Tensor | None
