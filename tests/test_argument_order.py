@@ -97,7 +97,7 @@ def test_a_cell_with_the_other_order_is_refused_where_it_is_written():
 
     with pytest.raises(InvalidValueError, match=r"Odd\.run takes"):
 
-        class Odd(GRUCell):  # noqa: F811
+        class Odd(GRUCell):
             def run(self, explicit, state, inputs, starts):
                 return inputs, state
 

@@ -87,7 +87,7 @@ class ClosedLoopPGD(Planned):
             for perturbation in delta:
                 action, memory = actor.step(plant.observe(state, params) + perturbation, memory)
                 action = actor.clip(action)
-                following = plant.step(state, action, params)
+                following = plant.advance(state, action, params)
                 reward = plant.reward(state, action, following, params) * alive
                 total = reward if only_last else total + reward
                 if plant.terminates:

@@ -341,7 +341,7 @@ def uninfluenced(plant: Plant) -> tuple[int, ...]:
     moved = torch.zeros(plant.observation_size, dtype=torch.bool)
     for _ in range(2 * plant.state_size):
         drawn = torch.rand(2, plant.action_size, generator=generator, dtype=torch.float64)
-        state = plant.step(state, low + (high - low) * drawn, params)
+        state = plant.advance(state, low + (high - low) * drawn, params)
         one, other = plant.observe(state, params)
         moved |= one != other
     return tuple((~moved).nonzero().squeeze(-1).tolist())

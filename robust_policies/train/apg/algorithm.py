@@ -305,7 +305,7 @@ class AnalyticPolicyGradient:
         nothing = torch.zeros(self.num_envs, plant.action_size, dtype=state.dtype, device=self.device)
         with torch.no_grad():
             for t in range(self.settings.horizon - 1):
-                state = plant.step(state, nothing, self.params, _at(process, t))
+                state = plant.advance(state, nothing, self.params, _at(process, t))
                 observations.append(plant.observe(state, self.params, _at(measurement, t)))
         return self.actor.cell.run(explicit, self.inputs(torch.stack(observations)), world.memory, None)
 
