@@ -158,8 +158,8 @@ class _Derivatives:
     def __init__(self, plant: StepPlant) -> None:
         if not hasattr(plant, "advance"):
             raise InvalidValueError(
-                f"{type(plant).__name__} has no advance(); expected a plant whose method for one step is advance(state, "
-                "action, params, noise, disturbance)."
+                f"{type(plant).__name__} has no advance(); expected a plant whose method for one time step is "
+                "advance(state, action, params, noise, disturbance)."
             )
         self.plant, self.params = plant, plant.prepare(plant.nominal())
         self.automatic = getattr(plant, "differentiable", True)

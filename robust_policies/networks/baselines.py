@@ -151,13 +151,13 @@ class MLPCell(Cell):
         return MLPMatrices(tuple(layer.weight for layer in layers), tuple(layer.bias for layer in layers))
 
     def step(self, explicit: MLPMatrices, input: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (output, the empty state)."""
+        """Return (output (batch, ny), the empty state (batch, 0))."""
         for weight, bias in zip(explicit.weights[:-1], explicit.biases[:-1], strict=True):
             input = self.activation.function(functional.linear(input, weight, bias))
         return functional.linear(input, explicit.weights[-1], explicit.biases[-1]), state
 
     def run(self, explicit: MLPMatrices, inputs: Tensor, state: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return (outputs, the empty state), all time steps in one product."""
+        """Return (outputs (time, batch, ny), the empty state (batch, 0)), all time steps in one product."""
         return self.step(explicit, inputs, state)
 
     def options(self) -> dict[str, Any]:

@@ -59,7 +59,10 @@ class Cell(nn.Module, ABC):
 
     @abstractmethod
     def run(self, explicit: Any, inputs: Tensor, state: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return (outputs, final state) as `unroll` does, by the fastest way there is; arguments unchecked."""
+        """Return (outputs (time, batch, ny), final state (batch, nx)) as `unroll` does, by the fastest way there is.
+
+        The inputs are (time, batch, nu), the state (batch, nx), starts (time, batch) bool or None; all unchecked.
+        """
 
     @abstractmethod
     def options(self) -> dict[str, Any]:
@@ -107,7 +110,7 @@ class Cell(nn.Module, ABC):
         return self.run(self.explicit(), inputs, state, starts)
 
     def unroll(self, explicit: Any, inputs: Tensor, state: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return (outputs, final state) of `step` repeated: the plain path every faster one must equal."""
+        """Return (outputs, final state) of `step` repeated: the plain path every faster one must equal; shapes as `run`."""
         outputs = []
         for t in range(inputs.shape[0]):
             if starts is not None:
