@@ -110,7 +110,7 @@ class Cell(nn.Module, ABC):
         return self.run(self.explicit(), inputs, state, starts)
 
     def unroll(self, explicit: Any, inputs: Tensor, state: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return (outputs, final state) of `step` repeated: the plain path every faster one must equal; shapes as `run`."""
+        """Return (outputs, final state) of `step` repeated: the plain path every faster one must equal; see `run`."""
         outputs = []
         for t in range(inputs.shape[0]):
             if starts is not None:

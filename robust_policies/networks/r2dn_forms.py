@@ -5,8 +5,8 @@ The model is x+ = A x + B1 w + B2 u + bx, v = C1 x + D12 u + bv, y = C2 x + D21 
     M(P) = blk(rate^2 P, I) - [A Bb; Cb Db]' blk(P, I) [A Bb; Cb Db] >= 0,
     Bb = [B1, B2b], Cb = [C1; C2b], Db = [[0, V], [W, Z]].
 
-Sizes: A (nx, nx), B1 (nx, nv), B2 (nx, nu), C1 (nv, nx), C2 (ny, nx), D12 (nv, nu), D21 (ny, nv), D22 (ny, nu); the free
-X (2 nx, 2 nx), p (1,) and Y (nx, nx). An ill-conditioned H or E raises torch's LinAlgError.
+Sizes: A (nx, nx), B1 (nx, nv), B2 (nx, nu), C1 (nv, nx), C2 (ny, nx), D12 (nv, nu), D21 (ny, nv), D22 (ny, nu); the
+free X (2 nx, 2 nx), p (1,) and Y (nx, nx). An ill-conditioned H or E raises torch's LinAlgError.
 
 Source: Barbara, Wang & Manchester, "R2DN" (arXiv 2504.01250), section IV for the model, section V for the contracting
 (eqs. 20-21) and the Lipschitz form (section V-C, eqs. 24-26). There D22 = 0 and V, W are bounded each alone; the

@@ -12,7 +12,7 @@ Z3 (|ny - nu|, d). An ill-conditioned H or E raises torch's LinAlgError.
 
 Source: Revay, Wang & Manchester, "Recurrent Equilibrium Networks", IEEE TAC 2023 (arXiv 2104.05942): H of the
 contracting form eq. 19, of the dissipative form eqs. 28-29, its D22 eqs. 31-33 (numbers as the authors' own code
-RobustNeuralNetworks.jl and robustnn cites them).
+RobustNeuralNetworks.jl and robustnn cite them).
 """
 
 from __future__ import annotations
