@@ -7,7 +7,6 @@ import json
 import re
 
 import numpy as np
-import plotly.graph_objects as go
 import pytest
 from report_fixtures import CARTPOLE, METHODS, PENDULUM, SIZES, write_run, write_table
 
@@ -94,6 +93,8 @@ def test_the_static_set_holds_every_figure_as_png_and_pdf(full_report):
 
 
 def test_every_figure_is_valid_plotly_and_holds_every_method(full_report):
+    import plotly.graph_objects as go
+
     charts = page_data(full_report.read_text())
     for key, panels in charts.items():
         for panel in panels:
