@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from robust_policies.certificates.lmi import Array, Matrices, growth
 from robust_policies.certificates.multipliers import Multiplier, SortMultiplier
 from robust_policies.errors import NonFiniteError
+
+
+def is_r2dn(explicit: Any) -> bool:
+    """Return whether a cell's explicit arrays are those of a linear system around a chain of layers.
+
+    It looks at what the arrays hold, not at the cell's class: what is proven must not rest on how a cell was built.
+    """
+    return hasattr(explicit, "D12") and hasattr(explicit, "layers")
 
 
 def layer_bound(inner: Array, outer: Array, psi: Array | None = None) -> float:

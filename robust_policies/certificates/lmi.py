@@ -23,6 +23,8 @@ from robust_policies.errors import NonFiniteError, ShapeError
 
 Array = np.ndarray
 UNIT = 2.0**-53
+# Bounds of rounding are themselves computed with rounding, all of it relative and far less than this.
+UP = 1.0 + 1e-9
 
 
 @dataclass(frozen=True)
@@ -87,12 +89,28 @@ def zeros(sizes: tuple[int, int, int, int]) -> Matrices:
     return matrices(*map(np.zeros, shapes))
 
 
-def product(left: Array, right: Array, *, right_error: Array | None = None) -> tuple[Array, Array]:
-    """Return left @ right and a bound on its error, entry by entry; `left` is exact, `right` to `right_error`."""
-    bound = growth(left.shape[1] + 2) * (np.abs(left) @ np.abs(right))
-    if right_error is not None:
-        bound = bound + np.abs(left) @ right_error
-    return left @ right, bound * (1 + 1e-9)
+def product(
+    left: Array, right: Array, *, left_error: Array | None = None, right_error: Array | None = None
+) -> tuple[Array, Array]:
+    """Return left @ right (rows, columns) and a bound on its error, entry by entry.
+
+    Args:
+        left: (rows, k).
+        right: (k, columns).
+        left_error: (rows, k), how far the exact left factor may lie from `left`, entry by entry; None: it is exact.
+        right_error: (k, columns), likewise.
+
+    The product has rounded by at most g_k |left| |right|, g_k = k u / (1 - k u); see N. J. Higham, "Accuracy and
+    Stability of Numerical Algorithms", 2nd edition, 2002, chapter 3. The bound is itself computed with rounding, for
+    which the two further u and the last factor are.
+    """
+    sizes = np.abs(left), np.abs(right)
+    bound = growth(left.shape[1] + 2) * (sizes[0] @ sizes[1])
+    right_error = np.zeros_like(right) if right_error is None else right_error
+    carried = sizes[0] @ right_error
+    if left_error is not None:
+        carried = carried + left_error @ (sizes[1] + right_error)
+    return left @ right, (bound + carried) * UP
 
 
 def gain_supply(gamma: float, outputs: Array, inputs: Array) -> Array:
@@ -163,7 +181,7 @@ def prove_positive(F: Array, K: Array, error: Array | None = None) -> Proof:
         if error is not None:
             error = error * np.exp2(exponent)
             cross = np.abs(F).T @ (np.abs(K) @ error)
-            bound = bound + (cross + cross.T + error.T @ (np.abs(K) @ error)) * (1 + 1e-9)
+            bound = bound + (cross + cross.T + error.T @ (np.abs(K) @ error)) * UP
         if not (np.isfinite(M).all() and np.isfinite(bound).all()):
             return Proof(False, -math.inf, math.inf)
         g = growth(n + 2)

@@ -18,6 +18,7 @@ from robust_policies.certificates.certificate import Verification
 from robust_policies.certificates.layers import (
     chain_model,
     chain_start,
+    is_r2dn,
     layer_bound,
     norm_product,
     spectral_bound,
@@ -210,7 +211,7 @@ def _running(cell: Any, explicit: Any) -> _Running:
         return _Running(model, family, np.zeros((0, 0)), chain_start(weights, family), weights)
     model = matrices(*(_array(getattr(explicit, name)) for name in _NAMES), D11=_optional(explicit, "D11"))
     P = _array(cell.metric()) if cell.guarantee is not None else None
-    if hasattr(explicit, "layers"):
+    if is_r2dn(explicit):
         return _Running(model, LipschitzMultiplier(model.sizes[1], layers_bound(explicit.layers)), P, np.ones(1))
     family = SlopeMultiplier(model.sizes[1])
     return _Running(model, family, P, _array(cell.multiplier()) if hasattr(cell, "multiplier") else family.start())

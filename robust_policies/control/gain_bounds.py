@@ -73,6 +73,19 @@ def linear_loop(system: StateSpace) -> Matrices:
     )  # fmt: skip
 
 
+def known_gain(inputs: int, outputs: int) -> Matrices:
+    """Return what stands for any system of which only the gain is known: y = w with the block w = Q(u), nothing else.
+
+    The block's v and w have one width, the larger of the two; the shorter is padded with zeros, which adds no gain.
+    """
+    width, none = max(inputs, outputs), np.zeros
+    return Matrices(
+        A=none((0, 0)), B1=none((0, width)), B2=none((0, inputs)),
+        C1=none((width, 0)), D11=none((width, width)), D12=np.eye(width, inputs),
+        C2=none((outputs, 0)), D21=np.eye(outputs, width), D22=none((outputs, inputs)),
+    )  # fmt: skip
+
+
 def gain_bound(loop: Matrices, ell: Sequence[float] = (), sizes: Sequence[int] | None = None) -> GainBound:
     """Return the least bound of the gain d -> z over the scalings, with its proof.
 

@@ -25,7 +25,8 @@ from scipy.linalg import block_diag, solve_discrete_lyapunov
 
 from robust_policies import checks
 from robust_policies.control.linear_model import LinearModel
-from robust_policies.control.riccati import CONTROL, ESTIMATION, solve, spectral_radius
+from robust_policies.control.norms import radius
+from robust_policies.control.riccati import CONTROL, ESTIMATION, solve
 from robust_policies.control.weights import Weights, choose
 from robust_policies.errors import InvalidValueError, NonFiniteError
 
@@ -132,7 +133,7 @@ def design(
     P, K, pbh_control = solve(model.A, model.B, weights.Q, weights.R, CONTROL, model.state_names)
     S, L, pbh_estimator = solve(model.A.T, model.C.T, weights.W, weights.V, ESTIMATION, model.state_names)
     M, L = np.linalg.solve(model.C @ S @ model.C.T + weights.V, model.C @ S).T, L.T
-    radii = spectral_radius(model.A - model.B @ K), spectral_radius(model.A - L @ model.C)
+    radii = radius(model.A - model.B @ K), radius(model.A - L @ model.C)
     Q, R, W, V = weights.Q, weights.R, weights.W, weights.V
     return LQGDesign(K, L, M, P, S, *radii, pbh_control, pbh_estimator, estimator, weights, Q, R, W, V)
 
@@ -224,10 +225,10 @@ def stationary_cost(
     U, D = K @ estimate, K @ M
     F = np.vstack((np.hstack((A, np.zeros((n, n)))) - B @ U, Am @ estimate + L @ innovation - Bm @ U))
     H = np.block([[np.eye(n), -B @ D], [np.zeros((n, n)), Am @ M + L - Bm @ D]])
-    radius = spectral_radius(F)
-    if radius >= 1.0:
+    rho = radius(F)
+    if rho >= 1.0:
         raise InvalidValueError(
-            f"The closed loop has spectral radius {radius:.6g}; expected one below 1: other gains, or a closer model."
+            f"The closed loop has spectral radius {rho:.6g}; expected one below 1: other gains, or a closer model."
         )
     S = solve_discrete_lyapunov(F, H @ block_diag(W, V) @ H.T)
     return float(np.trace(Q @ S[:n, :n]) + np.trace(R @ (U @ S @ U.T + D @ V @ D.T)))

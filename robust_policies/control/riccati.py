@@ -107,11 +107,6 @@ def pbh_margin(A: Array, B: Array) -> tuple[float, complex, Array]:
     return worst
 
 
-def spectral_radius(F: Array) -> float:
-    """Return the largest modulus of the eigenvalues of F (n, n)."""
-    return float(np.abs(np.linalg.eigvals(F)).max())
-
-
 def _number(mode: complex) -> str:
     return f"{mode.real:.6g}" if abs(mode.imag) < 1e-12 else f"{mode.real:.6g}{mode.imag:+.6g}j"
 

@@ -18,7 +18,6 @@ from robust_policies.evaluation.attacks.budget import Budget
 from robust_policies.evaluation.batch import Task
 from robust_policies.evaluation.deviation import action_deviation
 from robust_policies.evaluation.noise import unit_noise
-from robust_policies.evaluation.region import left_region
 from robust_policies.policies.deployed import DeployedPolicy
 
 Step = Callable[[], None]
@@ -217,7 +216,7 @@ def play_episodes(
     deviations, gains = action_deviation(policy, played.observations, played.perturbed, lengths)
     for values in (deviations, gains):
         values[failed] = np.nan
-    monitored = left_region(policy, played.perturbed, played.actions, lengths)
+    monitored = policy.monitored(played.perturbed, played.actions, lengths)
     recorded = {}
     if record:
         kept = {name: played.until_end(getattr(played, name)) for name in ("observations", "perturbed", "actions")}
