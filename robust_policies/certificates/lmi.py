@@ -144,7 +144,17 @@ def signal_maps(model: Matrices, with_input: bool, eye: float = 1.0) -> tuple[Ar
 def assemble(
     model: Matrices, P: Array, rate: float, multiplier: Array, supply: Array | None
 ) -> tuple[Array, Array, Array | None]:
-    """Return (F, K, bound on F's error) with M = F' K F; `supply` None leaves out input and output: contraction."""
+    """Return (F, K, bound on F's error) with M = F' K F.
+
+    Args:
+        model: the matrices.
+        P: (nx, nx) the metric.
+        rate: the contraction rate.
+        multiplier: (2 nv, 2 nv), the form of (v, w).
+        supply: (ny + nu, ny + nu), the form of (y, u); None leaves out input and output: contraction.
+
+    F is (rows, columns) with rows for the signals and columns for z, K symmetric of as many rows.
+    """
     F = np.vstack(signal_maps(model, supply is not None))
     error = None if model.error is None else np.vstack(signal_maps(model.error, supply is not None, eye=0.0))
     blocks = [rate * rate * P, -P, -multiplier] + ([] if supply is None else [supply])
@@ -163,7 +173,7 @@ class Proof:
 def prove_positive(F: Array, K: Array, error: Array | None = None) -> Proof:
     """Return a proof of F' K F > 0 in exact arithmetic, or its failure (which proves nothing).
 
-    Rounding of the two products is bounded entrywise by g_k |F|'|K||F|, g_k = k u / (1 - k u); that of the Cholesky
+    F is (rows, columns), K (rows, rows), `error` (rows, columns). Rounding of the two products is bounded entrywise by g_k |F|'|K||F|, g_k = k u / (1 - k u); that of the Cholesky
     factorization by g_{n+2} / (1 - g_{n+2}) tr|M| (Rump, "Verification of positive definiteness", BIT 2006). If the
     factorization of M minus both bounds ends, M is positive definite. K's entries may carry 8 roundings of their own.
     Where the exact F lies within `error` (entrywise) of the one given, 2 |F|'|K| error + error'|K| error is added.

@@ -154,6 +154,9 @@ def verify_arrays(
         family: what is known of phi; None: it is 1-Lipschitz, which needs D11 = 0.
         P: (nx, nx) the metric, a hint; recovered by a Riccati equation or an interior-point search if it does not do.
         theta: the multiplier, a hint.
+
+    Raises:
+        InvalidValueError: rate or gamma is not allowed.
     """
     if not 0 < rate <= 1:
         raise InvalidValueError(f"rate is {rate!r}; expected a number in (0, 1].")
@@ -221,7 +224,7 @@ def verify_layers(weights: Sequence[Array], activation: str = "relu") -> Verific
     """Return the least gain that is proven of u -> W_L act(.. act(W_0 u + b_0)), weights first layer first.
 
     Args:
-        weights: float32 or float64 arrays (n_k, n_{k-1}).
+        weights: float32 or float64 arrays (rows, columns), with as many columns as the one before has rows.
         activation: a name in `SLOPE_RESTRICTED`, or "maxmin".
     """
     if activation not in SLOPE_RESTRICTED and activation != SORTING:

@@ -71,12 +71,12 @@ class Bounded:
 
 
 def bounded(matrix: Bounded | Array) -> Bounded:
-    """Return the matrix, one without a bound as exact."""
+    """Return the matrix (rows, columns), one without a bound as exact."""
     return matrix if isinstance(matrix, Bounded) else Bounded.exact(matrix)
 
 
 def block(rows: Sequence[Sequence[Bounded | Array]]) -> Bounded:
-    """Return the matrix made of blocks."""
+    """Return the matrix made of blocks (rows, columns), those of a row of one height, those of a column of one width."""
     parts = [[bounded(part) for part in row] for row in rows]
     return Bounded(*(np.block([[getattr(part, name) for part in row] for row in parts]) for name in ("value", "error")))
 

@@ -176,7 +176,7 @@ def feedback_bound(
         model: the plant; y is everything that the policy reads.
         policy: its explicit matrices from y to u in the plant's units; None: it has none (`reason` says why).
         family: what is known of its neurons; None: they are 1-Lipschitz together.
-        theta: a multiplier to start from; None: the family's own.
+        theta: (size,) of the family, a multiplier to start from; None: the family's own.
         gain: its certified incremental gain from y to u; None: there is none.
         performance: d and z; None: `default_performance(model)`.
         reason: why there are no matrices.

@@ -6,7 +6,7 @@ Everything that makes a `LinearModel` can be imported from here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -70,7 +70,7 @@ def linearize_plant(plant: StepPlant, state: ArrayLike | None = None, action: Ar
 
     The equilibrium is sought from `state` (state_size,) and `action` (action_size,); without them from the middle of
     the start distribution or from zero, whichever the task rewards more, and from the middle of the action's range.
-    Derivatives are exact (float64), or central differences where the plant says that it is not `differentiable`.
+    The state is (n,) in the plant's units, the action (m,). Derivatives are exact (float64), or central differences where the plant says that it is not `differentiable`.
 
     A state that nothing moves and that stays what it is (a clock, a target, a constant disturbance) is a reference or a
     disturbance: it is held at its value, and left out. So is a state that nothing depends on. The origin names them.
@@ -225,7 +225,7 @@ class _Derivatives:
             state, action, following = at.unsqueeze(0).split((n, m, n), dim=-1)
             return self.plant.reward(state, action, following, self.params).sum()
 
-        curvature = -0.5 * _numpy(torch_hessian(reward, point))  # type: ignore[arg-type]
+        curvature = -0.5 * _numpy(cast(torch.Tensor, torch_hessian(reward, point)))
         if not np.isfinite(curvature).all():
             return None, None
         after = slice(n + m, None)
@@ -242,7 +242,8 @@ class _Derivatives:
     def _slopes(self, function: Any, at: Array) -> Array:
         """Return the Jacobian (k, d) of a function of rows (1 or more, d) -> (as many, k)."""
         if self.automatic:
-            return _numpy(torch_jacobian(lambda point: function(point.unsqueeze(0))[0], torch.as_tensor(at)))  # type: ignore[arg-type]
+            found = torch_jacobian(lambda point: function(point.unsqueeze(0))[0], torch.as_tensor(at))
+            return _numpy(cast(torch.Tensor, found))
         shift = DIFFERENCE * np.eye(len(at))
         ahead, behind = (_numpy(function(torch.as_tensor(at + sign * shift))) for sign in (1.0, -1.0))
         return (ahead - behind).T / (2.0 * DIFFERENCE)

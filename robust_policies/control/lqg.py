@@ -104,6 +104,9 @@ def design(
 ) -> LQGDesign:
     """Return the LQG design of a model; weights left out are the task's own or follow from its ranges, see `choose`.
 
+    The weights are Q (n, n) of the states, R (m, m) of the inputs, and the covariances W (n, n) of the process noise
+    and V (p, p) of the measurement noise, in the plant's units. `estimator` is "current" or "predictor".
+
     What could go wrong silently is checked in this order: D = 0; the equilibrium; each mode that does not decay is
     reached by an input (Popov, Belevitch and Hautus), the Riccati equation, the spectral radius of what it gives; the
     same for the outputs and the filter.
@@ -163,7 +166,13 @@ def kalman_gain(A: ArrayLike, C: ArrayLike, W: ArrayLike, V: ArrayLike, estimato
 
 
 def stationary_cost_lqr(A: ArrayLike, B: ArrayLike, Q: ArrayLike, R: ArrayLike, W: ArrayLike) -> float:
-    """Return the least J of any controller that knows the state: tr(X W), X as in `lqr_gain`."""
+    """Return the least J of any controller that knows the state: tr(X W), X as in `lqr_gain`.
+
+    A (n, n), B (n, nu), Q (n, n), R (nu, nu) and W (n, n), the covariance of the process noise.
+
+    Raises:
+        As `lqr_gain`.
+    """
     X = _regulator(A, B, Q, R)[0]
     return float(np.trace(X @ _weight("W", W, len(X))))
 
@@ -181,7 +190,11 @@ def stationary_cost_lqg(
     """Return the least J of any controller that sees y up to now ("current"), or up to one step ago ("predictor").
 
     tr(X W) + tr(K' (R + B' X B) K S), where S is the covariance of the estimate's error: P for the predictor, and
-    P - M C P for the current estimator; X and K as in `lqr_gain`, P and M as in `kalman_gain`.
+    P - M C P for the current estimator; X and K as in `lqr_gain`, P and M as in `kalman_gain`. A (n, n), B (n, nu),
+    C (ny, n), Q (n, n), R (nu, nu), W (n, n) and V (ny, ny).
+
+    Raises:
+        As `lqr_gain` and `kalman_gain`.
     """
     X, K = _regulator(A, B, Q, R)
     P, M = _filter(A, C, W, V)

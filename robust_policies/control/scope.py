@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -54,7 +54,7 @@ class Scope:
         distance = np.maximum(np.abs(self.upper - J), np.abs(self.lower - J)) * (1.0 + 1e-12)
         rows, columns = np.nonzero(distance)
         select = np.eye(J.shape[1])[columns]
-        kind: Kind = self.kind  # type: ignore[assignment]
+        kind = cast(Kind, self.kind)
         where = words(model, region)
         gains = tuple(ResidualGain(float(value), kind, where) for value in distance[rows, columns])
         return Residual(np.eye(n)[:, rows], select[:, :n], select[:, n:], gains)

@@ -84,7 +84,7 @@ def allowed_gain(
 ) -> AllowedGain:
     """Return how large the gain of Q may be; 0 where even Q = 0 is not covered, infinite without a residual.
 
-    With `scales` (what `youla.normalisation` returned) it is the gain between normalised signals.
+    With `scales` (what `youla.normalisation` returned, (p, p) and (m, m)) it is the gain between normalised signals.
     """
     if len(residual.gains) > 1 and (largest := max(gain.value for gain in residual.gains)) > 0:
         tiny = np.array([gain.value <= _TINY * largest for gain in residual.gains])

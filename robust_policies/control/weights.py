@@ -32,7 +32,7 @@ class Weights:
 def choose(
     model: LinearModel, Q: Array | None = None, R: Array | None = None, W: Array | None = None, V: Array | None = None
 ) -> Weights:
-    """Return the given weights, and for the others the defaults.
+    """Return the given weights Q (n, n), R (m, m), W (n, n) and V (p, p), and for the others the defaults.
 
     In this order: the task's own cost or noise; Bryson's rule, 1 / range^2 for each state and input; a process noise
     of a tenth of the inputs' range where they enter plus a thousandth of the states' range, a measurement noise of a

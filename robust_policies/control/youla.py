@@ -146,6 +146,8 @@ def parameter_matrices(cell: Any) -> tuple[Matrices, float]:
 def scaled_parameter(q: Matrices, innovation_scale: Bounded | Array, input_scale: Bounded | Array) -> Matrices:
     """Return the matrices of ut = input_scale Q(innovation_scale yt): the scales folded into the Youla parameter.
 
+    `innovation_scale` is (p, p), `input_scale` (m, m), as of `normalisation`.
+
     What rounding may have done to the products is in `error`.
     """
     return between(q, innovation_scale, input_scale)
@@ -207,7 +209,10 @@ def bounds(
         performance: d and z; None: `Performance.lqg(design)`.
         q: the explicit matrices of Q between normalised signals, D11 = 0; None leaves the third bound out.
         ell: the Lipschitz bound of Q's nonlinearity.
-        scales: what `normalisation` returned; None: the signals are not normalised.
+        scales: (p, p) and (m, m), what `normalisation` returned; None: the signals are not normalised.
+
+    Raises:
+        As `maps` and `closed_loop_matrices`.
     """
     gain = checks.finite_float("gain", gain, at_least=0.0)
     inward, outward = (np.eye(len(model.C)), np.eye(model.B.shape[1])) if scales is None else scales

@@ -199,7 +199,7 @@ class Actor(nn.Module):
         return face.DeployedPolicy(self, observation_space, action_space)
 
     def normalized(self, observations: Tensor) -> Tensor:
-        """Return the observations after the frozen normaliser, if there is one."""
+        """Return the observations (..., nu) after the frozen normaliser, if there is one."""
         return observations if self.normalizer is None else self.normalizer(observations)
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
@@ -163,9 +163,9 @@ class BaseController(nn.Module):
         self._keep("measured", np.setdiff1d(np.arange(count), reference))
         self._keep("exogenous", np.asarray(reference, dtype=np.int64))
         bound = np.full(model.m, self._largest(low, high))
-        kind: Any = self.action_space.dtype.type  # type: ignore[union-attr]
+        kind: Any = np.dtype(self.action_space.dtype).type
         self.youla_action_space = spaces.Box(-bound.astype(kind), bound.astype(kind), dtype=kind)
-        kind = self.observation_space.dtype.type  # type: ignore[union-attr]
+        kind = np.dtype(self.observation_space.dtype).type
         free = np.full(model.p, np.inf)
         ends = [
             np.concatenate((sign * free, side[reference])).astype(kind)
@@ -291,4 +291,4 @@ def _vectors(space: spaces.Space) -> spaces.Box:
     if not floating or len(space.shape or ()) != 1:
         raise InvalidValueError(f"The environment has the space {space}; expected a Box of vectors of floating numbers "
                                 "for observations and actions.")  # fmt: skip
-    return space  # type: ignore[return-value]
+    return cast(spaces.Box, space)

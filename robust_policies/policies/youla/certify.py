@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from robust_policies.control.lqg import LQGDesign
 from robust_policies.control.norms import radius
 from robust_policies.control.scope import Scope
 from robust_policies.errors import InvalidValueError, NotCertifiableError
+from robust_policies.networks import R2DN
 from robust_policies.policies.actor import Actor
 from robust_policies.policies.certify import running_arrays
 from robust_policies.policies.deployed import DeployedPolicy
@@ -157,7 +158,8 @@ def searched_loop(policy: Judged) -> ClosedLoop | None:
         return None
     inward, outward = _around(actor, parts.model.p)
     scales = (inward.value @ parts.scales[0], parts.scales[1] @ outward.value)
-    return ClosedLoop(parts.model, parts.design, actor.cell, scales, shift=actor.folded().shift)  # type: ignore[arg-type]
+    # Only an R2DN has the matrices that `parts.parameter` is.
+    return ClosedLoop(parts.model, parts.design, cast(R2DN, actor.cell), scales, shift=actor.folded().shift)
 
 
 def loop_arrays(policy: Judged) -> dict[str, Any]:

@@ -271,7 +271,7 @@ class YoulaPolicy(DeployedPolicy):
 
     @classmethod
     def from_parts(cls, content: Mapping[str, Any], tensors: Mapping[str, Tensor], source: Path) -> YoulaPolicy:
-        """Return the policy of which `parts` made the parts; raises as that of a `DeployedPolicy`."""
+        """Return the policy of which `parts` made the parts, its tensors of any shapes; raises as `DeployedPolicy`'s."""
         own = {name: tensor for name, tensor in tensors.items() if not name.startswith("policy.")}
         weights = {name.removeprefix("policy."): tensor for name, tensor in tensors.items() if name not in own}
         return cls(
@@ -312,8 +312,9 @@ def _check_reads(policy: DeployedPolicy, controller: BaseController) -> None:
                 "normalised Youla input out. A policy that also reads outputs or estimates closes a loop that nothing "
                 "guarantees: train it in a YoulaWrapper."
             )
-    if not np.array_equal(policy.action_space.high, controller.youla_action_space.high):  # type: ignore[attr-defined]
+    trained, allowed = cast(spaces.Box, policy.action_space).high, controller.youla_action_space.high
+    if not np.array_equal(trained, allowed):
         raise InvalidValueError(
-            f"The policy was trained with Youla inputs up to {policy.action_space.high}; these options allow "  # type: ignore[attr-defined]
-            f"{controller.youla_action_space.high}. Give the options of its wrapper."
+            f"The policy was trained with Youla inputs up to {trained}; these options allow {allowed}. Give the options "
+            "of its wrapper."
         )
