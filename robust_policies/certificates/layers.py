@@ -50,7 +50,8 @@ def _largest_eigenvalue(stacked: Array) -> float:
 def chain_model(weights: Sequence[Array]) -> Matrices:
     """Return u -> W_L act(.. act(W_0 u)), weights first layer first, as a model with nx = 0 and all neurons in v.
 
-    A weight is (rows, columns), with as many columns as the one before has rows. Layer k's neurons read those of layer k - 1 through D11, which is strictly lower triangular.
+    A weight is (rows, columns), with as many columns as the one before has rows. Layer k's neurons read those of layer
+    k - 1 through D11, which is strictly lower triangular.
     """
     widths = [weight.shape[0] for weight in weights[:-1]]
     nv, nu, ny = sum(widths), weights[0].shape[1], weights[-1].shape[0]

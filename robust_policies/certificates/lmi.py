@@ -48,9 +48,16 @@ class Matrices:
     def __post_init__(self) -> None:
         nx, nv, nu, ny = self.A.shape[0], self.C1.shape[0], self.B2.shape[1], self.C2.shape[0]
         expected = {
-            "A": (nx, nx), "B1": (nx, nv), "B2": (nx, nu), "C1": (nv, nx), "D11": (nv, nv), "D12": (nv, nu),
-            "C2": (ny, nx), "D21": (ny, nv), "D22": (ny, nu),
-        }  # fmt: skip
+            "A": (nx, nx),
+            "B1": (nx, nv),
+            "B2": (nx, nu),
+            "C1": (nv, nx),
+            "D11": (nv, nv),
+            "D12": (nv, nu),
+            "C2": (ny, nx),
+            "D21": (ny, nv),
+            "D22": (ny, nu),
+        }
         for name, shape in expected.items():
             array = getattr(self, name)
             if array.shape != shape:
@@ -130,12 +137,14 @@ def signal_maps(model: Matrices, with_input: bool, eye: float = 1.0) -> tuple[Ar
     nx, nv, nu, _ = model.sizes
     if with_input:
         F_x = np.block([[eye * np.eye(nx), np.zeros((nx, nv + nu))], [model.A, model.B1, model.B2]])
-        F_r = np.block([
-            [model.C1, model.D11, model.D12],
-            [np.zeros((nv, nx)), eye * np.eye(nv), np.zeros((nv, nu))],
-            [model.C2, model.D21, model.D22],
-            [np.zeros((nu, nx + nv)), eye * np.eye(nu)],
-        ])  # fmt: skip
+        F_r = np.block(
+            [
+                [model.C1, model.D11, model.D12],
+                [np.zeros((nv, nx)), eye * np.eye(nv), np.zeros((nv, nu))],
+                [model.C2, model.D21, model.D22],
+                [np.zeros((nu, nx + nv)), eye * np.eye(nu)],
+            ]
+        )
         return F_x, F_r
     F_x = np.block([[eye * np.eye(nx), np.zeros((nx, nv))], [model.A, model.B1]])
     return F_x, np.block([[model.C1, model.D11], [np.zeros((nv, nx)), eye * np.eye(nv)]])
@@ -173,11 +182,12 @@ class Proof:
 def prove_positive(F: Array, K: Array, error: Array | None = None) -> Proof:
     """Return a proof of F' K F > 0 in exact arithmetic, or its failure (which proves nothing).
 
-    F is (rows, columns), K (rows, rows), `error` (rows, columns). Rounding of the two products is bounded entrywise by g_k |F|'|K||F|, g_k = k u / (1 - k u); that of the Cholesky
-    factorization by g_{n+2} / (1 - g_{n+2}) tr|M| (Rump, "Verification of positive definiteness", BIT 2006). If the
-    factorization of M minus both bounds ends, M is positive definite. K's entries may carry 8 roundings of their own.
-    Where the exact F lies within `error` (entrywise) of the one given, 2 |F|'|K| error + error'|K| error is added.
-    M is first scaled to a diagonal near 1 by powers of two, a congruence without rounding; both numbers are of that.
+    F is (rows, columns), K (rows, rows) and symmetric, `error` (rows, columns). Rounding of the two products is bounded
+    entrywise by g_k |F|'|K||F|, g_k = k u / (1 - k u); that of the Cholesky factorization by
+    g_{n+2} / (1 - g_{n+2}) tr|M| (Rump, "Verification of positive definiteness", BIT 2006). If the factorization of M
+    minus both bounds ends, M is positive definite. K's entries may carry 8 roundings of their own. Where the exact F
+    lies within `error` (entrywise) of the one given, 2 |F|'|K| error + error'|K| error is added. M is first scaled to a
+    diagonal near 1 by powers of two, a congruence without rounding; both numbers are of that.
     """
     n = F.shape[1]
     with np.errstate(all="ignore"):

@@ -226,10 +226,15 @@ class Search:
         nx = self.model.sizes[0]
         lipschitz = isinstance(self.family, LipschitzMultiplier)
         return Verification(
-            "PASS", gamma, rate if nx else None, proof.margin, proof.shift, float(theta[0]) if lipschitz else None,
+            "PASS",
+            gamma,
+            rate if nx else None,
+            proof.margin,
+            proof.shift,
+            float(theta[0]) if lipschitz else None,
             self.family.ell if isinstance(self.family, LipschitzMultiplier) else None,
             overshoot(0.5 * (P + P.T)) if nx else None,
-        )  # fmt: skip
+        )
 
     def _rates(self, delta: float) -> list[float]:
         return [self.rate] if self.rate == 1 or delta == 0 else [self.rate, min(1.0, self.rate * (1 + delta))]

@@ -76,7 +76,7 @@ def bounded(matrix: Bounded | Array) -> Bounded:
 
 
 def block(rows: Sequence[Sequence[Bounded | Array]]) -> Bounded:
-    """Return the matrix made of blocks (rows, columns), those of a row of one height, those of a column of one width."""
+    """Return the matrix made of blocks (rows, columns), of one height in a row, and of one width in a column."""
     parts = [[bounded(part) for part in row] for row in rows]
     return Bounded(*(np.block([[getattr(part, name) for part in row] for row in parts]) for name in ("value", "error")))
 

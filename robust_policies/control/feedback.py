@@ -54,17 +54,19 @@ def feedback_matrices(model: LinearModel, policy: Matrices, performance: Perform
     nx, nv, _, _ = policy.sizes
     nw, nz = performance.Bw.shape[1], len(performance.Cz)
     direct = q["D22"] @ C
-    return assembled({
-        "A": block([[A + B @ direct, B @ q["C2"]], [q["B2"] @ C, q["A"]]]),
-        "B1": block([[B @ q["D21"]], [q["B1"]]]),
-        "B2": block([[Bw, B @ (q["D22"] @ Dv)], [exact(np.zeros((nx, nw))), q["B2"] @ Dv]]),
-        "C1": block([[q["D12"] @ C, q["C1"]]]),
-        "D11": q["D11"],
-        "D12": block([[exact(np.zeros((nv, nw))), q["D12"] @ Dv]]),
-        "C2": block([[Cz + Dz @ direct, Dz @ q["C2"]]]),
-        "D21": Dz @ q["D21"],
-        "D22": block([[exact(np.zeros((nz, nw))), Dz @ (q["D22"] @ Dv)]]),
-    })  # fmt: skip
+    return assembled(
+        {
+            "A": block([[A + B @ direct, B @ q["C2"]], [q["B2"] @ C, q["A"]]]),
+            "B1": block([[B @ q["D21"]], [q["B1"]]]),
+            "B2": block([[Bw, B @ (q["D22"] @ Dv)], [exact(np.zeros((nx, nw))), q["B2"] @ Dv]]),
+            "C1": block([[q["D12"] @ C, q["C1"]]]),
+            "D11": q["D11"],
+            "D12": block([[exact(np.zeros((nv, nw))), q["D12"] @ Dv]]),
+            "C2": block([[Cz + Dz @ direct, Dz @ q["C2"]]]),
+            "D21": Dz @ q["D21"],
+            "D22": block([[exact(np.zeros((nz, nw))), Dz @ (q["D22"] @ Dv)]]),
+        }
+    )
 
 
 def _no_direct_path(model: LinearModel) -> None:
@@ -112,9 +114,7 @@ class FeedbackBound:
         where = "the linear plant" if model.exact else f"the linear model ({model.origin})"
         parts = []
         if self.rate is not None:
-            bound = "" if self.gain is None else (
-                f", and the gain d -> z is at most {upward(self.gain):.6g}"
-            )  # fmt: skip
+            bound = "" if self.gain is None else f", and the gain d -> z is at most {upward(self.gain):.6g}"
             parts.append(
                 f"any two trajectories of {where} in feedback with this policy under the same disturbances approach "
                 f"each other like {upward(self.rate):.6g}^t{bound}, while no action is clipped"
@@ -138,8 +138,10 @@ class FeedbackBound:
             why.append(f"the small-gain theorem needs a stable plant, whose spectral radius is {self.plant_radius:.6g}")
         else:
             product = self.policy_gain * self.plant_gain
-            why.append(f"the small-gain theorem needs a product below 1, and {self.policy_gain:.4g} (policy) times "
-                       f"{self.plant_gain:.4g} (plant) is {product:.4g}")  # fmt: skip
+            why.append(
+                f"the small-gain theorem needs a product below 1, and {self.policy_gain:.4g} (policy) times "
+                f"{self.plant_gain:.4g} (plant) is {product:.4g}"
+            )
         return "; ".join(why)
 
 

@@ -137,9 +137,13 @@ def from_matrices(
     on Automatic Control 23, 1978).
 
     Args:
-        A: (n, n), and the others as in `LinearModel`: B (n, m), C (p, n), D (p, m) or None for none, Bw (n, q).
+        A: (n, n).
+        B: (n, m).
+        C: (p, n).
+        D: (p, m), None for none.
         time_step: of one step, in seconds.
         continuous: whether the matrices are those of continuous time (x' = A x + B u + Bw w).
+        Bw: (n, q), None for none.
         **fields: the others of `LinearModel`, in discrete time.
 
     Raises:
@@ -170,8 +174,10 @@ def from_control(system: Any, time_step: float | None = None, **fields: Any) -> 
         InvalidValueError: not a state-space system, or a time step that is missing or contradicts the system's own.
     """
     if not all(hasattr(system, name) for name in ("A", "B", "C", "D", "dt")):
-        raise InvalidValueError(f"system is a {type(system).__name__}; expected a python-control StateSpace, such as "
-                                "control.ss(A, B, C, D) or control.tf2ss(transfer_function).")  # fmt: skip
+        raise InvalidValueError(
+            f"system is a {type(system).__name__}; expected a python-control StateSpace, such as "
+            "control.ss(A, B, C, D) or control.tf2ss(transfer_function)."
+        )
     # None and 0 mean continuous time; True means discrete time with a step that is not stated.
     own = float(system.dt or 0.0)
     if time_step is None:

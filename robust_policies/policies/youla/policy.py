@@ -118,8 +118,10 @@ class Monitor:
 
     def report(self) -> str:
         """Return one sentence."""
-        return (f"Of {self.steps} steps the estimate was outside the region in {self.region_exits}, and an input at "
-                f"its limit in {self.saturations}.")  # fmt: skip
+        return (
+            f"Of {self.steps} steps the estimate was outside the region in {self.region_exits}, and an input at "
+            f"its limit in {self.saturations}."
+        )
 
 
 class YoulaPolicy(DeployedPolicy):
@@ -175,9 +177,14 @@ class YoulaPolicy(DeployedPolicy):
     def around(cls, base: BaseController, policy: Any) -> YoulaPolicy:
         """Return the policy of a base controller, of its design, options and scope, with a Youla parameter."""
         return cls(
-            base.design, base.model, policy, observation_space=base.observation_space, action_space=base.action_space,
-            options=base.options, scope=base.scope,
-        )  # fmt: skip
+            base.design,
+            base.model,
+            policy,
+            observation_space=base.observation_space,
+            action_space=base.action_space,
+            options=base.options,
+            scope=base.scope,
+        )
 
     @classmethod
     def of_cell(cls, cell: YoulaCell) -> YoulaPolicy:
@@ -208,8 +215,10 @@ class YoulaPolicy(DeployedPolicy):
         InvalidValueError where `weights` are given: the loop's signals have the design's.
         """
         if weights is not None:
-            raise InvalidValueError("weights were given for the closed loop of a Youla policy, whose disturbance and "
-                                    "performance have the units of its design; expected none.")  # fmt: skip
+            raise InvalidValueError(
+                "weights were given for the closed loop of a Youla policy, whose disturbance and "
+                "performance have the units of its design; expected none."
+            )
         return certify_youla(self)
 
     def matrices(self) -> Any:
@@ -260,8 +269,11 @@ class YoulaPolicy(DeployedPolicy):
         content: dict[str, Any] = {"policy": inner}
         tensors = {f"policy.{name}": tensor for name, tensor in weights.items()}
         records = {
-            "model": self.model, "design": self.design, "options": self.controller.options, "scope": self.scope,
-        }  # fmt: skip
+            "model": self.model,
+            "design": self.design,
+            "options": self.controller.options,
+            "scope": self.scope,
+        }
         for name, record in records.items():
             content[name], numbers = to_parts(record, name)
             tensors |= numbers
@@ -271,7 +283,7 @@ class YoulaPolicy(DeployedPolicy):
 
     @classmethod
     def from_parts(cls, content: Mapping[str, Any], tensors: Mapping[str, Tensor], source: Path) -> YoulaPolicy:
-        """Return the policy of which `parts` made the parts, its tensors of any shapes; raises as `DeployedPolicy`'s."""
+        """Return the policy of which `parts` made the parts, tensors of any shapes; raises as `DeployedPolicy`'s."""
         own = {name: tensor for name, tensor in tensors.items() if not name.startswith("policy.")}
         weights = {name.removeprefix("policy."): tensor for name, tensor in tensors.items() if name not in own}
         return cls(
@@ -315,6 +327,6 @@ def _check_reads(policy: DeployedPolicy, controller: BaseController) -> None:
     trained, allowed = cast(spaces.Box, policy.action_space).high, controller.youla_action_space.high
     if not np.array_equal(trained, allowed):
         raise InvalidValueError(
-            f"The policy was trained with Youla inputs up to {trained}; these options allow {allowed}. Give the options "
-            "of its wrapper."
+            f"The policy was trained with Youla inputs up to {trained}; these options allow {allowed}. Give the "
+            "options of its wrapper."
         )

@@ -1,7 +1,7 @@
 """An environment whose policy learns a Youla parameter: it reads the innovation and adds to a base controller.
 
 A policy inside these wrappers cannot destabilise the linear model, whatever it learns, as long as it has a finite gain
-and no actuator saturates; `policies.youla_base` has the equations, and `YoulaPolicy` runs the result outside them.
+and no actuator saturates; `policies.youla.base` has the equations, and `YoulaPolicy` runs the result outside them.
 """
 
 from __future__ import annotations
@@ -80,9 +80,12 @@ class _Loop(Changing):
         """Return copies of the last applied inputs, the innovations and the estimates, in the plant's units."""
         estimate = self.base.estimate(self.state, self.innovation)
         return {
-            "applied_input": self.applied.clone(), "innovation": self.innovation.clone(), "estimate": estimate,
-            "region_exits": self.exits.clone(), "saturations": self.saturations.clone(),
-        }  # fmt: skip
+            "applied_input": self.applied.clone(),
+            "innovation": self.innovation.clone(),
+            "estimate": estimate,
+            "region_exits": self.exits.clone(),
+            "saturations": self.saturations.clone(),
+        }
 
 
 class YoulaWrapper(gymnasium.Wrapper, RecordConstructorArgs):
@@ -253,8 +256,9 @@ def youla_base(env: Any) -> BaseController:
     """Return the base controller of the Youla wrapper that `env`, Gymnasium's or Stable-Baselines3's, wears."""
     if (found := worn(env)) is not None:
         return found
-    raise InvalidValueError(f"{env} wears no Youla wrapper; wrap the environment in YoulaWrapper or "
-                            "YoulaVectorWrapper.")  # fmt: skip
+    raise InvalidValueError(
+        f"{env} wears no Youla wrapper; wrap the environment in YoulaWrapper or YoulaVectorWrapper."
+    )
 
 
 def worn(env: Any) -> BaseController | None:
@@ -334,8 +338,9 @@ def uninfluenced(plant: Plant) -> tuple[int, ...]:
     params = plant.prepare(plant.nominal())
     uniform = torch.rand(1, plant.reset_size, generator=generator, dtype=torch.float64)
     state = plant.initial(uniform, params).repeat(2, 1)
-    low, high = (torch.as_tensor(bound, dtype=torch.float64).clamp(-1e3, 1e3)
-                 for bound in (plant.action_low, plant.action_high))  # fmt: skip
+    low, high = (
+        torch.as_tensor(bound, dtype=torch.float64).clamp(-1e3, 1e3) for bound in (plant.action_low, plant.action_high)
+    )
     moved = torch.zeros(plant.observation_size, dtype=torch.bool)
     for _ in range(2 * plant.state_size):
         drawn = torch.rand(2, plant.action_size, generator=generator, dtype=torch.float64)

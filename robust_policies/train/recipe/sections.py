@@ -32,7 +32,11 @@ class PolicySection(Strict):
     features: int | None = Field(default=None, ge=1, description="width of the nonlinear part (r2dn, ren)")
     hidden_sizes: list[int] | None = None
     activation: str | None = None
-    gamma: float | None = Field(default=None, gt=0, description="certified incremental l2 gain; null: contraction only")
+    gamma: float | None = Field(
+        default=None,
+        gt=0,
+        description="incremental l2 gain of the cell, between scaled signals; null: contraction only",
+    )
     rate: float | None = Field(default=None, gt=0, le=1, description="upper bound on the contraction rate")
     init: Literal["random", "long_memory", "timescales"] | None = None
     critic: Literal["own", "shared", "mlp"] = "own"
