@@ -46,9 +46,16 @@ class Matrices:
     def __post_init__(self) -> None:
         nx, nv, nu, ny = self.A.shape[0], self.C1.shape[0], self.B2.shape[1], self.C2.shape[0]
         expected = {
-            "A": (nx, nx), "B1": (nx, nv), "B2": (nx, nu), "C1": (nv, nx), "D11": (nv, nv), "D12": (nv, nu),
-            "C2": (ny, nx), "D21": (ny, nv), "D22": (ny, nu),
-        }  # fmt: skip
+            "A": (nx, nx),
+            "B1": (nx, nv),
+            "B2": (nx, nu),
+            "C1": (nv, nx),
+            "D11": (nv, nv),
+            "D12": (nv, nu),
+            "C2": (ny, nx),
+            "D21": (ny, nv),
+            "D22": (ny, nu),
+        }
         for name, shape in expected.items():
             array = getattr(self, name)
             if array.shape != shape:
@@ -112,12 +119,14 @@ def signal_maps(model: Matrices, with_input: bool, eye: float = 1.0) -> tuple[Ar
     nx, nv, nu, _ = model.sizes
     if with_input:
         F_x = np.block([[eye * np.eye(nx), np.zeros((nx, nv + nu))], [model.A, model.B1, model.B2]])
-        F_r = np.block([
-            [model.C1, model.D11, model.D12],
-            [np.zeros((nv, nx)), eye * np.eye(nv), np.zeros((nv, nu))],
-            [model.C2, model.D21, model.D22],
-            [np.zeros((nu, nx + nv)), eye * np.eye(nu)],
-        ])  # fmt: skip
+        F_r = np.block(
+            [
+                [model.C1, model.D11, model.D12],
+                [np.zeros((nv, nx)), eye * np.eye(nv), np.zeros((nv, nu))],
+                [model.C2, model.D21, model.D22],
+                [np.zeros((nu, nx + nv)), eye * np.eye(nu)],
+            ]
+        )
         return F_x, F_r
     F_x = np.block([[eye * np.eye(nx), np.zeros((nx, nv))], [model.A, model.B1]])
     return F_x, np.block([[model.C1, model.D11], [np.zeros((nv, nx)), eye * np.eye(nv)]])

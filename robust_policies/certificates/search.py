@@ -193,9 +193,15 @@ class Search:
             eigenvalues = np.linalg.eigvalsh(0.5 * (P + P.T))
             overshoot = math.sqrt(eigenvalues[-1] / eigenvalues[0]) * (1 + 1e-6)
         return Verification(
-            "PASS", gamma, rate if nx else None, proof.margin, proof.shift, float(theta[0]) if lipschitz else None,
-            self.family.ell if isinstance(self.family, LipschitzMultiplier) else None, overshoot,
-        )  # fmt: skip
+            "PASS",
+            gamma,
+            rate if nx else None,
+            proof.margin,
+            proof.shift,
+            float(theta[0]) if lipschitz else None,
+            self.family.ell if isinstance(self.family, LipschitzMultiplier) else None,
+            overshoot,
+        )
 
     def _rates(self, delta: float) -> list[float]:
         return [self.rate] if self.rate == 1 or delta == 0 else [self.rate, min(1.0, self.rate * (1 + delta))]

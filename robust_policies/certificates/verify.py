@@ -78,9 +78,14 @@ def verify(cell_or_policy: Any, explicit: Any = None) -> Verification:
         Q, S, R = (_array(getattr(guarantee, name)) for name in "QSR")
         supply = np.block([[Q, S.T], [S, R]])
     return verify_arrays(
-        running.model, rate=cell.rate, gamma=claimed, supply=supply, family=running.family, theta=running.theta,
+        running.model,
+        rate=cell.rate,
+        gamma=claimed,
+        supply=supply,
+        family=running.family,
+        theta=running.theta,
         P=running.P,
-    )  # fmt: skip
+    )
 
 
 def running_model(cell_or_policy: Any, explicit: Any = None) -> tuple[Matrices, Multiplier, Array]:
@@ -178,8 +183,11 @@ def verify_arrays(
     if found is None and supply is None:
         found = search.by_optimum(gamma)
     if found is None:
-        return replace(refused, reason="no metric P was found with which the inequality is proven",
-                       ell=family.ell if isinstance(family, LipschitzMultiplier) else None)  # fmt: skip
+        return replace(
+            refused,
+            reason="no metric P was found with which the inequality is proven",
+            ell=family.ell if isinstance(family, LipschitzMultiplier) else None,
+        )
     return replace(found, claimed_gamma=gamma, method="matrix inequality with rounding-error bound")
 
 

@@ -94,8 +94,10 @@ def feedback_matrices(model: LinearModel, policy: Matrices, performance: Perform
     """
     checks.shape("The policy's D22", policy.D22, (model.m, model.p))
     if np.any(model.D):
-        raise InvalidValueError(f"D has an entry of {np.abs(model.D).max():.3g}; expected D = 0: a plant whose outputs "
-                                "show the input at once. Use with_input_delay(model, 1).")  # fmt: skip
+        raise InvalidValueError(
+            f"D has an entry of {np.abs(model.D).max():.3g}; expected D = 0: a plant whose outputs "
+            "show the input at once. Use with_input_delay(model, 1)."
+        )
     given = policy.error or zeros(policy.sizes)
     q = {name: Near(getattr(policy, name), getattr(given, name)) for name in _BLOCKS}
     exact = Near.exact
@@ -104,17 +106,19 @@ def feedback_matrices(model: LinearModel, policy: Matrices, performance: Perform
     nx, nv, _, _ = policy.sizes
     nw, nz = performance.Bw.shape[1], len(performance.Cz)
     direct = q["D22"] @ C
-    return _matrices({
-        "A": _block([[A + B @ direct, B @ q["C2"]], [q["B2"] @ C, q["A"]]]),
-        "B1": _block([[B @ q["D21"]], [q["B1"]]]),
-        "B2": _block([[Bw, B @ (q["D22"] @ Dv)], [exact(np.zeros((nx, nw))), q["B2"] @ Dv]]),
-        "C1": _block([[q["D12"] @ C, q["C1"]]]),
-        "D11": q["D11"],
-        "D12": _block([[exact(np.zeros((nv, nw))), q["D12"] @ Dv]]),
-        "C2": _block([[Cz + Dz @ direct, Dz @ q["C2"]]]),
-        "D21": Dz @ q["D21"],
-        "D22": _block([[exact(np.zeros((nz, nw))), Dz @ (q["D22"] @ Dv)]]),
-    })  # fmt: skip
+    return _matrices(
+        {
+            "A": _block([[A + B @ direct, B @ q["C2"]], [q["B2"] @ C, q["A"]]]),
+            "B1": _block([[B @ q["D21"]], [q["B1"]]]),
+            "B2": _block([[Bw, B @ (q["D22"] @ Dv)], [exact(np.zeros((nx, nw))), q["B2"] @ Dv]]),
+            "C1": _block([[q["D12"] @ C, q["C1"]]]),
+            "D11": q["D11"],
+            "D12": _block([[exact(np.zeros((nv, nw))), q["D12"] @ Dv]]),
+            "C2": _block([[Cz + Dz @ direct, Dz @ q["C2"]]]),
+            "D21": Dz @ q["D21"],
+            "D22": _block([[exact(np.zeros((nz, nw))), Dz @ (q["D22"] @ Dv)]]),
+        }
+    )
 
 
 @dataclass(frozen=True)
@@ -154,9 +158,7 @@ class FeedbackBound:
         where = "the linear plant" if model.exact else f"the linear model ({model.origin})"
         parts = []
         if self.rate is not None:
-            bound = "" if self.gain is None else (
-                f", and the gain d -> z is at most {upward(self.gain):.6g}"
-            )  # fmt: skip
+            bound = "" if self.gain is None else (f", and the gain d -> z is at most {upward(self.gain):.6g}")
             parts.append(
                 f"any two trajectories of {where} in feedback with this policy under the same disturbances approach "
                 f"each other like {upward(self.rate):.6g}^t{bound}, while no action is clipped"
@@ -180,8 +182,10 @@ class FeedbackBound:
             why.append(f"the small-gain theorem needs a stable plant, whose spectral radius is {self.plant_radius:.6g}")
         else:
             product = self.policy_gain * self.plant_gain
-            why.append(f"the small-gain theorem needs a product below 1, and {self.policy_gain:.4g} (policy) times "
-                       f"{self.plant_gain:.4g} (plant) is {product:.4g}")  # fmt: skip
+            why.append(
+                f"the small-gain theorem needs a product below 1, and {self.policy_gain:.4g} (policy) times "
+                f"{self.plant_gain:.4g} (plant) is {product:.4g}"
+            )
         return "; ".join(why)
 
 
@@ -268,10 +272,16 @@ def _with_gain(model: LinearModel, gain: float, performance: Performance) -> Gai
     wide, tall = np.eye(m, nv), np.eye(nv, p)
     nw, nr, nz = performance.Bw.shape[1], performance.Dv.shape[1], len(performance.Cz)
     loop = Matrices(
-        A=model.A, B1=model.B @ wide, B2=np.hstack((performance.Bw, np.zeros((n, nr)))),
-        C1=tall @ model.C, D11=np.zeros((nv, nv)), D12=np.hstack((np.zeros((nv, nw)), tall @ performance.Dv)),
-        C2=performance.Cz, D21=performance.Dz @ wide, D22=np.zeros((nz, nw + nr)),
-    )  # fmt: skip
+        A=model.A,
+        B1=model.B @ wide,
+        B2=np.hstack((performance.Bw, np.zeros((n, nr)))),
+        C1=tall @ model.C,
+        D11=np.zeros((nv, nv)),
+        D12=np.hstack((np.zeros((nv, nw)), tall @ performance.Dv)),
+        C2=performance.Cz,
+        D21=performance.Dz @ wide,
+        D22=np.zeros((nz, nw + nr)),
+    )
     return gain_bound(loop, (gain,))
 
 
@@ -311,8 +321,10 @@ def _by_each_neuron(bound: FeedbackBound, loop: Matrices, family: Multiplier, th
 
 
 def _block(rows: list[list[Near]]) -> Near:
-    return Near(np.block([[part.value for part in row] for row in rows]),
-                np.block([[part.error for part in row] for row in rows]))  # fmt: skip
+    return Near(
+        np.block([[part.value for part in row] for row in rows]),
+        np.block([[part.error for part in row] for row in rows]),
+    )
 
 
 def _matrices(parts: dict[str, Near]) -> Matrices:

@@ -162,8 +162,10 @@ def from_control(system: Any, time_step: float | None = None, **fields: Any) -> 
         InvalidValueError: not a state-space system, or a time step that is missing or contradicts the system's own.
     """
     if not all(hasattr(system, name) for name in ("A", "B", "C", "D", "dt")):
-        raise InvalidValueError(f"system is a {type(system).__name__}; expected a python-control StateSpace, such as "
-                                "control.ss(A, B, C, D) or control.tf2ss(transfer_function).")  # fmt: skip
+        raise InvalidValueError(
+            f"system is a {type(system).__name__}; expected a python-control StateSpace, such as "
+            "control.ss(A, B, C, D) or control.tf2ss(transfer_function)."
+        )
     # None and 0 mean continuous time; True means discrete time with a step that is not stated.
     own = float(system.dt or 0.0)
     if time_step is None:

@@ -55,8 +55,9 @@ class StepPlant(Protocol):
 
     def nominal(self) -> Mapping[str, torch.Tensor]: ...
     def prepare(self, physical: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]: ...
-    def advance(self, state: torch.Tensor, action: torch.Tensor, params: Any, noise: Any = None, disturbance: Any = None
-    ) -> torch.Tensor: ...  # fmt: skip
+    def advance(
+        self, state: torch.Tensor, action: torch.Tensor, params: Any, noise: Any = None, disturbance: Any = None
+    ) -> torch.Tensor: ...
     def observe(self, state: torch.Tensor, params: Any, noise: Any = None) -> torch.Tensor: ...
     def reward(
         self, state: torch.Tensor, action: torch.Tensor, following: torch.Tensor, params: Any
@@ -137,9 +138,10 @@ def linearize_plant(plant: StepPlant, state: ArrayLike | None = None, action: Ar
         action_low=low,
         action_high=high,
         exact=exact,
-        origin=f"{type(plant).__name__}, " + ("its matrices" if exact else f"{local.how} about x0 = {_shown(x[kept])}")
+        origin=f"{type(plant).__name__}, "
+        + ("its matrices" if exact else f"{local.how} about x0 = {_shown(x[kept])}")
         + (f"; held: {', '.join(held)}" if held else ""),
-    )  # fmt: skip
+    )
 
 
 def goal(plant: StepPlant) -> Array:
@@ -209,12 +211,16 @@ class _Derivatives:
         """Return the covariances W (n, n) and V (p, p) of the plant's own noise, None where it has none."""
         covariances: list[Array | None] = [None, None]
         if self.plant.process_noise_size:
-            enters = self._slopes(lambda noise: self.plant.advance(_row(x), _row(u), self.params, noise),
-                                  np.zeros(self.plant.process_noise_size))  # fmt: skip
+            enters = self._slopes(
+                lambda noise: self.plant.advance(_row(x), _row(u), self.params, noise),
+                np.zeros(self.plant.process_noise_size),
+            )
             covariances[0] = enters @ enters.T
         if self.plant.measurement_noise_size:
-            enters = self._slopes(lambda noise: self.plant.observe(_row(x), self.params, noise),
-                                  np.zeros(self.plant.measurement_noise_size))  # fmt: skip
+            enters = self._slopes(
+                lambda noise: self.plant.observe(_row(x), self.params, noise),
+                np.zeros(self.plant.measurement_noise_size),
+            )
             covariances[1] = enters @ enters.T
         return covariances[0], covariances[1]
 

@@ -115,8 +115,10 @@ def design(
         UserWarning: a mode is nearly unreachable or nearly invisible.
     """
     _known(estimator)
-    given = {name: _weight_or_none(name, value, size) for name, value, size in
-             (("Q", Q, model.n), ("R", R, model.m), ("W", W, model.n), ("V", V, model.p))}  # fmt: skip
+    given = {
+        name: _weight_or_none(name, value, size)
+        for name, value, size in (("Q", Q, model.n), ("R", R, model.m), ("W", W, model.n), ("V", V, model.p))
+    }
     if np.any(model.D):
         raise InvalidValueError(
             f"D has an entry of {np.abs(model.D).max():.3g}; expected D = 0, as an output that shows the input at once "

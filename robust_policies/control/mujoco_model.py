@@ -46,8 +46,10 @@ def linearize_mujoco(
     import mujoco
 
     if model.opt.integrator == mujoco.mjtIntegrator.mjINT_RK4:
-        raise InvalidValueError("The model's integrator is RK4, which MuJoCo cannot differentiate; expected Euler, "
-                                'implicit or implicitfast: set <option integrator="implicitfast"/>.')  # fmt: skip
+        raise InvalidValueError(
+            "The model's integrator is RK4, which MuJoCo cannot differentiate; expected Euler, "
+            'implicit or implicitfast: set <option integrator="implicitfast"/>.'
+        )
     frame_skip = checks.positive_int("frame_skip", frame_skip)
     work = _start(model, data, key)
     nv, na, nq = model.nv, model.na, model.nq

@@ -109,8 +109,10 @@ class Residual:
         where = "" if inside else f"for trajectories that stay in the region {self.region}, "
         if self.certified:
             return f"For the nonlinear plant without saturation, {where}{statement} ({known})."
-        return (f"Indication only, not proven: for the nonlinear plant without saturation, {where}it seems that "
-                f"{statement} ({known}).")  # fmt: skip
+        return (
+            f"Indication only, not proven: for the nonlinear plant without saturation, {where}it seems that "
+            f"{statement} ({known})."
+        )
 
 
 def sector_centred(lowest: float, highest: float, region: str, kind: Kind = "analytic") -> tuple[float, ResidualGain]:
@@ -145,9 +147,14 @@ def sampled_gain(
 
 
 def covering_gain(
-    jacobian: Callable[[Array], Array], center: Array, low: Array, high: Array, cells: Sequence[int], slope: float,
+    jacobian: Callable[[Array], Array],
+    center: Array,
+    low: Array,
+    high: Array,
+    cells: Sequence[int],
+    slope: float,
     region: str,
-) -> ResidualGain:  # fmt: skip
+) -> ResidualGain:
     """Return the largest |J - center| at the middles of a grid of cells plus slope * (half a cell's diagonal).
 
     `slope` is a PROVEN bound of the Lipschitz constant of the Jacobian on the box (spectral norm per Euclidean distance

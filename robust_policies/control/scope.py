@@ -60,9 +60,13 @@ class Scope:
         return Residual(np.eye(n)[:, rows], select[:, :n], select[:, n:], gains)
 
     def claim(
-        self, model: LinearModel, design: LQGDesign, region: Sequence[float], gain: float | None,
+        self,
+        model: LinearModel,
+        design: LQGDesign,
+        region: Sequence[float],
+        gain: float | None,
         scales: tuple[Array, Array],
-    ) -> str:  # fmt: skip
+    ) -> str:
         """Return what holds of the plant itself, with a Youla parameter of gain `gain` between normalised signals."""
         if self.kind == "linear":
             return "The plant is this linear model, so this holds everywhere."
@@ -155,6 +159,7 @@ def _jacobians(function: Any, points: torch.Tensor) -> Array:
     """Return the Jacobians (points, k, d) of a function of rows (points, d) -> (points, k)."""
     at = points.clone().requires_grad_(True)
     outputs = function(at)
-    rows = [torch.autograd.grad(column.sum(), at, retain_graph=True, allow_unused=True)[0] for column in
-            outputs.unbind(-1)]  # fmt: skip
+    rows = [
+        torch.autograd.grad(column.sum(), at, retain_graph=True, allow_unused=True)[0] for column in outputs.unbind(-1)
+    ]
     return torch.stack([torch.zeros_like(at) if row is None else row for row in rows], 1).numpy()

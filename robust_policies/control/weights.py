@@ -50,11 +50,13 @@ def choose(
     chosen = {
         "Q": _state_weight(model.A.T, Q, model.Q, bryson_q, "the task's cost", rule),
         "R": _positive(R, model.R if Q is not None or _some(model.Q) else None, bryson_r, "the task's cost", rule),
-        "W": _state_weight(model.A, W, model.W, driven, "the task's noise", "a tenth of the inputs' range, a "
-                           "thousandth of the states'"),
-        "V": _positive(V, model.V, np.diag((1e-2 * outputs) ** 2), "the task's noise", "a hundredth of the outputs' "
-                       "range"),
-    }  # fmt: skip
+        "W": _state_weight(
+            model.A, W, model.W, driven, "the task's noise", "a tenth of the inputs' range, a thousandth of the states'"
+        ),
+        "V": _positive(
+            V, model.V, np.diag((1e-2 * outputs) ** 2), "the task's noise", "a hundredth of the outputs' range"
+        ),
+    }
     weights = {name: weight for name, (weight, _) in chosen.items()}
     return Weights(**weights, sources={name: source for name, (_, source) in chosen.items()})
 

@@ -123,8 +123,10 @@ def normalisation(design: LQGDesign, model: LinearModel) -> tuple[Array, Array]:
         try:
             factors.append(np.linalg.cholesky((matrix + matrix.T) / 2))
         except np.linalg.LinAlgError as error:
-            raise InvalidValueError(f"{name} is singular; expected a positive definite matrix. Give every output "
-                                    "some noise and every input some weight.") from error  # fmt: skip
+            raise InvalidValueError(
+                f"{name} is singular; expected a positive definite matrix. Give every output "
+                "some noise and every input some weight."
+            ) from error
     return np.linalg.inv(factors[0]), np.linalg.inv(factors[1]).T
 
 
@@ -177,21 +179,25 @@ def closed_loop_matrices(
     A, B, C, K, L, Cz, Dz = map(Bounded.exact, (A, B, C, K, L, Cz, Dz))
     D = p["D22"] - K @ design.M if design.estimator == "current" else p["D22"]
     Ke = K + D @ C
-    return _assembled({
-        "A": block([
-            [A - B @ K, B @ Ke, B @ p["C2"]],
-            [zero((n, n)), A - L @ C, zero((n, nx))],
-            [zero((nx, n)), p["B2"] @ C, p["A"]],
-        ]),
-        "B1": block([[B @ p["D21"]], [zero((n, nv))], [p["B1"]]]),
-        "B2": block([[Bw, B @ D @ Dv], [Bw, -(L @ Dv)], [zero((nx, w)), p["B2"] @ Dv]]),
-        "C1": block([[zero((nv, n)), p["D12"] @ C, p["C1"]]]),
-        "D11": p["D11"],
-        "D12": block([[zero((nv, w)), p["D12"] @ Dv]]),
-        "C2": block([[Cz - Dz @ K, Dz @ Ke, Dz @ p["C2"]]]),
-        "D21": Dz @ p["D21"],
-        "D22": block([[zero((len(Cz.value), w)), Dz @ D @ Dv]]),
-    })  # fmt: skip
+    return _assembled(
+        {
+            "A": block(
+                [
+                    [A - B @ K, B @ Ke, B @ p["C2"]],
+                    [zero((n, n)), A - L @ C, zero((n, nx))],
+                    [zero((nx, n)), p["B2"] @ C, p["A"]],
+                ]
+            ),
+            "B1": block([[B @ p["D21"]], [zero((n, nv))], [p["B1"]]]),
+            "B2": block([[Bw, B @ D @ Dv], [Bw, -(L @ Dv)], [zero((nx, w)), p["B2"] @ Dv]]),
+            "C1": block([[zero((nv, n)), p["D12"] @ C, p["C1"]]]),
+            "D11": p["D11"],
+            "D12": block([[zero((nv, w)), p["D12"] @ Dv]]),
+            "C2": block([[Cz - Dz @ K, Dz @ Ke, Dz @ p["C2"]]]),
+            "D21": Dz @ p["D21"],
+            "D22": block([[zero((len(Cz.value), w)), Dz @ D @ Dv]]),
+        }
+    )
 
 
 def bounds(
@@ -221,9 +227,10 @@ def bounds(
     norms = [gain_bound(linear_loop(system)) for system in (T0, T1, T2)]
     g0, g1, g2 = norms
     triangle = GainBound(
-        (g0.gain + g1.gain * gain * g2.gain) * (1.0 + 1e-15), all(norm.proven for norm in norms),
+        (g0.gain + g1.gain * gain * g2.gain) * (1.0 + 1e-15),
+        all(norm.proven for norm in norms),
         g0.estimate + g1.estimate * gain * g2.estimate,
-    )  # fmt: skip
+    )
     scaled = gain_bound(any_parameter(T0, T1, T2), (gain,))
     closed = None
     if q is not None:
@@ -235,8 +242,11 @@ def bounds(
 def _parts(q: Matrices) -> dict[str, Bounded]:
     """Return the matrices of a parameter by name, with their bounds."""
     names = [item.name for item in fields(q) if item.name != "error"]
-    return {name: Bounded(value, np.zeros_like(value) if q.error is None else getattr(q.error, name))
-            for name in names for value in [getattr(q, name)]}  # fmt: skip
+    return {
+        name: Bounded(value, np.zeros_like(value) if q.error is None else getattr(q.error, name))
+        for name in names
+        for value in [getattr(q, name)]
+    }
 
 
 def _assembled(parts: dict[str, Bounded]) -> Matrices:
@@ -252,10 +262,16 @@ def any_parameter(T0: StateSpace, T1: StateSpace, T2: StateSpace) -> Matrices:
     wide, tall = np.zeros((m, nv)), np.zeros((nv, p))
     wide[:, :m], tall[:p] = np.eye(m), np.eye(p)
     return Matrices(
-        A=T0.A, B1=np.vstack((T1.B, np.zeros((len(T0.A) - n, m)))) @ wide, B2=T0.B,
-        C1=tall @ np.hstack((np.zeros((p, n)), T2.C)), D11=np.zeros((nv, nv)), D12=tall @ T2.D.reshape(p, nd),
-        C2=T0.C, D21=T1.D @ wide, D22=T0.D,
-    )  # fmt: skip
+        A=T0.A,
+        B1=np.vstack((T1.B, np.zeros((len(T0.A) - n, m)))) @ wide,
+        B2=T0.B,
+        C1=tall @ np.hstack((np.zeros((p, n)), T2.C)),
+        D11=np.zeros((nv, nv)),
+        D12=tall @ T2.D.reshape(p, nd),
+        C2=T0.C,
+        D21=T1.D @ wide,
+        D22=T0.D,
+    )
 
 
 def _checked(
@@ -266,18 +282,24 @@ def _checked(
     performance = Performance.lqg(design) if performance is None else performance
     nz = len(performance.Cz)
     for name, matrix, shape in (
-        ("B", model.B, (n, m)), ("C", model.C, (p, n)), ("K", design.K, (m, n)), ("L", design.L, (n, p)),
-        ("Cz", performance.Cz, (nz, n)), ("Dz", performance.Dz, (nz, m)), ("Bw", performance.Bw, (n, None)),
+        ("B", model.B, (n, m)),
+        ("C", model.C, (p, n)),
+        ("K", design.K, (m, n)),
+        ("L", design.L, (n, p)),
+        ("Cz", performance.Cz, (nz, n)),
+        ("Dz", performance.Dz, (nz, m)),
+        ("Bw", performance.Bw, (n, None)),
         ("Dv", performance.Dv, (p, None)),
-    ):  # fmt: skip
+    ):
         checks.shape(name, matrix, shape)
     for name, matrix, what in (
         ("A - B K", model.A - model.B @ design.K, "feedback gain K"),
         ("A - L C", model.A - design.L @ model.C, "observer gain L"),
     ):
         if not (rho := radius(matrix)) < 1.0:
-            raise InvalidValueError(f"{name} has spectral radius {rho:.6g}; expected one below 1. Give a {what} that "
-                                    "stabilises the model.")  # fmt: skip
+            raise InvalidValueError(
+                f"{name} has spectral radius {rho:.6g}; expected one below 1. Give a {what} that stabilises the model."
+            )
     return performance.Cz, performance.Dz, performance.Bw, performance.Dv
 
 

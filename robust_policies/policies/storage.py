@@ -113,8 +113,12 @@ def _youla_parts(policy: YoulaPolicy) -> tuple[dict[str, Any], dict[str, Tensor]
     """Return what policy.json and policy.safetensors hold of a Youla policy."""
     content: dict[str, Any] = {"type": YOULA, "policy": _description(policy.policy)}
     tensors = {f"policy.{name}": tensor for name, tensor in _tensors(policy.policy).items()}
-    for name, record in (("model", policy.model), ("design", policy.design), ("options", policy.controller.options),
-                         ("scope", policy.scope)):  # fmt: skip
+    for name, record in (
+        ("model", policy.model),
+        ("design", policy.design),
+        ("options", policy.controller.options),
+        ("scope", policy.scope),
+    ):
         content[name], numbers = to_parts(record, name)
         tensors |= numbers
     content["observation_space"] = space_to_json(policy.observation_space)

@@ -54,8 +54,9 @@ class YoulaOptions:
     def __post_init__(self) -> None:
         checks.finite_float("reserve", self.reserve, at_least=0.0)
         if self.reserve >= 1.0:
-            raise InvalidValueError(f"reserve is {self.reserve!r}; expected less than 1: nothing is left for the "
-                                    "Youla input.")  # fmt: skip
+            raise InvalidValueError(
+                f"reserve is {self.reserve!r}; expected less than 1: nothing is left for the Youla input."
+            )
         if self.limit is not None:
             checks.finite_float("limit", self.limit, above=0.0)
         checks.finite_float("quantum", self.quantum, at_least=0.0)
@@ -226,12 +227,15 @@ class BaseController(nn.Module):
         for name, expected in (("K", (m, n)), ("L", (n, p)), ("M", (n, p))):
             checks.shape(f"{name} of the design", getattr(design, name), expected)
         if self.options.region and len(self.options.region) != n:
-            raise ShapeError(f"region has {len(self.options.region)} number(s); expected {n}, one for each of the "
-                             f"model's states {', '.join(model.state_names)}.")  # fmt: skip
+            raise ShapeError(
+                f"region has {len(self.options.region)} number(s); expected {n}, one for each of the "
+                f"model's states {', '.join(model.state_names)}."
+            )
         size, references = self.observation_space.shape[0], self.options.reference
         if any(index >= size for index in references):
-            raise InvalidValueError(f"reference is {references}; expected indices below {size}, the size of an "
-                                    "observation.")  # fmt: skip
+            raise InvalidValueError(
+                f"reference is {references}; expected indices below {size}, the size of an observation."
+            )
         if size - len(references) != p or self.action_space.shape[0] != m:
             raise ShapeError(
                 f"The environment measures {size - len(references)} output(s) beside {len(references)} reference(s) "
@@ -240,8 +244,10 @@ class BaseController(nn.Module):
         for name, matrix in (("A - B K", model.A - model.B @ design.K), ("A - L C", model.A - design.L @ model.C)):
             radius = float(np.abs(np.linalg.eigvals(matrix)).max())
             if not radius < 1.0:
-                raise InvalidValueError(f"The design leaves {name} of the model a spectral radius of {radius:.6g}; "
-                                        "expected one below 1. Is it the design of another model?")  # fmt: skip
+                raise InvalidValueError(
+                    f"The design leaves {name} of the model a spectral radius of {radius:.6g}; "
+                    "expected one below 1. Is it the design of another model?"
+                )
 
     def _largest(self, low: np.ndarray, high: np.ndarray) -> float:
         """Return the half-width of the Box of normalised Youla inputs."""
@@ -252,17 +258,22 @@ class BaseController(nn.Module):
         # All of the Box must fit, for clipping each normalised input alone has gain 1 in the norm that is certified.
         largest = float((spare / np.abs(self.input_scale.numpy()).sum(1)).min())
         if options.limit is None and not math.isfinite(largest):
-            raise InvalidValueError("The environment's actions have no limits; give limit=..., the largest "
-                                    "normalised Youla input.")  # fmt: skip
+            raise InvalidValueError(
+                "The environment's actions have no limits; give limit=..., the largest normalised Youla input."
+            )
         if options.limit is not None and options.limit > largest:
-            raise InvalidValueError(f"limit is {options.limit:g}; with a reserve of {options.reserve:g} the actuators "
-                                    f"allow at most {largest:.6g}. Lower one of them.")  # fmt: skip
+            raise InvalidValueError(
+                f"limit is {options.limit:g}; with a reserve of {options.reserve:g} the actuators "
+                f"allow at most {largest:.6g}. Lower one of them."
+            )
         return largest if options.limit is None else float(options.limit)
 
 
 def _vectors(space: spaces.Space) -> spaces.Box:
     floating = isinstance(space, spaces.Box) and np.issubdtype(space.dtype or np.int64, np.floating)
     if not floating or len(space.shape or ()) != 1:
-        raise InvalidValueError(f"The environment has the space {space}; expected a Box of vectors of floating numbers "
-                                "for observations and actions.")  # fmt: skip
+        raise InvalidValueError(
+            f"The environment has the space {space}; expected a Box of vectors of floating numbers "
+            "for observations and actions."
+        )
     return space  # type: ignore[return-value]

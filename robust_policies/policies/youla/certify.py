@@ -77,9 +77,13 @@ def loop_parts(policy: Judged) -> LoopParts:
         # The observer knows the inputs under way exactly, and the feedback does not use them.
         late, count = with_input_delay(model, steps), steps * model.m
         design = replace(
-            design, K=np.pad(design.K, ((0, 0), (0, count))), L=np.pad(design.L, ((0, count), (0, 0))),
-            M=np.pad(design.M, ((0, count), (0, 0))), Q=np.pad(design.Q, (0, count)), W=np.pad(design.W, (0, count)),
-        )  # fmt: skip
+            design,
+            K=np.pad(design.K, ((0, 0), (0, count))),
+            L=np.pad(design.L, ((0, count), (0, 0))),
+            M=np.pad(design.M, ((0, count), (0, 0))),
+            Q=np.pad(design.Q, (0, count)),
+            W=np.pad(design.W, (0, count)),
+        )
         model = late
     try:
         parameter, ell = _folded(policy.policy.actor, model.p)
@@ -123,14 +127,20 @@ def certify_youla(policy: Judged) -> Certificate:
         shown, bound_ell = (own, parts.ell) if best is bounds.closed_loop else (generic, gain)
         assert shown is not None and bound_ell is not None
         proof = verify_arrays(
-            shown, rate=1.0, gamma=best.gain, family=LipschitzMultiplier(shown.sizes[1], bound_ell), P=best.metric,
+            shown,
+            rate=1.0,
+            gamma=best.gain,
+            family=LipschitzMultiplier(shown.sizes[1], bound_ell),
+            P=best.metric,
             theta=np.array([best.tau[0] * best.gain]),
-        )  # fmt: skip
+        )
         margin, method = proof.margin, proof.method or "matrix inequality with rounding-error bound"
     elif rate is not None:
         method = "matrix inequality with rounding-error bound"
     content = {
-        "T0": bounds.T0.gain, "T1": bounds.T1.gain, "T2": bounds.T2.gain,
+        "T0": bounds.T0.gain,
+        "T1": bounds.T1.gain,
+        "T2": bounds.T2.gain,
         "triangle": None if gain is None else bounds.triangle.gain,
         "scaled": None if scaled is None else _number(scaled.gain),
         "closed_loop": None if bounds.closed_loop is None else _number(bounds.closed_loop.gain),
@@ -141,13 +151,22 @@ def certify_youla(policy: Judged) -> Certificate:
         "region": list(policy.controller.options.region),
         "plant": _plant(policy, parts, gain),
         "saturation": _saturation(policy),
-    }  # fmt: skip
+    }
     note = "the Youla parameter, from normalised innovation to normalised input"
     certificate = Certificate(
-        "PASS", "", gamma_core=alone.gamma_core, gamma_raw=None if best is None else best.gain, rate=rate,
-        overshoot=overshoot, factors=(Factor("Youla parameter", gain, note),), margin=margin, method=method,
-        arrays_sha256=array_hashes(loop_arrays(policy)), versions=versions(), closed_loop=content,
-    )  # fmt: skip
+        "PASS",
+        "",
+        gamma_core=alone.gamma_core,
+        gamma_raw=None if best is None else best.gain,
+        rate=rate,
+        overshoot=overshoot,
+        factors=(Factor("Youla parameter", gain, note),),
+        margin=margin,
+        method=method,
+        arrays_sha256=array_hashes(loop_arrays(policy)),
+        versions=versions(),
+        closed_loop=content,
+    )
     return replace(certificate, claim=claim(certificate))
 
 
@@ -193,9 +212,15 @@ def _any(parts: LoopParts, gain: float) -> Matrices:
     width = max(m, p)
     none = np.zeros((0, 0))
     return matrices(
-        none, np.zeros((0, width)), np.zeros((0, p)), np.zeros((width, 0)), np.eye(width, p), np.zeros((m, 0)),
-        np.eye(m, width), np.zeros((m, p)),
-    )  # fmt: skip
+        none,
+        np.zeros((0, width)),
+        np.zeros((0, p)),
+        np.zeros((width, 0)),
+        np.eye(width, p),
+        np.zeros((m, 0)),
+        np.eye(m, width),
+        np.zeros((m, p)),
+    )
 
 
 def _folded(actor: Actor, outputs: int) -> tuple[Matrices, float]:

@@ -108,8 +108,10 @@ class Monitor:
 
     def report(self) -> str:
         """Return one sentence."""
-        return (f"Of {self.steps} steps the estimate was outside the region in {self.region_exits}, and an input at "
-                f"its limit in {self.saturations}.")  # fmt: skip
+        return (
+            f"Of {self.steps} steps the estimate was outside the region in {self.region_exits}, and an input at "
+            f"its limit in {self.saturations}."
+        )
 
 
 class YoulaPolicy(DeployedPolicy):
@@ -164,9 +166,14 @@ class YoulaPolicy(DeployedPolicy):
     def around(cls, base: BaseController, policy: Any) -> YoulaPolicy:
         """Return the policy of a base controller, of its design, options and scope, with a Youla parameter."""
         return cls(
-            base.design, base.model, policy, observation_space=base.observation_space, action_space=base.action_space,
-            options=base.options, scope=base.scope,
-        )  # fmt: skip
+            base.design,
+            base.model,
+            policy,
+            observation_space=base.observation_space,
+            action_space=base.action_space,
+            options=base.options,
+            scope=base.scope,
+        )
 
     @classmethod
     def of_cell(cls, cell: YoulaCell) -> YoulaPolicy:
@@ -197,8 +204,10 @@ class YoulaPolicy(DeployedPolicy):
         InvalidValueError where `weights` are given: the loop's signals have the design's.
         """
         if weights is not None:
-            raise InvalidValueError("weights were given for the closed loop of a Youla policy, whose disturbance and "
-                                    "performance have the units of its design; expected none.")  # fmt: skip
+            raise InvalidValueError(
+                "weights were given for the closed loop of a Youla policy, whose disturbance and "
+                "performance have the units of its design; expected none."
+            )
         return certify_youla(self)
 
     def running_arrays(self) -> dict[str, Any]:

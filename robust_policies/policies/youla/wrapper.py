@@ -79,9 +79,12 @@ class _Loop(Changing):
         """Return copies of the last applied inputs, the innovations and the estimates, in the plant's units."""
         estimate = self.base.estimate(self.innovation, self.state)
         return {
-            "applied_input": self.applied.clone(), "innovation": self.innovation.clone(), "estimate": estimate,
-            "region_exits": self.exits.clone(), "saturations": self.saturations.clone(),
-        }  # fmt: skip
+            "applied_input": self.applied.clone(),
+            "innovation": self.innovation.clone(),
+            "estimate": estimate,
+            "region_exits": self.exits.clone(),
+            "saturations": self.saturations.clone(),
+        }
 
 
 class YoulaWrapper(gymnasium.Wrapper, RecordConstructorArgs):
@@ -131,9 +134,19 @@ class YoulaWrapper(gymnasium.Wrapper, RecordConstructorArgs):
         region: Sequence[float] = (),
     ) -> None:
         RecordConstructorArgs.__init__(
-            self, model=model, design=design, estimator=estimator, reserve=reserve, limit=limit, quantum=quantum,
-            delay=delay, reference=reference, observe=observe, weights=weights, region=region,
-        )  # fmt: skip
+            self,
+            model=model,
+            design=design,
+            estimator=estimator,
+            reserve=reserve,
+            limit=limit,
+            quantum=quantum,
+            delay=delay,
+            reference=reference,
+            observe=observe,
+            weights=weights,
+            region=region,
+        )
         gymnasium.Wrapper.__init__(self, env)
         _check_reads(observe)
         model, design, reference = _designed(env, model, design, estimator, reference, weights)
@@ -271,8 +284,9 @@ def youla_base(env: Any) -> BaseController:
     """Return the base controller of the Youla wrapper that `env`, Gymnasium's or Stable-Baselines3's, wears."""
     if (found := worn(env)) is not None:
         return found
-    raise InvalidValueError(f"{env} wears no Youla wrapper; wrap the environment in YoulaWrapper or "
-                            "YoulaVectorWrapper.")  # fmt: skip
+    raise InvalidValueError(
+        f"{env} wears no Youla wrapper; wrap the environment in YoulaWrapper or YoulaVectorWrapper."
+    )
 
 
 def worn(env: Any) -> BaseController | None:
@@ -310,12 +324,16 @@ def _designed(
         if design is not None:
             raise InvalidValueError("A design was given without its model; give model=... too.")
         if plant is None:
-            raise InvalidValueError(f"{env} has no plant of this package to linearise; give model=..., for instance "
-                                    "of control.linearize.linearize_mujoco or from_matrices.")  # fmt: skip
+            raise InvalidValueError(
+                f"{env} has no plant of this package to linearise; give model=..., for instance "
+                "of control.linearize.linearize_mujoco or from_matrices."
+            )
         kept = [index for index in range(plant.observation_size) if index not in given]
         if not kept:
-            raise InvalidValueError(f"No action changes what {env} observes: it is an innovation already, and a policy "
-                                    "that reads it needs no wrapper.")  # fmt: skip
+            raise InvalidValueError(
+                f"No action changes what {env} observes: it is an innovation already, and a policy "
+                "that reads it needs no wrapper."
+            )
         model = _measuring(linearize_plant(plant), kept)
     if design is None:
         design = lqg_design(model, **(weights or {}), estimator=estimator)
@@ -336,8 +354,9 @@ def uninfluenced(plant: Plant) -> tuple[int, ...]:
     params = plant.prepare(plant.nominal())
     uniform = torch.rand(1, plant.reset_size, generator=generator, dtype=torch.float64)
     state = plant.initial(uniform, params).repeat(2, 1)
-    low, high = (torch.as_tensor(bound, dtype=torch.float64).clamp(-1e3, 1e3)
-                 for bound in (plant.action_low, plant.action_high))  # fmt: skip
+    low, high = (
+        torch.as_tensor(bound, dtype=torch.float64).clamp(-1e3, 1e3) for bound in (plant.action_low, plant.action_high)
+    )
     moved = torch.zeros(plant.observation_size, dtype=torch.bool)
     for _ in range(2 * plant.state_size):
         drawn = torch.rand(2, plant.action_size, generator=generator, dtype=torch.float64)
