@@ -136,7 +136,7 @@ class CartPolePlant(Plant):
         """Return gravity [m/s^2], masscart [kg], masspole [kg] and (half) length [m] as 0-d tensors."""
         return tensors(self.parameters, device, dtype)
 
-    def step(
+    def advance(
         self,
         state: torch.Tensor,
         action: torch.Tensor,

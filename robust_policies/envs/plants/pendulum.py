@@ -106,7 +106,7 @@ class PendulumPlant(Plant):
         """Return gravity [m/s^2], mass [kg] and length [m] as 0-d tensors."""
         return tensors(self.parameters, device, dtype)
 
-    def step(
+    def advance(
         self,
         state: torch.Tensor,
         action: torch.Tensor,

@@ -124,7 +124,7 @@ class QubePlant(Plant):
         """Return the physical parameters as 0-d tensors."""
         return tensors(self.parameters, device, dtype)
 
-    def step(
+    def advance(
         self,
         state: torch.Tensor,
         action: torch.Tensor,
