@@ -183,3 +183,9 @@ def test_what_does_not_fit_is_refused():
         feedback_bound(from_matrices(0.5 * np.eye(3), np.ones((3, 1)), np.eye(3)), matrices)
     with pytest.raises(InvalidValueError, match="with_input_delay"):
         feedback_bound(plant(D=[[1.0], [0.0]]), matrices)
+
+
+def test_a_plant_whose_outputs_show_the_input_at_once_is_refused_where_only_a_gain_is_known():
+    model = from_matrices([[0.5]], [[1.0]], [[1.0]], [[2.0]])
+    with pytest.raises(InvalidValueError, match="expected D = 0"):
+        feedback_bound(model, None, gain=0.1)
