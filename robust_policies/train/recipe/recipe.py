@@ -137,9 +137,12 @@ class ApgRecipe(Recipe):
 
     @model_validator(mode="after")
     def _nothing_of_ppo(self) -> ApgRecipe:
-        if self.youla is not None and self.youla.quantum:
-            raise ValueError(f"youla.quantum is {self.youla.quantum:g} with algorithm.name apg, whose gradients do not "
-                             "pass rounded inputs; expected 0, or recurrent_ppo or tensor_ppo")  # fmt: skip
+        # The section's keys are made of `YoulaOptions`, which a type checker does not see.
+        if quantum := getattr(self.youla, "quantum", 0.0):
+            raise ValueError(
+                f"youla.quantum is {quantum:g} with algorithm.name apg, whose gradients do not pass rounded inputs; "
+                "expected 0, or recurrent_ppo or tensor_ppo"
+            )
         refuse_settings_of_ppo(self.policy, "with apg, whose value is set by algorithm.critic_sizes")
         return self
 
