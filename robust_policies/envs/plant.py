@@ -89,11 +89,14 @@ class Plant(ABC):
         """The number of actions."""
         return len(self.action_high)
 
-    @abstractmethod
     def nominal(
         self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64
     ) -> dict[str, torch.Tensor]:
-        """Return the physical parameters of the task file as tensors, in the units of `parameter_units`."""
+        """Return the physical parameters by name as tensors, in the units of `parameter_units`.
+
+        They are the numbers (0-d) of the task file's section `parameters`; a plant that has them elsewhere says where.
+        """
+        return tensors(getattr(self.task, "parameters", Section()), device, dtype)
 
     def prepare(self, physical: Params) -> Params:
         """Return what the other methods take as `params`, computed from physical parameters once per value."""

@@ -70,9 +70,6 @@ class Tank(Plant):
     action_low, action_high = np.zeros(1), np.ones(1)
     observation_low, observation_high = np.zeros(1), np.full(1, np.inf)
 
-    def nominal(self, device="cpu", dtype=torch.float64):
-        return tensors(self.task.parameters, device, dtype)
-
     def step(self, state, action, params, noise=None, disturbance=None):
         flow = action.clamp(0.0, 1.0)[..., 0] - params["drain"] * state[..., 0].clamp(min=0.0).sqrt()
         return (state[..., 0] + self.time_step / params["area"] * flow).clamp(min=0.0).unsqueeze(-1)

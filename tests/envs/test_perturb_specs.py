@@ -1,13 +1,15 @@
 """Perturbations as data: parsing, describing, the table, and what is refused."""
 
 import inspect
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
 from robust_policies.envs import perturb as package
-from robust_policies.envs.perturb import NAMES, SPECS, describe, parse, table, vector
+from robust_policies.envs.perturb import NAMES, SPECS, describe, parse, table, vector, wrapping
 from robust_policies.errors import InvalidValueError, UnknownNameError, UserError
 
 EVERY = """
@@ -57,6 +59,14 @@ def test_every_perturbation_is_a_single_and_a_vector_wrapper_with_one_signature(
         assert list(inspect.signature(single).parameters) == ["env", *SPECS[name].model_fields]
         assert inspect.signature(single) == inspect.signature(batched)
         assert all(f"    {field}" in single.__doc__ for field in SPECS[name].model_fields)
+
+
+def test_what_is_told_to_type_checkers_names_every_perturbation():
+    folder = Path(package.__file__).parent
+    for stub in (folder / "single.pyi", folder / "vector.pyi"):
+        assert re.findall(r"^class (\w+)\(Wrapper\)", stub.read_text(), re.MULTILINE) == list(NAMES)
+    assert set(NAMES) < set(package.__all__)
+    assert set(wrapping.IMPLEMENTATIONS) == set(NAMES)
 
 
 def test_the_table_explains_every_parameter():

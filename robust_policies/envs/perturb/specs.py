@@ -293,19 +293,8 @@ class DynamicsShift(Spec):
 
 
 SPECS: dict[str, type[Spec]] = {
-    model.__name__: model
-    for model in (
-        ObservationNoise,
-        ObservationBias,
-        ObservationDropout,
-        ObservationDelay,
-        ObservationQuantize,
-        ActionNoise,
-        ActionDelay,
-        ActionDropout,
-        StickyAction,
-        ForceDisturbance,
-        DynamicsShift,
-    )
+    name: model
+    for name, model in list(globals().items())
+    if isinstance(model, type) and issubclass(model, Spec) and model is not Spec and not name.startswith("_")
 }
-"""The perturbations by name."""
+"""The perturbations by name, in the order above."""

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import gymnasium
 import numpy as np
@@ -14,7 +12,7 @@ import torch
 
 from robust_policies.envs.perturb import actions, observations, physics
 from robust_policies.envs.perturb.core import Perturbation
-from robust_policies.envs.perturb.specs import Spec
+from robust_policies.envs.perturb.specs import SPECS, Spec
 from robust_policies.errors import ShapeError
 
 IMPLEMENTATIONS: dict[str, type[Perturbation]] = {
@@ -32,11 +30,12 @@ IMPLEMENTATIONS: dict[str, type[Perturbation]] = {
 }
 
 
-@contextmanager
-def plain_tensors() -> Iterator[None]:
-    """Keep no graph, and make tensors that can be written later, even inside `torch.inference_mode()`."""
-    with torch.inference_mode(False), torch.no_grad():
-        yield
+Base = TypeVar("Base", bound=type)
+
+
+def made(base: Base, module: str) -> dict[str, Base]:
+    """Return one subclass of a wrapper's `base` for each specification, by name, as if written in `module`."""
+    return {name: type(base)(name, (base,), {"Spec": spec, "__module__": module}) for name, spec in SPECS.items()}
 
 
 def signature(spec: type[Spec]) -> inspect.Signature:

@@ -20,7 +20,6 @@ from robust_policies.envs.plant import (
     Section,
     TaskFile,
     columns,
-    tensors,
     units,
 )
 from robust_policies.envs.plants.integrate import rk4
@@ -129,12 +128,6 @@ class CartPolePlant(Plant):
             self.observation_high = np.array([position, np.inf, angle, np.inf])
         self.observation_low = -self.observation_high
         self.observation_size = len(self.observation_high)
-
-    def nominal(
-        self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64
-    ) -> dict[str, torch.Tensor]:
-        """Return gravity [m/s^2], masscart [kg], masspole [kg] and (half) length [m] as 0-d tensors."""
-        return tensors(self.parameters, device, dtype)
 
     def step(
         self,

@@ -20,7 +20,6 @@ from robust_policies.envs.plant import (
     Section,
     TaskFile,
     columns,
-    tensors,
     units,
 )
 from robust_policies.errors import InvalidValueError
@@ -99,12 +98,6 @@ class PendulumPlant(Plant):
         self.output_names = tuple(_OUTPUTS[name] for name in self.observed)
         self.observation_high = np.array([task.limits.speed if name == "speed" else 1.0 for name in self.observed])
         self.action_low, self.observation_low = -self.action_high, -self.observation_high
-
-    def nominal(
-        self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64
-    ) -> dict[str, torch.Tensor]:
-        """Return gravity [m/s^2], mass [kg] and length [m] as 0-d tensors."""
-        return tensors(self.parameters, device, dtype)
 
     def step(
         self,
