@@ -9,9 +9,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, Field, PositiveInt
 
 from robust_policies.errors import UnknownNameError
+from robust_policies.files.settings import Section as Section
+from robust_policies.files.settings import units as units
 
 Params = Mapping[str, torch.Tensor]
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -20,12 +22,6 @@ NonNegativeNumber = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 COMMON_RESET_OPTIONS = ("state", "parameters", "randomize", "reset_mask")
-
-
-class Section(BaseModel):
-    """A mapping in task.yaml: no unknown keys, no missing numbers, nothing infinite."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class TaskFile(Section):
@@ -179,8 +175,3 @@ def tensors(
 ) -> dict[str, torch.Tensor]:
     """Return a section's numbers as tensors by name."""
     return {name: torch.tensor(value, dtype=dtype, device=device) for name, value in values.model_dump().items()}
-
-
-def units(section: type[BaseModel]) -> dict[str, str]:
-    """Return the unit that a section states for each of its numbers."""
-    return {name: str((field.json_schema_extra or {}).get("unit", "")) for name, field in section.model_fields.items()}  # type: ignore[union-attr]

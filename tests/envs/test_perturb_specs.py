@@ -94,12 +94,14 @@ def test_the_table_explains_every_parameter():
         ("[{ForceDisturbance: {duration: 0}}]", InvalidValueError, ["duration is 0"]),
         ("[{ForceDisturbance: {start: [2, 1]}}]", InvalidValueError, ["start", "low, high"]),
         ("[{ForceDisturbance: {start: -1}}]", InvalidValueError, ["start is -1"]),
-        ("[DynamicsShift]", InvalidValueError, ["parameter is missing"]),
+        ("[DynamicsShift]", InvalidValueError, ["parameter is missing", "the name of a physical parameter"]),
         ("[ObservationNoice]", UnknownNameError, ["'ObservationNoice'", "Did you mean 'ObservationNoise'"]),
         ("[[1]]", InvalidValueError, ["perturbation 1 is [1]"]),
         ("[{A: 1, B: 2}]", InvalidValueError, ["perturbation 1"]),
         ("7", InvalidValueError, ["expected a list"]),
         ("[{", InvalidValueError, ["not YAML"]),
+        ("[{ObservationNoise: {size: 1, size: 2}}]", InvalidValueError, ["not YAML", "'size' is there twice"]),
+        ("[{[1]: 2}]", InvalidValueError, ["not YAML", "unhashable"]),
     ],
 )
 def test_what_cannot_be_read_is_refused_by_item_and_parameter(given, error, words):

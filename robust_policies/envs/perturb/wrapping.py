@@ -14,6 +14,7 @@ from robust_policies.envs.perturb import actions, observations, physics
 from robust_policies.envs.perturb.core import Perturbation
 from robust_policies.envs.perturb.specs import SPECS, Spec
 from robust_policies.errors import ShapeError
+from robust_policies.files.settings import units
 
 IMPLEMENTATIONS: dict[str, type[Perturbation]] = {
     "ObservationNoise": observations.Noise,
@@ -52,7 +53,7 @@ def documentation(spec: type[Spec]) -> str:
     """Return a wrapper's help: what it does, then each parameter with unit, meaning and default."""
     lines = [(spec.__doc__ or "").strip(), "", "Args:", "    env: what is wrapped."]
     for name, field in spec.model_fields.items():
-        unit = spec.field_units()[name]
+        unit = units(spec)[name]
         default = "" if field.is_required() else f" Default: {field.default!r}."
         lines.append(f"    {name}{f' [{unit}]' if unit else ''}: {field.description}.{default}")
     return "\n".join(lines)
