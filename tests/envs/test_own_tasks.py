@@ -173,7 +173,8 @@ def test_what_cannot_be_registered_is_refused(tank):
 
 def test_an_unknown_parameter_is_answered_with_the_known_ones_and_their_units(own_task):
     folder = own_task("pendulum", lambda content: content["parameters"].update(lenght=1.0))
-    with pytest.raises(UnknownNameError, match=r"'parameters.lenght'. Did you mean 'parameters.length'\?.*mass \[kg\], length \[m\]"):
+    said = r"'parameters.lenght'. Did you mean 'parameters.length'\?.*mass \[kg\], length \[m\]"
+    with pytest.raises(UnknownNameError, match=said):
         load_plant(folder)
 
 

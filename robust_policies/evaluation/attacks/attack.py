@@ -11,6 +11,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from robust_policies.envs.batch import Environment
 from robust_policies.envs.vector import TorchVectorEnv
 from robust_policies.evaluation.attacks.actor import FrozenActor
 from robust_policies.evaluation.attacks.budget import Budget, unit
@@ -74,7 +75,7 @@ class Tuning:
     """
 
     policy: DeployedPolicy
-    env_id: str
+    env_id: Environment
     norm: str
     sizes: Sequence[float]
     seeds: Sequence[int]
