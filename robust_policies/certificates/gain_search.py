@@ -69,7 +69,7 @@ class Budget(NamedTuple):
 
 
 class Map(NamedTuple):
-    """A causal map in float64: `run` inputs (time, batch, nu) -> outputs; `step` (state, input) -> (state, output)."""
+    """A causal map in float64: `run` inputs (time, batch, nu) -> outputs; `step` (input, state) -> (output, state)."""
 
     run: Callable[[Tensor], Tensor]
     step: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -106,9 +106,9 @@ def running_map(model: Any) -> Map:
     def run(inputs: Tensor) -> Tensor:
         return after(inner.run(explicit, before(inputs), inner.initial_state(inputs.shape[1]), None)[0])
 
-    def step(state: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        state, output = inner.step(explicit, state, before(inputs))
-        return state, after(output)
+    def step(inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        output, state = inner.step(explicit, before(inputs), state)
+        return after(output), state
 
     return Map(run, step, cell.input_size, cell.state_size)
 
@@ -237,7 +237,7 @@ def evaluate(model: Map, base: Tensor, delta: Tensor) -> Pairs:
         change = _difference(values)
         state, outputs = both.new_zeros(both.shape[1], model.state_size), []
         for inputs in both.unbind():
-            state, output = model.step(state, inputs)
+            output, state = model.step(inputs, state)
             outputs.append(output)
         doubt = norm(change - _difference(torch.stack(outputs)))
         largest = torch.maximum(*torch.cat((values, both), dim=2).abs().amax(dim=(0, 2), keepdim=True).chunk(2, dim=1))
@@ -281,9 +281,10 @@ class Linearization:
         with torch.no_grad():
             for inputs in base.unbind():
                 states.append(state)
-                state, _ = model.step(state, inputs)
+                _, state = model.step(inputs, state)
         point = torch.cat((torch.stack(states), base), dim=2).flatten(0, 1).requires_grad_(True)
-        values = torch.cat(model.step(point[:, :nx], point[:, nx:]), dim=1)
+        output, state = model.step(point[:, nx:], point[:, :nx])
+        values = torch.cat((state, output), dim=1)
         rows = [torch.autograd.grad(column.sum(), point, retain_graph=True)[0] for column in values.unbind(1)]
         jacobian = torch.stack(rows, dim=1).unflatten(0, (time, batch))
         self.A, self.B = jacobian[:, :, :nx, :nx], jacobian[:, :, :nx, nx:]

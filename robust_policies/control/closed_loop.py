@@ -69,9 +69,9 @@ class ClosedLoop(Cell):
             bx, bv, self._through @ by, e.layers,
         )  # fmt: skip
 
-    def step(self, explicit: R2DNExplicit, state: Tensor, input: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (next state, z) by the loop's equations as they stand."""
-        return self.inner.step(explicit, state, input)
+    def step(self, explicit: R2DNExplicit, input: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (z, next state) by the loop's equations as they stand."""
+        return self.inner.step(explicit, input, state)
 
     def run(
         self, explicit: R2DNExplicit, inputs: Tensor, state: Tensor, starts: Tensor | None

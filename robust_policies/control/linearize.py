@@ -55,7 +55,7 @@ class StepPlant(Protocol):
 
     def nominal(self) -> Mapping[str, torch.Tensor]: ...
     def prepare(self, physical: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]: ...
-    def step(self, state: torch.Tensor, action: torch.Tensor, params: Any, noise: Any = None, disturbance: Any = None
+    def advance(self, state: torch.Tensor, action: torch.Tensor, params: Any, noise: Any = None, disturbance: Any = None
     ) -> torch.Tensor: ...  # fmt: skip
     def observe(self, state: torch.Tensor, params: Any, noise: Any = None) -> torch.Tensor: ...
     def reward(
@@ -89,7 +89,7 @@ def linearize_plant(plant: StepPlant, state: ArrayLike | None = None, action: Ar
     moving = ~_held(A, B)
 
     def drift(x: Array, u: Array) -> Array:
-        return (local.step(x, u) - x)[moving]
+        return (local.advance(x, u) - x)[moving]
 
     def jacobian(x: Array, u: Array) -> tuple[Array, Array]:
         A, B = local.matrices(x, u)
@@ -156,12 +156,17 @@ class _Derivatives:
     """A plant's functions of arrays in float64, at its nominal parameters, and their derivatives."""
 
     def __init__(self, plant: StepPlant) -> None:
+        if not hasattr(plant, "advance"):
+            raise InvalidValueError(
+                f"{type(plant).__name__} has no advance(); expected a plant whose method for one time step is "
+                "advance(state, action, params, noise, disturbance)."
+            )
         self.plant, self.params = plant, plant.prepare(plant.nominal())
         self.automatic = getattr(plant, "differentiable", True)
         self.how = "automatic differentiation" if self.automatic else "central differences"
 
-    def step(self, x: Array, u: Array) -> Array:
-        return _numpy(self.plant.step(_row(x), _row(u), self.params))[0]
+    def advance(self, x: Array, u: Array) -> Array:
+        return _numpy(self.plant.advance(_row(x), _row(u), self.params))[0]
 
     def observe(self, x: Array) -> Array:
         return _numpy(self.plant.observe(_row(x), self.params))[0]
@@ -175,7 +180,7 @@ class _Derivatives:
     def matrices(self, x: Array, u: Array) -> tuple[Array, Array]:
         """Return (A (n, n), B (n, m)) of the step."""
         whole = self._slopes(
-            lambda both: self.plant.step(both[:, : len(x)], both[:, len(x) :], self.params), np.concatenate((x, u))
+            lambda both: self.plant.advance(both[:, : len(x)], both[:, len(x) :], self.params), np.concatenate((x, u))
         )
         if not np.isfinite(whole).all():
             raise InvalidValueError(
@@ -196,7 +201,7 @@ class _Derivatives:
 
         def after(disturbance: torch.Tensor) -> torch.Tensor:
             state, action = (_row(value).expand(len(disturbance), -1) for value in (x, u))
-            return self.plant.step(state, action, self.params, None, disturbance)
+            return self.plant.advance(state, action, self.params, None, disturbance)
 
         return self._slopes(after, np.zeros(count))
 
@@ -204,7 +209,7 @@ class _Derivatives:
         """Return the covariances W (n, n) and V (p, p) of the plant's own noise, None where it has none."""
         covariances: list[Array | None] = [None, None]
         if self.plant.process_noise_size:
-            enters = self._slopes(lambda noise: self.plant.step(_row(x), _row(u), self.params, noise),
+            enters = self._slopes(lambda noise: self.plant.advance(_row(x), _row(u), self.params, noise),
                                   np.zeros(self.plant.process_noise_size))  # fmt: skip
             covariances[0] = enters @ enters.T
         if self.plant.measurement_noise_size:
@@ -219,7 +224,7 @@ class _Derivatives:
         A reward of the state before and of the state after a step weighs each state twice: the two curvatures add up.
         """
         n, m = len(x), len(u)
-        point = torch.as_tensor(np.concatenate((x, u, self.step(x, u))))
+        point = torch.as_tensor(np.concatenate((x, u, self.advance(x, u))))
 
         def reward(at: torch.Tensor) -> torch.Tensor:
             state, action, following = at.unsqueeze(0).split((n, m, n), dim=-1)

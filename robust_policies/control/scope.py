@@ -113,9 +113,9 @@ def scope_of(plant: StepPlant | None, model: LinearModel, region: Sequence[float
     observed = _jacobians(lambda z: plant.observe(z[:, :n], params), points)
     if np.abs(observed - observed[:1]).max() > 1e-12:
         return Scope("outputs")
-    found = _jacobians(lambda z: plant.step(z[:, :n], z[:, n:], params), points)
+    found = _jacobians(lambda z: plant.advance(z[:, :n], z[:, n:], params), points)
     sampled = found.min(0), found.max(0)
-    enclosed = _enclosed(plant, params, low, high, _cells(lambda z: plant.step(z[:, :n], z[:, n:], params), points))
+    enclosed = _enclosed(plant, params, low, high, _cells(lambda z: plant.advance(z[:, :n], z[:, n:], params), points))
     if enclosed is None:
         return Scope("sampled", *sampled)
     return Scope("interval", *enclosed)
@@ -127,7 +127,7 @@ def _enclosed(plant: StepPlant, params: Any, low: Array, high: Array, cells: lis
     observed = enclosed_jacobian(lambda x, u: plant.observe(x, params), n, low, high, [1] * len(low))
     if observed is None or np.abs(observed[1] - observed[0]).max() > 1e-12:
         return None
-    return enclosed_jacobian(lambda x, u: plant.step(x, u, params), n, low, high, cells)
+    return enclosed_jacobian(lambda x, u: plant.advance(x, u, params), n, low, high, cells)
 
 
 def _cells(function: Any, points: torch.Tensor) -> list[int]:

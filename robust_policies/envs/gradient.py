@@ -44,7 +44,7 @@ def transition(
     disturbance: torch.Tensor | None = None,
 ) -> Transition:
     """Return the step of a plant, unchecked; see `step`."""
-    following = plant.step(state, action, params, process, disturbance)
+    following = plant.advance(state, action, params, process, disturbance)
     if plant.terminates:
         terminated = plant.terminated(following, params)
     else:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, Field, PositiveInt
 
-from robust_policies.errors import UnknownNameError
+from robust_policies.errors import InvalidValueError, UnknownNameError
 from robust_policies.files.settings import Section as Section
 from robust_policies.files.settings import units as units
 
@@ -73,6 +73,14 @@ class Plant(ABC):
     discrete_actions: np.ndarray | None = None
     """The action (n, action_size) that each of n choices means; None: the actions are continuous."""
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Refuse a plant written for the name `step`, which is Gymnasium's word for an environment's."""
+        super().__init_subclass__(**options)
+        if "step" in cls.__dict__ and "advance" not in cls.__dict__:
+            raise InvalidValueError(
+                f"{cls.__name__} defines step(); expected advance(): rename this method of a plant."
+            )
+
     def __init__(self, task: TaskFile, folder: Path | None = None) -> None:
         """Keep the task file, and the folder it came from (for plants whose task names further files)."""
         self.task = task
@@ -99,7 +107,7 @@ class Plant(ABC):
         return physical
 
     @abstractmethod
-    def step(
+    def advance(
         self,
         state: torch.Tensor,
         action: torch.Tensor,

@@ -31,9 +31,9 @@ def left_region(
     last = torch.as_tensor(lengths, device=state.device)
     exits, saturations = torch.zeros_like(last), torch.zeros_like(last)
     for t, (observation, action) in enumerate(zip(observations, actions, strict=True)):
-        innovation, sent = base.innovation(state, observation), action.to(base.A.dtype)
-        exits += base.outside(base.estimate(state, innovation)) & (t < last)
+        innovation, sent = base.innovation(observation, state), action.to(base.A.dtype)
+        exits += base.outside(base.estimate(innovation, state)) & (t < last)
         saturations += base.saturated(sent) & (t < last)
-        state, _ = base.update(state, innovation, sent)
+        _, state = base.update(innovation, sent, state)
     counted = {"region_exits": exits} if base.options.region else {}
     return {name: count.cpu().numpy() for name, count in (counted | {"saturations": saturations}).items()}

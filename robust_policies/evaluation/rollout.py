@@ -151,7 +151,7 @@ def _play(setting: Setting, task: Task, actor: FrozenActor, perturb: Perturb) ->
     for t in range(min(setting.max_steps, task.limit or setting.max_steps)):
         perturbed = torch.where(ended.unsqueeze(-1), observation, perturb(Moment(t, observation, hidden)))
         with torch.no_grad():
-            hidden, mean = actor.step(hidden, perturbed)
+            mean, hidden = actor.step(perturbed, hidden)
             action = actor.clip(mean).float()
         # A failed or ended episode's environment goes on uncounted, whatever its state.
         broken = ~ended & ~torch.isfinite(action).all(dim=-1)

@@ -79,9 +79,9 @@ class ScaledCell(nn.Module):
         _watch_again(self)
         return self
 
-    def step(self, state: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (next state (batch, nx), output (batch, ny)) for raw inputs (batch, nu)."""
-        return self.cell.step(self.explicit(), state, self.scaling(inputs))
+    def step(self, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (output (batch, ny), next state (batch, nx)) for raw inputs (batch, nu)."""
+        return self.cell.step(self.explicit(), self.scaling(inputs), state)
 
     def run(self, inputs: Tensor, state: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return (outputs (time, batch, ny), final state) for raw inputs (time, batch, nu)."""
@@ -169,10 +169,10 @@ class Actor(nn.Module):
         outputs, state = self.body.run(self.normalized(observations), state, starts)
         return self.head(outputs), state
 
-    def step(self, state: Tensor, observations: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (next state (batch, nx), mean action (batch, na)) for raw observations (batch, nu)."""
-        state, outputs = self.body.step(state, self.normalized(observations))
-        return state, self.head(outputs)
+    def step(self, observations: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (mean action (batch, na), next state (batch, nx)) for raw observations (batch, nu)."""
+        outputs, state = self.body.step(self.normalized(observations), state)
+        return self.head(outputs), state
 
     def normalized(self, observations: Tensor) -> Tensor:
         """Return the observations after the frozen normaliser, if there is one."""

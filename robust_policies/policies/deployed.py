@@ -121,7 +121,7 @@ class DeployedPolicy:
         values, single = self._checked(observation)
         hidden = self._hidden(state, episode_start, values.shape[0])
         with torch.no_grad():
-            hidden, actions = self._act(hidden, torch.as_tensor(values, device=self.device), deterministic)
+            actions, hidden = self._act(torch.as_tensor(values, device=self.device), hidden, deterministic)
         return (actions.squeeze(0) if single else actions), hidden.cpu().numpy()
 
     @property
@@ -129,10 +129,10 @@ class DeployedPolicy:
         """Whether observations are read in float64, in which a normaliser computes."""
         return self.actor.normalizer is not None
 
-    def _act(self, state: Tensor, observations: Tensor, deterministic: bool) -> tuple[Tensor, np.ndarray]:
-        """Return (next state, actions (batch, *shape)) for a batch of flat observations."""
-        state, numbers = self.actor.step(state, observations)
-        return state, choose(self.action_space, numbers, self.log_std, deterministic)
+    def _act(self, observations: Tensor, state: Tensor, deterministic: bool) -> tuple[np.ndarray, Tensor]:
+        """Return (actions (batch, *shape), next state) for a batch of flat observations."""
+        numbers, state = self.actor.step(observations, state)
+        return choose(self.action_space, numbers, self.log_std, deterministic), state
 
     def _hidden(self, state: Any, episode_start: Any, batch: int) -> Tensor:
         """Return the state (batch, nx) as the cell takes it, zero where an episode starts."""

@@ -36,7 +36,7 @@ def simulate(model, cell, performance, d, x, state):
     explicit, nw, outputs = cell.explicit(), performance.Bw.shape[1], []
     for now in d:
         y = model.C @ x + performance.Dv @ now[nw:]
-        state, u = cell.step(explicit, state, torch.as_tensor(y)[None])
+        u, state = cell.step(explicit, torch.as_tensor(y)[None], state)
         u = u[0].numpy()
         outputs.append(performance.Cz @ x + performance.Dz @ u)
         x = model.A @ x + model.B @ u + performance.Bw @ now[:nw]

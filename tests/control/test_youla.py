@@ -53,7 +53,7 @@ def simulated(model, design, cell, scales, performance, disturbance):
         w, v = np.split(d, [performance.Bw.shape[1]], axis=-1)
         innovation = x @ C.T + v @ performance.Dv.T - xh @ C.T
         with torch.no_grad():
-            state, ut = cell.step(explicit, state, torch.as_tensor(innovation @ inward.T))
+            ut, state = cell.step(explicit, torch.as_tensor(innovation @ inward.T), state)
         estimate = xh + innovation @ M.T if design.estimator == "current" else xh
         u = -estimate @ K.T + ut.numpy() @ outward.T
         outputs.append(x @ performance.Cz.T + u @ performance.Dz.T)

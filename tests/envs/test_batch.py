@@ -84,6 +84,6 @@ def test_a_name_that_leads_nowhere_is_answered_with_how_others_are_named(module)
     assert len(str(caught.value)) < 300
     with pytest.raises(UnknownNameError, match="Did you mean 'own/Mass-v0'"):
         spec_of(f"{module}:own/Mas-v0")
-    with pytest.raises(UnknownNameError, match="the module 'nowhere', which cannot be imported .ModuleNotFoundError"):
+    with pytest.raises(UnknownNameError, match=r"the module 'nowhere', which cannot be imported \(ModuleNotFoundError"):
         spec_of("nowhere:own/Mass-v0")
     assert not ours("nowhere:own/Mass-v0")

@@ -37,7 +37,7 @@ def test_episodes_of_random_forces_are_gymnasiums_in_float64():
         while not ended:
             choice = int(rng.integers(2))
             action = torch.as_tensor(plant.discrete_actions[choice])
-            following = plant.step(state, action, params)
+            following = plant.advance(state, action, params)
             reward = plant.reward(state, action, following, params)
             _, expected_reward, ended, _, _ = theirs.step(choice)
             np.testing.assert_allclose(following.numpy(), theirs.state, rtol=0, atol=1e-10)
@@ -58,7 +58,7 @@ def test_every_step_of_long_balanced_episodes_is_gymnasiums():
             leaning = before @ [0.1, 0.3, 1.0, 0.4] > 0
             choice = int(leaning if rng.random() > 0.1 else rng.integers(2))
             ended = theirs.step(choice)[2]
-            following = plant.step(torch.as_tensor(before), torch.as_tensor(plant.discrete_actions[choice]), params)
+            following = plant.advance(torch.as_tensor(before), torch.as_tensor(plant.discrete_actions[choice]), params)
             np.testing.assert_allclose(following.numpy(), theirs.state, rtol=0, atol=1e-13)
             assert bool(plant.terminated(following, params)) == ended
             steps += 1
@@ -138,7 +138,7 @@ def test_energy_without_force_is_kept_to_fourth_order():
     def drift(substeps):
         state, worst = start, 0.0
         for _ in range(250):
-            state = with_substeps(plant, substeps).step(state, still, params)
+            state = with_substeps(plant, substeps).advance(state, still, params)
             worst = max(worst, float((plant.energy(state, params) - energy).abs().max()))
         return worst
 
@@ -165,10 +165,12 @@ def test_forces_beyond_the_limit_are_clipped_and_disturbances_are_not():
     params, (state, _) = plant.nominal(), smooth_point(plant, 3)
     strong = torch.full((3, 1), 25.0, dtype=torch.float64)
     limit = torch.full((3, 1), 10.0, dtype=torch.float64)
-    torch.testing.assert_close(plant.step(state, strong, params), plant.step(state, limit, params), rtol=0, atol=0)
-    pushed = plant.step(state, limit, params, disturbance=strong - 20.0)
-    assert (pushed - plant.step(state, limit, params)).abs().min(0).values[1] > 1e-3
-    torch.testing.assert_close(pushed, plant.step(state, 0.5 * limit, params, disturbance=limit))
+    torch.testing.assert_close(
+        plant.advance(state, strong, params), plant.advance(state, limit, params), rtol=0, atol=0
+    )
+    pushed = plant.advance(state, limit, params, disturbance=strong - 20.0)
+    assert (pushed - plant.advance(state, limit, params)).abs().min(0).values[1] > 1e-3
+    torch.testing.assert_close(pushed, plant.advance(state, 0.5 * limit, params, disturbance=limit))
 
 
 def test_the_rewards_are_best_upright_in_the_middle_and_never_pay_for_leaving():
@@ -213,7 +215,7 @@ def test_pumping_energy_and_then_balancing_swings_the_pole_up():
         balance = torch.stack((position, speed, wrapped, turning), dim=-1) @ gain
         near = (wrapped.abs() < 0.35) & (turning.abs() < 3.0)
         action = torch.where(near, balance, pump).unsqueeze(-1)
-        following = plant.step(state, action, params)
+        following = plant.advance(state, action, params)
         total += plant.reward(state, action, following, params)
         state = following
         assert not plant.terminated(state, params).any()
@@ -228,7 +230,7 @@ def test_gradients_flow_through_step_observation_and_reward(task):
 
     def run(state, action, push, *values):
         params = plant.prepare(dict(zip(names, values, strict=True)))
-        following = plant.step(state, action, params, disturbance=push)
+        following = plant.advance(state, action, params, disturbance=push)
         return following, plant.observe(following, params), plant.reward(state, action, following, params)
 
     inputs = [value.clone().requires_grad_() for value in (state, action, 0.1 * action, *values)]
@@ -242,12 +244,12 @@ def test_a_batch_with_parameters_of_its_own_equals_a_loop(task, dtype):
     plant = load_plant(task)
     state, action = (value.to(dtype) for value in smooth_point(plant))
     params = {name: value * (0.5 + uniform(6, seed=3)) for name, value in plant.nominal().items()}
-    together = plant.step(state, action, plant.prepare(params))
+    together = plant.advance(state, action, plant.prepare(params))
     assert together.dtype == plant.observe(together, params).dtype == dtype
     assert plant.reward(state, action, together, params).dtype == dtype
     for row in range(6):
         own = plant.prepare({name: value[row] for name, value in params.items()})
-        alone = plant.step(state[row], action[row], own)
+        alone = plant.advance(state[row], action[row], own)
         torch.testing.assert_close(together[row], alone, rtol=1e-6 if dtype is torch.float32 else 1e-14, atol=1e-7)
 
 
@@ -257,7 +259,7 @@ def test_one_graph_holds_a_whole_step(task):
     params, (state, action) = plant.nominal(), smooth_point(plant)
 
     def run(state, action):
-        following = plant.step(state, action, params)
+        following = plant.advance(state, action, params)
         ended = plant.terminated(following, params)
         return plant.observe(following, params), plant.reward(state, action, following, params), ended
 
@@ -273,7 +275,7 @@ def test_random_forces_for_4000_steps_leave_everything_finite(task):
     forces = 30.0 * (uniform(4000, 64, 1, seed=1) - 0.5)
     total = torch.zeros(64, dtype=torch.float64)
     for action in forces:
-        following = plant.step(state, action, params)
+        following = plant.advance(state, action, params)
         total += plant.reward(state, action, following, params)
         state = following
     assert torch.isfinite(state).all() and torch.isfinite(total).all()

@@ -40,7 +40,7 @@ def simulate(plant, K, gain=None, estimator="current", copies=2000, burn_in=600,
         action = -estimate @ K.T
         clipped += int((action.abs() > limit).sum())
         noise = torch.randn(copies, plant.process_noise_size, generator=generator, **double)
-        following = plant.step(state, action, params, noise)
+        following = plant.advance(state, action, params, noise)
         if step >= burn_in:
             total = total - plant.reward(state, action, following, params)
         predicted = estimate @ A.T + action @ B.T
@@ -154,10 +154,10 @@ def test_physical_parameters_of_each_copy_equal_a_loop_and_have_gradients(name):
     state, action = (torch.randn(4, n, generator=generator, dtype=torch.float64) for n in (plant.state_size, 1))
     push = torch.randn(4, len(plant.disturbance_names), generator=generator, dtype=torch.float64)
     params = plant.prepare(own)
-    following = plant.step(state, action, params, None, push)
+    following = plant.advance(state, action, params, None, push)
     for i in range(4):
         one = plant.prepare({key: value[i] for key, value in own.items()})
-        alone = plant.step(state[i], action[i], one, None, push[i])
+        alone = plant.advance(state[i], action[i], one, None, push[i])
         torch.testing.assert_close(following[i], alone, rtol=1e-9, atol=1e-9)
     (following.sum() + plant.observe(following, params).sum()).backward()
     for key, value in own.items():
@@ -175,7 +175,7 @@ def test_a_gradient_to_the_physical_parameters_is_that_of_finite_differences(nam
 
     def scaled(*factors):
         changed = {key: value * factor for (key, value), factor in zip(nominal.items(), factors, strict=True)}
-        return plant.step(state, action, plant.prepare(changed | rest), None, action.expand(-1, plant.G.shape[1]))
+        return plant.advance(state, action, plant.prepare(changed | rest), None, action.expand(-1, plant.G.shape[1]))
 
     factors = [torch.ones((), dtype=torch.float64, requires_grad=True) for _ in nominal]
     # The motor's numbers are as large as 10^3, and finite differences of them that much less exact.

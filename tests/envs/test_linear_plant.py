@@ -108,9 +108,9 @@ def test_gradients_flow_through_the_plant():
 
     def run(state, action, noise, *values):
         params = dict(zip(names, values, strict=True))
-        following = plant.step(state, action, params, noise)
+        following = plant.advance(state, action, params, noise)
         prepared = plant.prepare(params)
-        following = plant.step(state, action, prepared, noise, 0.1 * action)
+        following = plant.advance(state, action, prepared, noise, 0.1 * action)
         return following, plant.observe(following, prepared, noise), plant.reward(state, action, following, prepared)
 
     shared = [matrices[name].requires_grad_() for name in names]
@@ -126,7 +126,7 @@ def test_gradients_flow_after_a_run_in_inference_mode():
         env.step(torch.zeros(2, 1))
     action = torch.zeros(2, 1, dtype=torch.float64, requires_grad=True)
     params = env.plant.prepare(env.params)
-    following = env.plant.step(env.state, action, params)
+    following = env.plant.advance(env.state, action, params)
     env.plant.reward(following, action, following, params).sum().backward()
     assert action.grad is not None and action.grad.abs().sum() > 0
     env.step(torch.zeros(2, 1))
@@ -267,12 +267,12 @@ def test_physical_parameters_of_each_copy_equal_a_loop_over_copies(own_task, dty
             many[name] = nominal[name] * factor
         state, action, disturbance = (torch.randn(6, n, generator=generator, dtype=dtype) for n in (2, 1, 2))
         prepared = plant.prepare(many)
-        following = plant.step(state, action, prepared, None, disturbance)
+        following = plant.advance(state, action, prepared, None, disturbance)
         output = plant.observe(following, prepared)
         assert following.dtype == output.dtype == dtype
         for i in range(6):
             own = plant.prepare({name: value[i] if name in batched else value for name, value in many.items()})
-            alone = plant.step(state[i], action[i], own, None, disturbance[i])
+            alone = plant.advance(state[i], action[i], own, None, disturbance[i])
             torch.testing.assert_close(following[i], alone, rtol=1e-5, atol=1e-6)
             torch.testing.assert_close(output[i], plant.observe(alone, own), rtol=1e-5, atol=1e-6)
 
@@ -285,7 +285,7 @@ def test_gradients_flow_to_physical_parameters(own_task):
 
     def run(*values):
         params = plant.prepare(dict(zip(nominal, values, strict=True)))
-        return plant.observe(plant.step(state, action, params, None, push), params)
+        return plant.observe(plant.advance(state, action, params, None, push), params)
 
     assert torch.autograd.gradcheck(run, [value.requires_grad_() for value in nominal.values()])
     factors = torch.tensor([0.8, 1.0, 1.2], dtype=torch.float64)
@@ -299,12 +299,12 @@ def test_a_disturbance_enters_as_the_action_does_unless_g_says_how(own_task):
     assert plant.disturbance_names == ("at u1",)
     state = torch.zeros(1, 2, dtype=torch.float64)
     five, none = torch.full((1, 1), 5.0, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
-    pushed = plant.step(state, none, params, None, five)
+    pushed = plant.advance(state, none, params, None, five)
     np.testing.assert_allclose(pushed, 5.0 * plant.B.T, rtol=1e-14)
-    torch.testing.assert_close(plant.step(state, five, params, None, five), pushed * 1.4)
+    torch.testing.assert_close(plant.advance(state, five, params, None, five), pushed * 1.4)
     plant = load_plant(own_task("linear", expressions))
     push = torch.tensor([[0.3, -2.0]], dtype=torch.float64)
-    following = plant.step(state, none, plant.prepare(plant.nominal()), None, push)
+    following = plant.advance(state, none, plant.prepare(plant.nominal()), None, push)
     np.testing.assert_allclose(following, push.numpy() @ plant.G.T, rtol=1e-14)
 
 

@@ -36,7 +36,7 @@ def test_the_equilibrium_is_a_fixed_point_also_of_other_parameters():
     for params in (plant.nominal(), each):
         state, action = held(plant, params)
         assert (action > 0.0).all() and (action < plant.limits.voltage).all()
-        torch.testing.assert_close(plant.step(state, action, params), state, rtol=0, atol=1e-12)
+        torch.testing.assert_close(plant.advance(state, action, params), state, rtol=0, atol=1e-12)
         assert plant.reward(state, action, state, params).abs().max() < 1e-20
 
 
@@ -76,7 +76,7 @@ def test_over_a_step_the_energy_balance_closes_to_fourth_order():
 
     def gap(substeps):
         plant.substeps = substeps
-        following, supplied = plant.step(start, action, params), torch.cat((start, torch.zeros(20, 1)), dim=-1)
+        following, supplied = plant.advance(start, action, params), torch.cat((start, torch.zeros(20, 1)), dim=-1)
         supplied = rk4(both, supplied, plant.time_step, substeps)
         torch.testing.assert_close(supplied[:, :3], following, rtol=0, atol=1e-14)
         stored = plant.energy(following, params) - plant.energy(start, params)
@@ -94,7 +94,7 @@ def test_the_ball_falls_on_the_lower_stop_and_stays_there():
     params, off = plant.nominal(), torch.zeros(1, dtype=torch.float64)
     state = torch.tensor([0.05, 0.0, 0.0], dtype=torch.float64)
     for step in range(1, 60):
-        state = plant.step(state, off, params)
+        state = plant.advance(state, off, params)
         if step == 10:
             # Free fall but for the friction, whose share is below 1e-5 m here.
             assert float(state[0]) == pytest.approx(0.05 + 0.5 * 9.81 * 0.05**2, abs=1e-5)
@@ -105,18 +105,18 @@ def test_the_ball_hits_the_magnet_sticks_and_leaves_it_again():
     plant = load_plant("maglev")
     params, state = plant.nominal(), torch.tensor([0.05, 0.0, 6.0], dtype=torch.float64)
     for _ in range(60):
-        state = plant.step(state, torch.full((1,), 15.0, dtype=torch.float64), params)
+        state = plant.advance(state, torch.full((1,), 15.0, dtype=torch.float64), params)
         assert float(state[0]) >= 0.0
     assert state[:2].tolist() == [0.0, 0.0] and float(state[2]) > 12.0
     for _ in range(60):
-        state = plant.step(state, torch.zeros(1, dtype=torch.float64), params)
+        state = plant.advance(state, torch.zeros(1, dtype=torch.float64), params)
     assert float(state[0]) > 0.01
 
 
 def test_a_stop_takes_only_the_speed_towards_it():
     plant = load_plant("maglev")
     params, off = plant.nominal(), torch.zeros(1, dtype=torch.float64)
-    rising = plant.step(torch.tensor([0.1, -0.5, 0.0], dtype=torch.float64), off, params)
+    rising = plant.advance(torch.tensor([0.1, -0.5, 0.0], dtype=torch.float64), off, params)
     assert float(rising[0]) < 0.1 and float(rising[1]) == pytest.approx(-0.5 + 9.81 * 0.005, abs=1e-4)
 
 
@@ -126,7 +126,7 @@ def test_random_voltages_for_4000_steps_stay_within_the_stops():
     state, total = plant.initial(uniform(64, 3), params), torch.zeros(64, dtype=torch.float64)
     lowest, highest = state, state
     for action in 20.0 * uniform(4000, 64, 1, seed=1) - 2.5:
-        following = plant.step(state, action, params)
+        following = plant.advance(state, action, params)
         total += plant.reward(state, action, following, params)
         state = following
         lowest, highest = torch.minimum(lowest, state), torch.maximum(highest, state)
@@ -140,13 +140,13 @@ def test_a_linear_regulator_holds_the_ball_from_every_start():
     plant = load_plant("maglev")
     params = plant.nominal()
     state, action = held(plant, params)
-    A, B = torch.autograd.functional.jacobian(lambda x, u: plant.step(x, u, params), (state, action))
+    A, B = torch.autograd.functional.jacobian(lambda x, u: plant.advance(x, u, params), (state, action))
     cost = scipy.linalg.solve_discrete_are(A.numpy(), B.numpy(), np.diag([1000.0, 1.0, 0.01]), [[0.001]])
     weighed = B.T @ torch.as_tensor(cost)
     gain = torch.linalg.solve(0.001 + weighed @ B, weighed @ A)
     moving = plant.initial(uniform(300, 3), params)
     for _ in range(plant.max_episode_steps):
-        moving = plant.step(moving, action - (moving - state) @ gain.T, params)
+        moving = plant.advance(moving, action - (moving - state) @ gain.T, params)
     assert (moving[:, 0] - plant.setpoint).abs().max() < 5e-3
 
 
@@ -156,7 +156,9 @@ def test_actions_observations_and_starts_have_the_stated_ranges():
     assert plant.action_low.tolist() == [0.0] and plant.action_high.tolist() == [15.0]
     for given, clipped in ((-3.0, 0.0), (40.0, 15.0)):
         beyond, limit = (torch.full((2, 1), value, dtype=torch.float64) for value in (given, clipped))
-        torch.testing.assert_close(plant.step(state, beyond, params), plant.step(state, limit, params), rtol=0, atol=0)
+        torch.testing.assert_close(
+            plant.advance(state, beyond, params), plant.advance(state, limit, params), rtol=0, atol=0
+        )
     noise = torch.tensor([[1.0, -2.0], [3.0, -4.0]], dtype=torch.float64)
     torch.testing.assert_close(plant.observe(state, params), state[:, [0, 2]], rtol=0, atol=0)
     torch.testing.assert_close(plant.observe(state, params, noise), state[:, [0, 2]] + 1e-3 * noise)
@@ -179,7 +181,7 @@ def test_gradients_flow_through_step_observation_and_reward():
 
     def run(state, action, push, *values):
         params = plant.prepare(dict(zip(names, values, strict=True)))
-        following = plant.step(state, action, params, disturbance=push)
+        following = plant.advance(state, action, params, disturbance=push)
         return following, plant.observe(following, params), plant.reward(state, action, following, params)
 
     given = (state, action, 0.1 * torch.ones_like(action), *values)
@@ -191,12 +193,12 @@ def test_a_batch_with_parameters_of_its_own_equals_a_loop(dtype):
     plant = load_plant("maglev")
     state, action = (value.to(dtype) for value in smooth_point())
     params = {name: value * (0.5 + uniform(6, seed=3)) for name, value in plant.nominal().items()}
-    together = plant.step(state, action, plant.prepare(params))
+    together = plant.advance(state, action, plant.prepare(params))
     rewards = plant.reward(state, action, together, params)
     assert together.dtype == plant.observe(together, params).dtype == rewards.dtype == dtype
     for row in range(6):
         own = plant.prepare({name: value[row] for name, value in params.items()})
-        alone = plant.step(state[row], action[row], own)
+        alone = plant.advance(state[row], action[row], own)
         tolerance = 1e-5 if dtype is torch.float32 else 1e-13
         torch.testing.assert_close(together[row], alone, rtol=tolerance, atol=tolerance)
         reward = plant.reward(state[row], action[row], alone, own)
@@ -208,7 +210,7 @@ def test_one_graph_holds_a_whole_step():
     params, (state, action), noise = plant.nominal(), smooth_point(), uniform(6, 2)
 
     def run(state, action):
-        following = plant.step(state, action, params)
+        following = plant.advance(state, action, params)
         return plant.observe(following, params, noise), plant.reward(state, action, following, params)
 
     traced = torch.compile(run, backend="eager", fullgraph=True)(state, action)

@@ -46,7 +46,7 @@ def test_agrees_with_gymnasium_over_a_thousand_random_steps(name):
         action = rng.uniform(env.action_space.low, env.action_space.high).astype(np.float32)
         expected, expected_reward, expected_end, _, _ = env.step(action)
         sent = torch.from_numpy(action).unsqueeze(0)
-        following = plant.step(state, sent, params)
+        following = plant.advance(state, sent, params)
         np.testing.assert_allclose(plant.observe(following, params)[0].numpy(), expected, rtol=0, atol=1e-6)
         assert abs(plant.reward(state, sent, following, params).item() - expected_reward) < 1e-6
         assert plant.terminated(following, params).item() == expected_end
@@ -73,7 +73,7 @@ def test_the_force_of_the_sliders_limit_is_the_one_gymnasium_reads(own_task, sid
         action = torch.full((1, 1), 0.2 * side)
         env.step(action[0].numpy())
         forces.append(float(env.data.qfrc_constraint[0]))
-        seen = plant.observe(plant.step(state, action, params), params)[0, -1].item()
+        seen = plant.observe(plant.advance(state, action, params), params)[0, -1].item()
         assert seen == pytest.approx(forces[-1], rel=1e-6, abs=1e-6)
     assert sum(side * force < -1.0 for force in forces) >= 3
     assert 0.0 in forces

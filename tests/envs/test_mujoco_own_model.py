@@ -99,7 +99,7 @@ def test_observation_reward_end_and_start_are_what_the_task_file_says(write):
     assert state[:, 2].abs().max() == 0.0
     assert 0.05 < state[:, 3].std() < 0.2
     action = torch.linspace(-1, 1, 50, dtype=torch.float64).unsqueeze(-1)
-    following = plant.step(state, action, params)
+    following = plant.advance(state, action, params)
     x, swing, speed, rate = following[:, :4].unbind(-1)
     hook = torch.stack((x - 0.6 * swing.sin(), 1.2 - 0.6 * swing.cos()), dim=-1)
     gap = hook - torch.tensor([0.5, 0.6], dtype=torch.float64)
@@ -140,7 +140,7 @@ def test_a_free_body_starts_with_a_unit_quaternion_and_falls(write):
     params = plant.prepare(plant.nominal())
     state = plant.initial(torch.rand((4, plant.reset_size), dtype=torch.float64), params)
     torch.testing.assert_close(state[:, 5:9].norm(dim=-1), torch.ones(4, dtype=torch.float64))
-    following = plant.step(state, torch.zeros((4, 1), dtype=torch.float64), params)
+    following = plant.advance(state, torch.zeros((4, 1), dtype=torch.float64), params)
     assert (following[:, 4] < state[:, 4]).all()
 
 

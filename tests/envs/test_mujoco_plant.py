@@ -27,7 +27,7 @@ def states_and_actions(plant, count, seed=0):
     state = plant.initial(torch.rand((count, plant.reset_size), dtype=torch.float64, generator=generator), params)
     for _ in range(20):
         action = 2.0 * torch.rand((count, plant.action_size), dtype=torch.float64, generator=generator) - 1.0
-        state = plant.step(state, action, params)
+        state = plant.advance(state, action, params)
     return state, action, params
 
 
@@ -47,10 +47,10 @@ def by_hand(plant, model, state, action, push=None):
 
 def test_a_batch_does_what_each_row_does_alone(plant):
     state, action, params = states_and_actions(plant, 24)
-    together = plant.step(state, action, params)
-    alone = torch.cat([plant.step(state[i : i + 1], action[i : i + 1], params) for i in range(24)])
+    together = plant.advance(state, action, params)
+    alone = torch.cat([plant.advance(state[i : i + 1], action[i : i + 1], params) for i in range(24)])
     assert torch.equal(together, alone)
-    assert torch.equal(plant.step(state.view(4, 6, -1), action.view(4, 6, -1), params).view(24, -1), together)
+    assert torch.equal(plant.advance(state.view(4, 6, -1), action.view(4, 6, -1), params).view(24, -1), together)
 
 
 def test_any_number_of_threads_gives_the_same_numbers(plant):
@@ -59,25 +59,25 @@ def test_any_number_of_threads_gives_the_same_numbers(plant):
     for threads in (1, 2, 3, 7):
         plant.threads = threads
         plant.use("c", torch.device("cpu"), 100)
-        results += [plant.step(state, action, params) for _ in range(2)]
+        results += [plant.advance(state, action, params) for _ in range(2)]
     assert all(torch.equal(results[0], result) for result in results[1:])
     plant.close()
-    assert torch.equal(plant.step(state, action, params), results[0])
+    assert torch.equal(plant.advance(state, action, params), results[0])
 
 
 def test_the_step_is_mujocos_own(plant):
     state, action, params = states_and_actions(plant, 5)
     expected = by_hand(plant, plant.model, state, action)
     torch.testing.assert_close(
-        plant.step(state, action, params)[:, : plant.layout.physics], expected, rtol=1e-9, atol=1e-9
+        plant.advance(state, action, params)[:, : plant.layout.physics], expected, rtol=1e-9, atol=1e-9
     )
 
 
 def test_actions_beyond_the_limits_are_clipped(plant):
     state, action, params = states_and_actions(plant, 3)
     high = torch.as_tensor(plant.action_high).expand_as(action)
-    assert torch.equal(plant.step(state, 5.0 * high, params), plant.step(state, high, params))
-    following = plant.step(state, high, params)
+    assert torch.equal(plant.advance(state, 5.0 * high, params), plant.advance(state, high, params))
+    following = plant.advance(state, high, params)
     assert torch.equal(plant.reward(state, 5.0 * high, following, params), plant.reward(state, high, following, params))
 
 
@@ -86,8 +86,8 @@ def test_each_environments_mass_is_that_of_a_model_edited_by_hand(plant):
     factors = torch.tensor([0.5, 1.0, 2.0, 3.0], dtype=torch.float64)
     physical = dict(plant.nominal())
     physical["body_mass"] = factors[:, None] * physical["body_mass"]
-    following = plant.step(state, action, plant.prepare(physical))
-    unchanged = plant.step(state, action, nominal)
+    following = plant.advance(state, action, plant.prepare(physical))
+    unchanged = plant.advance(state, action, nominal)
     for i, factor in enumerate(factors.tolist()):
         model = copy.copy(plant.model)
         model.body_mass[:] *= factor
@@ -106,7 +106,7 @@ def test_every_parameter_really_changes_the_motion(name, factor):
     plant = load_plant("hopper")
     state, action, nominal = states_and_actions(plant, 3)
     physical = plant.nominal() | {name: factor * plant.nominal()[name]}
-    difference = plant.step(state, action, plant.prepare(physical)) - plant.step(state, action, nominal)
+    difference = plant.advance(state, action, plant.prepare(physical)) - plant.advance(state, action, nominal)
     assert (difference.abs().amax(-1) > 1e-6).all()
 
 
@@ -118,13 +118,13 @@ def test_parameters_can_be_taken_and_put_by_rows():
     params = plant.prepare(physical)
     rows = torch.tensor([4, 1])
     part = plant.take(params, rows)
-    whole = plant.step(state, action, params)
-    assert torch.equal(plant.step(state[rows], action[rows], part), whole[rows])
+    whole = plant.advance(state, action, params)
+    assert torch.equal(plant.advance(state[rows], action[rows], part), whole[rows])
     assert torch.equal(part["body_mass"], physical["body_mass"][rows])
     plant.put(params, torch.tensor([0, 2]), part)
-    changed = plant.step(state, action, params)
+    changed = plant.advance(state, action, params)
     order = torch.tensor([4, 1, 1, 3, 4])
-    again = plant.step(state, action, plant.prepare(physical | {"body_mass": physical["body_mass"][order]}))
+    again = plant.advance(state, action, plant.prepare(physical | {"body_mass": physical["body_mass"][order]}))
     assert torch.equal(changed, again)
     assert not torch.equal(changed[0], whole[0])
 
@@ -140,13 +140,13 @@ def test_shared_parameters_need_no_copies():
 def test_the_disturbance_is_a_force_and_torque_on_the_named_body(plant):
     state, action, params = states_and_actions(plant, 4)
     push = torch.tensor([[5.0, 0, -3.0, 0, 0.2, 0.1]], dtype=torch.float64) * torch.arange(4).view(4, 1)
-    following = plant.step(state, action, params, disturbance=push)
+    following = plant.advance(state, action, params, disturbance=push)
     expected = by_hand(plant, plant.model, state, action, push)
     torch.testing.assert_close(following[:, : plant.layout.physics], expected, rtol=1e-9, atol=1e-9)
-    calm = plant.step(state, action, params)
+    calm = plant.advance(state, action, params)
     torch.testing.assert_close(following[0], calm[0], rtol=0, atol=1e-12)
     assert ((following[1:] - calm[1:]).abs().amax(-1) > 1e-6).all()
-    assert torch.equal(plant.step(state, action, params), calm)
+    assert torch.equal(plant.advance(state, action, params), calm)
     assert len(plant.disturbance_names) == 6
 
 
@@ -154,11 +154,11 @@ def test_a_simulation_that_fails_ends_its_episode_without_a_nan(tmp_path, monkey
     monkeypatch.chdir(tmp_path)  # MuJoCo writes its warnings into a file there.
     plant = load_plant("half_cheetah")
     state, action, params = states_and_actions(plant, 4)
-    neighbours = plant.step(state, action, params)
+    neighbours = plant.advance(state, action, params)
     wild = state.clone()
     wild[1, plant.model.nq + 3] = 1e12
     wild[2, 4] = 1e11
-    following = plant.step(wild, action, params)
+    following = plant.advance(wild, action, params)
     assert torch.isfinite(following).all()
     assert plant.terminated(following, params).tolist() == [False, True, True, False]
     assert torch.equal(following[1, : plant.layout.physics], wild[1, : plant.layout.physics])
@@ -184,15 +184,15 @@ def test_random_steps_from_the_start_stay_finite_and_within_the_names(name):
 def test_single_precision_states_are_stepped_in_double():
     plant = load_plant("hopper")
     state, action, params = states_and_actions(plant, 3)
-    single = plant.step(state.float(), action.float(), params)
+    single = plant.advance(state.float(), action.float(), params)
     assert single.dtype == torch.float32
-    torch.testing.assert_close(single.double(), plant.step(state, action, params), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(single.double(), plant.advance(state, action, params), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda plant: pickle.loads(pickle.dumps(plant))])
 def test_a_copied_or_pickled_plant_does_the_same(plant, copied):
     state, action, params = states_and_actions(plant, 9)
-    expected = plant.step(state, action, params)
+    expected = plant.advance(state, action, params)
     twin = copied(plant)
     assert torch.equal(twin.step(state, action, twin.prepare(twin.nominal())), expected)
     assert torch.equal(twin.step(state, action, copied(params)), expected)
@@ -201,7 +201,7 @@ def test_a_copied_or_pickled_plant_does_the_same(plant, copied):
 def test_the_readings_of_a_state_are_those_of_the_state(own_task):
     plant = load_plant(own_task("reacher", lambda content: content.update(readings="after")))
     state, action, params = states_and_actions(plant, 6)
-    following = plant.step(state, action, params)
+    following = plant.advance(state, action, params)
     q = following[:, :4]
     reach = torch.stack(
         [0.1 * torch.cos(q[:, 0]) + 0.11 * torch.cos(q[:, 0] + q[:, 1]),
@@ -232,7 +232,7 @@ def test_parameters_of_another_number_of_environments_are_refused():
     state, action, _ = states_and_actions(plant, 3)
     params = plant.prepare(plant.nominal() | {"body_mass": plant.nominal()["body_mass"].repeat(4, 1)})
     with pytest.raises(ShapeError, match="4 environments"):
-        plant.step(state, action, params)
+        plant.advance(state, action, params)
 
 
 def test_an_unknown_backend_is_refused_and_the_c_library_is_the_choice_on_a_cpu():

@@ -31,7 +31,7 @@ def after(plant, backend, steps, device=CPU):
     for t in range(steps):
         action = 0.1 * torch.rand((4, plant.action_size), dtype=torch.float64, generator=generator) - 0.05
         pushed = push.to(device) if t < 20 else None
-        state = plant.step(state.to(device), action.to(device), params, disturbance=pushed)
+        state = plant.advance(state.to(device), action.to(device), params, disturbance=pushed)
     plant.close()
     return state.cpu()
 
@@ -78,7 +78,7 @@ def test_a_feature_that_warp_cannot_run_is_named(own_task):
         plant.use("warp", CPU, 2)
     params = plant.prepare(plant.nominal())
     state = plant.initial(torch.rand((2, plant.reset_size), dtype=torch.float64), params)
-    assert torch.isfinite(plant.step(state, torch.zeros((2, 3)), params)).all()
+    assert torch.isfinite(plant.advance(state, torch.zeros((2, 3)), params)).all()
 
 
 def test_warp_on_the_cpu_says_that_it_is_for_testing():

@@ -74,7 +74,7 @@ def test_gradients_flow_through_the_plant():
 
     def run(state, action, *values):
         given = dict(zip(names, values, strict=True))
-        following = plant.step(state, action, given)
+        following = plant.advance(state, action, given)
         return following, plant.observe(following, given), plant.reward(state, action, following, given)
 
     inputs = (state, action, *(params[name] for name in names))
@@ -97,10 +97,10 @@ def test_a_batch_with_parameters_of_its_own_equals_a_loop(dtype):
     state, action = torch.randn(6, 2, generator=generator).to(dtype), torch.randn(6, 1, generator=generator).to(dtype)
     factors = torch.rand(3, 6, generator=generator, dtype=torch.float64) + 0.5
     params = {name: value * factor for (name, value), factor in zip(plant.nominal().items(), factors, strict=True)}
-    together = plant.step(state, action, params)
+    together = plant.advance(state, action, params)
     assert together.dtype == plant.observe(together, params).dtype == dtype
     for row in range(6):
-        alone = plant.step(state[row], action[row], {name: value[row] for name, value in params.items()})
+        alone = plant.advance(state[row], action[row], {name: value[row] for name, value in params.items()})
         torch.testing.assert_close(together[row], alone, rtol=1e-5 if dtype is torch.float32 else 1e-14, atol=1e-6)
 
 
@@ -110,7 +110,7 @@ def test_one_graph_holds_a_whole_step(task):
     params, state, action = plant.nominal(), torch.ones(6, 2, dtype=torch.float64), torch.ones(6, 1)
 
     def run(state, action):
-        following = plant.step(state, action, params)
+        following = plant.advance(state, action, params)
         return plant.observe(following, params), plant.reward(state, action, following, params)
 
     traced = torch.compile(run, backend="eager", fullgraph=True)(state, action)
@@ -121,8 +121,8 @@ def test_without_velocity_it_is_the_same_pendulum_seen_through_two_numbers():
     full, partial = load_plant("pendulum"), load_plant("pendulum_no_velocity")
     params, state = full.nominal(), torch.tensor([[0.3, -2.0], [3.0, 7.0]], dtype=torch.float64)
     action = torch.tensor([[1.0], [-2.0]], dtype=torch.float64)
-    following = full.step(state, action, params)
-    assert torch.equal(partial.step(state, action, partial.nominal()), following)
+    following = full.advance(state, action, params)
+    assert torch.equal(partial.advance(state, action, partial.nominal()), following)
     rewards = (plant.reward(state, action, following, params) for plant in (full, partial))
     assert torch.equal(*rewards)
     assert torch.equal(partial.observe(following, params), full.observe(following, params)[:, :2])
@@ -151,7 +151,7 @@ def test_energy_stays_bounded_and_converges_with_first_order():
         plant.time_step = time_step
         state, found = start, []
         for _ in range(round(seconds / time_step)):
-            state = plant.step(state, still, params)
+            state = plant.advance(state, still, params)
             found.append((plant.energy(state, params) - energy).abs().max())
         assert state[:, 1].abs().max() < plant.limits.speed
         return torch.stack(found)
@@ -174,7 +174,7 @@ def test_a_torque_is_all_that_changes_the_energy():
     torque, push = torch.tensor([[1.0], [-2.0]]).double(), torch.tensor([[0.5], [3.0]]).double()
     (slope,) = torch.autograd.grad(plant.energy(state, params).sum(), state)
     # The change of the speed in a step is the acceleration before it times the step.
-    change = (plant.step(state, torque, params, disturbance=push) - state)[:, 1] / plant.time_step
+    change = (plant.advance(state, torque, params, disturbance=push) - state)[:, 1] / plant.time_step
     power = slope[:, 0] * state[:, 1] + slope[:, 1] * change
     torch.testing.assert_close(power, (torque + push)[:, 0] * state[:, 1])
 
@@ -184,7 +184,7 @@ def test_random_torques_for_4000_steps_leave_everything_finite():
     params, generator = plant.nominal(), torch.Generator().manual_seed(0)
     state = plant.initial(torch.rand(64, 2, generator=generator, dtype=torch.float64), params)
     for action in 6.0 * (torch.rand(4000, 64, 1, generator=generator, dtype=torch.float64) - 0.5):
-        following = plant.step(state, action, params)
+        following = plant.advance(state, action, params)
         reward = plant.reward(state, action, following, params)
         state = following
     assert torch.isfinite(state).all() and torch.isfinite(reward).all()

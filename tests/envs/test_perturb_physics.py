@@ -27,7 +27,7 @@ def forces(*args, steps=12, seed=0, **kwargs):
         *_, info = env.step(action)
         sizes.append(info["force_disturbance_size"])
         # The sign is the test's to know; the pendulum has one channel.
-        tried = [plant.step(state, action, params, None, sign * sizes[-1].unsqueeze(-1)) for sign in (1.0, -1.0)]
+        tried = [plant.advance(state, action, params, None, sign * sizes[-1].unsqueeze(-1)) for sign in (1.0, -1.0)]
         following = env.unwrapped.state
         assert min((one - following).abs().max() for one in tried) < 1e-12
         state = following
@@ -90,7 +90,7 @@ def test_forces_add_to_one_another_and_to_the_one_already_set():
     plant, state = load_plant("pendulum"), torch.tensor(env.unwrapped.state)
     *_, info = env.step(np.array([0.3], np.float32))
     disturbance = torch.tensor([0.4], dtype=torch.float64)
-    expected = plant.step(state, torch.tensor([0.3]), plant.prepare(plant.nominal()), None, disturbance)
+    expected = plant.advance(state, torch.tensor([0.3]), plant.prepare(plant.nominal()), None, disturbance)
     assert np.allclose(env.unwrapped.state, expected, atol=1e-12)
     assert (info["force_disturbance_size"], info["force_disturbance_2_size"]) == (0.5, pytest.approx(0.2))
     assert env.unwrapped.disturbance.tolist() == [0.1]

@@ -43,7 +43,7 @@ def quaternion(vector):
 
 def coast(values, steps, params):
     for _ in range(steps):
-        values = PLANT.step(values, torch.zeros(*values.shape[:-1], 4), params)
+        values = PLANT.advance(values, torch.zeros(*values.shape[:-1], 4), params)
     return values
 
 
@@ -76,7 +76,7 @@ def test_the_hover_thrust_keeps_the_quadrotor_where_it_is():
     params = PLANT.nominal() | {"mass": torch.tensor([0.02, 0.027, 0.04], dtype=torch.float64)}
     yawed = Rotation.from_euler("z", 1.0).as_quat(scalar_first=True)
     before = state(p=(0.3, -0.2, 1.2), q=yawed).expand(3, 14)
-    after = PLANT.step(before, hover(params), params)
+    after = PLANT.advance(before, hover(params), params)
     torch.testing.assert_close(after[:, :13], before[:, :13], rtol=0, atol=1e-14)
 
 
@@ -85,7 +85,7 @@ def test_each_motor_turns_the_body_as_its_place_and_spin_say(motor, signs):
     params = PLANT.nominal() | {"drag": torch.tensor(0.0, dtype=torch.float64)}
     action = hover(params).clone()
     action[motor] += 1e-4
-    after = PLANT.step(state(), action, params)
+    after = PLANT.advance(state(), action, params)
     lever = 0.0397 / math.sqrt(2)
     expected = np.array(signs) * 1e-4 * np.array([lever, lever, 0.025127]) / J * 0.02
     np.testing.assert_allclose(after[10:13], expected, rtol=1e-4)
@@ -110,7 +110,7 @@ def test_a_step_solves_the_equations_of_motion_written_with_rotation_matrices():
         begin = np.concatenate((before[:3], turned(before).as_matrix().ravel(), before[7:13]))
         exact = solve_ivp(derivative, (0, 0.02), begin, rtol=1e-12, atol=1e-12).y[:, -1]
         for plant, tolerance in ((PLANT, 1e-4), (finer, 1e-9)):
-            after = plant.step(before, action, plant.nominal())
+            after = plant.advance(before, action, plant.nominal())
             assert float(after[3:7].norm()) == pytest.approx(1.0, abs=1e-15)
             given = np.concatenate((after[:3], turned(after).as_matrix().ravel(), after[7:13]))
             np.testing.assert_allclose(given, exact, rtol=0, atol=tolerance)
@@ -125,7 +125,7 @@ def test_a_constant_body_rate_turns_several_times_about_its_axis_through_every_a
     rates[axis] = 2 * math.pi
     now, params = state(omega=rates), drifting()
     for step in range(1, 201):
-        now = plant.step(now, torch.zeros(4), params)
+        now = plant.advance(now, torch.zeros(4), params)
         # Four turns; about y that is through a pitch of 90 degrees, where Euler angles are singular.
         exact = Rotation.from_rotvec(rates * step * 0.02).as_matrix()
         np.testing.assert_allclose(turned(now).as_matrix(), exact, rtol=0, atol=tolerance)
@@ -204,7 +204,7 @@ def test_full_throttle_on_one_motor_saturates_the_body_rates_and_stays_finite():
     now, params = starts(4), PLANT.nominal()
     action = torch.tensor([0.15, 0.0, 0.0, 0.0], dtype=torch.float64).expand(4, 4)
     for _ in range(500):
-        now = PLANT.step(now, action, params)
+        now = PLANT.advance(now, action, params)
     assert now.isfinite().all()
     assert now[:, 10:13].abs().amax(-1).tolist() == [100.0] * 4
 
@@ -225,10 +225,10 @@ def test_a_disturbance_is_a_force_in_the_world_and_a_torque_in_the_body():
     params = drifting()
     sideways = Rotation.from_euler("x", 90, degrees=True).as_quat(scalar_first=True)
     push = torch.tensor([0.01, -0.02, 0.03, 0.0, 0.0, 0.0], dtype=torch.float64)
-    after = PLANT.step(state(q=sideways), torch.zeros(4), params, disturbance=push)
+    after = PLANT.advance(state(q=sideways), torch.zeros(4), params, disturbance=push)
     torch.testing.assert_close(after[7:10], push[:3] * 0.02 / 0.027, rtol=1e-12, atol=0)
     twist = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, 1e-6], dtype=torch.float64)
-    after = PLANT.step(state(q=sideways), torch.zeros(4), params, disturbance=twist)
+    after = PLANT.advance(state(q=sideways), torch.zeros(4), params, disturbance=twist)
     np.testing.assert_allclose(after[10:13], [0.0, 0.0, 1e-6 * 0.02 / J[2]], rtol=1e-12)
 
 
@@ -245,7 +245,7 @@ def test_waypoints_change_at_their_steps_whatever_the_clocks_rounding(dtype):
     params, now, wanted = PLANT.nominal(dtype=dtype), state().to(dtype), []
     for _ in range(501):
         wanted.append(PLANT.reference(now[13]).tolist())
-        now = PLANT.step(now, hover(params), params)
+        now = PLANT.advance(now, hover(params), params)
     exact = [[0, 0, 1]] * 125 + [[0.5, 0, 1]] * 125 + [[0.5, 0.5, 1.4]] * 125 + [[0, 0, 1]] * 126
     np.testing.assert_allclose(wanted, exact, rtol=0, atol=1e-7)
 
@@ -332,8 +332,8 @@ def regulator(params):
         return torch.cat((values[:3], 2.0 * values[4:7], values[7:13]))
 
     level, still = hover(params), torch.zeros(12, dtype=torch.float64)
-    A = torch.func.jacrev(lambda error: back(PLANT.step(away(error), level, params)))(still).numpy()
-    B = torch.func.jacrev(lambda action: back(PLANT.step(away(still), action, params)))(level).numpy()
+    A = torch.func.jacrev(lambda error: back(PLANT.advance(away(error), level, params)))(still).numpy()
+    B = torch.func.jacrev(lambda action: back(PLANT.advance(away(still), action, params)))(level).numpy()
     Q, R = np.diag([10.0] * 3 + [1.0] * 6 + [0.01] * 3), 200.0 * np.eye(4)
     P = solve_discrete_are(A, B, Q, R)
     return torch.from_numpy(np.linalg.solve(R + B.T @ P @ B, B.T @ P @ A))

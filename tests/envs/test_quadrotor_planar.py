@@ -36,7 +36,7 @@ def hover(params):
 def test_the_hover_thrust_keeps_the_quadrotor_where_it_is():
     params = PLANT.nominal() | {"mass": torch.tensor([0.02, 0.027, 0.04], dtype=torch.float64)}
     before = state(x=0.3, z=1.2).expand(3, 7)
-    after = PLANT.step(before, hover(params), params)
+    after = PLANT.advance(before, hover(params), params)
     torch.testing.assert_close(after[:, :6], before[:, :6], rtol=0, atol=1e-14)
     torch.testing.assert_close(after[:, 6], torch.full((3,), 0.02, dtype=torch.float64), rtol=0, atol=0)
 
@@ -52,21 +52,21 @@ def test_a_step_solves_the_equations_of_motion():
             return [*s[3:], lift * math.sin(s[2]) / m, lift * math.cos(s[2]) / m - g, turning]
 
         exact = solve_ivp(derivative, (0, 0.02), before[:6].numpy(), rtol=1e-12, atol=1e-12).y[:, -1]
-        after = PLANT.step(before, torch.tensor([front, rear], dtype=torch.float64), PLANT.nominal())
+        after = PLANT.advance(before, torch.tensor([front, rear], dtype=torch.float64), PLANT.nominal())
         np.testing.assert_allclose(after[:6], exact, rtol=0, atol=2e-5)
         finer = load_plant("quadrotor_planar")
         finer.substeps = 40
-        after = finer.step(before, torch.tensor([front, rear], dtype=torch.float64), PLANT.nominal())
+        after = finer.advance(before, torch.tensor([front, rear], dtype=torch.float64), PLANT.nominal())
         np.testing.assert_allclose(after[:6], exact, rtol=0, atol=1e-9)
 
 
 def test_more_thrust_at_minus_x_leans_towards_plus_x_and_goes_there():
     params = PLANT.nominal()
     now = state(z=1.0)
-    now = PLANT.step(now, torch.tensor([0.13, 0.14], dtype=torch.float64), params)
+    now = PLANT.advance(now, torch.tensor([0.13, 0.14], dtype=torch.float64), params)
     assert now[5] > 0
     for _ in range(10):
-        now = PLANT.step(now, hover(params), params)
+        now = PLANT.advance(now, hover(params), params)
     assert now[2] > 0 and now[0] > 0 and now[3] > 0
 
 
@@ -75,7 +75,7 @@ def test_energy_is_conserved_without_thrust():
     now = starts(16)
     energy = PLANT.energy(now, params)
     for _ in range(100):
-        now = PLANT.step(now, torch.zeros(16, 2), params)
+        now = PLANT.advance(now, torch.zeros(16, 2), params)
     torch.testing.assert_close(PLANT.energy(now, params), energy, rtol=1e-12, atol=0)
 
 
@@ -83,9 +83,11 @@ def test_a_disturbance_is_a_force_and_a_torque():
     params = PLANT.nominal()
     before = state(z=1.0)
     push = torch.tensor([0.01, -0.02, 0.0], dtype=torch.float64)
-    pushed = PLANT.step(before, hover(params), params, disturbance=push)
+    pushed = PLANT.advance(before, hover(params), params, disturbance=push)
     torch.testing.assert_close(pushed[3:5], push[:2] * 0.02 / 0.027, rtol=1e-12, atol=0)
-    turned = PLANT.step(before, hover(params), params, disturbance=torch.tensor([0.0, 0.0, 1e-4], dtype=torch.float64))
+    turned = PLANT.advance(
+        before, hover(params), params, disturbance=torch.tensor([0.0, 0.0, 1e-4], dtype=torch.float64)
+    )
     assert float(turned[5]) == pytest.approx(1e-4 * 0.02 / 1.4e-5, rel=1e-12)
 
 
@@ -93,7 +95,7 @@ def test_thrust_is_clipped_to_what_the_motors_can():
     params = PLANT.nominal()
     beyond = torch.tensor([-1.0, 7.0], dtype=torch.float64)
     within = torch.tensor([0.0, 0.3], dtype=torch.float64)
-    torch.testing.assert_close(PLANT.step(starts(1)[0], beyond, params), PLANT.step(starts(1)[0], within, params))
+    torch.testing.assert_close(PLANT.advance(starts(1)[0], beyond, params), PLANT.advance(starts(1)[0], within, params))
 
 
 def test_the_reference_goes_round_its_circle_and_its_velocity_is_its_derivative():
@@ -117,7 +119,7 @@ def test_the_reward_is_one_for_perfect_hovering_and_never_below_zero(own_task):
     plant = load_plant(own_task("quadrotor_planar", hovering))
     params = plant.nominal()
     at_rest = state(z=1.0)
-    assert plant.reward(at_rest, hover(params), plant.step(at_rest, hover(params), params), params) == 1.0
+    assert plant.reward(at_rest, hover(params), plant.advance(at_rest, hover(params), params), params) == 1.0
     far = state(x=0.3, z=0.6, pitch=0.5, vx=1.0, vz=2.0, rate=3.0)
     cost = 10 * (0.09 + 0.16) + 0.2 * 5 + 0.1 * 0.25 + 0.002 * 9 + 2 * (0.3 - 0.027 * 9.81 / 2) ** 2
     reward = plant.reward(at_rest, torch.full((2,), 0.3, dtype=torch.float64), far, params)
@@ -203,8 +205,8 @@ def test_random_actions_leave_everything_finite_even_without_resets(dtype, steps
 def regulator(params):
     """Return the gain of the discrete-time LQR about hovering, from the plant's own derivatives."""
     at_rest, level = torch.zeros(7, dtype=torch.float64), hover(params)
-    A = torch.func.jacrev(lambda s: PLANT.step(s, level, params))(at_rest)[:6, :6].numpy()
-    B = torch.func.jacrev(lambda a: PLANT.step(at_rest, a, params))(level)[:6].numpy()
+    A = torch.func.jacrev(lambda s: PLANT.advance(s, level, params))(at_rest)[:6, :6].numpy()
+    B = torch.func.jacrev(lambda a: PLANT.advance(at_rest, a, params))(level)[:6].numpy()
     Q, R = np.diag([10.0, 10.0, 1.0, 1.0, 1.0, 0.01]), 100.0 * np.eye(2)
     P = solve_discrete_are(A, B, Q, R)
     return torch.from_numpy(np.linalg.solve(R + B.T @ P @ B, B.T @ P @ A))

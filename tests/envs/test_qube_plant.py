@@ -86,7 +86,7 @@ def test_energy_without_losses_and_voltage_is_kept_to_fourth_order():
         plant.substeps = substeps
         state, worst = start, 0.0
         for _ in range(75):
-            state = plant.step(state, STILL, params)
+            state = plant.advance(state, STILL, params)
             worst = max(worst, float((plant.energy(state, params) - energy).abs().max()))
         return worst
 
@@ -125,13 +125,13 @@ def test_upright_has_one_unstable_mode_and_hanging_none():
 def test_a_linear_regulator_balances_it_from_moderate_angles():
     plant = load_plant("qube_servo")
     params, upright = plant.nominal(), torch.zeros(4, dtype=torch.float64)
-    A, B = torch.autograd.functional.jacobian(lambda x, u: plant.step(x, u, params), (upright, STILL))
+    A, B = torch.autograd.functional.jacobian(lambda x, u: plant.advance(x, u, params), (upright, STILL))
     cost = scipy.linalg.solve_discrete_are(A.numpy(), B.numpy(), np.diag([1.0, 5.0, 0.01, 0.01]), [[0.01]])
     weighed = B.T @ torch.as_tensor(cost)
     gain = torch.linalg.solve(0.01 + weighed @ B, weighed @ A)
     state = 0.5 * plant.initial(uniform(200, 4), params)
     for _ in range(plant.max_episode_steps):
-        state = plant.step(state, -state @ gain.T, params)
+        state = plant.advance(state, -state @ gain.T, params)
     assert state[:, 1].abs().max() < 0.02
 
 
@@ -141,7 +141,7 @@ def test_the_noise_has_the_stated_sizes():
     assert (plant.process_noise_size, plant.measurement_noise_size) == (4, 2)
     (state,), (voltage,) = smooth_point(1)
     noise = torch.tensor([1.0, -2.0, 3.0, -4.0], dtype=torch.float64)
-    shaken = plant.step(state, voltage, params, noise) - plant.step(state, voltage, params)
+    shaken = plant.advance(state, voltage, params, noise) - plant.advance(state, voltage, params)
     torch.testing.assert_close(shaken, 0.01 * noise)
     torch.testing.assert_close(plant.observe(state, params, noise[:2]), state[:2] + 0.01 * noise[:2])
     assert plant.observe(state, params).shape == (2,)
@@ -151,7 +151,9 @@ def test_the_voltage_is_clipped_and_the_reward_is_the_quadratic_cost():
     plant = load_plant("qube_servo")
     params, state = plant.nominal(), torch.tensor([0.5, -0.2, 3.0, -4.0], dtype=torch.float64)
     strong, limit = STILL + 35.0, STILL + 20.0
-    torch.testing.assert_close(plant.step(state, strong, params), plant.step(state, limit, params), rtol=0, atol=0)
+    torch.testing.assert_close(
+        plant.advance(state, strong, params), plant.advance(state, limit, params), rtol=0, atol=0
+    )
     expected = -(1.0 * 0.25 + 5.0 * 0.04 + 0.01 * 9.0 + 0.01 * 16.0 + 0.01 * 400.0)
     assert float(plant.reward(state, strong, state, params)) == pytest.approx(expected, abs=1e-12)
     assert float(plant.reward(0.0 * state, STILL, state, params)) == 0.0
@@ -171,7 +173,7 @@ def test_gradients_flow_through_step_observation_and_reward():
 
     def run(state, voltage, push, *values):
         params = plant.prepare(dict(zip(names, values, strict=True)))
-        following = plant.step(state, voltage, params, disturbance=push)
+        following = plant.advance(state, voltage, params, disturbance=push)
         return following, plant.observe(following, params), plant.reward(state, voltage, following, params)
 
     # Lower speeds: one step of the fastest tumbling is too curved for the finite differences of the check.
@@ -184,12 +186,12 @@ def test_a_batch_with_parameters_of_its_own_equals_a_loop(dtype):
     plant = load_plant("qube_servo")
     state, voltage = (value.to(dtype) for value in smooth_point())
     params = {name: value * (0.5 + uniform(6, seed=3)) for name, value in plant.nominal().items()}
-    together = plant.step(state, voltage, plant.prepare(params))
+    together = plant.advance(state, voltage, plant.prepare(params))
     assert together.dtype == plant.observe(together, params).dtype == dtype
     assert plant.reward(state, voltage, together, params).dtype == dtype
     for row in range(6):
         own = plant.prepare({name: value[row] for name, value in params.items()})
-        alone = plant.step(state[row], voltage[row], own)
+        alone = plant.advance(state[row], voltage[row], own)
         tolerance = 1e-5 if dtype is torch.float32 else 1e-13
         torch.testing.assert_close(together[row], alone, rtol=tolerance, atol=tolerance)
 
@@ -200,7 +202,7 @@ def test_one_graph_holds_a_whole_step():
     process, encoders = uniform(6, 4), uniform(6, 2)
 
     def run(state, voltage):
-        following = plant.step(state, voltage, params, process)
+        following = plant.advance(state, voltage, params, process)
         return plant.observe(following, params, encoders), plant.reward(state, voltage, following, params)
 
     traced = torch.compile(run, backend="eager", fullgraph=True)(state, voltage)
@@ -212,7 +214,7 @@ def test_random_voltages_for_4000_steps_leave_everything_finite():
     params = plant.nominal()
     state, total = plant.initial(uniform(64, 4), params), torch.zeros(64, dtype=torch.float64)
     for voltage in 60.0 * (uniform(4000, 64, 1, seed=1) - 0.5):
-        following = plant.step(state, voltage, params)
+        following = plant.advance(state, voltage, params)
         total += plant.reward(state, voltage, following, params)
         state = following
     assert torch.isfinite(state).all() and torch.isfinite(total).all()

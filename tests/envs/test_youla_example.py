@@ -31,7 +31,7 @@ def run(plant, actions, seed=0, params=None, dtype=torch.float64):
     rewards = []
     for action in actions:
         noise = torch.randn(n, 1, generator=generator, dtype=dtype)
-        following = plant.step(states[-1], action, prepared, noise)
+        following = plant.advance(states[-1], action, prepared, noise)
         rewards.append(plant.reward(states[-1], action, following, prepared))
         states.append(following)
     return torch.stack(states), torch.stack(rewards)
@@ -86,7 +86,7 @@ def test_cancelling_the_disturbance_leaves_the_cost_of_the_actions(plant):
     params = plant.prepare(plant.nominal())
     state = torch.tensor([[0.0, 0.0, 0.0, 0.0, 4.0, 0.0]], dtype=torch.float64)
     for _ in range(40):
-        following = plant.step(state, -state[:, 4:5], params)
+        following = plant.advance(state, -state[:, 4:5], params)
         torch.testing.assert_close(
             plant.reward(state, -state[:, 4:5], following, params), -torch.full((1,), 1.6e-3).double()
         )
@@ -100,7 +100,7 @@ def test_without_noise_the_disturbance_stays_and_one_from_outside_is_added(plant
     assert state.tolist() == [[0.0, 0.0, 0.0, 0.0, 5.0, 0.0]]
     zero, push = torch.zeros(1, 1, dtype=torch.float64), torch.full((1, 1), -5.0, dtype=torch.float64)
     for _ in range(2 * HOLD):
-        state = plant.step(state, zero, params, None, push)
+        state = plant.advance(state, zero, params, None, push)
     assert state.tolist() == [[0.0, 0.0, 0.0, 0.0, 5.0, 100.0]]
 
 

@@ -82,7 +82,7 @@ def test_two_copies_of_the_proven_loop_come_together(cloned):
     with torch.no_grad():
         for _ in range(1500):
             w = torch.as_tensor(generator.normal(size=2) * [0.0, 0.002])
-            state, u = actor.step(state, x @ C.T + 0.002 * generator.normal())
+            u, state = actor.step(x @ C.T + 0.002 * generator.normal(), state)
             assert u.abs().max() < 1.0
             x = x @ A.T + u @ B.T + w
     assert (x[0] - x[1]).norm() < 1e6 * said["rate"] ** 1500 + 1e-12

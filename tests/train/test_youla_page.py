@@ -94,7 +94,7 @@ def test_the_loop_of_a_direct_policy_is_plant_and_policy_step_by_step():
     memory = policy.actor.cell.initial_state(1)
     for _ in range(20):
         with torch.no_grad():
-            memory, action = policy.actor.step(memory, torch.as_tensor(model.C @ x, dtype=torch.float32)[None])
+            action, memory = policy.actor.step(torch.as_tensor(model.C @ x, dtype=torch.float32)[None], memory)
             z = loop.step(z)
         x = model.A @ x + model.B @ action[0].double().numpy()
         np.testing.assert_allclose(z[0, :4].numpy(), x, rtol=1e-3, atol=1e-6)

@@ -195,7 +195,7 @@ class MujocoPlant(Plant):
         low, high = self._constants[key]
         return torch.maximum(torch.minimum(action, high), low)
 
-    def step(
+    def advance(
         self,
         state: torch.Tensor,
         action: torch.Tensor,

@@ -129,7 +129,7 @@ class CartPolePlant(Plant):
         self.observation_low = -self.observation_high
         self.observation_size = len(self.observation_high)
 
-    def step(
+    def advance(
         self,
         state: torch.Tensor,
         action: torch.Tensor,

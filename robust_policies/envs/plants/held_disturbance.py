@@ -97,7 +97,7 @@ class HeldDisturbancePlant(Plant):
         a1 = -2.0 * radius * physical["pole_angle"].cos()
         return {"gain": physical["gain"], "a1": a1, "a0": radius**2}
 
-    def step(
+    def advance(
         self,
         state: torch.Tensor,
         action: torch.Tensor,

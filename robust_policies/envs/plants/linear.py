@@ -271,7 +271,7 @@ class LinearPlant(Plant):
         limit = self._constant("action_high", action)
         return action.clamp(-limit, limit)
 
-    def step(
+    def advance(
         self,
         state: torch.Tensor,
         action: torch.Tensor,

@@ -125,7 +125,7 @@ class MagLevPlant(Plant):
         current = reach * squared.sqrt()
         return current, params["resistance"] * current
 
-    def step(
+    def advance(
         self,
         state: torch.Tensor,
         action: torch.Tensor,

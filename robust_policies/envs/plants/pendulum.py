@@ -99,7 +99,7 @@ class PendulumPlant(Plant):
         self.observation_high = np.array([task.limits.speed if name == "speed" else 1.0 for name in self.observed])
         self.action_low, self.observation_low = -self.action_high, -self.observation_high
 
-    def step(
+    def advance(
         self,
         state: torch.Tensor,
         action: torch.Tensor,

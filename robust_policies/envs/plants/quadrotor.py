@@ -154,7 +154,7 @@ class QuadrotorPlant(Plant):
             wanted = [torch.where(since, place, before) for place, before in zip(position, wanted, strict=True)]
         return torch.stack(wanted, dim=-1)
 
-    def step(
+    def advance(
         self,
         state: torch.Tensor,
         action: torch.Tensor,
@@ -221,8 +221,8 @@ class QuadrotorPlant(Plant):
         """Return 1 / (1 + cost), in (0, 1], the cost a weighted sum of squares of `following` and of the action.
 
         The attitude counts by 2 (1 - cos a) = 4 (x^2 + y^2 + z^2) with a the angle of the rotation away from level and
-        yaw 0 and (x, y, z) the vector part of the quaternion, of length 1 as `step` returns it: smooth everywhere, and
-        the same for q and -q.
+        yaw 0 and (x, y, z) the vector part of the quaternion, of length 1 as `advance` returns it: smooth everywhere,
+        and the same for q and -q.
         """
         px, py, pz, _, x, y, z, vx, vy, vz, a, b, c, clock = following.unbind(-1)
         wanted_x, wanted_y, wanted_z = self.reference(clock).unbind(-1)

@@ -150,7 +150,7 @@ class PlanarQuadrotorPlant(Plant):
         x, z = self.radius * phase.cos(), self.radius * phase.sin()
         return self.centre[0] + x, self.centre[1] + z, -self.turn_rate * z, self.turn_rate * x
 
-    def step(
+    def advance(
         self,
         state: torch.Tensor,
         action: torch.Tensor,

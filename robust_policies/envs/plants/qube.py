@@ -117,7 +117,7 @@ class QubePlant(Plant):
         self.process_noise_size = 4 if task.noise.angle > 0 or task.noise.speed > 0 else 0
         self.measurement_noise_size = 2 if task.noise.encoder > 0 else 0
 
-    def step(
+    def advance(
         self,
         state: torch.Tensor,
         action: torch.Tensor,

@@ -85,8 +85,8 @@ class Learned(Attack):
         """Return what the adversary's mean action stands for."""
         scene, budget = self.scene, self.scene.budget
         with torch.no_grad():
-            reads = seen(scene.actor, moment.hidden, moment.observation, budget)
-            self.memory, raw = self.prepared.step(self.memory, torch.nan_to_num(reads))
+            reads = seen(scene.actor, moment.observation, moment.hidden, budget)
+            raw, self.memory = self.prepared.step(torch.nan_to_num(reads), self.memory)
         return wish(budget.norm, raw.clamp(-1.0, 1.0), budget.size, budget.horizon)
 
 

@@ -206,7 +206,7 @@ class RecurrentCellPolicy(RecurrentActorCriticPolicy):
         state = stored[0, :, :size].to(next(lstm.parameters()).dtype)
         if features.shape[0] == n_seq:
             state = state.masked_fill(episode_starts.reshape(n_seq, 1) != 0, 0.0)
-            state, outputs = lstm.step(state, features)
+            outputs, state = lstm.step(features, state)
         else:
             inputs = features.reshape(n_seq, -1, lstm.input_size).swapaxes(0, 1)
             starts = episode_starts.reshape(n_seq, -1).swapaxes(0, 1) != 0

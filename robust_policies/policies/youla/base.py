@@ -159,7 +159,7 @@ class BaseController(nn.Module):
         """Return the state (batch, state_size) at an episode's start."""
         return self.A.new_zeros(batch, self.state_size)
 
-    def innovation(self, state: Tensor, observation: Tensor) -> Tensor:
+    def innovation(self, observation: Tensor, state: Tensor) -> Tensor:
         """Return yt (batch, p), angles wrapped, for the environment's observations (batch, size)."""
         measured = observation.to(self.A.dtype).index_select(-1, self.measured)
         difference = measured - self.y0 - state[..., : self.model.n] @ self.C.T
@@ -173,7 +173,7 @@ class BaseController(nn.Module):
             (normalised.to(self.numbers), observation.index_select(-1, self.exogenous).to(self.numbers)), -1
         )
 
-    def estimate(self, state: Tensor, innovation: Tensor) -> Tensor:
+    def estimate(self, innovation: Tensor, state: Tensor) -> Tensor:
         """Return the estimate (batch, n) that is fed back, in the plant's own units."""
         return self.x0 + state[..., : self.model.n] + innovation @ self.M.T
 
@@ -185,7 +185,7 @@ class BaseController(nn.Module):
         """Return where (batch,) an input that was sent lies at a limit of its actuator."""
         return ((sent <= self.low) | (sent >= self.high)).any(-1)
 
-    def command(self, state: Tensor, innovation: Tensor, youla: Tensor) -> Tensor:
+    def command(self, innovation: Tensor, youla: Tensor, state: Tensor) -> Tensor:
         """Return the inputs (batch, m) to send, for normalised Youla inputs (batch, m): clipped, as the actuator can.
 
         They are float64, and exactly what the environment's number type can hold.
@@ -197,13 +197,13 @@ class BaseController(nn.Module):
             u = self._within(self.options.quantum * torch.round(u / self.options.quantum))
         return u.to(self.inputs).to(self.A.dtype)
 
-    def update(self, state: Tensor, innovation: Tensor, sent: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (next state, inputs (batch, m) that the plant received) after `sent` has been sent."""
+    def update(self, innovation: Tensor, sent: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (inputs (batch, m) that the plant received, next state) after `sent` has been sent."""
         n, m = self.model.n, self.model.m
         line = torch.cat((state[..., n:], sent - self.idle), -1)
         applied = self.idle + line[..., :m] if self.options.delay else sent
         following = state[..., :n] @ self.A.T + (applied - self.u0) @ self.B.T + innovation @ self.L.T
-        return torch.cat((following, line[..., m:]), -1), applied
+        return applied, torch.cat((following, line[..., m:]), -1)
 
     def saturation(self) -> SaturationBudget:
         """Return how large innovations may be before an input can saturate, Youla inputs taking all they may.

@@ -44,26 +44,26 @@ class YoulaCell(Cell):
         """Return the arrays of the actor's cell."""
         return self.actor.cell.explicit()
 
-    def step(self, explicit: Any, state: Tensor, input: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (next state, input to send (batch, m)) for an observation (batch, p + references)."""
-        innovation, seen, hidden = self.before(state, input)
+    def step(self, explicit: Any, input: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (input to send (batch, m), next state) for an observation (batch, p + references)."""
+        innovation, seen, hidden = self.before(input, state)
         actor = self.actor
-        hidden, outputs = actor.cell.step(explicit, hidden, actor.body.scaling(actor.normalized(seen)))
-        return self.after(state, innovation, hidden, actor.head(outputs))
+        outputs, hidden = actor.cell.step(explicit, actor.body.scaling(actor.normalized(seen)), hidden)
+        return self.after(innovation, actor.head(outputs), hidden, state)
 
-    def before(self, state: Tensor, observation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the innovation, what the actor reads, and the actor's part of the state."""
-        innovation = self.controller.innovation(state, observation)
+    def before(self, observation: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the innovation (batch, p), what the actor reads, and the actor's part of the state (batch, nx)."""
+        innovation = self.controller.innovation(observation, state)
         # As the wrapper does, whose observations have the environment's number type.
         hidden = state[..., self.controller.state_size :].to(next(self.actor.parameters()).dtype)
         return innovation, self.controller.seen(innovation, observation), hidden
 
-    def after(self, state: Tensor, innovation: Tensor, hidden: Tensor, youla: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (next state, input to send) for a normalised Youla input (batch, m)."""
+    def after(self, innovation: Tensor, youla: Tensor, hidden: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (input to send, next state) for a normalised Youla input (batch, m) and the actor's next part."""
         own = state[..., : self.controller.state_size]
-        sent = self.controller.command(own, innovation, youla)
-        own, _ = self.controller.update(own, innovation, sent)
-        return torch.cat((own, hidden.to(own.dtype)), -1), sent
+        sent = self.controller.command(innovation, youla, own)
+        _, own = self.controller.update(innovation, sent, own)
+        return sent, torch.cat((own, hidden.to(own.dtype)), -1)
 
     def run(self, explicit: Any, inputs: Tensor, state: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return (outputs, final state), step by step: the observer needs each input before the next innovation."""
@@ -213,17 +213,17 @@ class YoulaPolicy(DeployedPolicy):
     def _double(self) -> bool:
         return True
 
-    def _act(self, state: Tensor, observations: Tensor, deterministic: bool) -> tuple[Tensor, np.ndarray]:
+    def _act(self, observations: Tensor, state: Tensor, deterministic: bool) -> tuple[np.ndarray, Tensor]:
         cell, inner = self.cell, self.policy
-        innovation, seen, hidden = cell.before(state, observations)
+        innovation, seen, hidden = cell.before(observations, state)
         # Through the same function as in the wrapper, so that the actions agree in every bit, exploration too.
-        hidden, numbers = inner.actor.step(hidden, seen)
+        numbers, hidden = inner.actor.step(seen, hidden)
         youla = choose(inner.action_space, numbers, inner.log_std, deterministic)
         own = state[..., : self.controller.state_size]
-        outside = self.controller.outside(self.controller.estimate(own, innovation))
-        state, sent = cell.after(state, innovation, hidden, torch.as_tensor(youla, device=state.device))
+        outside = self.controller.outside(self.controller.estimate(innovation, own))
+        sent, state = cell.after(innovation, torch.as_tensor(youla, device=state.device), hidden, state)
         self.monitor.count(outside, self.controller.saturated(sent))
-        return state, sent.cpu().numpy().astype(self.action_space.dtype)
+        return sent.cpu().numpy().astype(self.action_space.dtype), state
 
 
 def _check_reads(policy: DeployedPolicy, controller: BaseController) -> None:

@@ -49,7 +49,7 @@ class _Loop(Changing):
     def begin(self, observation: Tensor, rows: Tensor | None = None) -> Tensor:
         """Return what the policies read where episodes begin in `rows` (count,) bool, None: all; the others keep it."""
         state, applied = self.base.initial_state(self.count), self.base.u0.expand(self.count, -1)
-        innovation = self.base.innovation(state, observation)
+        innovation = self.base.innovation(observation, state)
         seen = self.base.seen(innovation, observation)
         exits, saturations = torch.zeros_like(self.exits), torch.zeros_like(self.saturations)
         if rows is not None and self.seen is not None:
@@ -65,20 +65,20 @@ class _Loop(Changing):
 
     def command(self, youla: Tensor) -> Tensor:
         """Return the inputs to send, float64; nothing changes."""
-        return self.base.command(self.state, self.innovation, youla)
+        return self.base.command(self.innovation, youla, self.state)
 
     def proceed(self, sent: Tensor, observation: Tensor) -> Tensor:
         """Return what the policies read after `sent` led to `observation`."""
-        self.state, self.applied = self.base.update(self.state, self.innovation, sent)
-        self.innovation = self.base.innovation(self.state, observation)
+        self.applied, self.state = self.base.update(self.innovation, sent, self.state)
+        self.innovation = self.base.innovation(observation, self.state)
         self.seen = seen = self.base.seen(self.innovation, observation)
-        self.exits = self.exits + self.base.outside(self.base.estimate(self.state, self.innovation))
+        self.exits = self.exits + self.base.outside(self.base.estimate(self.innovation, self.state))
         self.saturations = self.saturations + self.base.saturated(sent)
         return seen.clone()
 
     def info(self) -> dict[str, Tensor]:
         """Return copies of the last applied inputs, the innovations and the estimates, in the plant's units."""
-        estimate = self.base.estimate(self.state, self.innovation)
+        estimate = self.base.estimate(self.innovation, self.state)
         return {
             "applied_input": self.applied.clone(), "innovation": self.innovation.clone(), "estimate": estimate,
             "region_exits": self.exits.clone(), "saturations": self.saturations.clone(),
@@ -342,7 +342,7 @@ def uninfluenced(plant: Plant) -> tuple[int, ...]:
     moved = torch.zeros(plant.observation_size, dtype=torch.bool)
     for _ in range(2 * plant.state_size):
         drawn = torch.rand(2, plant.action_size, generator=generator, dtype=torch.float64)
-        state = plant.step(state, low + (high - low) * drawn, params)
+        state = plant.advance(state, low + (high - low) * drawn, params)
         one, other = plant.observe(state, params)
         moved |= one != other
     return tuple((~moved).nonzero().squeeze(-1).tolist())

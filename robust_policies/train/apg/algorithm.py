@@ -163,9 +163,9 @@ class AnalyticPolicyGradient:
             before = self._features(world.state).detach() if self.value is not None else weight
             if ahead is None:
                 observed = world.observation if perturbed is None else world.observation + perturbed[t]
-                memory, output = self.actor.cell.step(explicit, world.memory, self.inputs(observed))
+                output, memory = self.actor.cell.step(explicit, self.inputs(observed), world.memory)
             else:
-                memory, output = ahead[1], ahead[0][t]
+                output, memory = ahead[0][t], ahead[1]
             action = self._action(output, _at(explored, t))
             after = transition(plant, world.state, action, self.params, _at(process, t), _at(measurement, t))
             reward = after.reward.double()
@@ -199,7 +199,7 @@ class AnalyticPolicyGradient:
             running = torch.ones(episodes, dtype=torch.bool, device=self.device)
             length = torch.zeros(episodes, dtype=torch.float64, device=self.device)
             for _ in range(self.limit):
-                memory, output = self.actor.cell.step(explicit, world.memory, self.inputs(world.observation))
+                output, memory = self.actor.cell.step(explicit, self.inputs(world.observation), world.memory)
                 noises = (
                     self._normal(generator, episodes, size)
                     for size in (plant.process_noise_size, plant.measurement_noise_size)
@@ -305,7 +305,7 @@ class AnalyticPolicyGradient:
         nothing = torch.zeros(self.num_envs, plant.action_size, dtype=state.dtype, device=self.device)
         with torch.no_grad():
             for t in range(self.settings.horizon - 1):
-                state = plant.step(state, nothing, self.params, _at(process, t))
+                state = plant.advance(state, nothing, self.params, _at(process, t))
                 observations.append(plant.observe(state, self.params, _at(measurement, t)))
         return self.actor.cell.run(explicit, self.inputs(torch.stack(observations)), world.memory, None)
 

@@ -101,12 +101,12 @@ class Stage:
         seen: list[tuple[Tensor, ...]] = []
         with torch.no_grad():
             for _ in range(steps):
-                label, follow = teacher.act(taught, observation, starts)
+                label, follow = teacher.act(observation, taught, starts)
                 label = label.float().clamp(self.low, self.high)
                 action = label
                 if student is not None and hidden is not None:
                     hidden = hidden.masked_fill(starts.unsqueeze(-1), 0.0)
-                    hidden, mean = student.step(hidden, observation)
+                    mean, hidden = student.step(observation, hidden)
                     drawn = (torch.rand(self.count, 1, generator=generator) < chance).to(self.device)
                     action = torch.where(drawn, label, mean.float().clamp(self.low, self.high))
                 taught = follow(action)
