@@ -59,7 +59,7 @@ class SB3VecEnv(VecEnv):
         return observation.cpu().numpy()
 
     def step_async(self, actions: np.ndarray) -> None:
-        """Keep the actions (num_envs, action_size) for `step_wait`."""
+        """Keep the actions (n, nu) for `step_wait`."""
         self._actions = actions
 
     def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import types
 from typing import Any, TypeVar
 
 import gymnasium
@@ -31,12 +32,17 @@ IMPLEMENTATIONS: dict[str, type[Perturbation]] = {
 }
 
 
-Base = TypeVar("Base", bound=type)
+W = TypeVar("W")
 
 
-def made(base: Base, module: str) -> dict[str, Base]:
+def made(base: type[W], module: str) -> dict[str, type[W]]:
     """Return one subclass of a wrapper's `base` for each specification, by name, as if written in `module`."""
-    return {name: type(base)(name, (base,), {"Spec": spec, "__module__": module}) for name, spec in SPECS.items()}
+    return {
+        name: types.new_class(
+            name, (base,), exec_body=lambda body, spec=spec: body.update(Spec=spec, __module__=module)
+        )
+        for name, spec in SPECS.items()
+    }
 
 
 def signature(spec: type[Spec]) -> inspect.Signature:

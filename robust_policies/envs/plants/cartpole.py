@@ -213,7 +213,7 @@ class CartPolePlant(Plant):
         return ~(beyond <= 0.0)
 
     def energy(self, state: torch.Tensor, params: Params) -> torch.Tensor:
-        """Return the kinetic and potential energy (...) in J; the potential one is zero where the pole is level."""
+        """Return the energy [J] of states (..., nx); the potential part is zero where the pole is level."""
         _, speed, angle, turning = state.unbind(-1)
         total = params["masscart"] + params["masspole"]
         moment = params["masspole"] * params["length"]

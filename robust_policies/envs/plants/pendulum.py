@@ -134,7 +134,7 @@ class PendulumPlant(Plant):
         return -(self.cost.angle * wrapped**2 + self.cost.speed * speed**2 + self.cost.torque * torque**2)
 
     def energy(self, state: torch.Tensor, params: Params) -> torch.Tensor:
-        """Return the energy m l^2 theta'^2 / 6 + m g l cos(theta) / 2 (...) in J, for a uniform rod."""
+        """Return the energy m l^2 theta'^2 / 6 + m g l cos(theta) / 2 [J] of states (..., nx), for a uniform rod."""
         angle, speed = state.unbind(-1)
         moment = params["mass"] * params["length"]
         return moment * params["length"] * speed**2 / 6.0 + moment * params["gravity"] * angle.cos() / 2.0

@@ -267,7 +267,7 @@ class QuadrotorPlant(Plant):
         )
 
     def energy(self, state: torch.Tensor, params: Params) -> torch.Tensor:
-        """Return the kinetic and potential energy (...) [J], zero at rest at z = 0."""
+        """Return the kinetic and potential energy [J] of states (..., nx), zero at rest at z = 0."""
         position, _, velocity, omega, _ = state.split((3, 4, 3, 3, 1), dim=-1)
         moving = params["mass"] * velocity.square().sum(-1)
         for axis, rate in zip("xyz", omega.unbind(-1), strict=True):
