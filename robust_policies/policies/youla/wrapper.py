@@ -25,7 +25,8 @@ from robust_policies.control.linearize import linearize_plant
 from robust_policies.control.lqg import Estimator, LQGDesign
 from robust_policies.control.lqg import design as lqg_design
 from robust_policies.control.scope import scope_of
-from robust_policies.envs.perturb.wrapping import plain_tensors, tensor_of
+from robust_policies.envs.parameters import plain_tensors
+from robust_policies.envs.perturb.wrapping import tensor_of
 from robust_policies.envs.plant import Plant
 from robust_policies.envs.wrappers import Changing, TensorWrapper
 from robust_policies.errors import InvalidValueError, NonFiniteError, ShapeError, UnknownNameError

@@ -13,7 +13,7 @@ from robust_policies.files.settings import Strict
 class TaskSection(Strict):
     """What to control."""
 
-    id: str = Field(description="Gymnasium id, ours (robust_policies/Pendulum-v0) or any other")
+    id: str = Field(description="Gymnasium id, ours (robust_policies/Pendulum-v0) or any other, or module:id")
     num_envs: int = Field(default=32, ge=1, description="environments stepped side by side")
     kwargs: dict[str, Any] = Field(default_factory=dict, description="passed on to the environment")
     perturbations: list[Any] = Field(default_factory=list, description="wrappers, such as ObservationDelay: 2")
