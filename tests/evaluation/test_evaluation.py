@@ -38,7 +38,7 @@ def runs(tmp_path_factory):
         save_policy(make_policy(name), root / name)
         (root / name / "recipe.yaml").write_text(f"schema: 1\ntask:\n  id: {OURS}\n")
         evaluate_run(root / name, suite=tiny_suite(), tasks=[OURS])
-        certify_run(root / name, steps=10)
+        certify_run(root / name, steps=5)
     return root
 
 

@@ -180,8 +180,8 @@ def test_drag_slows_the_quadrotor_exponentially():
     [
         (torch.float32, 500, 1e-6),
         (torch.float64, 500, 1e-12),
-        pytest.param(torch.float32, 4000, 1e-6, marks=pytest.mark.slow),
-        pytest.param(torch.float64, 4000, 1e-12, marks=pytest.mark.slow),
+        pytest.param(torch.float32, 4000, 1e-6, marks=pytest.mark.soak),
+        pytest.param(torch.float64, 4000, 1e-12, marks=pytest.mark.soak),
     ],
 )
 def test_random_actions_leave_everything_finite_within_limits_even_without_resets(dtype, steps, tolerance):

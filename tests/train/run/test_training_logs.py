@@ -6,7 +6,7 @@ import signal
 import pytest
 from event_files import scalars
 from rich.console import Console
-from slow_cases import some_slow
+from soak_cases import some_soak
 from stopping import StopAt
 from tiny_recipe import TINY
 
@@ -76,7 +76,7 @@ def test_the_certificate_in_the_log_is_that_of_the_policy(tmp_path):
     assert tags["certificate/found_gain"][-1][1] <= empirical_gain(policy).gain * (1 + 1e-6)
 
 
-@pytest.mark.parametrize("algorithm", some_slow(RECIPES, "tensor_ppo"))
+@pytest.mark.parametrize("algorithm", some_soak(RECIPES, "tensor_ppo"))
 def test_looking_at_the_gain_changes_nothing_else(algorithm, tmp_path):
     for name, every in (("often", 1), ("never", 0)):
         train(recipe_of(algorithm, f"checkpoints.certify_every={every}", "algorithm.total_steps=800"), tmp_path / name)
@@ -101,7 +101,7 @@ def test_choices_have_no_gain(tmp_path):
     assert make_sb3_vec_env("robust_policies/CartPole-v0").action_space.n == 2
 
 
-@pytest.mark.parametrize("algorithm", some_slow(RECIPES, "tensor_ppo"))
+@pytest.mark.parametrize("algorithm", some_soak(RECIPES, "tensor_ppo"))
 def test_the_log_of_a_resumed_run_has_each_step_once(algorithm, tmp_path):
     recipe = recipe_of(algorithm, "checkpoints.every=800")
     with pytest.raises(TrainingInterruptedError):
@@ -113,7 +113,7 @@ def test_the_log_of_a_resumed_run_has_each_step_once(algorithm, tmp_path):
         assert resumed[tag] == whole[tag], tag
 
 
-@pytest.mark.parametrize("algorithm", some_slow(RECIPES, "tensor_ppo"))
+@pytest.mark.parametrize("algorithm", some_soak(RECIPES, "tensor_ppo"))
 @pytest.mark.parametrize("terminal", [True, False])
 def test_one_display_shows_return_speed_and_time_left(algorithm, terminal, tmp_path):
     console = Console(file=io.StringIO(), force_terminal=terminal, width=160)

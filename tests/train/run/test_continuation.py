@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from slow_cases import some_slow
+from soak_cases import some_soak
 from stopping import StopAt
 from tiny_recipe import TINY
 
@@ -54,6 +54,9 @@ CASES = {
     ),
 }  # fmt: skip
 
+# Where the tests of training lie, for processes of their own.
+FOLDERS = [str(folder) for folder in Path(__file__).parents[:2]]
+
 
 def recipe_of(case):
     name, assignments = CASES[case]
@@ -79,7 +82,7 @@ def end_of(folder):
     }
 
 
-@pytest.mark.parametrize("case", some_slow(CASES, "recurrent_ppo", "tensor_ppo", "apg"))
+@pytest.mark.parametrize("case", some_soak(CASES, "recurrent_ppo", "tensor_ppo", "apg"))
 def test_it_ends_with_the_same_numbers(case, tmp_path):
     recipe = recipe_of(case)
     train(recipe, tmp_path / "whole")
@@ -96,7 +99,7 @@ def test_it_ends_with_the_same_numbers(case, tmp_path):
 
 KILLED = """
 import signal, sys, torch
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {folders!r}
 from stopping import StopAt
 from test_continuation import recipe_of
 from robust_policies.train import train
@@ -105,11 +108,11 @@ train(recipe_of({case!r}), {folder!r}, reporter=StopAt(1300, signal.SIGKILL))
 """
 
 
-@pytest.mark.parametrize("case", some_slow(["recurrent_ppo", "tensor_ppo", "apg"], "tensor_ppo"))
+@pytest.mark.parametrize("case", some_soak(["recurrent_ppo", "tensor_ppo", "apg"], "tensor_ppo"))
 def test_it_does_after_a_kill_too(case, tmp_path):
     recipe = recipe_of(case)
     killed = tmp_path / "killed"
-    code = KILLED.format(tests=str(Path(__file__).parent), case=case, folder=str(killed))
+    code = KILLED.format(folders=FOLDERS, case=case, folder=str(killed))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == -signal.SIGKILL, done.stderr
@@ -130,11 +133,8 @@ def test_other_environments_begin_anew_and_a_warning_says_so(tmp_path):
         assert train(recipe, tmp_path / "run", resume=True).num_timesteps == 800
 
 
-def test_a_checkpoint_holds_no_pickle_and_reads_none(tmp_path, monkeypatch):
-    recipe = recipe_of("recurrent_ppo")
-    with pytest.raises(TrainingInterruptedError):
-        train(recipe, tmp_path / "run", reporter=StopAt(900))
-    checkpoint = checkpoints_in(tmp_path / "run" / "checkpoints")[-1]
+def test_a_checkpoint_holds_no_pickle_and_reads_none(tiny, stopped, monkeypatch):
+    checkpoint = checkpoints_in(stopped / "checkpoints")[-1]
     assert {path.suffix for path in checkpoint.iterdir()} == {".safetensors", ".json"}
 
     def refused(*args, **kwargs):
@@ -143,7 +143,7 @@ def test_a_checkpoint_holds_no_pickle_and_reads_none(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(torch, "load", refused)
         patch.setattr(pickle, "load", refused)
-        assert train(recipe, tmp_path / "run", resume=True).num_timesteps == 1600
+        assert train(tiny, stopped, resume=True).num_timesteps == 1600
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):

@@ -1,13 +1,13 @@
-"""A million steps of random actions, half beyond the limits, in every environment: finite, in bounds, within limits."""
+"""Random actions, half beyond the limits, in every environment: finite, in bounds, within limits.
+
+A few whole episodes in the suite, a million steps in the soak.
+"""
 
 import gymnasium
 import pytest
 import torch
-from env_cases import ENDLESS_IDS, ours
+from env_cases import ENDLESS_IDS, every_id, every_kind, ours
 
-from robust_policies.envs import ENV_IDS
-
-STEPS = 1_000_000
 ROUNDING = 1e-9
 
 
@@ -43,13 +43,22 @@ def threads():
     torch.set_num_threads(before)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("env_id", ENV_IDS)
+@every_kind
+def test_a_few_episodes_of_random_steps_stay_finite_and_within_limits(env_id, threads):
+    check_random_steps(env_id, 6_000)
+
+
+@pytest.mark.soak
+@every_id
 def test_a_million_random_steps_stay_finite_and_within_limits(env_id, threads):
-    # Whole episodes to beyond their time limit, in as many environments as make a million.
+    check_random_steps(env_id, 1_000_000)
+
+
+def check_random_steps(env_id, total):
+    # Whole episodes to beyond their time limit, in as many environments as make the total.
     limit = ours(env_id, count=1).max_episode_steps
     steps = limit + 1
-    env = ours(env_id, count=-(-STEPS // steps))
+    env = ours(env_id, count=-(-total // steps))
     # MuJoCo has as many threads as torch had; torch's own only wait for each other in batches this small.
     torch.set_num_threads(1)
     plant, generator = env.plant, torch.Generator().manual_seed(0)
@@ -73,7 +82,7 @@ def test_a_million_random_steps_stay_finite_and_within_limits(env_id, threads):
             assert not plant.terminated(state, env.prepared).any(), step
         assert (env.elapsed < limit).all(), step
         terminations, truncations = terminations + int(terminated.sum()), truncations + int(truncated.sum())
-    assert env.num_envs * steps >= STEPS
+    assert env.num_envs * steps >= total
     assert (terminations > 0) == (plant.terminates and env_id not in ENDLESS_IDS)
     if not terminations:
         assert truncations == env.num_envs

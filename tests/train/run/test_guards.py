@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from slow_cases import some_slow
+from soak_cases import some_soak
 from tiny_recipe import TINY
 
 from robust_policies.envs import TorchVectorEnv
@@ -29,6 +29,9 @@ RECIPES = {
 # Beyond what a processor can address, so that asking for it fails at once wherever memory is promised in advance.
 TOO_MANY = 10**14
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+# Where the tests of training lie, for processes of their own.
+FOLDERS = [str(folder) for folder in Path(__file__).parents[:2]]
 
 
 def recipe_of(algorithm, *more):
@@ -124,7 +127,7 @@ def test_gradient_norms_are_those_before_clipping_and_a_bad_step_is_refused():
     assert torch.isnan(layer.weight).all()
 
 
-@pytest.mark.parametrize("algorithm", some_slow(RECIPES, "tensor_ppo", "apg"))
+@pytest.mark.parametrize("algorithm", some_soak(RECIPES, "tensor_ppo", "apg"))
 def test_a_reached_return_ends_the_run_with_the_policy_that_reached_it(algorithm, tmp_path):
     recipe = recipe_of(algorithm, "checkpoints.stop_at_reward=-5000")
     result = train(recipe, tmp_path / "run")
@@ -157,7 +160,7 @@ def test_deterministic_algorithms_are_asked_for_and_recorded(algorithm, tmp_path
 
         stop = lambda self: None  # noqa: E731
 
-    recipe = recipe_of(algorithm, "deterministic=true", "algorithm.total_steps=800")
+    recipe = recipe_of(algorithm, "deterministic=true", "algorithm.total_steps=400")
     for name in "ab":
         train(recipe, tmp_path / name, reporter=Looks())
     assert seen == [True, True]
@@ -201,7 +204,7 @@ def test_every_library_that_has_no_memory_is_understood_and_other_errors_pass():
 
 FULL_DISK = """
 import resource, sys, torch
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {folders!r}
 from test_guards import recipe_of
 from robust_policies.train import train
 from robust_policies.train.run.progress import Silent
@@ -220,10 +223,10 @@ except Exception as error:
 """
 
 
-@pytest.mark.parametrize("algorithm", some_slow(RECIPES, "tensor_ppo"))
+@pytest.mark.parametrize("algorithm", some_soak(RECIPES, "tensor_ppo"))
 def test_a_disk_without_room_leaves_the_last_checkpoint_whole(algorithm, tmp_path):
     folder = tmp_path / "run"
-    code = FULL_DISK.format(tests=str(Path(__file__).parent), algorithm=algorithm, folder=str(folder))
+    code = FULL_DISK.format(folders=FOLDERS, algorithm=algorithm, folder=str(folder))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT)
     (line,) = done.stdout.strip().splitlines()
     assert line.startswith(DiskError.__name__), done.stderr
@@ -237,7 +240,7 @@ def test_a_disk_without_room_leaves_the_last_checkpoint_whole(algorithm, tmp_pat
 
 HOLDS = """
 import sys, time, torch
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {folders!r}
 from test_guards import recipe_of
 from robust_policies.train import train
 from robust_policies.train.run.progress import Silent
@@ -256,7 +259,7 @@ train(recipe_of("tensor_ppo"), {folder!r}, reporter=Waits())
 
 def test_a_run_folder_in_use_by_another_process_is_refused_and_left_alone(tmp_path):
     folder = tmp_path / "run"
-    code = HOLDS.format(tests=str(Path(__file__).parent), folder=str(folder))
+    code = HOLDS.format(folders=FOLDERS, folder=str(folder))
     other = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
     )

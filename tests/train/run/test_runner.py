@@ -6,21 +6,20 @@ import numpy as np
 import pytest
 import torch
 from event_files import scalars
-from stopping import StopAt
 from tiny_recipe import TINY
 
 from robust_policies.errors import DeviceError, InvalidValueError, SchemaError, UnknownNameError
 from robust_policies.policies import load_policy
-from robust_policies.train import RunFolder, TrainingInterruptedError, load_recipe, open_run, train
+from robust_policies.train import RunFolder, load_recipe, open_run, train
 from robust_policies.train.environment import make_env
 from robust_policies.train.ppo.continuation import read_checkpoint
 from robust_policies.train.ppo.run import make_model
 from robust_policies.train.run.checkpoints import checkpoints_in
 
 
-def test_a_run_folder_has_its_files_and_sb3s_scalars(tiny, tmp_path):
-    result = train(tiny, tmp_path / "run")
-    run = open_run(tmp_path / "run")
+def test_a_run_folder_has_its_files_and_sb3s_scalars(tiny, finished_once):
+    result = finished_once
+    run = open_run(result.folder)
     assert result.num_timesteps == 1600
     for path in (run.recipe, run.policy_zip, run.policy_json, run.policy_safetensors, run.provenance):
         assert path.is_file(), path
@@ -37,9 +36,8 @@ def test_a_run_folder_has_its_files_and_sb3s_scalars(tiny, tmp_path):
     assert result.best_reward == pytest.approx(max(value for _, value in tags["eval/mean_reward"]), rel=1e-5)
 
 
-def test_the_kept_policy_is_the_best_one(tiny, tmp_path):
-    train(tiny, tmp_path / "run")
-    run = RunFolder(tmp_path / "run")
+def test_the_kept_policy_is_the_best_one(finished_once):
+    run = RunFolder(finished_once.folder)
     observation = np.array([[0.5, 0.8, 1.0]], dtype=np.float32)
     kept, _ = load_policy(run.path).predict(observation)
     best, _ = load_policy(run.checkpoints / "best").predict(observation)
@@ -65,44 +63,39 @@ def test_the_policy_of_every_evaluation_is_kept_if_asked_for(algorithm, tmp_path
     assert not np.array_equal(found[0], found[1])
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_seed_does_not(tiny, tmp_path):
-    other = load_recipe("pendulum_r2dn_gamma6", TINY, seed=1)
-    for name, recipe in (("a", tiny), ("b", tiny), ("c", other)):
+def test_the_same_seed_gives_the_same_weights_and_another_seed_does_not(tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        recipe = load_recipe("pendulum_r2dn_gamma6", [*TINY, "algorithm.total_steps=400"], seed=seed)
         train(recipe, tmp_path / name)
     weights = [(tmp_path / name / "policy.safetensors").read_bytes() for name in "abc"]
     assert weights[0] == weights[1]
     assert weights[0] != weights[2]
 
 
-def test_an_interrupted_run_is_continued_to_its_end(tiny, tmp_path):
-    with pytest.raises(TrainingInterruptedError, match="--resume"):
-        train(tiny, tmp_path / "run", reporter=StopAt(900))
-    run = RunFolder(tmp_path / "run")
+def test_an_interrupted_run_is_continued_to_its_end(tiny, stopped):
+    run = RunFolder(stopped)
     assert not run.policy_json.exists()
     assert checkpoints_in(run.checkpoints)[-1].name == "step_000000000800"
-    result = train(tiny, tmp_path / "run", resume=True)
+    result = train(tiny, stopped, resume=True)
     assert result.num_timesteps == 1600
     assert open_run(run.path).policy_json.is_file()
     steps = [step for step, _ in scalars(run)["time/fps"]]
     assert max(steps) == 1600
 
 
-def test_a_continued_run_starts_from_the_weights_and_optimizer_of_the_checkpoint(tiny, tmp_path):
-    with pytest.raises(TrainingInterruptedError):
-        train(tiny, tmp_path / "run", reporter=StopAt(900))
+def test_a_continued_run_starts_from_the_weights_and_optimizer_of_the_checkpoint(tiny, stopped):
     env = make_env(tiny, 4, 0, "cpu", training=True)
     model = make_model(tiny, env)
-    progress, _ = read_checkpoint(RunFolder(tmp_path / "run").checkpoints, model)
+    progress, _ = read_checkpoint(RunFolder(stopped).checkpoints, model)
     assert (progress.num_timesteps, model.num_timesteps, model._n_updates) == (800, 800, 4)
     assert model.policy.optimizer.state_dict()["state"]
     assert model.get_vec_normalize_env().ret_rms.count > 700
 
 
-def test_a_finished_run_is_left_as_it_is_by_resume(tiny, tmp_path):
-    train(tiny, tmp_path / "run")
-    before = (tmp_path / "run" / "policy.safetensors").read_bytes()
-    assert train(tiny, tmp_path / "run", resume=True).num_timesteps == 1600
-    assert (tmp_path / "run" / "policy.safetensors").read_bytes() == before
+def test_a_finished_run_is_left_as_it_is_by_resume(tiny, finished):
+    before = (finished / "policy.safetensors").read_bytes()
+    assert train(tiny, finished, resume=True).num_timesteps == 1600
+    assert (finished / "policy.safetensors").read_bytes() == before
 
 
 def test_a_folder_in_use_or_of_another_recipe_is_refused(tiny, tmp_path):
@@ -142,12 +135,11 @@ def test_a_device_that_is_not_there_is_refused(tiny, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_folder_of_a_newer_version_is_refused(tiny, tmp_path):
-    train(tiny, tmp_path / "run")
-    path = tmp_path / "run" / "provenance.json"
+def test_a_run_folder_of_a_newer_version_is_refused(finished):
+    path = finished / "provenance.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 99}))
     with pytest.raises(SchemaError, match="99"):
-        open_run(tmp_path / "run")
+        open_run(finished)
 
 
 def test_numpy_environments_train_too(tmp_path):

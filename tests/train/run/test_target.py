@@ -1,6 +1,9 @@
 """A recipe's target: what training must reach by when, said at the end, kept in the run folder, shown in the report."""
 
+import shutil
+
 import pytest
+import torch
 from stopping import StopAt
 from tiny_recipe import TINY
 
@@ -46,10 +49,26 @@ def test_an_evaluation_after_the_steps_does_not_count():
     assert outcome(None, Progress()) is None
 
 
-@pytest.mark.parametrize(("reward", "steps", "reached"), [(-1e4, 1600, 800), (0.0, 1600, None), (-1e4, 799, None)])
-def test_training_says_what_came_of_it(reward, steps, reached, tmp_path):
-    result = train(recipe_with(reward, steps), tmp_path / "run")
-    provenance = open_run(tmp_path / "run").read_provenance()
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What `train` returns of a recipe whose target is reached, missed, reached too late, and of one without."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("targets")
+    recipes = {
+        "reached": recipe_with(-1e4, 1600),
+        "missed": recipe_with(0.0, 1600),
+        "late": recipe_with(-1e4, 799),
+        "none": load_recipe("pendulum_r2dn_gamma6", [*TINY, "target=null"]),
+    }
+    return {name: train(recipe, folder / name) for name, recipe in recipes.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "reward", "reached"), [("reached", -1e4, 800), ("missed", 0.0, None), ("late", -1e4, None)]
+)
+def test_training_says_what_came_of_it(name, reward, reached, results):
+    result = results[name]
+    provenance = open_run(result.folder).read_provenance()
     assert result.target is not None
     assert result.target.reached_steps == reached
     assert provenance["target"]["reached_steps"] == reached
@@ -59,16 +78,12 @@ def test_training_says_what_came_of_it(reward, steps, reached, tmp_path):
     assert max(entry[2] for entry in provenance["evaluations"]) == result.best_reward
 
 
-def test_the_report_shows_it_and_a_recipe_without_one_has_none(tmp_path):
-    for name, recipe in (
-        ("reached", recipe_with(-1e4, 1600)),
-        ("missed", recipe_with(0.0, 1600)),
-        ("none", load_recipe("pendulum_r2dn_gamma6", [*TINY, "target=null"])),
-    ):
-        result = train(recipe, tmp_path / name)
-        assert (result.target is None) == (name == "none")
-        certify_run(tmp_path / name)
-    pages = {name: write_report(tmp_path / name).read_text() for name in ("reached", "missed", "none")}
+def test_the_report_shows_it_and_a_recipe_without_one_has_none(results):
+    pages = {}
+    for name in ("reached", "missed", "none"):
+        assert (results[name].target is None) == (name == "none")
+        certify_run(results[name].folder, steps=2)
+        pages[name] = write_report(results[name].folder).read_text()
     assert "<span class='badge PASS'>reached</span> at 800 steps" in pages["reached"]
     assert "<span class='badge VIOLATED'>not reached</span>" in pages["missed"]
     assert "Target return" not in pages["none"]
@@ -84,9 +99,9 @@ def test_evaluations_from_before_an_interruption_count(tmp_path):
     assert [entry[0] for entry in RunFolder(tmp_path / "run").read_provenance()["evaluations"]] == [800, 1600]
 
 
-def test_another_target_is_no_other_training(tmp_path):
-    train(recipe_with(-1e4, 1600), tmp_path / "run")
-    result = train(recipe_with(0.0, 1600), tmp_path / "run", resume=True)
+def test_another_target_is_no_other_training(results, tmp_path):
+    run = shutil.copytree(results["reached"].folder, tmp_path / "run")
+    result = train(recipe_with(0.0, 1600), run, resume=True)
     assert result.target is not None
     assert not result.target.reached
 

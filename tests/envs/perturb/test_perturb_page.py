@@ -7,7 +7,7 @@ import pytest
 
 from robust_policies.envs.perturb import NAMES, SPECS, parse
 
-PAGE = Path(__file__).parents[2] / "docs" / "perturbations.md"
+PAGE = Path(__file__).parents[3] / "docs" / "perturbations.md"
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """MuJoCo-Warp does what the C library does; here on the CPU, where it is for testing."""
 
+import importlib.util
 import sys
 
 import pytest
@@ -8,7 +9,8 @@ import torch
 from robust_policies.envs import load_plant
 from robust_policies.errors import InvalidValueError
 
-pytest.importorskip("mujoco_warp")
+# Not imported here: MuJoCo-Warp takes five seconds, of every process that collects the tests.
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("mujoco_warp") is None, reason="the extra warp is missing")
 CPU = torch.device("cpu")
 FOR_TESTING = "ignore:MuJoCo-Warp runs on the CPU"
 

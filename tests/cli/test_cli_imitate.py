@@ -39,7 +39,7 @@ def test_it_says_how_well_it_learnt_and_what_is_proven(command, tmp_path):
 
 
 def test_the_new_folder_is_certified_and_evaluated_like_any_other(command, tmp_path):
-    suite = Path(__file__).with_name("tiny_suite.yaml")
+    suite = Path(__file__).parents[1] / "tiny_suite.yaml"
     quick = [*QUICK, "algorithm.rounds=1", "evaluation.episodes=2", "evaluation.seeds=[0]", "evaluation.sizes=[0.0]",
              f"evaluation.suite={suite}", "task.kwargs={max_episode_steps: 20}"]  # fmt: skip
     status, out, lines = command("lqg", "--task", MASS, "--gamma", "4", "--no-report", "--set", *quick)
