@@ -16,17 +16,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1] / "robust_policies"
-PACKAGES = ("networks",)
+PACKAGES = ("networks", "envs")
 
 ARRAYS = re.compile(r"\b(Tensor|ndarray|Array|ArrayLike|NDArray)\b")
-_WORDS = (
-    "actions? activations? axes batch cells? channels columns count entries envs? episodes features hidden horizon "
-    "inputs? length members? noises? observations? outputs? parameters? points rates? rows runs samples sizes? starts? "
-    "states? steps? time times values? width window"
+_COUNTS = (
+    "axes batch cells? channels columns count entries envs? episodes horizon length members? points rates? rows runs "
+    "samples sizes? starts? steps? time times width window"
 ).replace(" ", "|")
-_SIZE = rf"(?:\d+|\.\.\.|\*?[A-Za-z]{{1,2}}\d?(?:_\w+)?|n[a-z]{{1,3}}|{_WORDS})"
+# What there may be any number of, but a tuple of these alone is a tuple of values: (state, action).
+_THINGS = "actions? activations? features hidden inputs? noises? observations? outputs? parameters? states? values?"
+_SIZE = rf"(?:\d+|\.\.\.|\*?[A-Za-z]{{1,2}}\d?(?:_\w+)?|{_COUNTS})"
 _GROUP = re.compile(r"\([^()]*(?:\([^()]*\)[^()]*)*\)")
-_TOKEN = re.compile(rf"^{_SIZE}$")
+_TOKEN = re.compile(rf"^(?:{_SIZE}|{_THINGS.replace(' ', '|')})$")
+_NUMBER = re.compile(rf"^{_SIZE}$")
 _WORD = re.compile(r"\b(?:shapes?|scalars?|entry by entry|elementwise)\b")
 RAISES = re.compile(r"\b[Rr]aises?\b")
 
@@ -54,7 +56,8 @@ def _is_shape(inner: str) -> bool:
         tokens.pop()
     elif len(sizes) < 2:
         return False
-    return all(one and all(_TOKEN.match(token) for token in one) for one in tokens)
+    known = all(one and all(_TOKEN.match(token) for token in one) for one in tokens)
+    return known and any(_NUMBER.match(token) for one in tokens for token in one)
 
 
 def _tree(path: Path) -> ast.Module:
@@ -150,6 +153,7 @@ def test_array_functions_say_shapes_and_errors(package):
         ("Return (next state, output) by the model's equations.", False),
         ("Return the least value (see above).", False),
         ("Return the values (outputs, the empty state).", False),
+        ("Return the step from (state, action).", False),
     ],
 )
 def test_what_counts_as_a_shape(text, says):

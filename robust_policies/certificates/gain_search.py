@@ -206,6 +206,8 @@ def search(model: Map, base: Tensor, delta: Tensor, units: Tensor, generator: to
 def mutated(parents: Pairs, units: Tensor, count: int, generator: torch.Generator) -> Pairs:
     """Return `count` bases near those of the parents, changed everywhere or over a stretch of time only.
 
+    Sequences are (steps, batch, nu); `units` (nu,) are what the model calls one of each input.
+
     The linearization of a network of piecewise constant slopes has no gradient to follow but is cheap to look at.
     """
     steps, batch, nu = parents.base.shape
@@ -228,6 +230,8 @@ def _joined(found: list[Pairs]) -> Pairs:
 def evaluate(model: Map, base: Tensor, delta: Tensor) -> Pairs:
     """Return the pairs with their gains |y_a - y_b| / |u_a - u_b|, less what may be rounding.
 
+    u_a, u_b = base +- delta / 2, both (steps, batch, nu).
+
     The outputs are computed twice, by the model's fast path and step by step. Where large numbers cancel inside the
     network the two differ; ten times their difference and the last place of the outputs are taken off.
     """
@@ -247,7 +251,10 @@ def evaluate(model: Map, base: Tensor, delta: Tensor) -> Pairs:
 
 
 def power_iteration(model: Map, base: Tensor, delta: Tensor, iterations: int) -> Pairs:
-    """Return small differences along the leading right singular vectors of the linearization at `base`."""
+    """Return small differences along the leading right singular vectors of the linearization at `base`.
+
+    `base` and `delta`, where the iteration begins, are (steps, batch, nu), and so is the result.
+    """
     direction = delta / norm(delta).clamp(min=1e-300)
     if iterations:
         tangent = Linearization(model, base)
@@ -311,6 +318,8 @@ class Linearization:
 
 def ascend(model: Map, pairs: Pairs, units: Tensor, iterations: int, widest: float = 0.3) -> Pairs:
     """Return the best pairs on the way of Adam up the log central secant, over (base, direction, log size).
+
+    Sequences are (steps, batch, nu); `units` (nu,) are what the model calls one of each input.
 
     Steps of the base are relative to its size, in the model's units; the first sizes differ from sample to sample,
     from a tenth of the base upwards, because kinks and saturations are crossed by large differences only.

@@ -9,8 +9,9 @@ Sizes: A (nx, nx), B1 (nx, nv), B2 (nx, nu), C1 (nv, nx), C2 (ny, nx), D12 (nv, 
 free X (2 nx, 2 nx), p (1,) and Y (nx, nx). An ill-conditioned H or E raises torch's LinAlgError.
 
 Source: Barbara, Wang & Manchester, "R2DN" (arXiv 2504.01250), section IV for the model, section V for the contracting
-(eqs. 20-21) and the Lipschitz form (section V-C, eqs. 24-26). There D22 = 0 and V, W are bounded each alone; the
-feedthrough here is complete, and its derivation is this package's own.
+(eqs. 20-21) and the Lipschitz form (section V-C, eqs. 24-26); the numbers are as another public implementation of it,
+tsfast, cites them. There D22 = 0 and V, W are bounded each alone; the feedthrough here is complete, and its derivation
+is this package's own.
 """
 
 from __future__ import annotations

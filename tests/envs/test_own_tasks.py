@@ -71,9 +71,6 @@ class Tank(Plant):
     action_low, action_high = np.zeros(1), np.ones(1)
     observation_low, observation_high = np.zeros(1), np.full(1, np.inf)
 
-    def nominal(self, device="cpu", dtype=torch.float64):
-        return tensors(self.task.parameters, device, dtype)
-
     def advance(self, state, action, params, noise=None, disturbance=None):
         flow = action.clamp(0.0, 1.0)[..., 0] - params["drain"] * state[..., 0].clamp(min=0.0).sqrt()
         return (state[..., 0] + self.time_step / params["area"] * flow).clamp(min=0.0).unsqueeze(-1)
@@ -186,7 +183,8 @@ def test_what_cannot_be_registered_is_refused(tank):
 
 def test_an_unknown_parameter_is_answered_with_the_known_ones_and_their_units(own_task):
     folder = own_task("pendulum", lambda content: content["parameters"].update(lenght=1.0))
-    with pytest.raises(UnknownNameError, match=r"'lenght'. Did you mean 'length'\?.*mass \[kg\], length \[m\]"):
+    said = r"'parameters.lenght'. Did you mean 'parameters.length'\?.*mass \[kg\], length \[m\]"
+    with pytest.raises(UnknownNameError, match=said):
         load_plant(folder)
 
 

@@ -19,7 +19,6 @@ from robust_policies.envs.plant import (
     Section,
     TaskFile,
     columns,
-    tensors,
     units,
 )
 
@@ -91,12 +90,6 @@ class HeldDisturbancePlant(Plant):
         self.action_high = np.array([self.limit])
         self.observation_high = np.array([np.inf])
         self.action_low, self.observation_low = -self.action_high, -self.observation_high
-
-    def nominal(
-        self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64
-    ) -> dict[str, torch.Tensor]:
-        """Return gain, pole_radius and pole_angle [rad per step] as 0-d tensors."""
-        return tensors(self.parameters, device, dtype)
 
     def prepare(self, physical: Params) -> Params:
         """Return the coefficients of T = gain / (z^2 + a1 z + a0), each of the parameters' shape."""

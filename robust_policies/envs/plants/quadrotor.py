@@ -21,7 +21,6 @@ from robust_policies.envs.plant import (
     Section,
     TaskFile,
     columns,
-    tensors,
     units,
 )
 from robust_policies.envs.plants import rotation
@@ -144,12 +143,6 @@ class QuadrotorPlant(Plant):
         rates = np.full(3, task.limits.body_rate)
         self.observation_high = np.concatenate((np.full(3, np.inf), np.ones(9), np.full(3, np.inf), rates))
         self.observation_low = -self.observation_high
-
-    def nominal(
-        self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64
-    ) -> dict[str, torch.Tensor]:
-        """Return the numbers of `parameter_units` as 0-d tensors."""
-        return tensors(self.parameters, device, dtype)
 
     def reference(self, clock: torch.Tensor) -> torch.Tensor:
         """Return the wanted position (..., 3) [m] at `clock` (...) [s]."""
@@ -274,7 +267,7 @@ class QuadrotorPlant(Plant):
         )
 
     def energy(self, state: torch.Tensor, params: Params) -> torch.Tensor:
-        """Return the kinetic and potential energy (...) [J], zero at rest at z = 0."""
+        """Return the kinetic and potential energy [J] of states (..., nx), zero at rest at z = 0."""
         position, _, velocity, omega, _ = state.split((3, 4, 3, 3, 1), dim=-1)
         moving = params["mass"] * velocity.square().sum(-1)
         for axis, rate in zip("xyz", omega.unbind(-1), strict=True):

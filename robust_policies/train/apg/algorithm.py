@@ -28,7 +28,6 @@ from robust_policies.errors import DivergedError
 from robust_policies.files.tensors import load_optimizer, optimizer_tensors, under
 from robust_policies.policies.actor import Actor
 from robust_policies.policies.deployed import DeployedPolicy
-from robust_policies.policies.youla.policy import YoulaCell, YoulaPolicy
 from robust_policies.train.actor import InwardClip
 from robust_policies.train.apg.adversary import worst_observations
 from robust_policies.train.apg.critic import Experience, ValueTail, follow, lambda_returns, target_of
@@ -219,10 +218,7 @@ class AnalyticPolicyGradient:
 
     def deployed(self) -> DeployedPolicy:
         """Return a copy of the actor as it is, with the task's spaces, on the CPU."""
-        actor = copy.deepcopy(self.actor).cpu()
-        if isinstance(actor.cell, YoulaCell):
-            return YoulaPolicy.of_cell(actor.cell)
-        return DeployedPolicy(actor, *arguments.spaces(self.plant, torch.float32))
+        return copy.deepcopy(self.actor).cpu().deployed(*arguments.spaces(self.plant, torch.float32))
 
     def tensors(self) -> dict[str, Tensor]:
         """Return everything that decides how training goes on, by name, as copies on the CPU."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from robust_policies.envs.vector import TorchVectorEnv
 from robust_policies.errors import InvalidValueError, ShapeError, UserError
-from robust_policies.policies import DeployedPolicy, YoulaPolicy, YoulaVectorWrapper, load_policy
+from robust_policies.policies import DeployedPolicy, YoulaVectorWrapper, load_policy
 from robust_policies.policies.youla.base import BaseController
 from robust_policies.train.recipe.imitation import GIVEN, LQG
 
@@ -62,18 +62,8 @@ class PolicyTeacher:
         """Return the actions and what gives the next state; see `Teacher`."""
         policy = self.policy
         state = _begun(state, policy.cell.initial_state(len(observation)), starts)
-        if not isinstance(policy, YoulaPolicy):
-            mean, state = policy.actor.step(observation, state)
-            return mean.clamp(self.low, self.high), lambda _: state
-        innovation, seen, hidden = policy.cell.before(observation, state)
-        youla, hidden = policy.policy.actor.step(seen, hidden)
-        base = policy.controller
-        own = state[..., : base.state_size]
-
-        def follow(applied: Tensor) -> Tensor:
-            return torch.cat((base.update(innovation, applied.to(own.dtype), own)[1], hidden.to(own.dtype)), -1)
-
-        return base.command(innovation, youla, own), follow
+        actions, follow = policy.follow(observation, state)
+        return actions.clamp(self.low, self.high), follow
 
 
 class PredictTeacher:

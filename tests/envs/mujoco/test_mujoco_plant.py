@@ -194,8 +194,8 @@ def test_a_copied_or_pickled_plant_does_the_same(plant, copied):
     state, action, params = states_and_actions(plant, 9)
     expected = plant.advance(state, action, params)
     twin = copied(plant)
-    assert torch.equal(twin.step(state, action, twin.prepare(twin.nominal())), expected)
-    assert torch.equal(twin.step(state, action, copied(params)), expected)
+    assert torch.equal(twin.advance(state, action, twin.prepare(twin.nominal())), expected)
+    assert torch.equal(twin.advance(state, action, copied(params)), expected)
 
 
 def test_the_readings_of_a_state_are_those_of_the_state(own_task):

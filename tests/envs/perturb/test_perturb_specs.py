@@ -1,13 +1,15 @@
 """Perturbations as data: parsing, describing, the table, and what is refused."""
 
 import inspect
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
 from robust_policies.envs import perturb as package
-from robust_policies.envs.perturb import NAMES, SPECS, describe, parse, table, vector
+from robust_policies.envs.perturb import NAMES, SPECS, describe, parse, table, vector, wrapping
 from robust_policies.errors import InvalidValueError, UnknownNameError, UserError
 
 EVERY = """
@@ -59,6 +61,14 @@ def test_every_perturbation_is_a_single_and_a_vector_wrapper_with_one_signature(
         assert all(f"    {field}" in single.__doc__ for field in SPECS[name].model_fields)
 
 
+def test_what_is_told_to_type_checkers_names_every_perturbation():
+    folder = Path(package.__file__).parent
+    for stub in (folder / "single.pyi", folder / "vector.pyi"):
+        assert re.findall(r"^class (\w+)\(Wrapper\)", stub.read_text(), re.MULTILINE) == list(NAMES)
+    assert set(NAMES) < set(package.__all__)
+    assert set(wrapping.IMPLEMENTATIONS) == set(NAMES)
+
+
 def test_the_table_explains_every_parameter():
     rows = table()
     assert {row.perturbation for row in rows} == set(NAMES)
@@ -84,12 +94,14 @@ def test_the_table_explains_every_parameter():
         ("[{ForceDisturbance: {duration: 0}}]", InvalidValueError, ["duration is 0"]),
         ("[{ForceDisturbance: {start: [2, 1]}}]", InvalidValueError, ["start", "low, high"]),
         ("[{ForceDisturbance: {start: -1}}]", InvalidValueError, ["start is -1"]),
-        ("[DynamicsShift]", InvalidValueError, ["parameter is missing"]),
+        ("[DynamicsShift]", InvalidValueError, ["parameter is missing", "the name of a physical parameter"]),
         ("[ObservationNoice]", UnknownNameError, ["'ObservationNoice'", "Did you mean 'ObservationNoise'"]),
         ("[[1]]", InvalidValueError, ["perturbation 1 is [1]"]),
         ("[{A: 1, B: 2}]", InvalidValueError, ["perturbation 1"]),
         ("7", InvalidValueError, ["expected a list"]),
         ("[{", InvalidValueError, ["not YAML"]),
+        ("[{ObservationNoise: {size: 1, size: 2}}]", InvalidValueError, ["not YAML", "'size' is there twice"]),
+        ("[{[1]: 2}]", InvalidValueError, ["not YAML", "unhashable"]),
     ],
 )
 def test_what_cannot_be_read_is_refused_by_item_and_parameter(given, error, words):

@@ -376,7 +376,7 @@ def test_a_hover_task_needs_one_position(own_task):
         ({"times": [1.0, 2.0, 3.0, 4.0]}, InvalidValueError, "rising times from 0"),
         ({"positions": [[0, 0, 1], [0, 0, 1], [0, 0, 1], [0, 0, 9]]}, InvalidValueError, r"holds \[0.0, 0.0, 9.0\]"),
         ({"positions": [[0, 0]]}, InvalidValueError, "reference.positions.0.2 is missing"),
-        ({"postions": []}, UnknownNameError, r"Did you mean 'positions'.*positions \[m\]"),
+        ({"postions": []}, UnknownNameError, r"Did you mean 'reference.positions'.*positions \[m\]"),
     ],
 )
 def test_a_wrong_reference_is_named(own_task, change, error, message):

@@ -240,7 +240,7 @@ def test_lqr_with_the_circles_acceleration_fed_forward_flies_it():
         ({"period": None}, InvalidValueError, "circle without radius or period"),
         ({"radius": 1.2}, InvalidValueError, "reference reaches from -0.2 to 2.2 m in z"),
         ({"kind": "square"}, InvalidValueError, "reference.kind is 'square'"),
-        ({"raduis": 1.0}, UnknownNameError, r"Did you mean 'radius'.*radius \[m\]"),
+        ({"raduis": 1.0}, UnknownNameError, r"Did you mean 'reference.radius'.*radius \[m\]"),
     ],
 )
 def test_a_wrong_reference_is_named(own_task, change, error, message):

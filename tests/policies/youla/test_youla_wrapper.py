@@ -8,7 +8,7 @@ from stable_baselines3.common.env_checker import check_env as check_env_sb3
 from youla_cases import LINEAR, hand_written, task
 
 from robust_policies.errors import InvalidValueError, NonFiniteError, ShapeError, UnknownNameError
-from robust_policies.policies import YoulaWrapper
+from robust_policies.policies import YoulaOptions, YoulaWrapper
 from robust_policies.policies.youla import wrapper
 
 NONLINEAR = ("QubeServo", "CartPoleContinuous", "MagLev", "Pendulum", "InvertedPendulum")
@@ -210,3 +210,27 @@ def test_wrong_actions_change_nothing():
             env.step(action)
     action = np.array([0.3], dtype=np.float32)
     assert np.array_equal(env.step(action)[0], twin.step(action)[0])
+
+
+def test_options_are_given_together_or_by_their_names_and_a_wrong_name_is_answered_with_the_right_one():
+    together = YoulaOptions(reserve=0.2, quantum=0.25, region=(1.0,) * 4)
+    options = [
+        made("QubeServo", options=together).controller.options,
+        made("QubeServo", reserve=0.2, quantum=0.25, region=[1.0] * 4).controller.options,
+        made(
+            "QubeServo", options=YoulaOptions(reserve=0.5, quantum=0.25), reserve=0.2, region=[1.0] * 4
+        ).controller.options,
+    ]
+    assert options[0] == options[1] == options[2]
+    with pytest.raises(UnknownNameError, match=r"resreve.*reserve"):
+        made("QubeServo", resreve=0.2)
+    with pytest.raises(InvalidValueError, match=r"reserve is 1\.5"):
+        made("QubeServo", reserve=1.5)
+
+
+def test_a_specification_holds_each_option_by_its_name_and_makes_the_environment_again():
+    env = YoulaWrapper(gymnasium.make(task("QubeServo")), options=YoulaOptions(reserve=0.2, delay=1))
+    (given,) = [one.kwargs for one in env.spec.additional_wrappers if "Youla" in one.name]
+    assert given["reserve"] == 0.2 and given["delay"] == 1 and given["reference"] is None and "options" not in given
+    again = gymnasium.make(type(env.spec).from_json(env.spec.to_json()))
+    assert again.controller.options == env.controller.options

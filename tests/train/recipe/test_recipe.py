@@ -103,5 +103,5 @@ def test_a_newer_schema_asks_for_an_update():
 def test_a_missing_file_and_a_missing_key_are_named(tmp_path):
     with pytest.raises(MissingFileError, match="does not exist"):
         load_recipe(tmp_path / "none.yaml")
-    with pytest.raises(InvalidValueError, match=r"'algorithm\.total_steps' is missing"):
+    with pytest.raises(InvalidValueError, match=r"algorithm\.total_steps is missing"):
         parse_recipe({"task": {"id": "x"}, "algorithm": {}}, "short.yaml")

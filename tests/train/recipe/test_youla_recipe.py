@@ -12,11 +12,12 @@ from robust_policies.certificates import Certificate
 from robust_policies.cli.app import app
 from robust_policies.errors import InvalidValueError, UnknownNameError, UserError
 from robust_policies.evaluation.certify import certify_run, check_run
-from robust_policies.policies import YoulaPolicy, load_policy
+from robust_policies.policies import YoulaOptions, YoulaPolicy, load_policy
 from robust_policies.train import TrainingInterruptedError, load_recipe, train
 from robust_policies.train.apg.algorithm import AnalyticPolicyGradient
 from robust_policies.train.apg.run import make_actor, task_plant
 from robust_policies.train.environment import make_env
+from robust_policies.train.recipe.youla import YoulaSection
 
 TINY = [
     "task.num_envs=4", "task.kwargs={max_episode_steps: 17}", "algorithm.total_steps=320", "algorithm.n_steps=20",
@@ -202,3 +203,9 @@ def test_analytic_gradients_learn_through_the_base_controller_and_continue_exact
 def test_rounded_inputs_have_no_analytic_gradient():
     with pytest.raises(InvalidValueError, match=r"youla.quantum is 0.1 with algorithm.name apg"):
         load_recipe("doyle_lqg_youla_r2dn_apg", ["youla.quantum=0.1"])
+
+
+def test_a_section_has_the_options_of_the_wrapper_with_their_defaults():
+    assert YoulaSection().options() == YoulaOptions()
+    options = YoulaSection(reserve=0.2, limit=3.0, quantum=0.1, delay=2, reference=[1], region=[0.5]).options()
+    assert options == YoulaOptions(0.2, 3.0, 0.1, 2, (1,), (0.5,))

@@ -119,7 +119,7 @@ def test_analytic_policy_gradients_have_targets_too(tmp_path):
     [
         ("{return: high, steps: 4}", InvalidValueError, "target.return is 'high'"),
         ("{return: 4.0, steps: 0}", InvalidValueError, "target.steps is 0; expected greater than or equal to 1"),
-        ("{return: 4.0}", InvalidValueError, "'target.steps' is missing"),
+        ("{return: 4.0}", InvalidValueError, "target.steps is missing"),
         ("{returns: 4.0, steps: 3}", UnknownNameError, "unknown key 'target.returns'. Did you mean 'target.return'"),
         ("-200", InvalidValueError, "target is -200; expected a section with the keys return, steps"),
     ],
