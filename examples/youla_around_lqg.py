@@ -1,7 +1,8 @@
 """A policy that learns beside an LQG controller, and cannot make the loop unstable.
 
 Shows: `YoulaWrapper` designs an observer and a state feedback for the task's linear model and lets the policy read what
-the observer did not foresee; `YoulaPolicy` is both in one, and runs in the environment without a wrapper.
+the observer did not foresee; `YoulaPolicy` is both in one, and runs in the environment without a wrapper. `region` (m,
+m/s, rad, rad/s) is where the certificate judges the plant itself.
 
     python examples/youla_around_lqg.py --steps 50000
 """
@@ -9,6 +10,7 @@ the observer did not foresee; `YoulaPolicy` is both in one, and runs in the envi
 import argparse
 
 import gymnasium
+import numpy as np
 from sb3_contrib import RecurrentPPO
 
 from robust_policies.evaluation import run_episodes
@@ -23,10 +25,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50_000, help="environment steps of training")
     parser.add_argument("--output", default="results/youla_around_lqg", help="folder of the policy")
     given = parser.parse_args()
-    env = YoulaWrapper(
-        gymnasium.make(TASK), region=[2.4, 1.0, 0.1, 1.0]
-    )  # m, m/s, rad, rad/s: where the plant is judged
-    cell = dict(state_size=8, features=16, hidden_sizes=(16,), gamma=2.0)
+    env = YoulaWrapper(gymnasium.make(TASK), weights={"V": 0.01 * np.eye(4)}, region=[2.4, 1.0, 0.1, 1.0])
+    cell = dict(state_size=8, features=16, hidden_sizes=(16,), gamma=0.5)
     options = dict(cell="r2dn", cell_kwargs=cell, critic="mlp")  # the first policy adds nothing: LQG alone
     model = RecurrentPPO(RecurrentCellPolicy, env, n_steps=256, batch_size=128, policy_kwargs=options, seed=0)
     print(env.controller.design)
