@@ -45,8 +45,8 @@ HEAD = (
     "|---|--:|--:|--:|--:|--:|--:|"
 )
 NOTE = (
-    "Means over training seeds (least to largest; from five seeds on: [95% interval]). Reached: seeds whose evaluations "
-    "came to the target in time; the steps "
+    "Means over training seeds (least to largest; from five seeds on: [95% interval]). Reached: seeds whose "
+    "evaluations came to the target in time; the steps "
     f"and CPU seconds (one thread) theirs. Return: {EPISODES} new episodes of the policy kept, in its training task. "
     "Certified gain: raw observation to raw action, the largest over seeds; contracting: stable, its gain not "
     "designed; closed loop: plant's linear model and policy are proven stable together; none: the cell is built "

@@ -35,7 +35,12 @@ def test_every_example_is_tested_and_listed():
     assert names == set(EXAMPLES) == listed
 
 
-@pytest.mark.parametrize("name", sorted(EXAMPLES))
+SLOW = ("attack_and_report", "sweep_gains")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in sorted(EXAMPLES)]
+)
 def test_the_example_runs(name, tmp_path, monkeypatch, capsys):
     arguments, shown = EXAMPLES[name]
     script = ROOT / "examples" / f"{name}.py"
