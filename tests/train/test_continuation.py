@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from slow_cases import some_slow
-from stopping import StopAt
+from stopping import stop_at
 from tiny_recipe import TINY
 
 from robust_policies.errors import CorruptFileError, SchemaError
@@ -87,7 +87,7 @@ def test_it_ends_with_the_same_numbers(case, tmp_path):
     # In the first rollout, and in a later one.
     for steps in (1, 900):
         with pytest.raises(TrainingInterruptedError, match="--resume"):
-            train(recipe, stopped, resume=True, reporter=StopAt(steps))
+            train(recipe, stopped, resume=True, **stop_at(steps))
     train(recipe, stopped, resume=True)
     expected, found = end_of(tmp_path / "whole"), end_of(stopped)
     for name, value in expected.items():
@@ -125,7 +125,7 @@ def test_it_does_after_a_kill_too(case, tmp_path):
 def test_other_environments_begin_anew_and_a_warning_says_so(tmp_path):
     recipe = load_recipe("pendulum_r2dn_gamma6", [*TINY, "task.id=Pendulum-v1", "algorithm.total_steps=800"])
     with pytest.raises(TrainingInterruptedError):
-        train(recipe, tmp_path / "run", reporter=StopAt(500))
+        train(recipe, tmp_path / "run", **stop_at(500))
     with pytest.warns(UserWarning, match=r"The state of Pendulum-v1 cannot be read: its episodes begin anew"):
         assert train(recipe, tmp_path / "run", resume=True).num_timesteps == 800
 
@@ -133,7 +133,7 @@ def test_other_environments_begin_anew_and_a_warning_says_so(tmp_path):
 def test_a_checkpoint_holds_no_pickle_and_reads_none(tmp_path, monkeypatch):
     recipe = recipe_of("recurrent_ppo")
     with pytest.raises(TrainingInterruptedError):
-        train(recipe, tmp_path / "run", reporter=StopAt(900))
+        train(recipe, tmp_path / "run", **stop_at(900))
     checkpoint = checkpoints_in(tmp_path / "run" / "checkpoints")[-1]
     assert {path.suffix for path in checkpoint.iterdir()} == {".safetensors", ".json"}
 
@@ -149,7 +149,7 @@ def test_a_checkpoint_holds_no_pickle_and_reads_none(tmp_path, monkeypatch):
 def test_a_damaged_checkpoint_is_named(tmp_path):
     recipe = recipe_of("apg")
     with pytest.raises(TrainingInterruptedError):
-        train(recipe, tmp_path / "run", reporter=StopAt(900))
+        train(recipe, tmp_path / "run", **stop_at(900))
     checkpoint = checkpoints_in(tmp_path / "run" / "checkpoints")[-1]
     weights = checkpoint / "training.safetensors"
     whole = weights.read_bytes()

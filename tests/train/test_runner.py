@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 from event_files import scalars
-from stopping import StopAt
+from stopping import stop_at
 from tiny_recipe import TINY
 
 from robust_policies.errors import DeviceError, InvalidValueError, SchemaError, UnknownNameError
 from robust_policies.policies import load_policy
 from robust_policies.train import RunFolder, TrainingInterruptedError, load_recipe, open_run, train
 from robust_policies.train.environment import make_env
-from robust_policies.train.ppo.continuation import read_checkpoint
+from robust_policies.train.ppo.continuation import load_model
 from robust_policies.train.ppo.run import make_model
-from robust_policies.train.run.checkpoints import checkpoints_in
+from robust_policies.train.run.checkpoints import checkpoints_in, newest_state
 
 
 def test_a_run_folder_has_its_files_and_sb3s_scalars(tiny, tmp_path):
@@ -76,7 +76,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_does_not(tiny, tm
 
 def test_an_interrupted_run_is_continued_to_its_end(tiny, tmp_path):
     with pytest.raises(TrainingInterruptedError, match="--resume"):
-        train(tiny, tmp_path / "run", reporter=StopAt(900))
+        train(tiny, tmp_path / "run", **stop_at(900))
     run = RunFolder(tmp_path / "run")
     assert not run.policy_json.exists()
     assert checkpoints_in(run.checkpoints)[-1].name == "step_000000000800"
@@ -89,10 +89,12 @@ def test_an_interrupted_run_is_continued_to_its_end(tiny, tmp_path):
 
 def test_a_continued_run_starts_from_the_weights_and_optimizer_of_the_checkpoint(tiny, tmp_path):
     with pytest.raises(TrainingInterruptedError):
-        train(tiny, tmp_path / "run", reporter=StopAt(900))
+        train(tiny, tmp_path / "run", **stop_at(900))
     env = make_env(tiny, 4, 0, "cpu", training=True)
     model = make_model(tiny, env)
-    progress, _ = read_checkpoint(RunFolder(tmp_path / "run").checkpoints, model)
+    found = newest_state(RunFolder(tmp_path / "run").checkpoints)
+    load_model(model, found.tensors, found.facts, found.progress)
+    progress = found.progress
     assert (progress.num_timesteps, model.num_timesteps, model._n_updates) == (800, 800, 4)
     assert model.policy.optimizer.state_dict()["state"]
     assert model.get_vec_normalize_env().ret_rms.count > 700

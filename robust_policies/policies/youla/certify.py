@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from robust_policies.certificates import Certificate, Factor
-from robust_policies.certificates.certificate import array_hashes, claim, versions
+from robust_policies.certificates.certificate import array_hashes, claim
 from robust_policies.certificates.lmi import Array, Matrices, matrices
 from robust_policies.certificates.multipliers import LipschitzMultiplier
 from robust_policies.certificates.riccati import recover_metric
@@ -25,6 +25,7 @@ from robust_policies.control.lqg import LQGDesign
 from robust_policies.control.norms import radius
 from robust_policies.control.scope import Scope
 from robust_policies.errors import InvalidValueError, NotCertifiableError
+from robust_policies.files.versions import versions
 from robust_policies.policies.actor import Actor
 from robust_policies.policies.certify import running_arrays
 from robust_policies.policies.deployed import DeployedPolicy
