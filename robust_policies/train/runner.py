@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from robust_policies import checks
+from robust_policies.envs.batch import spec_of
 from robust_policies.train.apg.run import train_apg
-from robust_policies.train.environment import check_tasks
 from robust_policies.train.imitation.run import train_imitation
 from robust_policies.train.ppo.run import train_ppo
 from robust_policies.train.recipe.recipe import Recipe
@@ -62,7 +62,8 @@ def train(
     """
     run = RunFolder(folder)
     checks.device(device)
-    check_tasks(recipe.evaluation.tasks)
+    for task in recipe.evaluation.tasks:
+        spec_of(task)
     eval_seed = (recipe.seed + _EVALUATION_SEED) % SEEDS
     job = Job(recipe, run, device, resume, reporter or Silent(), stop or StopRequest(), eval_seed, teacher)
     with deterministic(recipe.deterministic):

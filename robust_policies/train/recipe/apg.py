@@ -54,9 +54,10 @@ class ApgSection(Algorithm):
 
     def check_fit(self, task: TaskSection, policy: PolicySection, youla: YoulaSection | None) -> None:
         """Raise `ValueError` for inputs that gradients do not pass, and for what only PPO uses."""
-        if youla is not None and youla.quantum:
+        # The section's keys are made of `YoulaOptions`, which a type checker does not see.
+        if quantum := getattr(youla, "quantum", 0.0):
             raise ValueError(
-                f"youla.quantum is {youla.quantum:g} with algorithm.name apg, whose gradients do not pass rounded "
+                f"youla.quantum is {quantum:g} with algorithm.name apg, whose gradients do not pass rounded "
                 "inputs; expected 0, or recurrent_ppo or tensor_ppo"
             )
         refuse_settings_of_ppo(policy, "with apg, whose value is set by algorithm.critic_sizes")

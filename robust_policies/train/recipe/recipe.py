@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 from robust_policies.errors import InvalidValueError, SchemaError, UnknownNameError
 from robust_policies.files.assets import recipe_path
 from robust_policies.files.settings import Strict, one_line
-from robust_policies.files.yaml_text import dump_yaml, parse_scalar, read_yaml
+from robust_policies.files.yaml_text import dump_yaml, parse_yaml, read_yaml
 from robust_policies.train.recipe.apg import ApgSection
 from robust_policies.train.recipe.imitation import ImitationSection
 from robust_policies.train.recipe.ppo import PpoSection
@@ -108,7 +108,7 @@ def set_value(data: dict[str, Any], assignment: str) -> None:
             raise InvalidValueError(
                 f"--set was given {assignment!r}, but {'.'.join(keys[:depth])} is a value ({at!r}), not a section."
             )
-    at[keys[-1]] = parse_scalar(text, f"--set {path}")
+    at[keys[-1]] = parse_yaml(text, f"--set {path}")
 
 
 def load_recipe(name: str | Path, overrides: list[str] | None = None, seed: int | None = None) -> Recipe:
