@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import math
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
-import scipy
 import torch
 
-from robust_policies import __version__
 from robust_policies.certificates.loop import SAID, loop_claim
 from robust_policies.errors import CorruptFileError, InvalidValueError
 from robust_policies.files.atomic import read_json, write_json
+from robust_policies.files.versions import versions
 
 SCHEMA = 1
 Status = Literal["PASS", "VIOLATED", "NOT_CERTIFIED"]
@@ -196,17 +194,6 @@ def array_hashes(arrays: Mapping[str, Any]) -> dict[str, str]:
         array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
         hashes[name] = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode() + array.tobytes()).hexdigest()
     return hashes
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of what computed a certificate."""
-    return {
-        "robust-policies": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "scipy": scipy.__version__,
-    }
 
 
 def compose(
