@@ -192,6 +192,12 @@ def array_hashes(arrays: Mapping[str, Any]) -> dict[str, str]:
     return hashes
 
 
+def digest(hashes: Mapping[str, str]) -> str:
+    """Return one sha256 for what `array_hashes` returned, whatever the order of its names."""
+    lines = "".join(f"{name} {hashes[name]}\n" for name in sorted(hashes))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
 def versions() -> dict[str, str]:
     """Return the versions of what computed a certificate."""
     return {

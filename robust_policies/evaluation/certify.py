@@ -24,6 +24,7 @@ TIGHTNESS = "tightness.json"
 # Recomputed on another machine, sums may round differently; margins are differences of such sums.
 _TOLERANCES = {"margin": 1e-3, "ratio": 1e-6}
 _TOLERANCE = 1e-6
+SENTENCE = "the claim is not the sentence that these numbers make"
 _FIELDS = ("gamma_core", "gamma_raw", "gamma_weighted", "rate", "overshoot", "empirical_lower", "ratio", "margin")
 
 
@@ -121,7 +122,7 @@ def _differences(stored: Certificate, expected: Certificate) -> list[str]:
                 )
     found += _loop_differences(stored.closed_loop, expected.closed_loop)
     if stored.claim != claim(stored):
-        found.append("the claim is not the sentence that these numbers make")
+        found.append(SENTENCE)
     return found
 
 

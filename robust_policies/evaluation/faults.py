@@ -5,14 +5,12 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-import gymnasium
-
-from robust_policies.envs import Plant, load_plant
 from robust_policies.envs.perturb import Spec
 from robust_policies.envs.perturb.specs import DynamicsShift
 from robust_policies.envs.registration import ours
 from robust_policies.evaluation.bench import OBSERVATION, Bench, Part, measurement
 from robust_policies.evaluation.suite import FaultEntry, GridEntry
+from robust_policies.evaluation.task_numbers import plant_of
 
 RELATIVE = "relative change"
 # The unperturbed observation: a noise of size 0.
@@ -59,7 +57,7 @@ def unsuited(bench: Bench, entry: FaultEntry) -> str | None:
     if not ours(bench.task):
         named = "body" in (entry.model_extra or {})
         return None if named else f"{bench.task} is not of this package; name the body of its model that is pushed"
-    if not _plant(bench).disturbance_names:
+    if not plant_of(bench.task, bench.env_kwargs).disturbance_names:
         return f"the plant of {bench.task} has no disturbance input"
     return None
 
@@ -70,7 +68,7 @@ def grid_names(bench: Bench, entry: GridEntry) -> tuple[str, str] | None:
         return entry.x, entry.y
     if not ours(bench.task):
         return None
-    names = list(_plant(bench).task.randomize)
+    names = list(plant_of(bench.task, bench.env_kwargs).task.randomize)
     return (names[0], names[1]) if len(names) > 1 else None
 
 
@@ -103,7 +101,3 @@ def measure_grid(bench: Bench, entry: GridEntry, names: tuple[str, str]) -> dict
 
 def _shifts(point: dict[str, float]) -> list[Spec]:
     return [DynamicsShift(parameter=name, factor=factor) for name, factor in point.items()]
-
-
-def _plant(bench: Bench) -> Plant:
-    return load_plant(bench.env_kwargs.get("task", gymnasium.spec(bench.task).kwargs["task"]))

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from robust_policies.certificates.certificate import array_hashes, versions
+from robust_policies.certificates.certificate import array_hashes, digest, versions
 from robust_policies.envs.perturb import Spec, describe, parse
 from robust_policies.envs.registration import ENV_IDS
 from robust_policies.errors import CorruptFileError, InvalidValueError, RobustPoliciesError
@@ -35,6 +35,7 @@ from robust_policies.evaluation.table import (
     write_csv,
     write_trajectories,
 )
+from robust_policies.evaluation.task_numbers import task_numbers
 from robust_policies.evaluation.tuning import measure_attack, measure_critical
 from robust_policies.files.atomic import write_json
 from robust_policies.files.lock import held
@@ -115,13 +116,16 @@ def evaluate_run(
         )
         for task in tasks
     }  # fmt: skip
+    hashes = array_hashes(policy.running_arrays())
     settings = {
-        "suite": chosen.resolved(), "arrays": array_hashes(policy.running_arrays()), "versions": versions(),
+        "suite": chosen.resolved(), "arrays": hashes, "versions": versions(),
         "tasks": {task: [bench.env_kwargs, describe(bench.around)] for task, bench in benches.items()},
     }  # fmt: skip
     method, listed = method_of(folder), describe(origin.wrappers if wrappers is None else wrappers)
     facts = {
         "policy": folder.resolve().name, "method": method, "training_seed": origin.training_seed,
+        "policy_sha256": digest(hashes),
+        "task_numbers": {task: task_numbers(task, bench.env_kwargs) for task, bench in benches.items()},
         "cell": policy.cell.name, "suite": str(suite) if not isinstance(suite, Suite) else "own",
         "suite_resolved": chosen.resolved(), "tasks": tasks, "perturbations": listed, "sizes": list(chosen.sizes),
         "episodes": chosen.episodes, "seeds": list(chosen.seeds),
