@@ -34,12 +34,15 @@ def task_numbers(task: str, env_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     except gymnasium.error.Error as error:
         raise InvalidValueError(f"{task} is not a registered environment ({error}).") from error
     if not ours(task):
-        return {"options": dict(env_kwargs), "max_episode_steps": spec.max_episode_steps}
+        return {
+            "options": dict(env_kwargs),
+            "max_episode_steps": env_kwargs.get("max_episode_steps", spec.max_episode_steps),
+        }
     plant = plant_of(task, env_kwargs)
     parameters = {name: value for name, value in plant.nominal().items() if value.numel() <= _SHOWN}
     return {
         "options": dict(env_kwargs),
-        "max_episode_steps": plant.max_episode_steps,
+        "max_episode_steps": env_kwargs.get("max_episode_steps", plant.max_episode_steps),
         "time_step": plant.time_step,
         "observations": list(plant.output_names),
         "actions": list(plant.action_names),

@@ -155,7 +155,8 @@ def _blocks(
         tables = [
             f"{f'<h3>{escape(task)}</h3>' if len(tasks) > 1 else ''}{sections.glance(methods, task)}" for task in tasks
         ]
-        yield "glance", "At a glance", "".join(tables) + sections.terms(methods) + sections.worst_note(methods)
+        tables.insert(1, sections.terms(methods))
+        yield "glance", "At a glance", "".join(tables) + sections.worst_note(methods)
     if parts["gains"]:
         yield "proven-found", "Proven and found", draw("gains")
     for task in tasks:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import shorten
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from robust_policies.evaluation.report.methods import (
 from robust_policies.files import numbers
 
 _IN_VIEW = 6
+_LONGEST = 300
 _HARMS = ("fault", "disturbance", "parameter")
 
 
@@ -47,7 +49,10 @@ def marks(methods: Sequence[Method]) -> str:
     items = []
     for method in methods:
         for run in method.runs:
-            items += [f"<b>{escape(run.name)}</b> does not agree. {escape(one)}." for one in run.agreement.differences]
+            items += [
+                f"<b>{escape(run.name)}</b> does not agree. {escape(shorten(one, _LONGEST, placeholder=' …'))}"
+                for one in run.agreement.differences
+            ]
         items += copies(method)
     return "".join(f"<p class='note bad'>{item}</p>" for item in items)
 
@@ -111,11 +116,10 @@ def _found(method: Method) -> str:
         said.append(_attack_words(worst, task, unit_of([method], worst.condition)))
     harm = _lowest(method, [c for c in method.conditions if c.task == task and c.group in _HARMS])
     if harm is not None and not harm.effect.nothing:
-        said.append(
-            f"The worst of the faults and changed plants ({escape(condition_title(harm.condition))}"
-            f"{_size(harm, unit_of([method], harm.condition))}) took it from {numbers.shown(harm.effect.before)} to "
-            f"<b>{numbers.shown(harm.effect.after)}</b>."
-        )
+        named = "" if harm.point else escape(condition_title(harm.condition))
+        what = f"{named}{_size(harm, unit_of([method], harm.condition))}"
+        before, after = numbers.shown(harm.effect.before), numbers.shown(harm.effect.after)
+        said.append(f"The worst of the faults and changed plants ({what}) took it from {before} to <b>{after}</b>.")
     constant = constant_actions(method, task)
     if constant:
         said.append(f"Its action is constant ({escape(constant)}) in every recorded step, whatever it observes.")
@@ -136,7 +140,7 @@ def _attack_words(worst: Worst, task: str, unit: str) -> str:
 
 def _size(worst: Worst, unit: str) -> str:
     if worst.point:
-        return "".join(f", {escape(name)} x {factor:g}" for name, factor in worst.point)
+        return ", ".join(f"{escape(name)} x {factor:g}" for name, factor in worst.point)
     return f", size {worst.size:g}{f' {escape(unit)}' if unit else ''}" if worst.size > 0 else ""
 
 
