@@ -75,7 +75,7 @@ def costs(plant: Plant, policies: list[DeployedPolicy], seed: int = 2026) -> np.
         for t in range(SETTLE + STEPS):
             process, measurement = drawn(plant.process_noise_size), drawn(plant.measurement_noise_size)
             for i, policy in enumerate(policies):
-                memories[i], action = policy.actor.step(memories[i], observations[i])
+                action, memories[i] = policy.actor.step(observations[i], memories[i])
                 after = transition(plant, states[i], action, params, process, measurement)
                 states[i], observations[i] = after.state, after.observation
                 if t >= SETTLE:

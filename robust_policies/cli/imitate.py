@@ -22,7 +22,7 @@ class Method(StrEnum):
 def imitate(
     teacher: Annotated[str, typer.Argument(metavar="TEACHER", help="lqg, or a run folder or policy.json")],
     task: Annotated[str | None, typer.Option(help="Gymnasium id [default: that of the teacher's run folder]")] = None,
-    gamma: Annotated[float | None, typer.Option(help="the student's certified gain [default: none]")] = None,
+    gamma: Annotated[float | None, typer.Option(help="bound on the gain of the student's cell [default: none]")] = None,
     method: Annotated[Method, typer.Option(help="dagger: the student acts more and more; bc: the teacher alone")] = (
         Method.dagger
     ),

@@ -217,11 +217,12 @@ def _run(work: _Work, folder: SweepFolder, pool: Pool, console: Console, device:
 
 def _check(recipe: Any) -> None:
     """Raise for what would fail in every trial, before any begins."""
+    from robust_policies.envs.batch import spec_of
     from robust_policies.evaluation.suite import suite_named
-    from robust_policies.train.environment import check_tasks
 
     suite_named(recipe.evaluation.suite)
-    check_tasks([recipe.task.id, *recipe.evaluation.tasks])
+    for task in (recipe.task.id, *recipe.evaluation.tasks):
+        spec_of(task)
 
 
 def _pool(address: str | None, jobs: int | None, device: str) -> Pool:

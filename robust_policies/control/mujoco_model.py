@@ -21,7 +21,7 @@ STEP = 1e-6
 
 
 def skip_frames(A: Array, B: Array, count: int) -> tuple[Array, Array]:
-    """Return A^count and (1 + A + ... + A^(count-1)) B: `count` steps with the same input, as one."""
+    """Return A^count (n, n) and (1 + A + ... + A^(count-1)) B (n, m): `count` steps with the same input, as one."""
     power, total = np.eye(len(A)), np.zeros_like(A)
     for _ in range(count):
         total = total + power
@@ -46,8 +46,10 @@ def linearize_mujoco(
     import mujoco
 
     if model.opt.integrator == mujoco.mjtIntegrator.mjINT_RK4:
-        raise InvalidValueError("The model's integrator is RK4, which MuJoCo cannot differentiate; expected Euler, "
-                                'implicit or implicitfast: set <option integrator="implicitfast"/>.')  # fmt: skip
+        raise InvalidValueError(
+            "The model's integrator is RK4, which MuJoCo cannot differentiate; expected Euler, "
+            'implicit or implicitfast: set <option integrator="implicitfast"/>.'
+        )
     frame_skip = checks.positive_int("frame_skip", frame_skip)
     work = _start(model, data, key)
     nv, na, nq = model.nv, model.na, model.nq

@@ -108,8 +108,10 @@ class Residual:
         where = "" if inside else f"for trajectories that stay in the region {self.region}, "
         if self.certified:
             return f"For the nonlinear plant without saturation, {where}{statement} ({known})."
-        return (f"Indication only, not proven: for the nonlinear plant without saturation, {where}it seems that "
-                f"{statement} ({known}).")  # fmt: skip
+        return (
+            f"Indication only, not proven: for the nonlinear plant without saturation, {where}it seems that "
+            f"{statement} ({known})."
+        )
 
 
 def sector_centred(lowest: float, highest: float, region: str, kind: Kind = "analytic") -> tuple[float, ResidualGain]:
@@ -124,7 +126,10 @@ def sector_centred(lowest: float, highest: float, region: str, kind: Kind = "ana
 
 
 def full_block(A: Array, B: Array, gain: ResidualGain) -> Residual:
-    """Return the residual of which only the whole Jacobian's distance from [A, B] is known; usually too coarse."""
+    """Return the residual of which only the whole Jacobian's distance from [A, B] is known; usually too coarse.
+
+    A is (n, n), B (n, m); `gain` bounds the distance's spectral norm.
+    """
     n, m = B.shape
     Ep = np.hstack((np.eye(n), np.zeros((n, m))))
     return Residual(Ep, np.vstack((np.eye(n), np.zeros((m, n)))), np.vstack((np.zeros((n, m)), np.eye(m))), (gain,))
@@ -144,13 +149,22 @@ def sampled_gain(
 
 
 def covering_gain(
-    jacobian: Callable[[Array], Array], center: Array, low: Array, high: Array, cells: Sequence[int], slope: float,
+    jacobian: Callable[[Array], Array],
+    center: Array,
+    low: Array,
+    high: Array,
+    cells: Sequence[int],
+    slope: float,
     region: str,
-) -> ResidualGain:  # fmt: skip
+) -> ResidualGain:
     """Return the largest |J - center| at the middles of a grid of cells plus slope * (half a cell's diagonal).
 
     `slope` is a PROVEN bound of the Lipschitz constant of the Jacobian on the box (spectral norm per Euclidean distance
-    of points): the result is as true as it. The other arguments are those of `sampled_gain`.
+    of points): the result is as true as it. The other arguments are those of `sampled_gain`: `center` (rows, d), `low`
+    and `high` (d,); `cells` are the numbers of cells along each coordinate.
+
+    Raises:
+        ShapeError: box or cells do not fit one another. InvalidValueError: the slope is no finite number >= 0.
     """
     low, high = _box(low, high)
     checks.finite_float("slope", slope, at_least=0.0)
@@ -167,7 +181,8 @@ def interval_gain(
 ) -> ResidualGain:
     """Return an upper bound of |J - center| on a box by interval arithmetic on a grid of cells.
 
-    `step` maps the coordinates to the following state (see `interval`); the other arguments are as above. On a cell
+    `step` maps the coordinates to the following state (see `interval`); the other arguments are as above, `center`
+    (rows, d), `low` and `high` (d,). On a cell
     with entrywise bounds middle +- radius the spectral norm is at most |middle - center| + |radius|.
     """
     low, high = _box(low, high)

@@ -91,14 +91,17 @@ def saturation_budget(model: LinearModel, design: LQGDesign, limit: Array, reser
         raise ShapeError(f"limit has shape {limit.shape} and reserve {np.shape(reserve)}; expected ({m},).")
     reserve = np.broadcast_to(np.asarray(reserve, dtype=np.float64), (m,))
     if not (limit > 0).all() or not ((reserve >= 0) & (reserve <= limit)).all():
-        raise InvalidValueError(f"limit is {limit.tolist()} and reserve {reserve.tolist()}; expected "
-                                "0 <= reserve <= limit and limit > 0.")  # fmt: skip
+        raise InvalidValueError(
+            f"limit is {limit.tolist()} and reserve {reserve.tolist()}; expected 0 <= reserve <= limit and limit > 0."
+        )
     closed = A - B @ K
     if not (rho := radius(closed)) < 1.0:
         raise InvalidValueError(f"A - B K has spectral radius {rho:.6g}; expected one below 1.")
     rates = [math.sqrt(rho * rho + (1 - rho * rho) * share) for share in np.linspace(0.02, 0.98, 20)]
-    budgets = [_at(model, design, limit, reserve, rate, solve_discrete_lyapunov((closed / rate).T, np.eye(n)))
-               for rate in rates]  # fmt: skip
+    budgets = [
+        _at(model, design, limit, reserve, rate, solve_discrete_lyapunov((closed / rate).T, np.eye(n)))
+        for rate in rates
+    ]
     return max(budgets, key=lambda budget: budget.innovation)
 
 

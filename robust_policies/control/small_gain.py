@@ -75,10 +75,15 @@ def residual_loop(model: LinearModel, design: LQGDesign, residual: Residual) -> 
     Fx, Fu = residual.Fx, residual.Fu
     return Matrices(
         A=np.block([[A - B @ K, B @ Ke], [np.zeros((n, n)), A - L @ C]]),
-        B1=np.vstack((residual.Ep, residual.Ep)), B2=np.vstack((B, np.zeros((n, m)))),
-        C1=np.hstack((Fx - Fu @ K, Fu @ Ke)), D11=np.zeros((k, k)), D12=Fu,
-        C2=np.hstack((np.zeros((p, n)), C)), D21=np.zeros((p, k)), D22=np.zeros((p, m)),
-    )  # fmt: skip
+        B1=np.vstack((residual.Ep, residual.Ep)),
+        B2=np.vstack((B, np.zeros((n, m)))),
+        C1=np.hstack((Fx - Fu @ K, Fu @ Ke)),
+        D11=np.zeros((k, k)),
+        D12=Fu,
+        C2=np.hstack((np.zeros((p, n)), C)),
+        D21=np.zeros((p, k)),
+        D22=np.zeros((p, m)),
+    )
 
 
 def allowed_gain(
@@ -86,7 +91,8 @@ def allowed_gain(
 ) -> AllowedGain:
     """Return how large the gain of Q may be; 0 where even Q = 0 is not covered, infinite without a residual.
 
-    With `scales` (what `youla.normalisation` returned) it is the gain between normalised signals.
+    With `scales`, the (p, p) and the (m, m) that `youla.normalisation` returned, it is the gain between normalised
+    signals.
     """
     if len(residual.gains) > 1 and (largest := max(gain.value for gain in residual.gains)) > 0:
         tiny = np.array([gain.value <= _TINY * largest for gain in residual.gains])
@@ -101,9 +107,14 @@ def allowed_gain(
             loop.error, B2=loop.error.B2 @ np.abs(scales[1]), D12=loop.error.D12 @ np.abs(scales[1])
         )
         loop = replace(
-            loop, error=error, B2=loop.B2 @ scales[1], D12=loop.D12 @ scales[1], C2=scales[0] @ loop.C2,
-            D21=scales[0] @ loop.D21, D22=scales[0] @ loop.D22 @ scales[1],
-        )  # fmt: skip
+            loop,
+            error=error,
+            B2=loop.B2 @ scales[1],
+            D12=loop.D12 @ scales[1],
+            C2=scales[0] @ loop.C2,
+            D21=scales[0] @ loop.D21,
+            D22=scales[0] @ loop.D22 @ scales[1],
+        )
     deltas = [gain.value for gain in residual.gains]
     largest = max(deltas)
 

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from robust_policies.certificates.certificate import array_hashes, digest, versions
 from robust_policies.envs.perturb import Spec, describe, parse
 from robust_policies.envs.registration import ENV_IDS
@@ -39,6 +37,7 @@ from robust_policies.evaluation.task_numbers import task_numbers
 from robust_policies.evaluation.tuning import measure_attack, measure_critical
 from robust_policies.files.atomic import write_json
 from robust_policies.files.lock import held
+from robust_policies.files.yaml_text import read_yaml
 from robust_policies.policies import load_policy
 
 PENDULUM_TWINS = ("robust_policies/Pendulum-v0", "Pendulum-v1")
@@ -292,13 +291,13 @@ def _origin(folder: Path) -> _Origin:
     path = folder / "recipe.yaml"
     if not path.is_file():
         return _Origin(None, {}, [], None)
+    content = read_yaml(path)
     try:
-        content = yaml.safe_load(path.read_text())
         task, seed = content["task"], content.get("seed")
         wrappers = (content.get("evaluation") or {}).get("perturbations")
         around = task.get("perturbations") or [] if wrappers is None else wrappers
         return _Origin(str(task["id"]), dict(task.get("kwargs") or {}), parse(around), seed)
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CorruptFileError(f"{path} does not name a task ({error}); expected a resolved recipe.") from error
 
 

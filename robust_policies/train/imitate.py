@@ -44,7 +44,8 @@ def imitate(
             this package, or any object with Stable-Baselines3's `predict`.
         task: the Gymnasium id, or a recipe's `task` section; None: that of the teacher's run folder.
         folder: the run folder, new or empty, or with `resume` one to go on with; None: results/TASK_imitation.
-        gamma: the student's certified gain, from raw observation to raw action; None: contraction alone.
+        gamma: bound on the incremental l2 gain of the student's cell, between scaled signals; None: contraction alone.
+            Without observation and action scales, as in the default, it is that from raw observation to raw action.
         seed: of everything random.
         device: `cpu`, `cuda` or `cuda:N`.
         resume: go on from the last checkpoint, with the numbers of a run that was not interrupted.

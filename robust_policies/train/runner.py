@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from robust_policies import checks
+from robust_policies.envs.batch import spec_of
 from robust_policies.policies import save_policy
 from robust_policies.train.apg.run import ApgRun
-from robust_policies.train.environment import check_tasks
 from robust_policies.train.imitation.run import ImitationRun
 from robust_policies.train.ppo.run import train_ppo
 from robust_policies.train.recipe.recipe import ApgRecipe, ImitationRecipe, Recipe
@@ -52,7 +52,8 @@ def train(
     """
     run = RunFolder(folder)
     checks.device(device)
-    check_tasks(recipe.evaluation.tasks)
+    for task in recipe.evaluation.tasks:
+        spec_of(task)
     job = Job(recipe, run, device, resume, reporter or Silent(), (recipe.seed + _EVALUATION_SEED) % SEEDS)
     with deterministic(recipe.deterministic):
         if isinstance(recipe, ImitationRecipe):

@@ -7,12 +7,12 @@ import json
 import re
 
 import numpy as np
-import plotly.graph_objects as go
 import pytest
 from report_fixtures import CARTPOLE, METHODS, PENDULUM, SIZES, write_run, write_table
 
 from robust_policies.errors import InvalidValueError, MissingFileError
 from robust_policies.evaluation import write_report
+from robust_policies.evaluation.report import static
 from robust_policies.evaluation.report.chart import Chart, Look, Panel, Series
 from robust_policies.evaluation.report.load import find_runs, load_runs
 from robust_policies.evaluation.report.methods import Condition, group_by_method, main_worst, shown_sizes
@@ -93,6 +93,8 @@ def test_the_static_set_holds_every_figure_as_png_and_pdf(full_report):
 
 
 def test_every_figure_is_valid_plotly_and_holds_every_method(full_report):
+    import plotly.graph_objects as go
+
     charts = page_data(full_report.read_text())
     for key, panels in charts.items():
         for panel in panels:
@@ -119,7 +121,13 @@ def test_values_and_bands_are_the_interquartile_mean_over_training_seeds(tmp_pat
     assert curve.low[at] < curve.value[at] < curve.high[at] and np.array_equal(method.matrix(condition, 0.21), matrix)
 
 
-def test_what_intervals_are_over_is_said(full_report, tmp_path):
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Write reports without their pictures, which take most of the time; the full report has them all."""
+    monkeypatch.setattr(static, "save", lambda chart, folder: "<svg/>")
+
+
+def test_what_intervals_are_over_is_said(full_report, undrawn, tmp_path):
     several = words(full_report.read_text())
     assert "3 methods with 2 training seeds each" in several and "intervals over training seeds" in several
     one = words(write_report(write_small(tmp_path / "run")).read_text())
@@ -201,7 +209,7 @@ def test_an_evaluation_of_a_newer_schema_is_named(tmp_path):
     assert "Upgrade robust-policies" in words(write_report(tmp_path).read_text())
 
 
-def test_mixed_tasks_have_a_part_each(tmp_path):
+def test_mixed_tasks_have_a_part_each(undrawn, tmp_path):
     write_small(tmp_path / "a", "LSTM", tasks=(PENDULUM,))
     write_small(tmp_path / "b", "MLP", tasks=(PENDULUM, CARTPOLE))
     page = write_report([tmp_path / "a", tmp_path / "b"], tmp_path / "both.html").read_text()
@@ -213,7 +221,7 @@ def test_mixed_tasks_have_a_part_each(tmp_path):
     assert {trace["name"] for trace in both} == {"LSTM", "MLP"} and {trace["name"] for trace in one} == {"MLP"}
 
 
-def test_the_first_schema_is_still_shown(tmp_path):
+def test_the_first_schema_is_still_shown(undrawn, tmp_path):
     folder = write_small(tmp_path / "run")
     rows = [
         {"policy": "run", "task": PENDULUM, "perturbation": kind, "attack": "closed_loop" if kind == "pgd" else "",

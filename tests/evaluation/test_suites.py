@@ -47,7 +47,7 @@ def test_a_file_of_ones_own_is_a_suite(tmp_path):
         ("attacks: [{name: mad_pgd, tune: [{restart: 2}]}]", UnknownNameError, "Did you mean 'restarts'"),
         ("attacks: [{name: mad_pgd, norm: per_step_l3}]", UnknownNameError, "Did you mean 'per_step_l2'"),
         ("attacks: [{name: mad_pgd}, {name: mad_pgd}]", InvalidValueError, "mad_pgd twice"),
-        ("attacks: [{norm: per_step_l2}]", InvalidValueError, "name' is missing"),
+        ("attacks: [{norm: per_step_l2}]", InvalidValueError, "attacks.0.name is missing"),
         ("noise: [gausian]", UnknownNameError, "Did you mean 'gaussian'"),
         ("sizes: [0, -1]", InvalidValueError, "numbers >= 0"),
         ("episodes: 0", InvalidValueError, "episodes is 0"),

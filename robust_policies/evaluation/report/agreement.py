@@ -13,7 +13,7 @@ import yaml
 
 from robust_policies.certificates import Certificate
 from robust_policies.certificates.certificate import VIOLATION_MARGIN, array_hashes, digest
-from robust_policies.envs.registration import ours
+from robust_policies.envs.batch import ours
 from robust_policies.errors import UserError
 from robust_policies.evaluation.certify import SENTENCE, check_run
 from robust_policies.evaluation.task_numbers import task_numbers
@@ -148,8 +148,8 @@ def _tasks(evaluation: Mapping[str, Any]) -> list[str]:
     found = []
     for task, numbers in stated.items() if isinstance(stated, dict) else ():
         options = numbers.get("options") if isinstance(numbers, dict) else None
-        # A folder that a file names may hold code, and reading a report runs none.
-        if not ours(task) or not isinstance(options, dict) or "task" in options:
+        # A folder or module that a file names may hold code, and making a report runs none.
+        if ":" in task or not ours(task) or not isinstance(options, dict) or "task" in options:
             continue
         now = task_numbers(task, options)
         changed = [key for key in now if numbers.get(key) != now[key]]

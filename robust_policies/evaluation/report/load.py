@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from robust_policies.certificates import Certificate
 from robust_policies.errors import CorruptFileError, InvalidValueError, MissingFileError, UserError
 from robust_policies.evaluation.report.agreement import Agreement, agreement
 from robust_policies.files.atomic import read_json
+from robust_policies.files.yaml_text import read_yaml
 
 EVALUATION_SCHEMA = 2
 PROVENANCE_SCHEMA = 1
@@ -215,12 +215,12 @@ def _name_method(run: Run) -> None:
     if isinstance(cell, str) and cell and cell not in run.name:
         run.method = f"{cell} ({run.name})"
     try:
-        recipe = yaml.safe_load((run.folder / "recipe.yaml").read_text())
+        recipe = read_yaml(run.folder / "recipe.yaml")
         if isinstance(recipe, dict) and len(recipe) > 2:
             recipe = {key: value for key, value in recipe.items() if key not in ("seed", "description")}
             text = json.dumps(recipe, sort_keys=True, default=str)
             run.method_key = f"recipe {hashlib.sha256(text.encode()).hexdigest()}"
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError):
         return
 
 

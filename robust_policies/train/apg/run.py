@@ -11,16 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 from gymnasium.spaces import flatdim
 from stable_baselines3.common.logger import Logger
 from torch import Tensor
 
 from robust_policies import checks
+from robust_policies.envs.batch import make_one, plant_of, spec_of
 from robust_policies.envs.plant import Plant
-from robust_policies.envs.registration import ours, register_tasks, unknown_environment
-from robust_policies.envs.task import load_plant
 from robust_policies.errors import InvalidValueError
 from robust_policies.policies import save_policy
 from robust_policies.policies.actor import Actor
@@ -45,18 +43,15 @@ def task_plant(recipe: ApgRecipe) -> tuple[Plant, int]:
     Raises:
         UnknownNameError: no such task. InvalidValueError: gradients cannot be taken through it.
     """
-    register_tasks()
     task = recipe.task
-    name = task.id.rpartition(":")[2]
-    if name not in gymnasium.registry:
-        raise unknown_environment(task.id)
     instead = "train it with algorithm.name=recurrent_ppo"
-    if not ours(name):
+    spec_of(task.id)
+    plant = plant_of(task.id, task.kwargs)
+    if plant is None:
         raise InvalidValueError(
             f"algorithm.name is 'apg' and task.id is {task.id!r}, whose equations are not known here; expected a "
             f"torch-native task of this package (robust_policies/...), or {instead}."
         )
-    plant = load_plant(gymnasium.spec(name).kwargs["task"])
     if not plant.differentiable:
         raise InvalidValueError(
             f"algorithm.name is 'apg' and task.id is {task.id!r}, a {plant.kind} task, through which no gradients "
@@ -73,13 +68,14 @@ def task_plant(recipe: ApgRecipe) -> tuple[Plant, int]:
             f"task.perturbations is {task.perturbations} with algorithm.name 'apg', which differentiates the plant "
             f"itself; expected none (evaluation.perturbations stays possible), or {instead}."
         )
-    given = dict(task.kwargs)
+    given = {key: value for key, value in task.kwargs.items() if key != "task"}
     limit = checks.positive_int(
         "task.kwargs.max_episode_steps", given.pop("max_episode_steps", plant.max_episode_steps)
     )
     if given:
         raise InvalidValueError(
-            f"task.kwargs is {task.kwargs} with algorithm.name 'apg'; expected max_episode_steps alone, or {instead}."
+            f"task.kwargs is {task.kwargs} with algorithm.name 'apg'; expected max_episode_steps and task alone, "
+            f"or {instead}."
         )
     return plant, limit
 
@@ -109,7 +105,7 @@ def base_controller(recipe: ApgRecipe) -> BaseController | None:
     wrap = youla_wrapper(recipe)
     if wrap is None:
         return None
-    env = wrap(gymnasium.make(recipe.task.id, **recipe.task.kwargs))
+    env = wrap(make_one(recipe.task.id, recipe.task.kwargs))
     env.close()
     return env.controller
 

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 from robust_policies.errors import InvalidValueError, SchemaError, UnknownNameError
 from robust_policies.files.assets import recipe_path
 from robust_policies.files.settings import Strict, one_line
-from robust_policies.files.yaml_text import dump_yaml, parse_scalar, read_yaml
+from robust_policies.files.yaml_text import dump_yaml, parse_yaml, read_yaml
 from robust_policies.train.recipe.apg import ApgSection
 from robust_policies.train.recipe.imitation import ImitationCheckpoints, ImitationSection
 from robust_policies.train.recipe.ppo import AlgorithmSection
@@ -106,7 +106,7 @@ def set_value(data: dict[str, Any], assignment: str) -> None:
             raise InvalidValueError(
                 f"--set was given {assignment!r}, but {'.'.join(keys[:depth])} is a value ({at!r}), not a section."
             )
-    at[keys[-1]] = parse_scalar(text, f"--set {path}")
+    at[keys[-1]] = parse_yaml(text, f"--set {path}")
 
 
 def load_recipe(name: str | Path, overrides: list[str] | None = None, seed: int | None = None) -> Recipe:
@@ -137,9 +137,12 @@ class ApgRecipe(Recipe):
 
     @model_validator(mode="after")
     def _nothing_of_ppo(self) -> ApgRecipe:
-        if self.youla is not None and self.youla.quantum:
-            raise ValueError(f"youla.quantum is {self.youla.quantum:g} with algorithm.name apg, whose gradients do not "
-                             "pass rounded inputs; expected 0, or recurrent_ppo or tensor_ppo")  # fmt: skip
+        # The section's keys are made of `YoulaOptions`, which a type checker does not see.
+        if quantum := getattr(self.youla, "quantum", 0.0):
+            raise ValueError(
+                f"youla.quantum is {quantum:g} with algorithm.name apg, whose gradients do not pass rounded inputs; "
+                "expected 0, or recurrent_ppo or tensor_ppo"
+            )
         refuse_settings_of_ppo(self.policy, "with apg, whose value is set by algorithm.critic_sizes")
         return self
 

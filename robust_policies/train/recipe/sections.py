@@ -13,7 +13,7 @@ from robust_policies.files.settings import Strict
 class TaskSection(Strict):
     """What to control."""
 
-    id: str = Field(description="Gymnasium id, ours (robust_policies/Pendulum-v0) or any other")
+    id: str = Field(description="Gymnasium id, ours (robust_policies/Pendulum-v0) or any other, or module:id")
     num_envs: int = Field(default=32, ge=1, description="environments stepped side by side")
     kwargs: dict[str, Any] = Field(default_factory=dict, description="passed on to the environment")
     perturbations: list[Any] = Field(default_factory=list, description="wrappers, such as ObservationDelay: 2")
@@ -32,7 +32,11 @@ class PolicySection(Strict):
     features: int | None = Field(default=None, ge=1, description="width of the nonlinear part (r2dn, ren)")
     hidden_sizes: list[int] | None = None
     activation: str | None = None
-    gamma: float | None = Field(default=None, gt=0, description="certified incremental l2 gain; null: contraction only")
+    gamma: float | None = Field(
+        default=None,
+        gt=0,
+        description="incremental l2 gain of the cell, between scaled signals; null: contraction only",
+    )
     rate: float | None = Field(default=None, gt=0, le=1, description="upper bound on the contraction rate")
     init: Literal["random", "long_memory", "timescales"] | None = None
     critic: Literal["own", "shared", "mlp"] = "own"
