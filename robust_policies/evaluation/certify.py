@@ -137,9 +137,12 @@ def _loop_differences(stored: dict[str, Any] | None, expected: dict[str, Any] | 
     found = []
     for name in sorted(set(stored) | set(expected)):
         given, again = stored.get(name), expected.get(name)
-        numbers = name in NUMBERS and all(isinstance(value, int | float | None) for value in (given, again))
-        words = isinstance(given, str) and isinstance(again, str)
-        same = _same(given, again, _TOLERANCE) if numbers else _same_words(given, again) if words else given == again
+        if name in NUMBERS and all(isinstance(value, int | float | None) for value in (given, again)):
+            same = _same(given, again, _TOLERANCE)
+        elif isinstance(given, str) and isinstance(again, str):
+            same = _same_words(given, again)
+        else:
+            same = given == again
         if not same:
             found.append(f"closed_loop.{name} is {given!r} in the file and {again!r} when computed again")
     return found

@@ -43,9 +43,8 @@ def _checked(run: Run) -> list[str]:
         outcome = "<span class='badge DISAGREES'>does not agree</span>"
     elif found.policy is not None:
         outcome = "<span class='badge PASS'>agrees</span>"
-    modified = {True: "files differed from the commit", False: "clean"}.get(
-        provenance.get("git_modified"), "not stated"
-    )
+    state = provenance.get("git_modified")
+    modified = "files differed from the commit" if state is True else "clean" if state is False else "not stated"
     commit = provenance.get("git_commit")
     evaluated = _hash(found.evaluated) if run.evaluation is not None else "no evaluation"
     short = escape(commit[:12]) if isinstance(commit, str) else "not stated"
