@@ -32,6 +32,7 @@ from robust_policies.certificates.multipliers import (
 )
 from robust_policies.certificates.search import ROUNDING, Search
 from robust_policies.errors import InvalidValueError, NonFiniteError, NotCertifiableError, ShapeError
+from robust_policies.files import numbers
 
 SLOPE_RESTRICTED = frozenset(
     {"relu", "tanh", "sigmoid", "identity", "leaky_relu", "elu", "softplus", "hardtanh", "softsign"}
@@ -287,7 +288,7 @@ def _layers_gain(cell: Any, explicit: Any) -> float:
 def _memoryless(claimed: float, proven: float) -> Verification:
     """Return the verdict on a memoryless net whose layers prove the gain `proven`; rounding may cost 1e-3."""
     if not proven <= claimed * ROUNDING:
-        reason = f"its layers prove a gain of {proven:.6g} only"
+        reason = f"its layers prove a gain of {numbers.upper(proven)} only"
         return Verification("NOT_CERTIFIED", reason=reason, claimed_gamma=claimed)
     method = "product of the layers' bounds"
     return Verification("PASS", max(proven, claimed), None, ell=proven, claimed_gamma=claimed, method=method)

@@ -12,9 +12,9 @@ from robust_policies.errors import DeviceError, InvalidValueError, SchemaError, 
 from robust_policies.policies import load_policy
 from robust_policies.train import RunFolder, load_recipe, open_run, train
 from robust_policies.train.environment import make_env
-from robust_policies.train.ppo.continuation import read_checkpoint
+from robust_policies.train.ppo.continuation import load_model
 from robust_policies.train.ppo.run import make_model
-from robust_policies.train.run.checkpoints import checkpoints_in
+from robust_policies.train.run.checkpoints import checkpoints_in, newest_state
 
 
 def test_a_run_folder_has_its_files_and_sb3s_scalars(tiny, finished_once):
@@ -86,7 +86,9 @@ def test_an_interrupted_run_is_continued_to_its_end(tiny, stopped):
 def test_a_continued_run_starts_from_the_weights_and_optimizer_of_the_checkpoint(tiny, stopped):
     env = make_env(tiny, 4, 0, "cpu", training=True)
     model = make_model(tiny, env)
-    progress, _ = read_checkpoint(RunFolder(stopped).checkpoints, model)
+    found = newest_state(RunFolder(stopped).checkpoints)
+    load_model(model, found.tensors, found.facts, found.progress)
+    progress = found.progress
     assert (progress.num_timesteps, model.num_timesteps, model._n_updates) == (800, 800, 4)
     assert model.policy.optimizer.state_dict()["state"]
     assert model.get_vec_normalize_env().ret_rms.count > 700
