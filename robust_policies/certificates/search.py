@@ -29,6 +29,7 @@ class Search:
         family: what is known of phi.
         rate: the contraction rate of the inequality.
         inputs, outputs: units of `gain_supply`, (nu,) and (ny,).
+        coordinates: S (nx, nx) where the model's state is S times that of the cell.
     """
 
     def __init__(
@@ -38,11 +39,26 @@ class Search:
         rate: float,
         inputs: Array | None = None,
         outputs: Array | None = None,
+        coordinates: Array | None = None,
     ) -> None:
         _, _, nu, ny = model.sizes
+        self.coordinates = coordinates
         self.model, self.family, self.rate = model, family, rate
         self.inputs = np.ones(nu) if inputs is None else inputs
         self.outputs = np.ones(ny) if outputs is None else outputs
+
+    def balanced(self, P: Array) -> Search | None:
+        """Return the search in coordinates of the state in which the metric P is the identity, None if there are none.
+
+        A metric whose axes differ by 1e5 and more leaves no digits for the proof in the cell's own coordinates: that of
+        a REN with a gain bound far below 1, whose Gram matrix grows with 1 / gamma.
+        """
+        try:
+            S = np.linalg.cholesky(0.5 * (P + P.T)).T
+        except np.linalg.LinAlgError:
+            return None
+        model = self.model.in_coordinates(S)
+        return None if model is None else Search(model, self.family, self.rate, self.inputs, self.outputs, S)
 
     def prove(self, P: Array, theta: Array, rate: float, supply: Array | None) -> Proof:
         """Return the proof of the inequality with P > 0, whichever of the two fails."""
@@ -190,8 +206,13 @@ class Search:
         lipschitz = isinstance(self.family, LipschitzMultiplier)
         overshoot = None
         if nx:
-            eigenvalues = np.linalg.eigvalsh(0.5 * (P + P.T))
-            overshoot = math.sqrt(eigenvalues[-1] / eigenvalues[0]) * (1 + 1e-6)
+            if self.coordinates is None:
+                eigenvalues = np.linalg.eigvalsh(0.5 * (P + P.T))
+                overshoot = math.sqrt(eigenvalues[-1] / eigenvalues[0]) * (1 + 1e-6)
+            else:
+                # Of the factor, which keeps the digits that its square, the metric, loses.
+                axes = np.linalg.svd(np.linalg.cholesky(0.5 * (P + P.T)).T @ self.coordinates, compute_uv=False)
+                overshoot = float(axes[0] / axes[-1]) * (1 + 1e-6)
         return Verification(
             "PASS", gamma, rate if nx else None, proof.margin, proof.shift, float(theta[0]) if lipschitz else None,
             self.family.ell if isinstance(self.family, LipschitzMultiplier) else None, overshoot,

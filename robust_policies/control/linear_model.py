@@ -47,6 +47,9 @@ class LinearModel:
     x0: Array = _DEFAULT
     u0: Array = _DEFAULT
     y0: Array = _DEFAULT
+    equilibrium: Array | None = None
+    """The plant's own whole state where the model holds, exact; longer than x0 where the model leaves something out, or
+    where the plant keeps orientations as four numbers."""
     residual: float = 0.0
     """|f(x0, u0) - x0|, in the states' units."""
     angles: tuple[int, ...] = ()
@@ -92,6 +95,7 @@ class LinearModel:
         for name, size in (("W", n), ("V", p), ("Q", n), ("R", m)):
             put(name, (size, size), None)
         put("state_range", (n,), None)
+        put("equilibrium", (None,), None)
         put("action_low", (m,), np.full(m, -np.inf), finite=False)
         put("action_high", (m,), np.full(m, np.inf), finite=False)
         checks.finite_float("time_step", self.time_step, above=0.0)

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from robust_policies.envs.incidents import collected
 from robust_policies.errors import InvalidValueError, MissingFileError
 from robust_policies.files.atomic import read_json, remove_leftovers, write_atomic, write_json
 from robust_policies.files.lock import held
@@ -36,6 +37,8 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.report = self.path / "report.html"
         self.provenance = self.path / "provenance.json"
+        self.incidents: list[str] = []
+        """What went wrong in the simulation since the folder was reserved (`envs.incidents`)."""
 
     def policy_at(self, steps: int) -> Path:
         """Return the folder of the policy as it was evaluated after `steps`, with `checkpoints.policies`."""
@@ -60,7 +63,7 @@ class RunFolder:
             raise InvalidValueError(f"Output {str(self.path)!r} is a file; expected a folder, new or empty.")
         with _unwritable(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-        with held(self.path, f"Run folder {str(self.path)!r}"):
+        with held(self.path, f"Run folder {str(self.path)!r}"), collected() as self.incidents:
             yield self.begin(recipe, resume)
 
     def begin(self, recipe: Recipe, resume: bool) -> bool:
@@ -97,6 +100,7 @@ class RunFolder:
             "command": shlex.join(["robust-policies", *sys.argv[1:]]),
             "written": datetime.now(UTC).isoformat(timespec="seconds"),
             **facts,
+            "incidents": self.incidents,
             "versions": versions(),
             **git_state(),
             "machine": machine(),
