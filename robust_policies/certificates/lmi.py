@@ -78,6 +78,8 @@ class Matrices:
         every |d_ij| <= r / (1 - r), r = |e| (largest sum of a row).
         """
         nx = len(S)
+        if not np.diagonal(S).all():
+            return None
         with np.errstate(all="ignore"):
             T = scipy.linalg.solve_triangular(S, np.eye(nx), check_finite=False)
             near, rounding = product(S, T)

@@ -184,9 +184,7 @@ def verify_arrays(
     return replace(found, claimed_gamma=gamma, method="matrix inequality with rounding-error bound")
 
 
-def _by_hint(
-    search: Search, P: Array, theta: Array, gamma: float | None, supply: Array | None
-) -> Verification | None:
+def _by_hint(search: Search, P: Array, theta: Array, gamma: float | None, supply: Array | None) -> Verification | None:
     """Return what a metric and a multiplier that are given prove, or come near to."""
     if supply is not None:
         return search.dissipation(P, theta, supply)

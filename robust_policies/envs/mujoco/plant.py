@@ -15,7 +15,16 @@ import torch
 
 from robust_policies.envs.mujoco.backend import Backend
 from robust_policies.envs.mujoco.c_backend import CBackend
-from robust_policies.envs.mujoco.model import Reading, body_named, compile_model, key_named, model_path, name_of, place_mocap, read
+from robust_policies.envs.mujoco.model import (
+    Reading,
+    body_named,
+    compile_model,
+    key_named,
+    model_path,
+    name_of,
+    place_mocap,
+    read,
+)
 from robust_policies.envs.mujoco.parameters import UNITS, MujocoParams, ParameterTable
 from robust_policies.envs.mujoco.reset import Start
 from robust_policies.envs.mujoco.rewards import Judge
