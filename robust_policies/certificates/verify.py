@@ -170,12 +170,12 @@ def verify_arrays(
     if hint.shape != (family.size,) or not np.isfinite(hint).all():
         return replace(refused, reason="the multiplier of the neurons is not finite or of another size")
     search = Search(model, family, rate)
-    usable = P is not None and bool(np.isfinite(P).all())
-    found = _by_hint(search, P, hint, gamma, supply) if usable else None
+    metric = P if P is not None and np.isfinite(P).all() else None
+    found = None if metric is None else _by_hint(search, metric, hint, gamma, supply)
     found = found or search.by_riccati(hint, gamma, supply)
-    balanced = search.balanced(P) if found is None and usable else None
+    balanced = search.balanced(metric) if found is None and metric is not None else None
     if balanced is not None:
-        found = _by_hint(balanced, np.eye(len(P)), hint, gamma, supply)
+        found = _by_hint(balanced, np.eye(model.sizes[0]), hint, gamma, supply)
     if found is None and supply is None:
         found = search.by_optimum(gamma)
     if found is None:

@@ -32,7 +32,7 @@ _DERIVED = (
     "tendon_invweight0",
     "actuator_acc0",
 )
-_KINDS = dict.fromkeys(("BROADPHASE", "NARROWPHASE", "CCD"), "contacts") | dict.fromkeys(
+_KINDS: dict[str, str] = dict.fromkeys(("BROADPHASE", "NARROWPHASE", "CCD"), "contacts") | dict.fromkeys(
     ("NEFC", "NJMAX_NNZ"), "constraints"
 )
 """What each of MuJoCo-Warp's overflow flags is about; others go by their name."""
@@ -207,11 +207,10 @@ class WarpBackend:
 
     def _kinds(self, bits: int) -> list[str]:
         """Return of what there was more than room, by MuJoCo-Warp's flags."""
-        set_ = {flag.name for flag in self.mjw.OverflowType if flag.value & bits and flag.name != "ALL"}
         # A solver that stops at its limit of iterations, as it does in C, is no lack of room.
-        set_ -= {"ITERATIONS", "LS_ITERATIONS"}
-        kinds = {_KINDS.get(str(name), f"{str(name).lower()} entries") for name in set_}
-        return sorted(kinds)
+        others = {"ALL", "ITERATIONS", "LS_ITERATIONS"}
+        names = {str(flag.name) for flag in self.mjw.OverflowType if flag.value & bits} - others
+        return sorted({_KINDS.get(name, f"{name.lower()} entries") for name in names})
 
     def _room(self, kind: str, worlds: _Worlds) -> str:
         count = len(worlds.views["overflow"])
