@@ -6,10 +6,11 @@ BIN := $(VENV)/bin
 # PyTorch's own index of CPU builds, if your package index has none: make demo TORCH_INDEX=<its address>
 TORCH_INDEX ?=
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
-PYTEST_ARGS ?= -n 2
+# Each process begins with half of the files, whose tests share what they train, and takes over what is left at the end.
+PYTEST_ARGS ?= -n 2 --dist worksteal
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test test-fast lint type format bench clean
+.PHONY: help setup demo test test-fast soak lint type format wheel-check bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST)
@@ -45,11 +46,14 @@ demo: setup ## train, certify and stress-test a policy; writes results/demo/repo
 	@$(BIN)/robust-policies report results/demo results/demo/lstm -o results/demo/report.html
 	@echo "The report: $(CURDIR)/results/demo/report.html"
 
-test: setup ## the whole test suite
+test: setup ## the test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-fast: setup ## the suite without what trains to a threshold
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS) -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS) -m "not slow and not soak"
+
+soak: setup ## the long forms of the suite's tests: every environment, a million steps, every seed (an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS) -m soak
 
 lint: $(VENV)/.dev ## ruff
 	$(BIN)/ruff check .
@@ -61,6 +65,9 @@ type: $(VENV)/.dev ## pyright
 format: $(VENV)/.dev ## ruff's formatter and its safe fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+wheel-check: setup ## build the wheel, install it into a new environment and use it
+	$(BIN)/python .ci/wheel_check.py
 
 bench: setup ## every benchmark; writes benchmarks/*.json, results/ and docs/images/growth.png (many hours)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/cells.py --output benchmarks/cells.json

@@ -87,7 +87,7 @@ def test_cost(policy: DeployedPolicy | None, pieces: np.ndarray) -> np.ndarray:
             state = state.index_copy(1, torch.tensor([disturbance]), piece.unsqueeze(1))
             for _ in range(HOLD):
                 if policy is not None and memory is not None:
-                    memory, action = policy.actor.step(memory, plant.observe(state, params))
+                    action, memory = policy.actor.step(plant.observe(state, params), memory)
                 following = gradient.step(plant, state, action, params)
                 total -= following.reward
                 state = following.state

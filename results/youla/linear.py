@@ -60,7 +60,7 @@ def closed_loop(policy: DeployedPolicy, model: LinearModel) -> Loop:
         explicit, calm = cell.explicit(), torch.zeros(cell.input_size, dtype=torch.float64)
         # The observer starts at the equilibrium and knows nothing of disturbances: both enter its error too.
         entry = torch.cat((torch.eye(n), torch.eye(n), torch.zeros(n, cell.state_size - 2 * n)), 1).double()
-        return Loop(lambda z: cell.step(explicit, z, calm.expand(len(z), -1))[0], cell.state_size, entry)
+        return Loop(lambda z: cell.step(explicit, calm.expand(len(z), -1), z)[1], cell.state_size, entry)
     actor = copy.deepcopy(policy.actor).double()
     with torch.no_grad():
         explicit = actor.body.cell.explicit()
@@ -68,7 +68,7 @@ def closed_loop(policy: DeployedPolicy, model: LinearModel) -> Loop:
 
     def step(z: Tensor) -> Tensor:
         x, memory = z[:, :n], z[:, n:]
-        memory, output = actor.body.cell.step(explicit, memory, actor.body.scaling(x @ C.T + y0))
+        output, memory = actor.body.cell.step(explicit, actor.body.scaling(x @ C.T + y0), memory)
         return torch.cat((x @ A.T + (actor.head(output) - u0) @ B.T, memory), -1)
 
     size = n + actor.cell.state_size

@@ -69,7 +69,7 @@ class Budget(NamedTuple):
 
 
 class Map(NamedTuple):
-    """A causal map in float64: `run` inputs (time, batch, nu) -> outputs; `step` (state, input) -> (state, output)."""
+    """A causal map in float64: `run` inputs (time, batch, nu) -> outputs; `step` (input, state) -> (output, state)."""
 
     run: Callable[[Tensor], Tensor]
     step: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -106,9 +106,9 @@ def running_map(model: Any) -> Map:
     def run(inputs: Tensor) -> Tensor:
         return after(inner.run(explicit, before(inputs), inner.initial_state(inputs.shape[1]), None)[0])
 
-    def step(state: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        state, output = inner.step(explicit, state, before(inputs))
-        return state, after(output)
+    def step(inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        output, state = inner.step(explicit, before(inputs), state)
+        return after(output), state
 
     return Map(run, step, cell.input_size, cell.state_size)
 
@@ -206,6 +206,8 @@ def search(model: Map, base: Tensor, delta: Tensor, units: Tensor, generator: to
 def mutated(parents: Pairs, units: Tensor, count: int, generator: torch.Generator) -> Pairs:
     """Return `count` bases near those of the parents, changed everywhere or over a stretch of time only.
 
+    Sequences are (steps, batch, nu); `units` (nu,) are what the model calls one of each input.
+
     The linearization of a network of piecewise constant slopes has no gradient to follow but is cheap to look at.
     """
     steps, batch, nu = parents.base.shape
@@ -228,6 +230,8 @@ def _joined(found: list[Pairs]) -> Pairs:
 def evaluate(model: Map, base: Tensor, delta: Tensor) -> Pairs:
     """Return the pairs with their gains |y_a - y_b| / |u_a - u_b|, less what may be rounding.
 
+    u_a, u_b = base +- delta / 2, both (steps, batch, nu).
+
     The outputs are computed twice, by the model's fast path and step by step. Where large numbers cancel inside the
     network the two differ; ten times their difference and the last place of the outputs are taken off.
     """
@@ -237,7 +241,7 @@ def evaluate(model: Map, base: Tensor, delta: Tensor) -> Pairs:
         change = _difference(values)
         state, outputs = both.new_zeros(both.shape[1], model.state_size), []
         for inputs in both.unbind():
-            state, output = model.step(state, inputs)
+            output, state = model.step(inputs, state)
             outputs.append(output)
         doubt = norm(change - _difference(torch.stack(outputs)))
         largest = torch.maximum(*torch.cat((values, both), dim=2).abs().amax(dim=(0, 2), keepdim=True).chunk(2, dim=1))
@@ -247,7 +251,10 @@ def evaluate(model: Map, base: Tensor, delta: Tensor) -> Pairs:
 
 
 def power_iteration(model: Map, base: Tensor, delta: Tensor, iterations: int) -> Pairs:
-    """Return small differences along the leading right singular vectors of the linearization at `base`."""
+    """Return small differences along the leading right singular vectors of the linearization at `base`.
+
+    `base` and `delta`, where the iteration begins, are (steps, batch, nu), and so is the result.
+    """
     direction = delta / norm(delta).clamp(min=1e-300)
     if iterations:
         tangent = Linearization(model, base)
@@ -281,9 +288,10 @@ class Linearization:
         with torch.no_grad():
             for inputs in base.unbind():
                 states.append(state)
-                state, _ = model.step(state, inputs)
+                _, state = model.step(inputs, state)
         point = torch.cat((torch.stack(states), base), dim=2).flatten(0, 1).requires_grad_(True)
-        values = torch.cat(model.step(point[:, :nx], point[:, nx:]), dim=1)
+        output, state = model.step(point[:, nx:], point[:, :nx])
+        values = torch.cat((state, output), dim=1)
         rows = [torch.autograd.grad(column.sum(), point, retain_graph=True)[0] for column in values.unbind(1)]
         jacobian = torch.stack(rows, dim=1).unflatten(0, (time, batch))
         self.A, self.B = jacobian[:, :, :nx, :nx], jacobian[:, :, :nx, nx:]
@@ -310,6 +318,8 @@ class Linearization:
 
 def ascend(model: Map, pairs: Pairs, units: Tensor, iterations: int, widest: float = 0.3) -> Pairs:
     """Return the best pairs on the way of Adam up the log central secant, over (base, direction, log size).
+
+    Sequences are (steps, batch, nu); `units` (nu,) are what the model calls one of each input.
 
     Steps of the base are relative to its size, in the model's units; the first sizes differ from sample to sample,
     from a tenth of the base upwards, because kinks and saturations are crossed by large differences only.

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from robust_policies.certificates.lmi import Array, Matrices, growth
 from robust_policies.certificates.multipliers import Multiplier, SortMultiplier
 from robust_policies.errors import NonFiniteError
+
+
+def is_r2dn(explicit: Any) -> bool:
+    """Return whether a cell's explicit arrays are those of a linear system around a chain of layers.
+
+    It looks at what the arrays hold, not at the cell's class: what is proven must not rest on how a cell was built.
+    """
+    return hasattr(explicit, "D12") and hasattr(explicit, "layers")
 
 
 def layer_bound(inner: Array, outer: Array, psi: Array | None = None) -> float:
@@ -25,7 +34,7 @@ def layer_bound(inner: Array, outer: Array, psi: Array | None = None) -> float:
 
 
 def spectral_bound(weight: Array) -> float:
-    """Return an upper bound of the spectral norm of `weight`, rounding included."""
+    """Return an upper bound of the spectral norm of `weight` (rows, columns), rounding included."""
     return math.sqrt(_largest_eigenvalue(weight if weight.shape[0] <= weight.shape[1] else weight.T)) * (1 + 1e-15)
 
 
@@ -41,7 +50,8 @@ def _largest_eigenvalue(stacked: Array) -> float:
 def chain_model(weights: Sequence[Array]) -> Matrices:
     """Return u -> W_L act(.. act(W_0 u)), weights first layer first, as a model with nx = 0 and all neurons in v.
 
-    Layer k's neurons read those of layer k - 1 through D11, which is strictly lower triangular.
+    A weight is (rows, columns), with as many columns as the one before has rows. Layer k's neurons read those of layer
+    k - 1 through D11, which is strictly lower triangular.
     """
     widths = [weight.shape[0] for weight in weights[:-1]]
     nv, nu, ny = sum(widths), weights[0].shape[1], weights[-1].shape[0]
@@ -62,7 +72,7 @@ def chain_model(weights: Sequence[Array]) -> Matrices:
 
 
 def chain_start(weights: Sequence[Array], family: Multiplier) -> Array:
-    """Return a multiplier with which some gain of `chain_model(weights)` is proven.
+    """Return a multiplier (size,) of the family with which some gain of `chain_model(weights)` is proven.
 
     Each layer's is the one before over twice the squared norm of the weight between them, so that every pivot of the
     block elimination keeps at least half of its own.
@@ -77,5 +87,8 @@ def chain_start(weights: Sequence[Array], family: Multiplier) -> Array:
 
 
 def norm_product(weights: Sequence[Array]) -> float:
-    """Return the product of the weights' spectral norms: a gain of the chain for every 1-Lipschitz activation."""
+    """Return the product of the spectral norms of weights (rows, columns), rounding included.
+
+    It is a gain of the chain for every 1-Lipschitz activation.
+    """
     return math.prod(spectral_bound(weight) for weight in weights) * (1 + 1e-15 * (len(weights) + 1))

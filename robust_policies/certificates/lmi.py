@@ -23,6 +23,8 @@ from robust_policies.errors import NonFiniteError, ShapeError
 
 Array = np.ndarray
 UNIT = 2.0**-53
+# Bounds of rounding are themselves computed with rounding, all of it relative and far less than this.
+UP = 1.0 + 1e-9
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,16 @@ class Matrices:
     def __post_init__(self) -> None:
         nx, nv, nu, ny = self.A.shape[0], self.C1.shape[0], self.B2.shape[1], self.C2.shape[0]
         expected = {
-            "A": (nx, nx), "B1": (nx, nv), "B2": (nx, nu), "C1": (nv, nx), "D11": (nv, nv), "D12": (nv, nu),
-            "C2": (ny, nx), "D21": (ny, nv), "D22": (ny, nu),
-        }  # fmt: skip
+            "A": (nx, nx),
+            "B1": (nx, nv),
+            "B2": (nx, nu),
+            "C1": (nv, nx),
+            "D11": (nv, nv),
+            "D12": (nv, nu),
+            "C2": (ny, nx),
+            "D21": (ny, nv),
+            "D22": (ny, nu),
+        }
         for name, shape in expected.items():
             array = getattr(self, name)
             if array.shape != shape:
@@ -120,12 +129,28 @@ def zeros(sizes: tuple[int, int, int, int]) -> Matrices:
     return matrices(*map(np.zeros, shapes))
 
 
-def product(left: Array, right: Array, *, right_error: Array | None = None) -> tuple[Array, Array]:
-    """Return left @ right and a bound on its error, entry by entry; `left` is exact, `right` to `right_error`."""
-    bound = growth(left.shape[1] + 2) * (np.abs(left) @ np.abs(right))
-    if right_error is not None:
-        bound = bound + np.abs(left) @ right_error
-    return left @ right, bound * (1 + 1e-9)
+def product(
+    left: Array, right: Array, *, left_error: Array | None = None, right_error: Array | None = None
+) -> tuple[Array, Array]:
+    """Return left @ right (rows, columns) and a bound on its error, entry by entry.
+
+    Args:
+        left: (rows, k).
+        right: (k, columns).
+        left_error: (rows, k), how far the exact left factor may lie from `left`, entry by entry; None: it is exact.
+        right_error: (k, columns), likewise.
+
+    The product has rounded by at most g_k |left| |right|, g_k = k u / (1 - k u); see N. J. Higham, "Accuracy and
+    Stability of Numerical Algorithms", 2nd edition, 2002, chapter 3. The bound is itself computed with rounding, for
+    which the two further u and the last factor are.
+    """
+    sizes = np.abs(left), np.abs(right)
+    bound = growth(left.shape[1] + 2) * (sizes[0] @ sizes[1])
+    right_error = np.zeros_like(right) if right_error is None else right_error
+    carried = sizes[0] @ right_error
+    if left_error is not None:
+        carried = carried + left_error @ (sizes[1] + right_error)
+    return left @ right, (bound + carried) * UP
 
 
 def gain_supply(gamma: float, outputs: Array, inputs: Array) -> Array:
@@ -145,12 +170,14 @@ def signal_maps(model: Matrices, with_input: bool, eye: float = 1.0) -> tuple[Ar
     nx, nv, nu, _ = model.sizes
     if with_input:
         F_x = np.block([[eye * np.eye(nx), np.zeros((nx, nv + nu))], [model.A, model.B1, model.B2]])
-        F_r = np.block([
-            [model.C1, model.D11, model.D12],
-            [np.zeros((nv, nx)), eye * np.eye(nv), np.zeros((nv, nu))],
-            [model.C2, model.D21, model.D22],
-            [np.zeros((nu, nx + nv)), eye * np.eye(nu)],
-        ])  # fmt: skip
+        F_r = np.block(
+            [
+                [model.C1, model.D11, model.D12],
+                [np.zeros((nv, nx)), eye * np.eye(nv), np.zeros((nv, nu))],
+                [model.C2, model.D21, model.D22],
+                [np.zeros((nu, nx + nv)), eye * np.eye(nu)],
+            ]
+        )
         return F_x, F_r
     F_x = np.block([[eye * np.eye(nx), np.zeros((nx, nv))], [model.A, model.B1]])
     return F_x, np.block([[model.C1, model.D11], [np.zeros((nv, nx)), eye * np.eye(nv)]])
@@ -159,7 +186,17 @@ def signal_maps(model: Matrices, with_input: bool, eye: float = 1.0) -> tuple[Ar
 def assemble(
     model: Matrices, P: Array, rate: float, multiplier: Array, supply: Array | None
 ) -> tuple[Array, Array, Array | None]:
-    """Return (F, K, bound on F's error) with M = F' K F; `supply` None leaves out input and output: contraction."""
+    """Return (F, K, bound on F's error) with M = F' K F.
+
+    Args:
+        model: the matrices.
+        P: (nx, nx) the metric.
+        rate: the contraction rate.
+        multiplier: (2 nv, 2 nv), the form of (v, w).
+        supply: (ny + nu, ny + nu), the form of (y, u); None leaves out input and output: contraction.
+
+    F is (rows, columns) with rows for the signals and columns for z, K symmetric of as many rows.
+    """
     F = np.vstack(signal_maps(model, supply is not None))
     error = None if model.error is None else np.vstack(signal_maps(model.error, supply is not None, eye=0.0))
     blocks = [rate * rate * P, -P, -multiplier] + ([] if supply is None else [supply])
@@ -178,11 +215,12 @@ class Proof:
 def prove_positive(F: Array, K: Array, error: Array | None = None) -> Proof:
     """Return a proof of F' K F > 0 in exact arithmetic, or its failure (which proves nothing).
 
-    Rounding of the two products is bounded entrywise by g_k |F|'|K||F|, g_k = k u / (1 - k u); that of the Cholesky
-    factorization by g_{n+2} / (1 - g_{n+2}) tr|M| (Rump, "Verification of positive definiteness", BIT 2006). If the
-    factorization of M minus both bounds ends, M is positive definite. K's entries may carry 8 roundings of their own.
-    Where the exact F lies within `error` (entrywise) of the one given, 2 |F|'|K| error + error'|K| error is added.
-    M is first scaled to a diagonal near 1 by powers of two, a congruence without rounding; both numbers are of that.
+    F is (rows, columns), K (rows, rows) and symmetric, `error` (rows, columns). Rounding of the two products is bounded
+    entrywise by g_k |F|'|K||F|, g_k = k u / (1 - k u); that of the Cholesky factorization by
+    g_{n+2} / (1 - g_{n+2}) tr|M| (Rump, "Verification of positive definiteness", BIT 2006). If the factorization of M
+    minus both bounds ends, M is positive definite. K's entries may carry 8 roundings of their own. Where the exact F
+    lies within `error` (entrywise) of the one given, 2 |F|'|K| error + error'|K| error is added. M is first scaled to a
+    diagonal near 1 by powers of two, a congruence without rounding; both numbers are of that.
     """
     n = F.shape[1]
     with np.errstate(all="ignore"):
@@ -196,7 +234,7 @@ def prove_positive(F: Array, K: Array, error: Array | None = None) -> Proof:
         if error is not None:
             error = error * np.exp2(exponent)
             cross = np.abs(F).T @ (np.abs(K) @ error)
-            bound = bound + (cross + cross.T + error.T @ (np.abs(K) @ error)) * (1 + 1e-9)
+            bound = bound + (cross + cross.T + error.T @ (np.abs(K) @ error)) * UP
         if not (np.isfinite(M).all() and np.isfinite(bound).all()):
             return Proof(False, -math.inf, math.inf)
         g = growth(n + 2)

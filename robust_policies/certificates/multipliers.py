@@ -120,7 +120,7 @@ Multiplier = LipschitzMultiplier | SlopeMultiplier | SortMultiplier
 
 
 def admissible(family: Multiplier, theta: Array) -> bool:
-    """Return whether `theta` gives a form that is nonnegative for every phi of the family."""
+    """Return whether `theta` (size,) gives a form that is nonnegative for every phi of the family."""
     theta = np.asarray(theta, dtype=np.float64)
     if theta.shape != (family.size,) or not np.isfinite(theta).all():
         return False

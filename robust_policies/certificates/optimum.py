@@ -164,9 +164,11 @@ def _storage(F_x: Array, nx: int, rate: float) -> Pairs:
     weight = np.where(i == j, 0.5, 1.0)
     index = np.arange(i.size)
     return Pairs(
-        np.vstack([x[i], y[i]]), np.vstack([x[j], y[j]]), np.concatenate([rate * rate * weight, -weight]),
+        np.vstack([x[i], y[i]]),
+        np.vstack([x[j], y[j]]),
+        np.concatenate([rate * rate * weight, -weight]),
         np.concatenate([index, index]),
-    )  # fmt: skip
+    )
 
 
 def _squares(rows: Array) -> Pairs:

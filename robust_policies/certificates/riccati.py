@@ -11,7 +11,8 @@ from robust_policies.certificates.lmi import Array, Matrices, signal_maps
 def recover_metric(model: Matrices, rate: float, multiplier: Array, supply: Array | None, slack: float) -> Array | None:
     """Return a P > 0 that makes M(P) >= slack (relative), from the Riccati equation of the LMI, or None.
 
-    With N the part of M free of P, on (x | w, u): the Riccati equation of rate^2 P - A'P A + N11 - (A'P B - N12)
+    `multiplier` (2 nv, 2 nv) and `supply` (ny + nu, ny + nu) as in `lmi.assemble`; P is (nx, nx). With N the part of M
+    free of P, on (x | w, u): the Riccati equation of rate^2 P - A'P A + N11 - (A'P B - N12)
     (N22 - B'P B)^-1 (..)' = 0. The inputs are eliminated first (N22 > 0), so the pencil has the size of the state only.
     """
     nx = model.sizes[0]

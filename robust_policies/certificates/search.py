@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import scipy.linalg
@@ -18,7 +20,33 @@ from robust_policies.certificates.riccati import recover_metric
 # A designed gain may have become untrue by this much when its arrays were rounded to float32.
 ROUNDING = 1 + 1e-3
 _DELTAS = (1e-9, 1e-7, 1e-6, 1e-5, 1e-4, 9e-4)
+_SLACKS = (1e-3, 1e-6, 1e-9)
 _TAUS = (1.0, 0.5, 2.0, 0.1, 10.0, 0.01, 100.0)
+
+
+class ProvenRate(NamedTuple):
+    """A contraction rate, and the metric P (nx, nx) of its proof."""
+
+    rate: float
+    P: Array
+
+    @property
+    def overshoot(self) -> float:
+        """The factor sqrt(cond P) >= 1 by which a difference may grow before it decays like rate^t."""
+        return overshoot(self.P)
+
+
+def overshoot(P: Array, coordinates: Array | None = None) -> float:
+    """Return sqrt(cond P) of a metric P (nx, nx), symmetric; the rounding of its eigenvalues is allowed for.
+
+    With `coordinates` S (nx, nx), P is a metric of S x and the number is that of S'P S, the metric of x.
+    """
+    if coordinates is not None:
+        # Of the factor, which keeps the digits that its square, the metric, loses.
+        axes = np.linalg.svd(np.linalg.cholesky(P).T @ coordinates, compute_uv=False)
+        return float(axes[0] / axes[-1]) * (1 + 1e-6)
+    values = np.linalg.eigvalsh(P)
+    return math.sqrt(values[-1] / values[0]) * (1 + 1e-6)
 
 
 class Search:
@@ -115,7 +143,7 @@ class Search:
             asked = supply if gamma is None else self.supply(gamma * (1 + delta))
             for rate in self._rates(delta):
                 for tau in _TAUS:
-                    for slack in (1e-3, 1e-6, 1e-9):
+                    for slack in _SLACKS:
                         P = recover_metric(self.model, rate, self.family.matrix(tau * theta), asked, slack)
                         proof = None if P is None else self.prove(P, tau * theta, rate, asked)
                         if P is None or proof is None or not proof.holds:
@@ -124,6 +152,22 @@ class Search:
                         if asked is None:
                             proven = self.least(P, tau * theta)
                         return self.result(P, tau * theta, rate, proven, proof)
+        return None
+
+    def least_rate(self, least: float, shares: Sequence[float]) -> ProvenRate | None:
+        """Return the first contraction rate below 1 that is proven with a Lipschitz bound of phi, None without one.
+
+        Args:
+            least: no rate below it is tried, in [0, 1).
+            shares: in [0, 1), ascending: what part of the way from `least` to 1 each rate tried lies.
+        """
+        theta = np.ones(1)
+        for share in shares:
+            rate = least + share * (1.0 - least)
+            for slack in _SLACKS if rate < 1.0 else ():
+                P = recover_metric(self.model, rate, self.family.matrix(theta), None, slack)
+                if P is not None and self.prove(P, theta, rate, None).holds:
+                    return ProvenRate(rate, P)
         return None
 
     def by_optimum(self, gamma: float | None) -> Verification | None:
@@ -204,19 +248,16 @@ class Search:
         """Return the verdict of a proof that holds."""
         nx = self.model.sizes[0]
         lipschitz = isinstance(self.family, LipschitzMultiplier)
-        overshoot = None
-        if nx:
-            if self.coordinates is None:
-                eigenvalues = np.linalg.eigvalsh(0.5 * (P + P.T))
-                overshoot = math.sqrt(eigenvalues[-1] / eigenvalues[0]) * (1 + 1e-6)
-            else:
-                # Of the factor, which keeps the digits that its square, the metric, loses.
-                axes = np.linalg.svd(np.linalg.cholesky(0.5 * (P + P.T)).T @ self.coordinates, compute_uv=False)
-                overshoot = float(axes[0] / axes[-1]) * (1 + 1e-6)
         return Verification(
-            "PASS", gamma, rate if nx else None, proof.margin, proof.shift, float(theta[0]) if lipschitz else None,
-            self.family.ell if isinstance(self.family, LipschitzMultiplier) else None, overshoot,
-        )  # fmt: skip
+            "PASS",
+            gamma,
+            rate if nx else None,
+            proof.margin,
+            proof.shift,
+            float(theta[0]) if lipschitz else None,
+            self.family.ell if isinstance(self.family, LipschitzMultiplier) else None,
+            overshoot(0.5 * (P + P.T), self.coordinates) if nx else None,
+        )
 
     def _rates(self, delta: float) -> list[float]:
         return [self.rate] if self.rate == 1 or delta == 0 else [self.rate, min(1.0, self.rate * (1 + delta))]

@@ -18,6 +18,7 @@ from robust_policies.certificates.certificate import Verification
 from robust_policies.certificates.layers import (
     chain_model,
     chain_start,
+    is_r2dn,
     layer_bound,
     norm_product,
     spectral_bound,
@@ -31,6 +32,7 @@ from robust_policies.certificates.multipliers import (
 )
 from robust_policies.certificates.search import ROUNDING, Search
 from robust_policies.errors import InvalidValueError, NonFiniteError, NotCertifiableError, ShapeError
+from robust_policies.files import numbers
 
 SLOPE_RESTRICTED = frozenset(
     {"relu", "tanh", "sigmoid", "identity", "leaky_relu", "elu", "softplus", "hardtanh", "softsign"}
@@ -78,9 +80,14 @@ def verify(cell_or_policy: Any, explicit: Any = None) -> Verification:
         Q, S, R = (_array(getattr(guarantee, name)) for name in "QSR")
         supply = np.block([[Q, S.T], [S, R]])
     return verify_arrays(
-        running.model, rate=cell.rate, gamma=claimed, supply=supply, family=running.family, theta=running.theta,
+        running.model,
+        rate=cell.rate,
+        gamma=claimed,
+        supply=supply,
+        family=running.family,
+        theta=running.theta,
         P=running.P,
-    )  # fmt: skip
+    )
 
 
 def running_model(cell_or_policy: Any, explicit: Any = None) -> tuple[Matrices, Multiplier, Array]:
@@ -155,6 +162,9 @@ def verify_arrays(
         family: what is known of phi; None: it is 1-Lipschitz, which needs D11 = 0.
         P: (nx, nx) the metric, a hint; recovered by a Riccati equation or an interior-point search if it does not do.
         theta: the multiplier, a hint.
+
+    Raises:
+        InvalidValueError: rate or gamma is not allowed.
     """
     if not 0 < rate <= 1:
         raise InvalidValueError(f"rate is {rate!r}; expected a number in (0, 1].")
@@ -179,8 +189,11 @@ def verify_arrays(
     if found is None and supply is None:
         found = search.by_optimum(gamma)
     if found is None:
-        return replace(refused, reason="no metric P was found with which the inequality is proven",
-                       ell=family.ell if isinstance(family, LipschitzMultiplier) else None)  # fmt: skip
+        return replace(
+            refused,
+            reason="no metric P was found with which the inequality is proven",
+            ell=family.ell if isinstance(family, LipschitzMultiplier) else None,
+        )
     return replace(found, claimed_gamma=gamma, method="matrix inequality with rounding-error bound")
 
 
@@ -218,7 +231,7 @@ def _running(cell: Any, explicit: Any) -> _Running:
         return _Running(model, family, np.zeros((0, 0)), chain_start(weights, family), weights)
     model = matrices(*(_array(getattr(explicit, name)) for name in _NAMES), D11=_optional(explicit, "D11"))
     P = _array(cell.metric()) if cell.guarantee is not None else None
-    if hasattr(explicit, "layers"):
+    if is_r2dn(explicit):
         return _Running(model, LipschitzMultiplier(model.sizes[1], layers_bound(explicit.layers)), P, np.ones(1))
     family = SlopeMultiplier(model.sizes[1])
     return _Running(model, family, P, _array(cell.multiplier()) if hasattr(cell, "multiplier") else family.start())
@@ -228,7 +241,7 @@ def verify_layers(weights: Sequence[Array], activation: str = "relu") -> Verific
     """Return the least gain that is proven of u -> W_L act(.. act(W_0 u + b_0)), weights first layer first.
 
     Args:
-        weights: float32 or float64 arrays (n_k, n_{k-1}).
+        weights: float32 or float64 arrays (rows, columns), with as many columns as the one before has rows.
         activation: a name in `SLOPE_RESTRICTED`, or "maxmin".
     """
     if activation not in SLOPE_RESTRICTED and activation != SORTING:
@@ -283,7 +296,7 @@ def _layers_gain(cell: Any, explicit: Any) -> float:
 def _memoryless(claimed: float, proven: float) -> Verification:
     """Return the verdict on a memoryless net whose layers prove the gain `proven`; rounding may cost 1e-3."""
     if not proven <= claimed * ROUNDING:
-        reason = f"its layers prove a gain of {proven:.6g} only"
+        reason = f"its layers prove a gain of {numbers.upper(proven)} only"
         return Verification("NOT_CERTIFIED", reason=reason, claimed_gamma=claimed)
     method = "product of the layers' bounds"
     return Verification("PASS", max(proven, claimed), None, ell=proven, claimed_gamma=claimed, method=method)

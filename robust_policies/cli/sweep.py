@@ -68,7 +68,6 @@ def sweep(
     from rich.console import Console
 
     from robust_policies.checks import seed_list
-    from robust_policies.files.lock import held
     from robust_policies.sweep.folder import SweepFolder
 
     given = set_ or []
@@ -87,13 +86,7 @@ def sweep(
     with ExitStack() as stack:
         pool = _pool(address, jobs, device)
         stack.callback(pool.close)
-        in_use = f"Sweep folder {str(folder.path)!r}"
-        if folder.path.is_dir():
-            stack.enter_context(held(folder.path, in_use))
-            folder.begin(work.facts, resume)
-        else:
-            folder.begin(work.facts, resume)
-            stack.enter_context(held(folder.path, in_use))
+        stack.enter_context(folder.reserved(work.facts, resume))
         complete = _run(work, folder, pool, console, device, evaluation)
     if not complete:
         done = sum(row["status"] in ("done", "pruned") for row in folder.rows.values())
@@ -217,11 +210,12 @@ def _run(work: _Work, folder: SweepFolder, pool: Pool, console: Console, device:
 
 def _check(recipe: Any) -> None:
     """Raise for what would fail in every trial, before any begins."""
+    from robust_policies.envs.batch import spec_of
     from robust_policies.evaluation.suite import suite_named
-    from robust_policies.train.environment import check_tasks
 
     suite_named(recipe.evaluation.suite)
-    check_tasks([recipe.task.id, *recipe.evaluation.tasks])
+    for task in (recipe.task.id, *recipe.evaluation.tasks):
+        spec_of(task)
 
 
 def _pool(address: str | None, jobs: int | None, device: str) -> Pool:

@@ -65,13 +65,23 @@ class ClosedLoop(Cell):
         by, bx, bv = (bias + matrix @ self._shift for bias, matrix in ((e.by, e.D22), (e.bx, e.B2), (e.bv, e.D12)))
         bx = torch.cat((self._into @ by, torch.zeros(len(self._into), dtype=by.dtype), bx))
         return R2DNExplicit(
-            m["A"], m["B1"], m["B2"], m["C1"], m["C2"], m["D12"], m["D21"], m["D22"],
-            bx, bv, self._through @ by, e.layers,
-        )  # fmt: skip
+            m["A"],
+            m["B1"],
+            m["B2"],
+            m["C1"],
+            m["C2"],
+            m["D12"],
+            m["D21"],
+            m["D22"],
+            bx,
+            bv,
+            self._through @ by,
+            e.layers,
+        )
 
-    def step(self, explicit: R2DNExplicit, state: Tensor, input: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (next state, z) by the loop's equations as they stand."""
-        return self.inner.step(explicit, state, input)
+    def step(self, explicit: R2DNExplicit, input: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (z, next state) by the loop's equations as they stand."""
+        return self.inner.step(explicit, input, state)
 
     def run(
         self, explicit: R2DNExplicit, inputs: Tensor, state: Tensor, starts: Tensor | None

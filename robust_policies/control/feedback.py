@@ -19,71 +19,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from robust_policies import checks
-from robust_policies.certificates.certificate import upward
-from robust_policies.certificates.lmi import Array, Matrices, growth, zeros
+from robust_policies.certificates.lmi import Array, Matrices
 from robust_policies.certificates.multipliers import LipschitzMultiplier, Multiplier
-from robust_policies.certificates.riccati import recover_metric
 from robust_policies.certificates.search import Search
 from robust_policies.certificates.verify import verify_arrays
-from robust_policies.control.gain_bounds import GainBound, gain_bound, linear_loop
+from robust_policies.control.bounded import Bounded, assembled, block, parts
+from robust_policies.control.gain_bounds import gain_bound, known_gain, linear_loop
 from robust_policies.control.linear_model import LinearModel
 from robust_policies.control.lqg import LQGDesign
 from robust_policies.control.norms import StateSpace, hinf_norm, radius
 from robust_policies.control.weights import choose
 from robust_policies.control.youla import Performance, direct_gain
 from robust_policies.errors import InvalidValueError
+from robust_policies.files import numbers
 
-_BLOCKS = ("A", "B1", "B2", "C1", "D11", "D12", "C2", "D21", "D22")
 _STEPS = 6
-
-
-@dataclass(frozen=True)
-class Near:
-    """A matrix that was computed, and how far from it, entry by entry, the exact one may lie."""
-
-    value: Array
-    error: Array
-
-    @classmethod
-    def exact(cls, value: Array) -> Near:
-        """Return a matrix that is what it is."""
-        return cls(value, np.zeros_like(value))
-
-    def __matmul__(self, other: Near | Array) -> Near:
-        other = other if isinstance(other, Near) else Near.exact(other)
-        left, right = np.abs(self.value), np.abs(other.value)
-        rounding = growth(self.value.shape[1] + 2) * (left @ right)
-        error = rounding + left @ other.error + self.error @ (right + other.error)
-        return Near(self.value @ other.value, error * (1 + 1e-9))
-
-    def __add__(self, other: Near | Array) -> Near:
-        other = other if isinstance(other, Near) else Near.exact(other)
-        total = self.value + other.value
-        return Near(total, (self.error + other.error + growth(2) * np.abs(total)) * (1 + 1e-9))
-
-
-def policy_in_units(policy: Matrices, inputs: Array, head: Array, outputs: Array) -> Matrices:
-    """Return the policy u = diag(outputs) head pi(y / inputs) with head and scales folded in, rounding included.
-
-    Args:
-        policy: the explicit matrices between scaled signals.
-        inputs: (nu,) the size of one unit of each input.
-        head: (na, ny) a linear map after the policy.
-        outputs: (na,) the size of one unit of each output.
-    """
-    error = policy.error or zeros(policy.sizes)
-    size = 1.0 / np.asarray(inputs, dtype=np.float64)
-    into = Near(np.diag(size), np.diag(growth(2) * np.abs(size)))
-    out = Near.exact(np.diag(np.asarray(outputs, dtype=np.float64))) @ np.asarray(head, dtype=np.float64)
-    parts = {name: Near(getattr(policy, name), getattr(error, name)) for name in _BLOCKS}
-    parts |= {name: parts[name] @ into for name in ("B2", "D12", "D22")}
-    parts |= {name: out @ parts[name] for name in ("C2", "D21", "D22")}
-    return _matrices(parts)
 
 
 def feedback_matrices(model: LinearModel, policy: Matrices, performance: Performance) -> Matrices:
@@ -93,28 +47,34 @@ def feedback_matrices(model: LinearModel, policy: Matrices, performance: Perform
     InvalidValueError where D is not zero.
     """
     checks.shape("The policy's D22", policy.D22, (model.m, model.p))
-    if np.any(model.D):
-        raise InvalidValueError(f"D has an entry of {np.abs(model.D).max():.3g}; expected D = 0: a plant whose outputs "
-                                "show the input at once. Use with_input_delay(model, 1).")  # fmt: skip
-    given = policy.error or zeros(policy.sizes)
-    q = {name: Near(getattr(policy, name), getattr(given, name)) for name in _BLOCKS}
-    exact = Near.exact
+    _no_direct_path(model)
+    q, exact = parts(policy), Bounded.exact
     A, B, C, Bw = exact(model.A), exact(model.B), exact(model.C), exact(performance.Bw)
     Cz, Dz, Dv = exact(performance.Cz), exact(performance.Dz), exact(performance.Dv)
     nx, nv, _, _ = policy.sizes
     nw, nz = performance.Bw.shape[1], len(performance.Cz)
     direct = q["D22"] @ C
-    return _matrices({
-        "A": _block([[A + B @ direct, B @ q["C2"]], [q["B2"] @ C, q["A"]]]),
-        "B1": _block([[B @ q["D21"]], [q["B1"]]]),
-        "B2": _block([[Bw, B @ (q["D22"] @ Dv)], [exact(np.zeros((nx, nw))), q["B2"] @ Dv]]),
-        "C1": _block([[q["D12"] @ C, q["C1"]]]),
-        "D11": q["D11"],
-        "D12": _block([[exact(np.zeros((nv, nw))), q["D12"] @ Dv]]),
-        "C2": _block([[Cz + Dz @ direct, Dz @ q["C2"]]]),
-        "D21": Dz @ q["D21"],
-        "D22": _block([[exact(np.zeros((nz, nw))), Dz @ (q["D22"] @ Dv)]]),
-    })  # fmt: skip
+    return assembled(
+        {
+            "A": block([[A + B @ direct, B @ q["C2"]], [q["B2"] @ C, q["A"]]]),
+            "B1": block([[B @ q["D21"]], [q["B1"]]]),
+            "B2": block([[Bw, B @ (q["D22"] @ Dv)], [exact(np.zeros((nx, nw))), q["B2"] @ Dv]]),
+            "C1": block([[q["D12"] @ C, q["C1"]]]),
+            "D11": q["D11"],
+            "D12": block([[exact(np.zeros((nv, nw))), q["D12"] @ Dv]]),
+            "C2": block([[Cz + Dz @ direct, Dz @ q["C2"]]]),
+            "D21": Dz @ q["D21"],
+            "D22": block([[exact(np.zeros((nz, nw))), Dz @ (q["D22"] @ Dv)]]),
+        }
+    )
+
+
+def _no_direct_path(model: LinearModel) -> None:
+    if np.any(model.D):
+        raise InvalidValueError(
+            f"D has an entry of {np.abs(model.D).max():.3g}; expected D = 0: a plant whose outputs show the input at "
+            "once. Use with_input_delay(model, 1)."
+        )
 
 
 @dataclass(frozen=True)
@@ -154,18 +114,16 @@ class FeedbackBound:
         where = "the linear plant" if model.exact else f"the linear model ({model.origin})"
         parts = []
         if self.rate is not None:
-            bound = "" if self.gain is None else (
-                f", and the gain d -> z is at most {upward(self.gain):.6g}"
-            )  # fmt: skip
+            bound = "" if self.gain is None else f", and the gain d -> z is at most {numbers.upper(self.gain)}"
             parts.append(
                 f"any two trajectories of {where} in feedback with this policy under the same disturbances approach "
-                f"each other like {upward(self.rate):.6g}^t{bound}, while no action is clipped"
+                f"each other like {numbers.rate(self.rate)}^t{bound}, while no action is clipped"
             )
         if self.small_gain is not None:
             assert self.policy_gain is not None
             parts.append(
-                f"by the small-gain theorem the gain d -> z is at most {upward(self.small_gain):.6g}, clipped actions "
-                f"included (plant {self.plant_gain:.4g}, policy {self.policy_gain:.4g})"
+                f"by the small-gain theorem the gain d -> z is at most {numbers.upper(self.small_gain)}, clipped "
+                f"actions included (plant {self.plant_gain:.4g}, policy {self.policy_gain:.4g})"
             )
         nonlinear = "" if model.exact else " The nonlinear plant itself is not covered."
         if parts:
@@ -180,8 +138,10 @@ class FeedbackBound:
             why.append(f"the small-gain theorem needs a stable plant, whose spectral radius is {self.plant_radius:.6g}")
         else:
             product = self.policy_gain * self.plant_gain
-            why.append(f"the small-gain theorem needs a product below 1, and {self.policy_gain:.4g} (policy) times "
-                       f"{self.plant_gain:.4g} (plant) is {product:.4g}")  # fmt: skip
+            why.append(
+                f"the small-gain theorem needs a product below 1, and {self.policy_gain:.4g} (policy) times "
+                f"{self.plant_gain:.4g} (plant) is {product:.4g}"
+            )
         return "; ".join(why)
 
 
@@ -218,11 +178,15 @@ def feedback_bound(
         model: the plant; y is everything that the policy reads.
         policy: its explicit matrices from y to u in the plant's units; None: it has none (`reason` says why).
         family: what is known of its neurons; None: they are 1-Lipschitz together.
-        theta: a multiplier to start from; None: the family's own.
+        theta: (size,) of the family, a multiplier to start from; None: the family's own.
         gain: its certified incremental gain from y to u; None: there is none.
         performance: d and z; None: `default_performance(model)`.
         reason: why there are no matrices.
+
+    Raises:
+        ShapeError: the policy does not fit the plant. InvalidValueError: D is not zero.
     """
+    _no_direct_path(model)
     performance = default_performance(model) if performance is None else performance
     bound = _by_small_gain(model, gain, performance)
     if policy is None:
@@ -256,23 +220,10 @@ def _by_small_gain(model: LinearModel, gain: float | None, performance: Performa
     if rho < 1.0:
         plant = gain_bound(linear_loop(StateSpace(model.A, model.B, model.C, np.zeros((model.p, model.m))))).gain
     if gain is not None and gain * plant < 1.0:
-        found = _with_gain(model, gain, performance)
+        any_policy = feedback_matrices(model, known_gain(model.p, model.m), performance)
+        found = gain_bound(any_policy, (gain,))
         proven = found.gain if found.proven else None
     return FeedbackBound(rho, plant, gain, proven)
-
-
-def _with_gain(model: LinearModel, gain: float, performance: Performance) -> GainBound:
-    """Return the bound for every policy of this gain: it is one block, v = y and w = u padded with zeros."""
-    n, m, p = model.n, model.m, model.p
-    nv = max(m, p)
-    wide, tall = np.eye(m, nv), np.eye(nv, p)
-    nw, nr, nz = performance.Bw.shape[1], performance.Dv.shape[1], len(performance.Cz)
-    loop = Matrices(
-        A=model.A, B1=model.B @ wide, B2=np.hstack((performance.Bw, np.zeros((n, nr)))),
-        C1=tall @ model.C, D11=np.zeros((nv, nv)), D12=np.hstack((np.zeros((nv, nw)), tall @ performance.Dv)),
-        C2=performance.Cz, D21=performance.Dz @ wide, D22=np.zeros((nz, nw + nr)),
-    )  # fmt: skip
-    return gain_bound(loop, (gain,))
 
 
 def _around(loop: Matrices, rate: float) -> float:
@@ -289,14 +240,8 @@ def _rate(loop: Matrices, family: LipschitzMultiplier, rho: float) -> tuple[floa
     for _ in range(_STEPS):
         middle = 0.5 * (low + high)
         low, high = (low, middle) if family.ell * _around(loop, middle) < 1.0 else (middle, high)
-    search, theta = Search(loop, family, 1.0), np.ones(1)
-    for share in (0.0, 0.1, 0.5, 0.9):
-        rate = high + share * (1.0 - high)
-        for slack in (1e-3, 1e-6, 1e-9):
-            P = recover_metric(loop, rate, family.matrix(theta), None, slack)
-            if rate < 1.0 and P is not None and search.prove(P, theta, rate, None).holds:
-                return rate, P
-    return None
+    found = Search(loop, family, 1.0).least_rate(high, (0.0, 0.1, 0.5, 0.9))
+    return None if found is None else (found.rate, found.P)
 
 
 def _by_each_neuron(bound: FeedbackBound, loop: Matrices, family: Multiplier, theta: Array) -> FeedbackBound:
@@ -308,14 +253,3 @@ def _by_each_neuron(bound: FeedbackBound, loop: Matrices, family: Multiplier, th
         if found.status == "PASS" and found.rate is not None and found.rate < 1.0:
             return replace(bound, rate=found.rate, gain=found.gamma)
     return replace(bound, reason="no metric was found that proves contraction of the loop")
-
-
-def _block(rows: list[list[Near]]) -> Near:
-    return Near(np.block([[part.value for part in row] for row in rows]),
-                np.block([[part.error for part in row] for row in rows]))  # fmt: skip
-
-
-def _matrices(parts: dict[str, Near]) -> Matrices:
-    values: dict[str, Any] = {name: part.value for name, part in parts.items()}
-    errors: dict[str, Any] = {name: part.error for name, part in parts.items()}
-    return Matrices(**values, error=Matrices(**errors))

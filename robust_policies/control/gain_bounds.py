@@ -68,9 +68,35 @@ def linear_loop(system: StateSpace) -> Matrices:
     n, (ny, nu) = len(system.A), system.D.shape
     none = np.zeros((0, 0))
     return Matrices(
-        A=system.A, B1=np.zeros((n, 0)), B2=system.B, C1=np.zeros((0, n)), D12=np.zeros((0, nu)),
-        C2=system.C, D21=np.zeros((ny, 0)), D22=system.D, D11=none,
-    )  # fmt: skip
+        A=system.A,
+        B1=np.zeros((n, 0)),
+        B2=system.B,
+        C1=np.zeros((0, n)),
+        D12=np.zeros((0, nu)),
+        C2=system.C,
+        D21=np.zeros((ny, 0)),
+        D22=system.D,
+        D11=none,
+    )
+
+
+def known_gain(inputs: int, outputs: int) -> Matrices:
+    """Return what stands for any system of which only the gain is known: y = w with the block w = Q(u), nothing else.
+
+    The block's v and w have one width, the larger of the two; the shorter is padded with zeros, which adds no gain.
+    """
+    width, none = max(inputs, outputs), np.zeros
+    return Matrices(
+        A=none((0, 0)),
+        B1=none((0, width)),
+        B2=none((0, inputs)),
+        C1=none((width, 0)),
+        D11=none((width, width)),
+        D12=np.eye(width, inputs),
+        C2=none((outputs, 0)),
+        D21=np.eye(outputs, width),
+        D22=none((outputs, inputs)),
+    )
 
 
 def gain_bound(loop: Matrices, ell: Sequence[float] = (), sizes: Sequence[int] | None = None) -> GainBound:
@@ -84,8 +110,10 @@ def gain_bound(loop: Matrices, ell: Sequence[float] = (), sizes: Sequence[int] |
     nv = loop.sizes[1]
     sizes = ([nv] if nv else []) if sizes is None else list(sizes)
     if sum(sizes) != nv or len(ell) != len(sizes):
-        raise ShapeError(f"{len(ell)} gain(s) and blocks of {list(sizes)} channels; expected one gain a block and "
-                         f"{nv} channels together.")  # fmt: skip
+        raise ShapeError(
+            f"{len(ell)} gain(s) and blocks of {list(sizes)} channels; expected one gain a block and "
+            f"{nv} channels together."
+        )
     if loop.D11.any():
         raise InvalidValueError("D11 is not zero; expected a loop whose blocks do not feed each other at once.")
     if not all(math.isfinite(value) and value >= 0 for value in ell):
@@ -120,9 +148,14 @@ def _without(loop: Matrices, silent: Array) -> Matrices:
     """Return the loop without the channels of w and v that `silent` (nv,) marks."""
     kept = ~silent
     return replace(
-        loop, B1=loop.B1[:, kept], C1=loop.C1[kept], D12=loop.D12[kept], D21=loop.D21[:, kept],
-        D11=loop.D11[np.ix_(kept, kept)], error=None if loop.error is None else _without(loop.error, silent),
-    )  # fmt: skip
+        loop,
+        B1=loop.B1[:, kept],
+        C1=loop.C1[kept],
+        D12=loop.D12[kept],
+        D21=loop.D21[:, kept],
+        D11=loop.D11[np.ix_(kept, kept)],
+        error=None if loop.error is None else _without(loop.error, silent),
+    )
 
 
 def scaled_gain(loop: Matrices, ell: Array, tau: Array) -> float:
@@ -179,17 +212,21 @@ def _search(loop: Matrices, bounds: Array, sizes: Sequence[int]) -> tuple[Array,
         return np.exp(relative + grid[best]), math.inf
     upper, lower = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
     found: Any = minimize_scalar(
-        lambda point: min(gain(relative + point), 1e300), bounds=(lower, upper), method="bounded",
+        lambda point: min(gain(relative + point), 1e300),
+        bounds=(lower, upper),
+        method="bounded",
         options={"xatol": 1e-6},
-    )  # fmt: skip
+    )
     point, value = relative + found.x, float(found.fun)
     if values[best] < value:
         point, value = relative + grid[best], values[best]
     if len(sizes) > 1:
         refined = minimize(
-            lambda logs: min(gain(logs), 1e300), point, method="Nelder-Mead",
+            lambda logs: min(gain(logs), 1e300),
+            point,
+            method="Nelder-Mead",
             options={"xatol": 1e-4, "fatol": 1e-9 * value, "maxiter": 120 * len(sizes)},
-        )  # fmt: skip
+        )
         point, value = refined.x, float(refined.fun)
     return np.exp(point), value
 
@@ -205,11 +242,12 @@ def _balance(loop: Matrices, bounds: Array, sizes: Sequence[int]) -> Array:
         return np.zeros(1)
     ends = np.concatenate(([0], np.cumsum(sizes)))
     parts = [slice(*pair) for pair in itertools.pairwise(ends)]
-    N = np.array([
+    N = np.array(
         [
-            bounds[i.start] * hinf_norm(StateSpace(loop.A, loop.B1[:, j], loop.C1[i], loop.D11[i, j])) for j in parts
-        ] for i in parts
-    ])  # fmt: skip
+            [bounds[i.start] * hinf_norm(StateSpace(loop.A, loop.B1[:, j], loop.C1[i], loop.D11[i, j])) for j in parts]
+            for i in parts
+        ]
+    )
     own = np.sqrt(np.diag(N))
     N = N + 1e-3 * np.outer(own, own) + 1e-9 * max(N.max(), 1e-300)
     right, left = _perron(N), _perron(N.T)

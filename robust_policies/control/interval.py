@@ -145,7 +145,13 @@ def square(x: Jet) -> Jet:
 
 
 def jacobian_bounds(function: Callable[..., Sequence[Jet]], low: Array, high: Array) -> tuple[Array, Array]:
-    """Return the entries' bounds (boxes, outputs, inputs) of the Jacobian on boxes from low to high (boxes, inputs)."""
+    """Return the entries' bounds of the Jacobian of `function` on boxes, (k, outputs, inputs) each.
+
+    Args:
+        function: takes one jet for each input, and gives a sequence of them, one for each output.
+        low: (k, inputs) for k boxes, or (inputs,) for one; the lower corner.
+        high: likewise, the upper corner.
+    """
     low, high = np.atleast_2d(np.asarray(low, dtype=np.float64)), np.atleast_2d(np.asarray(high, dtype=np.float64))
     boxes, inputs = low.shape
     fixed = {number: Interval(np.full(boxes, number), np.full(boxes, number)) for number in (0.0, 1.0)}

@@ -6,7 +6,7 @@ x+ = A x + B u + Bw w,  y = C x + D u,  where x, u and y are deviations: the pla
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,7 +17,7 @@ from robust_policies.errors import InvalidValueError, NonFiniteError
 
 Array = np.ndarray
 # Of the fields that have a default of the right shape once the sizes are known.
-_DEFAULT: Array = None  # type: ignore[assignment]
+_DEFAULT = cast(Array, None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +83,7 @@ class LinearModel:
             if value is not None:
                 value = array(name, value, shape, finite)
             object.__setattr__(self, name, value)
-            return value  # type: ignore[return-value]
+            return cast(Array, value)
 
         n = put("A", (None, None), None).shape[0]
         put("A", (n, n), None)
@@ -138,12 +138,24 @@ def from_matrices(
 
     The hold is exp([[A, B, Bw], [0, 0, 0]] time_step) = [[Ad, Bd, Bwd], [0, 1, 1]]: inputs and disturbances are
     constant within a step (C. F. Van Loan, "Computing integrals involving the matrix exponential", IEEE Transactions
-    on Automatic Control 23, 1978). `fields` are those of `LinearModel`, in discrete time.
+    on Automatic Control 23, 1978).
+
+    Args:
+        A: (n, n).
+        B: (n, m).
+        C: (p, n).
+        D: (p, m), None for none.
+        time_step: of one step, in seconds.
+        continuous: whether the matrices are those of continuous time (x' = A x + B u + Bw w).
+        Bw: (n, q), None for none.
+        **fields: the others of `LinearModel`, in discrete time.
 
     Raises:
         ShapeError, NonFiniteError: as `LinearModel`, or the plant grows beyond all numbers within a time step.
     """
-    given = LinearModel(A=A, B=B, C=C, D=D, Bw=Bw, time_step=time_step, **{"exact": True, **fields})  # type: ignore[arg-type]
+    # `LinearModel` makes arrays of what it is given.
+    matrices: dict[str, Any] = {"A": A, "B": B, "C": C, "D": D, "Bw": Bw}
+    given = LinearModel(**matrices, time_step=time_step, **{"exact": True, **fields})
     if not continuous:
         return given
     inputs = given.B if given.Bw is None else np.hstack((given.B, given.Bw))

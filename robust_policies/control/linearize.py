@@ -6,7 +6,7 @@ Everything that makes a `LinearModel` can be imported from here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -39,7 +39,11 @@ STARTS = 1024
 
 
 class StepPlant(Protocol):
-    """What a plant must offer: `robust_policies.envs.Plant` does."""
+    """What a plant must offer: `robust_policies.envs.Plant` does.
+
+    States are (batch, state_size), actions (batch, action_size), observations (batch, observation_size), rewards and
+    terminations (batch,), all in the plant's units; noises and disturbances (batch, size) or None for none.
+    """
 
     time_step: float
     state_size: int
@@ -55,8 +59,9 @@ class StepPlant(Protocol):
 
     def nominal(self) -> Mapping[str, torch.Tensor]: ...
     def prepare(self, physical: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]: ...
-    def step(self, state: torch.Tensor, action: torch.Tensor, params: Any, noise: Any = None, disturbance: Any = None
-    ) -> torch.Tensor: ...  # fmt: skip
+    def advance(
+        self, state: torch.Tensor, action: torch.Tensor, params: Any, noise: Any = None, disturbance: Any = None
+    ) -> torch.Tensor: ...
     def observe(self, state: torch.Tensor, params: Any, noise: Any = None) -> torch.Tensor: ...
     def reward(
         self, state: torch.Tensor, action: torch.Tensor, following: torch.Tensor, params: Any
@@ -68,7 +73,7 @@ class StepPlant(Protocol):
 def linearize_plant(plant: StepPlant, state: ArrayLike | None = None, action: ArrayLike | None = None) -> LinearModel:
     """Return the linear model of one step of a plant, at its nominal parameters, about an equilibrium.
 
-    The equilibrium is sought from `state` (state_size,) and `action` (action_size,); without them from the middle of
+    The equilibrium is sought from `state` (n,) and `action` (m,), in the plant's units; without them from the middle of
     the start distribution or from zero, whichever the task rewards more, and from the middle of the action's range.
     Derivatives are exact (float64), or central differences where the plant says that it is not `differentiable`.
 
@@ -89,7 +94,7 @@ def linearize_plant(plant: StepPlant, state: ArrayLike | None = None, action: Ar
     moving = ~_held(A, B)
 
     def drift(x: Array, u: Array) -> Array:
-        return (local.step(x, u) - x)[moving]
+        return (local.advance(x, u) - x)[moving]
 
     def jacobian(x: Array, u: Array) -> tuple[Array, Array]:
         A, B = local.matrices(x, u)
@@ -138,9 +143,10 @@ def linearize_plant(plant: StepPlant, state: ArrayLike | None = None, action: Ar
         action_low=low,
         action_high=high,
         exact=exact,
-        origin=f"{type(plant).__name__}, " + ("its matrices" if exact else f"{local.how} about x0 = {_shown(x[kept])}")
+        origin=f"{type(plant).__name__}, "
+        + ("its matrices" if exact else f"{local.how} about x0 = {_shown(x[kept])}")
         + (f"; held: {', '.join(held)}" if held else ""),
-    )  # fmt: skip
+    )
 
 
 def goal(plant: StepPlant) -> Array:
@@ -157,12 +163,17 @@ class _Derivatives:
     """A plant's functions of arrays in float64, at its nominal parameters, and their derivatives."""
 
     def __init__(self, plant: StepPlant) -> None:
+        if not hasattr(plant, "advance"):
+            raise InvalidValueError(
+                f"{type(plant).__name__} has no advance(); expected a plant whose method for one time step is "
+                "advance(state, action, params, noise, disturbance)."
+            )
         self.plant, self.params = plant, plant.prepare(plant.nominal())
         self.automatic = getattr(plant, "differentiable", True)
         self.how = "automatic differentiation" if self.automatic else "central differences"
 
-    def step(self, x: Array, u: Array) -> Array:
-        return _numpy(self.plant.step(_row(x), _row(u), self.params))[0]
+    def advance(self, x: Array, u: Array) -> Array:
+        return _numpy(self.plant.advance(_row(x), _row(u), self.params))[0]
 
     def observe(self, x: Array) -> Array:
         return _numpy(self.plant.observe(_row(x), self.params))[0]
@@ -176,7 +187,7 @@ class _Derivatives:
     def matrices(self, x: Array, u: Array) -> tuple[Array, Array]:
         """Return (A (n, n), B (n, m)) of the step."""
         whole = self._slopes(
-            lambda both: self.plant.step(both[:, : len(x)], both[:, len(x) :], self.params), np.concatenate((x, u))
+            lambda both: self.plant.advance(both[:, : len(x)], both[:, len(x) :], self.params), np.concatenate((x, u))
         )
         if not np.isfinite(whole).all():
             raise InvalidValueError(
@@ -197,7 +208,7 @@ class _Derivatives:
 
         def after(disturbance: torch.Tensor) -> torch.Tensor:
             state, action = (_row(value).expand(len(disturbance), -1) for value in (x, u))
-            return self.plant.step(state, action, self.params, None, disturbance)
+            return self.plant.advance(state, action, self.params, None, disturbance)
 
         return self._slopes(after, np.zeros(count))
 
@@ -205,12 +216,16 @@ class _Derivatives:
         """Return the covariances W (n, n) and V (p, p) of the plant's own noise, None where it has none."""
         covariances: list[Array | None] = [None, None]
         if self.plant.process_noise_size:
-            enters = self._slopes(lambda noise: self.plant.step(_row(x), _row(u), self.params, noise),
-                                  np.zeros(self.plant.process_noise_size))  # fmt: skip
+            enters = self._slopes(
+                lambda noise: self.plant.advance(_row(x), _row(u), self.params, noise),
+                np.zeros(self.plant.process_noise_size),
+            )
             covariances[0] = enters @ enters.T
         if self.plant.measurement_noise_size:
-            enters = self._slopes(lambda noise: self.plant.observe(_row(x), self.params, noise),
-                                  np.zeros(self.plant.measurement_noise_size))  # fmt: skip
+            enters = self._slopes(
+                lambda noise: self.plant.observe(_row(x), self.params, noise),
+                np.zeros(self.plant.measurement_noise_size),
+            )
             covariances[1] = enters @ enters.T
         return covariances[0], covariances[1]
 
@@ -220,13 +235,13 @@ class _Derivatives:
         A reward of the state before and of the state after a step weighs each state twice: the two curvatures add up.
         """
         n, m = len(x), len(u)
-        point = torch.as_tensor(np.concatenate((x, u, self.step(x, u))))
+        point = torch.as_tensor(np.concatenate((x, u, self.advance(x, u))))
 
         def reward(at: torch.Tensor) -> torch.Tensor:
             state, action, following = at.unsqueeze(0).split((n, m, n), dim=-1)
             return self.plant.reward(state, action, following, self.params).sum()
 
-        curvature = -0.5 * _numpy(torch_hessian(reward, point))  # type: ignore[arg-type]
+        curvature = -0.5 * _numpy(cast(torch.Tensor, torch_hessian(reward, point)))
         if not np.isfinite(curvature).all():
             return None, None
         after = slice(n + m, None)
@@ -243,7 +258,8 @@ class _Derivatives:
     def _slopes(self, function: Any, at: Array) -> Array:
         """Return the Jacobian (k, d) of a function of rows (1 or more, d) -> (as many, k)."""
         if self.automatic:
-            return _numpy(torch_jacobian(lambda point: function(point.unsqueeze(0))[0], torch.as_tensor(at)))  # type: ignore[arg-type]
+            found = torch_jacobian(lambda point: function(point.unsqueeze(0))[0], torch.as_tensor(at))
+            return _numpy(cast(torch.Tensor, found))
         shift = DIFFERENCE * np.eye(len(at))
         ahead, behind = (_numpy(function(torch.as_tensor(at + sign * shift))) for sign in (1.0, -1.0))
         return (ahead - behind).T / (2.0 * DIFFERENCE)

@@ -25,7 +25,8 @@ from scipy.linalg import block_diag, solve_discrete_lyapunov
 
 from robust_policies import checks
 from robust_policies.control.linear_model import LinearModel
-from robust_policies.control.riccati import CONTROL, ESTIMATION, solve, spectral_radius
+from robust_policies.control.norms import radius
+from robust_policies.control.riccati import CONTROL, ESTIMATION, solve
 from robust_policies.control.weights import Weights, choose
 from robust_policies.errors import InvalidValueError, NonFiniteError
 
@@ -103,6 +104,9 @@ def design(
 ) -> LQGDesign:
     """Return the LQG design of a model; weights left out are the task's own or follow from its ranges, see `choose`.
 
+    The weights are Q (n, n) of the states, R (m, m) of the inputs, and the covariances W (n, n) of the process noise
+    and V (p, p) of the measurement noise, in the plant's units. `estimator` is "current" or "predictor".
+
     What could go wrong silently is checked in this order: D = 0; the equilibrium; each mode that does not decay is
     reached by an input (Popov, Belevitch and Hautus), the Riccati equation, the spectral radius of what it gives; the
     same for the outputs and the filter.
@@ -115,8 +119,10 @@ def design(
         UserWarning: a mode is nearly unreachable or nearly invisible.
     """
     _known(estimator)
-    given = {name: _weight_or_none(name, value, size) for name, value, size in
-             (("Q", Q, model.n), ("R", R, model.m), ("W", W, model.n), ("V", V, model.p))}  # fmt: skip
+    given = {
+        name: _weight_or_none(name, value, size)
+        for name, value, size in (("Q", Q, model.n), ("R", R, model.m), ("W", W, model.n), ("V", V, model.p))
+    }
     if np.any(model.D):
         raise InvalidValueError(
             f"D has an entry of {np.abs(model.D).max():.3g}; expected D = 0, as an output that shows the input at once "
@@ -132,7 +138,7 @@ def design(
     P, K, pbh_control = solve(model.A, model.B, weights.Q, weights.R, CONTROL, model.state_names)
     S, L, pbh_estimator = solve(model.A.T, model.C.T, weights.W, weights.V, ESTIMATION, model.state_names)
     M, L = np.linalg.solve(model.C @ S @ model.C.T + weights.V, model.C @ S).T, L.T
-    radii = spectral_radius(model.A - model.B @ K), spectral_radius(model.A - L @ model.C)
+    radii = radius(model.A - model.B @ K), radius(model.A - L @ model.C)
     Q, R, W, V = weights.Q, weights.R, weights.W, weights.V
     return LQGDesign(K, L, M, P, S, *radii, pbh_control, pbh_estimator, estimator, weights, Q, R, W, V)
 
@@ -162,7 +168,13 @@ def kalman_gain(A: ArrayLike, C: ArrayLike, W: ArrayLike, V: ArrayLike, estimato
 
 
 def stationary_cost_lqr(A: ArrayLike, B: ArrayLike, Q: ArrayLike, R: ArrayLike, W: ArrayLike) -> float:
-    """Return the least J of any controller that knows the state: tr(X W), X as in `lqr_gain`."""
+    """Return the least J of any controller that knows the state: tr(X W), X as in `lqr_gain`.
+
+    A (n, n), B (n, nu), Q (n, n), R (nu, nu) and W (n, n), the covariance of the process noise.
+
+    Raises:
+        As `lqr_gain`.
+    """
     X = _regulator(A, B, Q, R)[0]
     return float(np.trace(X @ _weight("W", W, len(X))))
 
@@ -180,7 +192,11 @@ def stationary_cost_lqg(
     """Return the least J of any controller that sees y up to now ("current"), or up to one step ago ("predictor").
 
     tr(X W) + tr(K' (R + B' X B) K S), where S is the covariance of the estimate's error: P for the predictor, and
-    P - M C P for the current estimator; X and K as in `lqr_gain`, P and M as in `kalman_gain`.
+    P - M C P for the current estimator; X and K as in `lqr_gain`, P and M as in `kalman_gain`. A (n, n), B (n, nu),
+    C (ny, n), Q (n, n), R (nu, nu), W (n, n) and V (ny, ny).
+
+    Raises:
+        As `lqr_gain` and `kalman_gain`.
     """
     X, K = _regulator(A, B, Q, R)
     P, M = _filter(A, C, W, V)
@@ -224,10 +240,10 @@ def stationary_cost(
     U, D = K @ estimate, K @ M
     F = np.vstack((np.hstack((A, np.zeros((n, n)))) - B @ U, Am @ estimate + L @ innovation - Bm @ U))
     H = np.block([[np.eye(n), -B @ D], [np.zeros((n, n)), Am @ M + L - Bm @ D]])
-    radius = spectral_radius(F)
-    if radius >= 1.0:
+    rho = radius(F)
+    if rho >= 1.0:
         raise InvalidValueError(
-            f"The closed loop has spectral radius {radius:.6g}; expected one below 1: other gains, or a closer model."
+            f"The closed loop has spectral radius {rho:.6g}; expected one below 1: other gains, or a closer model."
         )
     S = solve_discrete_lyapunov(F, H @ block_diag(W, V) @ H.T)
     return float(np.trace(Q @ S[:n, :n]) + np.trace(R @ (U @ S @ U.T + D @ V @ D.T)))

@@ -23,7 +23,7 @@ STEP = 1e-6
 
 
 def skip_frames(A: Array, B: Array, count: int) -> tuple[Array, Array]:
-    """Return A^count and (1 + A + ... + A^(count-1)) B: `count` steps with the same input, as one."""
+    """Return A^count (n, n) and (1 + A + ... + A^(count-1)) B (n, m): `count` steps with the same input, as one."""
     power, total = np.eye(len(A)), np.zeros_like(A)
     for _ in range(count):
         total = total + power

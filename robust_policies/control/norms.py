@@ -31,12 +31,12 @@ class StateSpace(NamedTuple):
 
 
 def radius(A: Array) -> float:
-    """Return the spectral radius of A; 0 for an empty matrix."""
+    """Return the spectral radius of A (n, n), the largest modulus of its eigenvalues; 0 for an empty matrix."""
     return float(np.abs(np.linalg.eigvals(A)).max()) if A.size else 0.0
 
 
 def norm2(matrix: Array) -> float:
-    """Return the largest singular value; 0 for an empty matrix."""
+    """Return the largest singular value of a matrix (rows, columns); 0 for an empty one."""
     return float(np.linalg.norm(matrix, 2)) if matrix.size else 0.0
 
 

@@ -19,15 +19,15 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.linalg
 
-from robust_policies.certificates.certificate import upward
 from robust_policies.certificates.lmi import Array, Matrices, prove_positive, signal_maps
 from robust_policies.control.linear_model import LinearModel
 from robust_policies.control.lqg import LQGDesign
 from robust_policies.control.norms import radius
-from robust_policies.control.residual import Residual, downward
+from robust_policies.control.residual import Residual
 from robust_policies.control.semidefinite import invariant_set
 from robust_policies.control.youla import Performance, closed_loop_matrices
 from robust_policies.errors import InvalidValueError, ShapeError
+from robust_policies.files import numbers
 
 _SLACKS = (1e-7, 1e-5, 1e-3)
 
@@ -52,11 +52,11 @@ class Region:
 
     def claim(self) -> str:
         """Return what is proven, with the residual's kind in it."""
-        rate, overshoot = upward(self.rate), upward(self.overshoot)
         return self.residual.claim(
             "trajectories that start in the ellipsoid zeta'P zeta <= 1 stay in it and in the region "
-            f"{self.residual.region} while the disturbance of every step is at most {downward(self.disturbance):.6g}, "
-            f"and any two of them under the same disturbance approach each other like {overshoot:.6g} * {rate:.6g}^t",
+            f"{self.residual.region} while the disturbance of every step is at most {numbers.lower(self.disturbance)}, "
+            f"and any two of them under the same disturbance approach each other like "
+            f"{numbers.upper(self.overshoot)} * {numbers.rate(self.rate)}^t",
             inside=True,
         )
 
@@ -88,20 +88,24 @@ def region(
     """
     k = residual.Ep.shape[1]
     if residual.Fu.any():
-        raise InvalidValueError("The residual depends on the input (Fu is not zero); expected one of the state alone, "
-                                "such as that of a plant which is linear in the input.")  # fmt: skip
+        raise InvalidValueError(
+            "The residual depends on the input (Fu is not zero); expected one of the state alone, "
+            "such as that of a plant which is linear in the input."
+        )
     if len(limits) != k or not all(math.isfinite(limit) and limit > 0 for limit in limits):
         raise ShapeError(f"limits is {list(limits)}; expected {k} finite number(s) > 0, one for each channel of q.")
     loop, bounds, sizes = _loop(model, design, q, ell, residual, disturbance)
     rows = np.hstack((residual.Fx, np.zeros((k, len(loop.A) - residual.Fx.shape[1])))) / np.array(limits)[:, None]
     start = radius(loop.A)
     tried = (
-        [start + (1 - start) * share for share in (0.05, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 0.97)] if rates is None
+        [start + (1 - start) * share for share in (0.05, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 0.97)]
+        if rates is None
         else [float(rate) for rate in rates]
-    )  # fmt: skip
+    )
     if start >= 1.0 or not all(0 < rate < 1 for rate in tried):
-        raise InvalidValueError(f"The linear loop has spectral radius {start:.6g} and the rates are {tried}; expected "
-                                "numbers in (0, 1).")  # fmt: skip
+        raise InvalidValueError(
+            f"The linear loop has spectral radius {start:.6g} and the rates are {tried}; expected numbers in (0, 1)."
+        )
     found = [candidate for rate in tried if (candidate := _certify(loop, bounds, sizes, rows, rate, residual))]
     if not found:
         raise InvalidValueError(
@@ -119,12 +123,16 @@ def _loop(
     nx, nv, nd, nz = closed.sizes
     n, k = residual.Ep.shape
     loop = Matrices(
-        A=closed.A, B2=closed.B2, C2=closed.C2, D22=closed.D22,
+        A=closed.A,
+        B2=closed.B2,
+        C2=closed.C2,
+        D22=closed.D22,
         B1=np.hstack((np.vstack((residual.Ep, residual.Ep, np.zeros((nx - 2 * n, k)))), closed.B1)),
         C1=np.vstack((np.hstack((residual.Fx, np.zeros((k, nx - n)))), closed.C1)),
-        D11=np.zeros((k + nv, k + nv)), D12=np.vstack((np.zeros((k, nd)), closed.D12)),
+        D11=np.zeros((k + nv, k + nv)),
+        D12=np.vstack((np.zeros((k, nd)), closed.D12)),
         D21=np.hstack((np.zeros((nz, k)), closed.D21)),
-    )  # fmt: skip
+    )
     deltas = [gain.value for gain in residual.gains]
     sizes = residual.sizes + ([nv] if nv else [])
     return loop, np.repeat([*deltas, ell][: len(sizes)], sizes), sizes

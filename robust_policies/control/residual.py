@@ -14,7 +14,6 @@ carries its kind into the sentences made from it:
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -22,10 +21,10 @@ from typing import Literal
 import numpy as np
 
 from robust_policies import checks
-from robust_policies.certificates.certificate import upward
 from robust_policies.control.interval import Jet, jacobian_bounds
 from robust_policies.control.norms import Array, norm2
 from robust_policies.errors import InvalidValueError, ShapeError
+from robust_policies.files import numbers
 
 Kind = Literal["analytic", "covering", "interval", "sampled"]
 _HOW = {
@@ -56,7 +55,7 @@ class ResidualGain:
 
     def sentence(self) -> str:
         """Return how it is known, as a clause."""
-        return f"the residual's gain {upward(self.value):.6g} in the region {self.region} is {_HOW[self.kind]}"
+        return f"the residual's gain {numbers.upper(self.value)} in the region {self.region} is {_HOW[self.kind]}"
 
 
 @dataclass(frozen=True)
@@ -109,8 +108,10 @@ class Residual:
         where = "" if inside else f"for trajectories that stay in the region {self.region}, "
         if self.certified:
             return f"For the nonlinear plant without saturation, {where}{statement} ({known})."
-        return (f"Indication only, not proven: for the nonlinear plant without saturation, {where}it seems that "
-                f"{statement} ({known}).")  # fmt: skip
+        return (
+            f"Indication only, not proven: for the nonlinear plant without saturation, {where}it seems that "
+            f"{statement} ({known})."
+        )
 
 
 def sector_centred(lowest: float, highest: float, region: str, kind: Kind = "analytic") -> tuple[float, ResidualGain]:
@@ -125,7 +126,10 @@ def sector_centred(lowest: float, highest: float, region: str, kind: Kind = "ana
 
 
 def full_block(A: Array, B: Array, gain: ResidualGain) -> Residual:
-    """Return the residual of which only the whole Jacobian's distance from [A, B] is known; usually too coarse."""
+    """Return the residual of which only the whole Jacobian's distance from [A, B] is known; usually too coarse.
+
+    A is (n, n), B (n, m); `gain` bounds the distance's spectral norm.
+    """
     n, m = B.shape
     Ep = np.hstack((np.eye(n), np.zeros((n, m))))
     return Residual(Ep, np.vstack((np.eye(n), np.zeros((m, n)))), np.vstack((np.zeros((n, m)), np.eye(m))), (gain,))
@@ -145,13 +149,22 @@ def sampled_gain(
 
 
 def covering_gain(
-    jacobian: Callable[[Array], Array], center: Array, low: Array, high: Array, cells: Sequence[int], slope: float,
+    jacobian: Callable[[Array], Array],
+    center: Array,
+    low: Array,
+    high: Array,
+    cells: Sequence[int],
+    slope: float,
     region: str,
-) -> ResidualGain:  # fmt: skip
+) -> ResidualGain:
     """Return the largest |J - center| at the middles of a grid of cells plus slope * (half a cell's diagonal).
 
     `slope` is a PROVEN bound of the Lipschitz constant of the Jacobian on the box (spectral norm per Euclidean distance
-    of points): the result is as true as it. The other arguments are those of `sampled_gain`.
+    of points): the result is as true as it. The other arguments are those of `sampled_gain`: `center` (rows, d), `low`
+    and `high` (d,); `cells` are the numbers of cells along each coordinate.
+
+    Raises:
+        ShapeError: box or cells do not fit one another. InvalidValueError: the slope is no finite number >= 0.
     """
     low, high = _box(low, high)
     checks.finite_float("slope", slope, at_least=0.0)
@@ -168,7 +181,8 @@ def interval_gain(
 ) -> ResidualGain:
     """Return an upper bound of |J - center| on a box by interval arithmetic on a grid of cells.
 
-    `step` maps the coordinates to the following state (see `interval`); the other arguments are as above. On a cell
+    `step` maps the coordinates to the following state (see `interval`); the other arguments are as above, `center`
+    (rows, d), `low` and `high` (d,). On a cell
     with entrywise bounds middle +- radius the spectral norm is at most |middle - center| + |radius|.
     """
     low, high = _box(low, high)
@@ -178,14 +192,6 @@ def interval_gain(
     return ResidualGain(
         float((distance + np.linalg.norm((upper - lower) / 2, 2, axis=(1, 2))).max()) * (1 + 1e-12), "interval", region
     )
-
-
-def downward(value: float, digits: int = 6) -> float:
-    """Return `value` >= 0 rounded down to `digits` significant digits, so that a printed limit is still a limit."""
-    if value <= 0 or not math.isfinite(value):
-        return value
-    unit = 10.0 ** (math.floor(math.log10(value)) - digits + 1)
-    return math.floor(value / unit + 1e-9) * unit
 
 
 def _box(low: Array, high: Array) -> tuple[Array, Array]:

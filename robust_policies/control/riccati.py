@@ -64,10 +64,12 @@ def solve(
     if margin < NEARLY:
         where = f"the mode {_number(mode)} of A ({_described(direction, names)}), which does not decay"
         if margin < UNREACHED:
-            raise InvalidValueError(f"{words.unreached} {where} (singular value {margin:.1e}): it cannot be "
-                                    f"stabilised; {words.advice}.")  # fmt: skip
-        warnings.warn(f"{words.nearly} {where} (singular value {margin:.1e}): expect huge gains; {words.advice}.",
-                      stacklevel=3)  # fmt: skip
+            raise InvalidValueError(
+                f"{words.unreached} {where} (singular value {margin:.1e}): it cannot be stabilised; {words.advice}."
+            )
+        warnings.warn(
+            f"{words.nearly} {where} (singular value {margin:.1e}): expect huge gains; {words.advice}.", stacklevel=3
+        )
     try:
         X = solve_discrete_are(A, B, Q, R)
         K = np.linalg.solve(R + B.T @ X @ B, B.T @ X @ A)
@@ -105,11 +107,6 @@ def pbh_margin(A: Array, B: Array) -> tuple[float, complex, Array]:
             if singular[-1] < worst[0]:
                 worst = float(singular[-1]), complex(mode), left[:, -1] / scale
     return worst
-
-
-def spectral_radius(F: Array) -> float:
-    """Return the largest modulus of the eigenvalues of F (n, n)."""
-    return float(np.abs(np.linalg.eigvals(F)).max())
 
 
 def _number(mode: complex) -> str:

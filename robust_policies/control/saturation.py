@@ -20,9 +20,9 @@ from scipy.linalg import solve_discrete_lyapunov
 from robust_policies.control.linear_model import LinearModel
 from robust_policies.control.lqg import LQGDesign
 from robust_policies.control.norms import Array, norm2, radius
-from robust_policies.control.residual import downward
 from robust_policies.control.youla import direct_gain
 from robust_policies.errors import InvalidValueError, ShapeError
+from robust_policies.files import numbers
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class SaturationBudget:
         if math.isinf(self.innovation):
             return f"{start} the base controller needs none: K = 0, and the guarantee holds with saturation."
         return (
-            f"{start} no input saturates while |innovation| <= {downward(self.innovation):.6g} at every step and the "
-            f"estimate starts in xh'P xh <= {downward(self.level):.6g}."
+            f"{start} no input saturates while |innovation| <= {numbers.lower(self.innovation)} at every step and the "
+            f"estimate starts in xh'P xh <= {numbers.lower(self.level)}."
         )
 
     def check(self, innovation: float) -> None:
@@ -91,14 +91,17 @@ def saturation_budget(model: LinearModel, design: LQGDesign, limit: Array, reser
         raise ShapeError(f"limit has shape {limit.shape} and reserve {np.shape(reserve)}; expected ({m},).")
     reserve = np.broadcast_to(np.asarray(reserve, dtype=np.float64), (m,))
     if not (limit > 0).all() or not ((reserve >= 0) & (reserve <= limit)).all():
-        raise InvalidValueError(f"limit is {limit.tolist()} and reserve {reserve.tolist()}; expected "
-                                "0 <= reserve <= limit and limit > 0.")  # fmt: skip
+        raise InvalidValueError(
+            f"limit is {limit.tolist()} and reserve {reserve.tolist()}; expected 0 <= reserve <= limit and limit > 0."
+        )
     closed = A - B @ K
     if not (rho := radius(closed)) < 1.0:
         raise InvalidValueError(f"A - B K has spectral radius {rho:.6g}; expected one below 1.")
     rates = [math.sqrt(rho * rho + (1 - rho * rho) * share) for share in np.linspace(0.02, 0.98, 20)]
-    budgets = [_at(model, design, limit, reserve, rate, solve_discrete_lyapunov((closed / rate).T, np.eye(n)))
-               for rate in rates]  # fmt: skip
+    budgets = [
+        _at(model, design, limit, reserve, rate, solve_discrete_lyapunov((closed / rate).T, np.eye(n)))
+        for rate in rates
+    ]
     return max(budgets, key=lambda budget: budget.innovation)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -54,15 +54,19 @@ class Scope:
         distance = np.maximum(np.abs(self.upper - J), np.abs(self.lower - J)) * (1.0 + 1e-12)
         rows, columns = np.nonzero(distance)
         select = np.eye(J.shape[1])[columns]
-        kind: Kind = self.kind  # type: ignore[assignment]
+        kind = cast(Kind, self.kind)
         where = words(model, region)
         gains = tuple(ResidualGain(float(value), kind, where) for value in distance[rows, columns])
         return Residual(np.eye(n)[:, rows], select[:, :n], select[:, n:], gains)
 
     def claim(
-        self, model: LinearModel, design: LQGDesign, region: Sequence[float], gain: float | None,
+        self,
+        model: LinearModel,
+        design: LQGDesign,
+        region: Sequence[float],
+        gain: float | None,
         scales: tuple[Array, Array],
-    ) -> str:  # fmt: skip
+    ) -> str:
         """Return what holds of the plant itself, with a Youla parameter of gain `gain` between normalised signals."""
         if self.kind == "linear":
             return "The plant is this linear model, so this holds everywhere."
@@ -113,9 +117,9 @@ def scope_of(plant: StepPlant | None, model: LinearModel, region: Sequence[float
     observed = _jacobians(lambda z: plant.observe(z[:, :n], params), points)
     if np.abs(observed - observed[:1]).max() > 1e-12:
         return Scope("outputs")
-    found = _jacobians(lambda z: plant.step(z[:, :n], z[:, n:], params), points)
+    found = _jacobians(lambda z: plant.advance(z[:, :n], z[:, n:], params), points)
     sampled = found.min(0), found.max(0)
-    enclosed = _enclosed(plant, params, low, high, _cells(lambda z: plant.step(z[:, :n], z[:, n:], params), points))
+    enclosed = _enclosed(plant, params, low, high, _cells(lambda z: plant.advance(z[:, :n], z[:, n:], params), points))
     if enclosed is None:
         return Scope("sampled", *sampled)
     return Scope("interval", *enclosed)
@@ -127,7 +131,7 @@ def _enclosed(plant: StepPlant, params: Any, low: Array, high: Array, cells: lis
     observed = enclosed_jacobian(lambda x, u: plant.observe(x, params), n, low, high, [1] * len(low))
     if observed is None or np.abs(observed[1] - observed[0]).max() > 1e-12:
         return None
-    return enclosed_jacobian(lambda x, u: plant.step(x, u, params), n, low, high, cells)
+    return enclosed_jacobian(lambda x, u: plant.advance(x, u, params), n, low, high, cells)
 
 
 def _cells(function: Any, points: torch.Tensor) -> list[int]:
@@ -155,6 +159,7 @@ def _jacobians(function: Any, points: torch.Tensor) -> Array:
     """Return the Jacobians (points, k, d) of a function of rows (points, d) -> (points, k)."""
     at = points.clone().requires_grad_(True)
     outputs = function(at)
-    rows = [torch.autograd.grad(column.sum(), at, retain_graph=True, allow_unused=True)[0] for column in
-            outputs.unbind(-1)]  # fmt: skip
+    rows = [
+        torch.autograd.grad(column.sum(), at, retain_graph=True, allow_unused=True)[0] for column in outputs.unbind(-1)
+    ]
     return torch.stack([torch.zeros_like(at) if row is None else row for row in rows], 1).numpy()

@@ -111,7 +111,10 @@ def hull_gain(
 
 
 def hull_loop(model: LinearModel, design: LQGDesign, Jx: Array, Ju: Array) -> Array:
-    """Return [Mcl, Bu] (2n, 2n + m): (x, e, ut) -> (x+, e+) of increments where the plant's Jacobians are Jx, Ju."""
+    """Return [Mcl, Bu] (2n, 2n + m): (x, e, ut) -> (x+, e+) of increments where the plant's Jacobians are Jx, Ju.
+
+    Jx is (n, n), Ju (n, m). Raises ShapeError where they are not.
+    """
     n, m = model.B.shape
     if Jx.shape != (n, n) or Ju.shape != (n, m):
         raise ShapeError(f"A Jacobian has shapes {Jx.shape} and {Ju.shape}; expected {(n, n)} and {(n, m)}.")

@@ -16,9 +16,10 @@ from robust_policies.control.gain_bounds import gain_bound, linear_loop
 from robust_policies.control.linear_model import LinearModel
 from robust_policies.control.lqg import LQGDesign
 from robust_policies.control.norms import Array, StateSpace
-from robust_policies.control.residual import Residual, downward
+from robust_policies.control.residual import Residual
 from robust_policies.control.youla import direct_gain
 from robust_policies.errors import InvalidValueError
+from robust_policies.files import numbers
 
 # Channels this much smaller than the largest are what rounding leaves of entries that are constant.
 _TINY = 1e-10
@@ -46,7 +47,7 @@ class AllowedGain:
             what = (
                 "nothing, not even the base controller alone"
                 if self.scaled == 0
-                else f"less than {downward(self.scaled):.6g}"
+                else f"less than {numbers.lower(self.scaled)}"
             )
             raise InvalidValueError(
                 f"gamma is {gain:.6g}; the region {self.residual.region} allows {what}. Train with a smaller gamma, or "
@@ -59,7 +60,8 @@ class AllowedGain:
         proven = "" if self.proven else ", up to rounding"
         statement = (
             "any two trajectories under the same disturbance converge, with any contracting Youla parameter of "
-            f"incremental gain up to {gain:.6g} (covered are gains below {downward(self.scaled):.6g}{proven})"
+            f"incremental gain up to {numbers.upper(gain)} (covered are gains below "
+            f"{numbers.lower(self.scaled)}{proven})"
         )
         return self.residual.claim(statement)
 
@@ -73,10 +75,15 @@ def residual_loop(model: LinearModel, design: LQGDesign, residual: Residual) -> 
     Fx, Fu = residual.Fx, residual.Fu
     return Matrices(
         A=np.block([[A - B @ K, B @ Ke], [np.zeros((n, n)), A - L @ C]]),
-        B1=np.vstack((residual.Ep, residual.Ep)), B2=np.vstack((B, np.zeros((n, m)))),
-        C1=np.hstack((Fx - Fu @ K, Fu @ Ke)), D11=np.zeros((k, k)), D12=Fu,
-        C2=np.hstack((np.zeros((p, n)), C)), D21=np.zeros((p, k)), D22=np.zeros((p, m)),
-    )  # fmt: skip
+        B1=np.vstack((residual.Ep, residual.Ep)),
+        B2=np.vstack((B, np.zeros((n, m)))),
+        C1=np.hstack((Fx - Fu @ K, Fu @ Ke)),
+        D11=np.zeros((k, k)),
+        D12=Fu,
+        C2=np.hstack((np.zeros((p, n)), C)),
+        D21=np.zeros((p, k)),
+        D22=np.zeros((p, m)),
+    )
 
 
 def allowed_gain(
@@ -84,7 +91,8 @@ def allowed_gain(
 ) -> AllowedGain:
     """Return how large the gain of Q may be; 0 where even Q = 0 is not covered, infinite without a residual.
 
-    With `scales` (what `youla.normalisation` returned) it is the gain between normalised signals.
+    With `scales`, the (p, p) and the (m, m) that `youla.normalisation` returned, it is the gain between normalised
+    signals.
     """
     if len(residual.gains) > 1 and (largest := max(gain.value for gain in residual.gains)) > 0:
         tiny = np.array([gain.value <= _TINY * largest for gain in residual.gains])
@@ -99,9 +107,14 @@ def allowed_gain(
             loop.error, B2=loop.error.B2 @ np.abs(scales[1]), D12=loop.error.D12 @ np.abs(scales[1])
         )
         loop = replace(
-            loop, error=error, B2=loop.B2 @ scales[1], D12=loop.D12 @ scales[1], C2=scales[0] @ loop.C2,
-            D21=scales[0] @ loop.D21, D22=scales[0] @ loop.D22 @ scales[1],
-        )  # fmt: skip
+            loop,
+            error=error,
+            B2=loop.B2 @ scales[1],
+            D12=loop.D12 @ scales[1],
+            C2=scales[0] @ loop.C2,
+            D21=scales[0] @ loop.D21,
+            D22=scales[0] @ loop.D22 @ scales[1],
+        )
     deltas = [gain.value for gain in residual.gains]
     largest = max(deltas)
 

@@ -32,7 +32,7 @@ class Weights:
 def choose(
     model: LinearModel, Q: Array | None = None, R: Array | None = None, W: Array | None = None, V: Array | None = None
 ) -> Weights:
-    """Return the given weights, and for the others the defaults.
+    """Return the given weights Q (n, n), R (m, m), W (n, n) and V (p, p), and for the others the defaults.
 
     In this order: the task's own cost or noise; Bryson's rule, 1 / range^2 for each state and input; a process noise
     of a tenth of the inputs' range where they enter plus a thousandth of the states' range, a measurement noise of a
@@ -50,11 +50,13 @@ def choose(
     chosen = {
         "Q": _state_weight(model.A.T, Q, model.Q, bryson_q, "the task's cost", rule),
         "R": _positive(R, model.R if Q is not None or _some(model.Q) else None, bryson_r, "the task's cost", rule),
-        "W": _state_weight(model.A, W, model.W, driven, "the task's noise", "a tenth of the inputs' range, a "
-                           "thousandth of the states'"),
-        "V": _positive(V, model.V, np.diag((1e-2 * outputs) ** 2), "the task's noise", "a hundredth of the outputs' "
-                       "range"),
-    }  # fmt: skip
+        "W": _state_weight(
+            model.A, W, model.W, driven, "the task's noise", "a tenth of the inputs' range, a thousandth of the states'"
+        ),
+        "V": _positive(
+            V, model.V, np.diag((1e-2 * outputs) ** 2), "the task's noise", "a hundredth of the outputs' range"
+        ),
+    }
     weights = {name: weight for name, (weight, _) in chosen.items()}
     return Weights(**weights, sources={name: source for name, (_, source) in chosen.items()})
 

@@ -18,17 +18,18 @@ partially-observed linear system", IEEE Control Systems Letters 7 (2023).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from robust_policies import checks
+from robust_policies.certificates.layers import is_r2dn
 from robust_policies.certificates.lmi import Matrices, matrices
 from robust_policies.certificates.verify import layers_bound
-from robust_policies.control.bounded import Bounded, block, bounded
-from robust_policies.control.gain_bounds import GainBound, gain_bound, linear_loop
+from robust_policies.control.bounded import Bounded, assembled, between, block, parts
+from robust_policies.control.gain_bounds import GainBound, gain_bound, known_gain, linear_loop
 from robust_policies.control.linear_model import LinearModel
 from robust_policies.control.lqg import LQGDesign
 from robust_policies.control.norms import Array, StateSpace, radius
@@ -123,8 +124,10 @@ def normalisation(design: LQGDesign, model: LinearModel) -> tuple[Array, Array]:
         try:
             factors.append(np.linalg.cholesky((matrix + matrix.T) / 2))
         except np.linalg.LinAlgError as error:
-            raise InvalidValueError(f"{name} is singular; expected a positive definite matrix. Give every output "
-                                    "some noise and every input some weight.") from error  # fmt: skip
+            raise InvalidValueError(
+                f"{name} is singular; expected a positive definite matrix. Give every output "
+                "some noise and every input some weight."
+            ) from error
     return np.linalg.inv(factors[0]), np.linalg.inv(factors[1]).T
 
 
@@ -135,7 +138,7 @@ def parameter_matrices(cell: Any) -> tuple[Matrices, float]:
     """
     with torch.no_grad():
         explicit: Any = cell.explicit() if hasattr(cell, "explicit") else None
-    if not (hasattr(explicit, "D12") and hasattr(explicit, "layers")):
+    if not is_r2dn(explicit):
         raise NotCertifiableError(f"{type(cell).__name__} has no matrices for a closed-loop bound; expected an R2DN.")
     names = ("A", "B1", "B2", "C1", "D12", "C2", "D21", "D22")
     arrays = (getattr(explicit, name).detach().cpu().double().numpy() for name in names)
@@ -145,15 +148,11 @@ def parameter_matrices(cell: Any) -> tuple[Matrices, float]:
 def scaled_parameter(q: Matrices, innovation_scale: Bounded | Array, input_scale: Bounded | Array) -> Matrices:
     """Return the matrices of ut = input_scale Q(innovation_scale yt): the scales folded into the Youla parameter.
 
+    `innovation_scale` is (p, p), `input_scale` (m, m), as of `normalisation`.
+
     What rounding may have done to the products is in `error`.
     """
-    inward, outward = bounded(innovation_scale), bounded(input_scale)
-    parts = _parts(q)
-    for name in ("B2", "D12", "D22"):
-        parts[name] = parts[name] @ inward
-    for name in ("C2", "D21", "D22"):
-        parts[name] = outward @ parts[name]
-    return _assembled(parts)
+    return between(q, innovation_scale, input_scale)
 
 
 def closed_loop_matrices(
@@ -173,25 +172,29 @@ def closed_loop_matrices(
     nx, nv, _, _ = q.sizes
     checks.shape("The Youla parameter's D22", q.D22, (B.shape[1], len(C)))
     n, w, zero = len(A), Bw.shape[1], np.zeros
-    p = _parts(q)
+    p = parts(q)
     A, B, C, K, L, Cz, Dz = map(Bounded.exact, (A, B, C, K, L, Cz, Dz))
     D = p["D22"] - K @ design.M if design.estimator == "current" else p["D22"]
     Ke = K + D @ C
-    return _assembled({
-        "A": block([
-            [A - B @ K, B @ Ke, B @ p["C2"]],
-            [zero((n, n)), A - L @ C, zero((n, nx))],
-            [zero((nx, n)), p["B2"] @ C, p["A"]],
-        ]),
-        "B1": block([[B @ p["D21"]], [zero((n, nv))], [p["B1"]]]),
-        "B2": block([[Bw, B @ D @ Dv], [Bw, -(L @ Dv)], [zero((nx, w)), p["B2"] @ Dv]]),
-        "C1": block([[zero((nv, n)), p["D12"] @ C, p["C1"]]]),
-        "D11": p["D11"],
-        "D12": block([[zero((nv, w)), p["D12"] @ Dv]]),
-        "C2": block([[Cz - Dz @ K, Dz @ Ke, Dz @ p["C2"]]]),
-        "D21": Dz @ p["D21"],
-        "D22": block([[zero((len(Cz.value), w)), Dz @ D @ Dv]]),
-    })  # fmt: skip
+    return assembled(
+        {
+            "A": block(
+                [
+                    [A - B @ K, B @ Ke, B @ p["C2"]],
+                    [zero((n, n)), A - L @ C, zero((n, nx))],
+                    [zero((nx, n)), p["B2"] @ C, p["A"]],
+                ]
+            ),
+            "B1": block([[B @ p["D21"]], [zero((n, nv))], [p["B1"]]]),
+            "B2": block([[Bw, B @ D @ Dv], [Bw, -(L @ Dv)], [zero((nx, w)), p["B2"] @ Dv]]),
+            "C1": block([[zero((nv, n)), p["D12"] @ C, p["C1"]]]),
+            "D11": p["D11"],
+            "D12": block([[zero((nv, w)), p["D12"] @ Dv]]),
+            "C2": block([[Cz - Dz @ K, Dz @ Ke, Dz @ p["C2"]]]),
+            "D21": Dz @ p["D21"],
+            "D22": block([[zero((len(Cz.value), w)), Dz @ D @ Dv]]),
+        }
+    )
 
 
 def bounds(
@@ -212,7 +215,10 @@ def bounds(
         performance: d and z; None: `Performance.lqg(design)`.
         q: the explicit matrices of Q between normalised signals, D11 = 0; None leaves the third bound out.
         ell: the Lipschitz bound of Q's nonlinearity.
-        scales: what `normalisation` returned; None: the signals are not normalised.
+        scales: (p, p) and (m, m), what `normalisation` returned; None: the signals are not normalised.
+
+    Raises:
+        As `maps` and `closed_loop_matrices`.
     """
     gain = checks.finite_float("gain", gain, at_least=0.0)
     inward, outward = (np.eye(len(model.C)), np.eye(model.B.shape[1])) if scales is None else scales
@@ -221,41 +227,17 @@ def bounds(
     norms = [gain_bound(linear_loop(system)) for system in (T0, T1, T2)]
     g0, g1, g2 = norms
     triangle = GainBound(
-        (g0.gain + g1.gain * gain * g2.gain) * (1.0 + 1e-15), all(norm.proven for norm in norms),
+        (g0.gain + g1.gain * gain * g2.gain) * (1.0 + 1e-15),
+        all(norm.proven for norm in norms),
         g0.estimate + g1.estimate * gain * g2.estimate,
-    )  # fmt: skip
-    scaled = gain_bound(any_parameter(T0, T1, T2), (gain,))
-    closed = None
-    if q is not None:
-        loop = closed_loop_matrices(model, design, scaled_parameter(q, inward, outward), performance)
-        closed = gain_bound(loop, (ell,) if loop.sizes[1] else ())
-    return Bounds(triangle, scaled, closed, g0, g1, g2)
+    )
 
+    def closed(parameter: Matrices, ell: float) -> GainBound:
+        loop = closed_loop_matrices(model, design, scaled_parameter(parameter, inward, outward), performance)
+        return gain_bound(loop, (ell,) if loop.sizes[1] else ())
 
-def _parts(q: Matrices) -> dict[str, Bounded]:
-    """Return the matrices of a parameter by name, with their bounds."""
-    names = [item.name for item in fields(q) if item.name != "error"]
-    return {name: Bounded(value, np.zeros_like(value) if q.error is None else getattr(q.error, name))
-            for name in names for value in [getattr(q, name)]}  # fmt: skip
-
-
-def _assembled(parts: dict[str, Bounded]) -> Matrices:
-    arrays: dict[str, Any] = {name: part.value for name, part in parts.items()}
-    errors: dict[str, Any] = {name: part.error for name, part in parts.items()}
-    return Matrices(**arrays, error=Matrices(**errors))
-
-
-def any_parameter(T0: StateSpace, T1: StateSpace, T2: StateSpace) -> Matrices:
-    """Return the loop with the Youla parameter as its one block: v = yt, w = ut, the shorter padded with zeros."""
-    n, m, p, nd = len(T1.A), T1.B.shape[1], len(T2.C), T2.B.shape[1]
-    nv = max(m, p)
-    wide, tall = np.zeros((m, nv)), np.zeros((nv, p))
-    wide[:, :m], tall[:p] = np.eye(m), np.eye(p)
-    return Matrices(
-        A=T0.A, B1=np.vstack((T1.B, np.zeros((len(T0.A) - n, m)))) @ wide, B2=T0.B,
-        C1=tall @ np.hstack((np.zeros((p, n)), T2.C)), D11=np.zeros((nv, nv)), D12=tall @ T2.D.reshape(p, nd),
-        C2=T0.C, D21=T1.D @ wide, D22=T0.D,
-    )  # fmt: skip
+    scaled = closed(known_gain(model.p, model.m), gain)
+    return Bounds(triangle, scaled, None if q is None else closed(q, ell), g0, g1, g2)
 
 
 def _checked(
@@ -266,18 +248,24 @@ def _checked(
     performance = Performance.lqg(design) if performance is None else performance
     nz = len(performance.Cz)
     for name, matrix, shape in (
-        ("B", model.B, (n, m)), ("C", model.C, (p, n)), ("K", design.K, (m, n)), ("L", design.L, (n, p)),
-        ("Cz", performance.Cz, (nz, n)), ("Dz", performance.Dz, (nz, m)), ("Bw", performance.Bw, (n, None)),
+        ("B", model.B, (n, m)),
+        ("C", model.C, (p, n)),
+        ("K", design.K, (m, n)),
+        ("L", design.L, (n, p)),
+        ("Cz", performance.Cz, (nz, n)),
+        ("Dz", performance.Dz, (nz, m)),
+        ("Bw", performance.Bw, (n, None)),
         ("Dv", performance.Dv, (p, None)),
-    ):  # fmt: skip
+    ):
         checks.shape(name, matrix, shape)
     for name, matrix, what in (
         ("A - B K", model.A - model.B @ design.K, "feedback gain K"),
         ("A - L C", model.A - design.L @ model.C, "observer gain L"),
     ):
         if not (rho := radius(matrix)) < 1.0:
-            raise InvalidValueError(f"{name} has spectral radius {rho:.6g}; expected one below 1. Give a {what} that "
-                                    "stabilises the model.")  # fmt: skip
+            raise InvalidValueError(
+                f"{name} has spectral radius {rho:.6g}; expected one below 1. Give a {what} that stabilises the model."
+            )
     return performance.Cz, performance.Dz, performance.Bw, performance.Dv
 
 

@@ -29,7 +29,10 @@ class Batch(NamedTuple):
 
 
 def write(batch: Batch, rows: torch.Tensor | None, state: torch.Tensor, observation: torch.Tensor) -> None:
-    """Write what episodes begin with into the environments `rows` (None: all)."""
+    """Write what episodes begin with, states (n, nx) and observations (n, ny), into the environments `rows` (n,).
+
+    None: into all.
+    """
     index = slice(None) if rows is None else rows
     batch.state[index] = state
     batch.observation[index] = observation.to(batch.observation.dtype)
@@ -58,7 +61,7 @@ class Steps:
     def start(
         self, params: Params, uniform: torch.Tensor, options: Any = None, state: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return start states and what is observed there, from uniform numbers (n, numbers); a given state stays."""
+        """Return start states and what is observed there, from uniform numbers (n, k); a given state (n, nx) stays."""
         plant, noise = self.plant, self.plant.measurement_noise_size
         if state is None:
             state = plant.initial(uniform[:, : plant.reset_size], params, options or {}).to(self.state_dtype)
@@ -70,7 +73,7 @@ class Steps:
         return state, plant.observe(state, params, measurement)
 
     def restart(self, params: Params, streams: Streams, rows: torch.Tensor, batch: Batch) -> None:
-        """Begin new episodes in the environments `rows` (n > 0), from their generators' next numbers."""
+        """Begin new episodes in the environments `rows` (n,), n > 0, from their generators' next numbers."""
         start = self.start(self.plant.take(params, rows), streams.uniform(self.numbers, rows))
         write(batch, rows, *start)
 

@@ -43,8 +43,8 @@ def transition(
     measurement: torch.Tensor | None = None,
     disturbance: torch.Tensor | None = None,
 ) -> Transition:
-    """Return the step of a plant, unchecked; see `step`."""
-    following = plant.step(state, action, params, process, disturbance)
+    """Return the step of a plant from states (..., nx) and actions (..., nu), unchecked; see `step`."""
+    following = plant.advance(state, action, params, process, disturbance)
     if plant.terminates:
         terminated = plant.terminated(following, params)
     else:
@@ -62,7 +62,7 @@ def step(
     measurement: torch.Tensor | None = None,
     disturbance: torch.Tensor | None = None,
 ) -> Transition:
-    """Return what follows from states (..., state_size) and actions (..., action_size), differentiably.
+    """Return what follows from states (..., nx) and actions (..., nu), differentiably.
 
     Args:
         plant: the task's equations, `load_plant(name)` or an environment's `plant`.

@@ -17,7 +17,7 @@ Ranges = Mapping[str, tuple[float, float]]
 
 @contextmanager
 def plain_tensors() -> Iterator[None]:
-    """Make tensors without a graph that may be part of one later, even inside `torch.inference_mode()`."""
+    """Make tensors without a graph that may be written or part of one later, even inside `torch.inference_mode()`."""
     with torch.inference_mode(False), torch.no_grad():
         yield
 

@@ -9,9 +9,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, Field, PositiveInt
 
-from robust_policies.errors import UnknownNameError
+from robust_policies.errors import InvalidValueError, UnknownNameError
+from robust_policies.files.settings import Section as Section
+from robust_policies.files.settings import units as units
 
 Params = Mapping[str, torch.Tensor]
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -20,12 +22,6 @@ NonNegativeNumber = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 COMMON_RESET_OPTIONS = ("state", "parameters", "randomize", "reset_mask")
-
-
-class Section(BaseModel):
-    """A mapping in task.yaml: no unknown keys, no missing numbers, nothing infinite."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class TaskFile(Section):
@@ -77,6 +73,14 @@ class Plant(ABC):
     discrete_actions: np.ndarray | None = None
     """The action (n, action_size) that each of n choices means; None: the actions are continuous."""
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Refuse a plant written for the name `step`, which is Gymnasium's word for an environment's."""
+        super().__init_subclass__(**options)
+        if "step" in cls.__dict__ and "advance" not in cls.__dict__:
+            raise InvalidValueError(
+                f"{cls.__name__} defines step(); expected advance(): rename this method of a plant."
+            )
+
     def __init__(self, task: TaskFile, folder: Path | None = None) -> None:
         """Keep the task file, and the folder it came from (for plants whose task names further files)."""
         self.task = task
@@ -89,18 +93,21 @@ class Plant(ABC):
         """The number of actions."""
         return len(self.action_high)
 
-    @abstractmethod
     def nominal(
         self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64
     ) -> dict[str, torch.Tensor]:
-        """Return the physical parameters of the task file as tensors, in the units of `parameter_units`."""
+        """Return the physical parameters by name as tensors, in the units of `parameter_units`.
+
+        They are the numbers (0-d) of the task file's section `parameters`; a plant that has them elsewhere says where.
+        """
+        return tensors(getattr(self.task, "parameters", Section()), device, dtype)
 
     def prepare(self, physical: Params) -> Params:
         """Return what the other methods take as `params`, computed from physical parameters once per value."""
         return physical
 
     @abstractmethod
-    def step(
+    def advance(
         self,
         state: torch.Tensor,
         action: torch.Tensor,
@@ -108,36 +115,53 @@ class Plant(ABC):
         noise: torch.Tensor | None = None,
         disturbance: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return the state (..., state_size) one time step later; actions beyond the limits are clipped."""
+        """Return the state (..., nx) one time step later, in the units of `state_names`.
+
+        Args:
+            state: (..., nx), nx = `state_size`.
+            action: (..., nu), nu = `action_size`, in the units of `action_names`; clipped to the limits.
+            params: what `prepare` returned.
+            noise: standard normal numbers (..., nw), nw = `process_noise_size`; None: none acts.
+            disturbance: (..., nd) in the units of `disturbance_names`; None: none acts.
+        """
 
     @abstractmethod
     def observe(self, state: torch.Tensor, params: Params, noise: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the observation (..., observation_size) of `state`."""
+        """Return the observation (..., ny) of the state (..., nx), in the units of `output_names`.
+
+        `params` is what `prepare` returned, `noise` standard normal numbers (..., nv), nv = `measurement_noise_size`.
+        """
 
     @abstractmethod
     def reward(
         self, state: torch.Tensor, action: torch.Tensor, following: torch.Tensor, params: Params
     ) -> torch.Tensor:
-        """Return the reward (...) for the step from `state` with `action` to `following`."""
+        """Return the reward, one number (scalar) for each state, of the step from `state` with `action` to `following`.
+
+        States are (..., nx), the action (..., nu) as it was given to `advance`; `params` is what `prepare` returned.
+        """
 
     @abstractmethod
     def initial(self, uniform: torch.Tensor, params: Params, options: Mapping[str, Any] | None = None) -> torch.Tensor:
-        """Return start states (n, state_size) from uniform numbers in [0, 1), (n, reset_size)."""
+        """Return start states (n, nx) from uniform numbers in [0, 1), (n, nr), nr = `reset_size`.
+
+        `params` is what `prepare` returned, `options` what `check_options` accepted.
+        """
 
     def settle(self, state: torch.Tensor, params: Params) -> torch.Tensor:
-        """Return states a user gave, with whatever follows from the rest of a state (readings) made to fit."""
+        """Return states (n, nx) a user gave, with whatever follows from the rest of a state (readings) made to fit."""
         return state
 
     def terminated(self, state: torch.Tensor, params: Params) -> torch.Tensor:
-        """Return where (...) the episode ends because of `state`; asked only if `terminates`."""
+        """Return where the episode ends because of the state (..., nx), bool; asked only if `terminates`."""
         return torch.zeros(state.shape[:-1], dtype=torch.bool, device=state.device)
 
     def take(self, params: Params, rows: torch.Tensor) -> Params:
-        """Return prepared parameters for the environments `rows` (indices) of a batch."""
+        """Return prepared parameters for the environments of a batch whose indices are `rows` (n,), int64."""
         return {name: value[rows] if self._one_each(name, value) else value for name, value in params.items()}
 
     def put(self, params: Params, rows: torch.Tensor, part: Params) -> None:
-        """Write `part`, prepared parameters for `rows`, into those of the batch, in place."""
+        """Write `part`, prepared parameters for the environments `rows` (n,), int64, into those of the batch."""
         for name, value in params.items():
             if self._one_each(name, value):
                 value[rows] = part[name]
@@ -176,8 +200,3 @@ def tensors(
 ) -> dict[str, torch.Tensor]:
     """Return a section's numbers as tensors by name."""
     return {name: torch.tensor(value, dtype=dtype, device=device) for name, value in values.model_dump().items()}
-
-
-def units(section: type[BaseModel]) -> dict[str, str]:
-    """Return the unit that a section states for each of its numbers."""
-    return {name: str((field.json_schema_extra or {}).get("unit", "")) for name, field in section.model_fields.items()}  # type: ignore[union-attr]

@@ -52,21 +52,15 @@ def register_tasks() -> None:
             )
 
 
-def ours(env_id: str) -> bool:
-    """Return whether a registered id is one of this package's, or of `register_task`: tensors, many at once."""
-    from gymnasium.envs.registration import registry
-
-    spec = registry.get(env_id.rpartition(":")[2])
-    return spec is not None and spec.vector_entry_point == VECTOR
-
-
 def unknown_environment(env_id: str) -> UnknownNameError:
-    """Return the error for an id Gymnasium does not know, naming our ids and those that resemble it, not all."""
+    """Return the error for an id Gymnasium does not know: the one that resembles it, and how others are named."""
     import difflib
 
     from gymnasium.envs.registration import registry
 
-    others = set(registry) - set(ENV_IDS)
-    return UnknownNameError.among(
-        "environment", env_id, [*ENV_IDS, *difflib.get_close_matches(env_id, others, n=5, cutoff=0.5)]
+    close = difflib.get_close_matches(env_id.rpartition(":")[2], {*ENV_IDS, *registry}, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return UnknownNameError(
+        f"Unknown environment {env_id!r}.{hint} Known are this package's (`robust-policies list envs`) and what "
+        "Gymnasium registers; name one of your own module:id, and the module that registers it is imported first."
     )

@@ -54,9 +54,9 @@ class Renderer:
         """Return the picture as (height, width, 3) uint8, or show it and return None in mode "human".
 
         Args:
-            state: (state_size,).
-            action: (action_size,), in the plant's units.
-            observation: (observation_size,).
+            state: (nx,).
+            action: (nu,), in the plant's units.
+            observation: (ny,).
             steps: since the episode began; fewer than at the last picture begins the traces anew.
             params: this environment's physical parameters, the task file's if left out.
 

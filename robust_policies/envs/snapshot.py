@@ -14,7 +14,7 @@ from robust_policies.envs.parameters import PhysicalParameters
 from robust_policies.envs.perturb.core import Perturbation
 from robust_policies.envs.perturb.physics import Ledger
 from robust_policies.envs.perturb.randomness import Randomness
-from robust_policies.envs.perturb.vector import Wrapper
+from robust_policies.envs.perturb.vector_wrapper import Wrapper
 from robust_policies.envs.streams import Streams
 from robust_policies.envs.vector import TorchVectorEnv
 from robust_policies.envs.wrappers import Changing, RunningMoments, TensorWrapper

@@ -6,20 +6,20 @@ import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any, get_args
+from typing import Any
 
-import yaml
 from gymnasium.envs.registration import parse_env_id, register, registry
 from gymnasium.error import Error
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from robust_policies.envs.plant import Plant
 from robust_policies.envs.registration import SINGLE, VECTOR
 from robust_policies.errors import CorruptFileError, InvalidValueError, MissingFileError, UnknownNameError, UserError
 from robust_policies.files import assets
+from robust_policies.files.settings import one_line
+from robust_policies.files.yaml_text import read_yaml
 
 PLANTS = {
     "pendulum": "plants.pendulum:PendulumPlant",
@@ -42,10 +42,7 @@ def load_plant(task: str | Path) -> Plant:
     `InvalidValueError`; every message names the file.
     """
     path = task_file(task)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CorruptFileError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise CorruptFileError(f"{path} holds {type(content).__name__}; expected a mapping with the key 'plant'.")
     plant = plant_class(content.get("plant"), path)
@@ -56,7 +53,7 @@ def load_plant(task: str | Path) -> Plant:
             raise UnknownNameError(f"randomize: {UnknownNameError.among('parameter', unknown, list(made.nominal()))}")
         return made
     except ValidationError as error:
-        raise _explain(path, plant.Task, error) from error
+        raise one_line(error, plant.Task, str(path)) from error
     except UserError as error:
         raise type(error)(f"{path}: {error}") from error
 
@@ -121,46 +118,6 @@ def task_file(task: str | Path) -> Path:
         known = ", ".join(assets.task_names())
         raise MissingFileError(f"{path} does not exist; expected a folder with a task.yaml, or one of {known}.")
     return path
-
-
-def _explain(path: Path, model: type[BaseModel], error: ValidationError) -> UserError:
-    """Return our error for the first thing that pydantic found wrong."""
-    # A misspelt key is also a missing one; the spelling is what helps.
-    first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
-    place = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        known = _known(model, first["loc"][:-1])
-        units = ", ".join(f"{name} [{unit}]" if unit else name for name, unit in known.items())
-        where = ".".join(str(part) for part in first["loc"][:-1]) or "the file"
-        hint = UnknownNameError.among("parameter", str(first["loc"][-1]), known)
-        return UnknownNameError(f"{path}: in {where}: {str(hint).split(' Known:')[0]} Known: {units}.")
-    if first["type"] == "missing":
-        return InvalidValueError(f"{path}: {place} is missing; expected a value for it.")
-    return InvalidValueError(f"{path}: {place} is {first['input']!r}; {first['msg'][0].lower()}{first['msg'][1:]}.")
-
-
-def _known(model: type[BaseModel], place: tuple[Any, ...]) -> dict[str, str]:
-    """Return the keys that the section at `place` may hold, with their units."""
-    section: Any = model
-    for part in place:
-        if part not in section.model_fields:
-            # A name the user chose, the key of a mapping of sections: the section is known already.
-            continue
-        annotation = section.model_fields[part].annotation
-        section = next(
-            choice for choice in _all(annotation) if isinstance(choice, type) and issubclass(choice, BaseModel)
-        )
-    return {
-        field.alias or name: str((field.json_schema_extra or {}).get("unit", ""))
-        for name, field in section.model_fields.items()
-    }
-
-
-def _all(annotation: Any) -> Iterator[Any]:
-    """Yield a type annotation and everything inside its brackets."""
-    yield annotation
-    for inner in get_args(annotation):
-        yield from _all(inner)
 
 
 def register_task(env_id: str, task: str | Path) -> str:

@@ -1,4 +1,4 @@
-"""A Gymnasium id as a batch of environments that end one by one, and the checks that a policy fits it."""
+"""A batch of environments that end one by one, and the checks that a policy fits them."""
 
 from __future__ import annotations
 
@@ -8,70 +8,53 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
-from robust_policies.envs.perturb import parse, perturb
-from robust_policies.envs.registration import ours, unknown_environment
+from robust_policies.envs.batch import Environment, make_batch, name_of, time_limit
 from robust_policies.envs.vector import TorchVectorEnv
 from robust_policies.errors import InvalidValueError, ShapeError
 from robust_policies.policies.deployed import DeployedPolicy
 
 
 class Task:
-    """A Gymnasium id as `count` environments whose observations and rewards are float32 tensors on one device.
+    """`count` environments of one kind whose observations and rewards are float32 tensors on one device.
 
     Attributes:
+        name: how messages call them.
         torch_env: the innermost environment if it is this package's, else None.
         limit: the number of steps an episode can last, None if the environment does not say.
     """
 
     def __init__(
         self,
-        env_id: str,
+        env: Environment,
         count: int,
         kwargs: Mapping[str, Any] | None = None,
         perturbations: Any = (),
         device: torch.device | str = "cpu",
     ) -> None:
-        options = dict(kwargs or {})
-        self.device = torch.device(device)
-        try:
-            if ours(env_id):
-                self.env: Any = gymnasium.make_vec(
-                    env_id, num_envs=count, autoreset_mode=AutoresetMode.DISABLED, device=self.device, **options
-                )
-            else:
-                makers = [lambda: gymnasium.make(env_id, **options) for _ in range(count)]
-                self.env = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.DISABLED)
-        except gymnasium.error.UnregisteredEnv as error:
-            raise unknown_environment(env_id) from error
-        except TypeError as error:
-            if not options:
-                raise
-            raise InvalidValueError(f"{env_id} does not take the options {options}: {error}.") from error
+        self.name, self.device = name_of(env), torch.device(device)
+        self.env: Any = make_batch(
+            env, count, kwargs, perturbations, autoreset=AutoresetMode.DISABLED, device=self.device
+        )
         inner = self.env.unwrapped
-        self.torch_env: TorchVectorEnv | None = None
-        self.limit: int | None
-        if isinstance(inner, TorchVectorEnv):
-            self.torch_env, self.limit = inner, inner.max_episode_steps
-        else:
-            self.limit = inner.envs[0].spec.max_episode_steps
-        self.env = perturb(self.env, parse(perturbations))
+        self.torch_env = inner if isinstance(inner, TorchVectorEnv) else None
+        self.limit = time_limit(self.env)
         self.action_shape = self.env.single_action_space.shape
         self.count = count
 
-    def check_fit(self, policy: DeployedPolicy, env_id: str) -> None:
+    def check_fit(self, policy: DeployedPolicy) -> None:
         """Raise ShapeError if the policy cannot act here."""
         observations, actions = self.env.single_observation_space, self.env.single_action_space
         if not isinstance(actions, gymnasium.spaces.Box):
-            raise ShapeError(f"{env_id} has the action space {actions}; evaluation needs a Box.")
+            raise ShapeError(f"{self.name} has the action space {actions}; evaluation needs a Box.")
         for name, given, wanted in (
             ("observations", observations, policy.observation_space), ("actions", actions, policy.action_space)
         ):  # fmt: skip
             if given.shape != wanted.shape:
                 raise ShapeError(
-                    f"{env_id} has {name} of shape {given.shape}; the policy was trained for {wanted.shape}."
+                    f"{self.name} has {name} of shape {given.shape}; the policy was trained for {wanted.shape}."
                 )
 
     def reset(self, seeds: list[int]) -> Tensor:

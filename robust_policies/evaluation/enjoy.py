@@ -10,8 +10,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from robust_policies.envs.batch import make_one
 from robust_policies.envs.perturb import parse, perturb
-from robust_policies.envs.registration import unknown_environment
 from robust_policies.errors import DeviceError, InvalidValueError, UnknownNameError
 from robust_policies.policies import load_policy
 
@@ -59,12 +59,7 @@ def _make(env_id: str, env_kwargs: dict[str, Any], render: str, folder: Path, pe
     mode = {"human": "human", "video": "rgb_array", "none": None}[render]
     if render == "human":
         _check_display()
-    try:
-        env = perturb(gymnasium.make(env_id, render_mode=mode, **env_kwargs), perturbations)
-    except gymnasium.error.UnregisteredEnv as error:
-        raise unknown_environment(env_id) from error
-    except gymnasium.error.Error as error:
-        raise InvalidValueError(f"{env_id} cannot be made with render_mode={mode!r}: {error}") from error
+    env = perturb(make_one(env_id, {"render_mode": mode, **env_kwargs}), perturbations)
     if render != "video":
         return env
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from robust_policies.envs.batch import Environment
 from robust_policies.errors import UnknownNameError
 from robust_policies.evaluation.attacks import ATTACKS, make_attack
 from robust_policies.evaluation.noise import PERTURBATIONS
@@ -16,7 +17,7 @@ KINDS = (*PERTURBATIONS, *ATTACKS)
 
 def run_episodes(
     policy: DeployedPolicy,
-    env_id: str,
+    env_id: Environment,
     kind: str,
     sizes: Sequence[float],
     episodes: int,
@@ -41,7 +42,7 @@ def run_episodes(
 
     Args:
         policy: the policy.
-        env_id: the Gymnasium id of the task.
+        env_id: the Gymnasium id of the task, `module:id`, or a function that makes one environment.
         kind: a noise (`PERTURBATIONS`) or an attack (`ATTACKS`).
         sizes: multiples of the noise, or the attack's budgets, in the observation's own units.
         episodes: number for each size.

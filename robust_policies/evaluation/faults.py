@@ -5,12 +5,9 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-import gymnasium
-
-from robust_policies.envs import Plant, load_plant
+from robust_policies.envs.batch import ours, plant_of
 from robust_policies.envs.perturb import Spec
 from robust_policies.envs.perturb.specs import DynamicsShift
-from robust_policies.envs.registration import ours
 from robust_policies.evaluation.bench import OBSERVATION, Bench, Part, measurement
 from robust_policies.evaluation.suite import FaultEntry, GridEntry
 
@@ -56,10 +53,11 @@ def unsuited(bench: Bench, entry: FaultEntry) -> str | None:
     """Return why a task cannot have a fault, None if it can."""
     if entry.perturbation != "ForceDisturbance":
         return None
-    if not ours(bench.task):
+    plant = plant_of(bench.task, bench.env_kwargs)
+    if plant is None:
         named = "body" in (entry.model_extra or {})
         return None if named else f"{bench.task} is not of this package; name the body of its model that is pushed"
-    if not _plant(bench).disturbance_names:
+    if not plant.disturbance_names:
         return f"the plant of {bench.task} has no disturbance input"
     return None
 
@@ -68,9 +66,8 @@ def grid_names(bench: Bench, entry: GridEntry) -> tuple[str, str] | None:
     """Return the two parameters of a grid, those named or the task's first two that vary; None if it has no such."""
     if entry.x is not None and entry.y is not None:
         return entry.x, entry.y
-    if not ours(bench.task):
-        return None
-    names = list(_plant(bench).task.randomize)
+    plant = plant_of(bench.task, bench.env_kwargs)
+    names = [] if plant is None else list(plant.task.randomize)
     return (names[0], names[1]) if len(names) > 1 else None
 
 
@@ -103,7 +100,3 @@ def measure_grid(bench: Bench, entry: GridEntry, names: tuple[str, str]) -> dict
 
 def _shifts(point: dict[str, float]) -> list[Spec]:
     return [DynamicsShift(parameter=name, factor=factor) for name, factor in point.items()]
-
-
-def _plant(bench: Bench) -> Plant:
-    return load_plant(bench.env_kwargs.get("task", gymnasium.spec(bench.task).kwargs["task"]))

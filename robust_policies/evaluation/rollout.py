@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from robust_policies import checks
+from robust_policies.envs.batch import Environment
 from robust_policies.errors import DivergedError, InvalidValueError
 from robust_policies.evaluation.attacks.actor import FrozenActor
 from robust_policies.evaluation.attacks.attack import Attack, Moment, Scene
@@ -18,7 +19,6 @@ from robust_policies.evaluation.attacks.budget import Budget
 from robust_policies.evaluation.batch import Task
 from robust_policies.evaluation.deviation import action_deviation
 from robust_policies.evaluation.noise import unit_noise
-from robust_policies.evaluation.region import left_region
 from robust_policies.policies.deployed import DeployedPolicy
 
 Step = Callable[[], None]
@@ -56,7 +56,7 @@ class Setting:
     """What is played: the same for the attacked episodes and for a recording without attack."""
 
     policy: DeployedPolicy
-    env_id: str
+    env_id: Environment
     env_kwargs: Mapping[str, Any]
     perturbations: Any
     episodes: int
@@ -128,7 +128,7 @@ def attacked(setting: Setting, attack: Attack | None, kind: str, sizes: list[flo
 
             return _play(setting, task, actor, perturbed)
         budget = Budget(norm, exact, horizon)
-        task.check_fit(setting.policy, setting.env_id)
+        task.check_fit(setting.policy)
         attack.begin(Scene(actor, budget, len(sizes), setting.episodes, nu, task.torch_env, setting.seed + 1, rehearse))
         return _play(setting, task, actor, lambda m: budget.apply(m.observation, attack.perturbation(m)))
     finally:
@@ -137,8 +137,8 @@ def attacked(setting: Setting, attack: Attack | None, kind: str, sizes: list[flo
 
 def _play(setting: Setting, task: Task, actor: FrozenActor, perturb: Perturb) -> _Played:
     """Return the episodes in which the policy reads what `perturb` makes of each moment's observations."""
-    env_id, count = setting.env_id, task.count
-    task.check_fit(setting.policy, env_id)
+    count = task.count
+    task.check_fit(setting.policy)
     for name, values in setting.factors.items():
         task.scale(name, torch.tensor(values).repeat_interleave(setting.episodes))
     observation = task.reset(setting.episode_seeds * (count // setting.episodes))
@@ -150,7 +150,7 @@ def _play(setting: Setting, task: Task, actor: FrozenActor, perturb: Perturb) ->
     for t in range(min(setting.max_steps, task.limit or setting.max_steps)):
         perturbed = torch.where(ended.unsqueeze(-1), observation, perturb(Moment(t, observation, hidden)))
         with torch.no_grad():
-            hidden, mean = actor.step(hidden, perturbed)
+            mean, hidden = actor.step(perturbed, hidden)
             action = actor.clip(mean).float()
         # A failed or ended episode's environment goes on uncounted, whatever its state.
         broken = ~ended & ~torch.isfinite(action).all(dim=-1)
@@ -160,7 +160,7 @@ def _play(setting: Setting, task: Task, actor: FrozenActor, perturb: Perturb) ->
         failed = failed | broken
         if bool(failed.all()):
             raise DivergedError(
-                f"The policy's action in {env_id}, or the reward, is NaN or infinite in all episodes (step {t}); "
+                f"The policy's action in {task.name}, or the reward, is NaN or infinite in all episodes (step {t}); "
                 "train the policy again."
             )
         lengths += ~ended
@@ -176,7 +176,7 @@ def _play(setting: Setting, task: Task, actor: FrozenActor, perturb: Perturb) ->
 
 def play_episodes(
     policy: DeployedPolicy,
-    env_id: str,
+    env_id: Environment,
     perturbation: Attack | str,
     sizes: Sequence[float],
     episodes: int,
@@ -217,7 +217,7 @@ def play_episodes(
     deviations, gains = action_deviation(policy, played.observations, played.perturbed, lengths)
     for values in (deviations, gains):
         values[failed] = np.nan
-    monitored = left_region(policy, played.perturbed, played.actions, lengths)
+    monitored = policy.monitored(played.perturbed, played.actions, lengths)
     recorded = {}
     if record:
         kept = {name: played.until_end(getattr(played, name)) for name in ("observations", "perturbed", "actions")}

@@ -6,18 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from robust_policies.envs.perturb import NAMES, SPECS, Spec
-from robust_policies.errors import InvalidValueError, SchemaError, UnknownNameError, UserError
-from robust_policies.evaluation.attacks import ATTACKS, NORMS, attack_options
+from robust_policies.errors import InvalidValueError, SchemaError, UnknownNameError
+from robust_policies.evaluation.attacks import ATTACKS, NORMS
+from robust_policies.evaluation.attacks.registry import checked_options
 from robust_policies.evaluation.noise import PERTURBATIONS
-from robust_policies.files.settings import one_line
+from robust_policies.files.settings import Section, one_line, units
 from robust_policies.files.yaml_text import read_yaml
 
 SUITE_SCHEMA = 1
 SUITES = ("quick", "standard", "paper")
-_ALIASES = {"default": "quick"}
 
 
 def _sizes(value: Any) -> Any:
@@ -30,12 +30,6 @@ def _sizes(value: Any) -> Any:
 Sizes = Annotated[tuple[float, ...], BeforeValidator(_sizes)]
 
 
-class Section(BaseModel):
-    """Numbers may be text or whole, as YAML has them; no unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
 class Tuning(Section):
     """The episodes on which attacks are tuned; no seed of theirs is reported."""
 
@@ -46,7 +40,7 @@ class Tuning(Section):
 class AttackEntry(Section):
     """An attack, its budget's norm, and its options; several sets of options are compared on the tuning episodes."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow")
 
     name: str
     norm: str = "per_step_l2"
@@ -59,7 +53,7 @@ class AttackEntry(Section):
         if self.norm not in NORMS:
             raise UnknownNameError.among("norm", self.norm, NORMS)
         for variant in self.tune:
-            _checked(attack_options(self.name), {**self.options, **variant}, f"attack {self.name}")
+            checked_options(self.name, {**self.options, **variant})
         return self
 
     @property
@@ -76,7 +70,7 @@ class AttackEntry(Section):
 class FaultEntry(Section):
     """One parameter of a perturbation wrapper at several values; other keys are the wrapper's other parameters."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow")
 
     perturbation: str
     parameter: str
@@ -103,7 +97,7 @@ class FaultEntry(Section):
     @property
     def unit(self) -> str:
         """Of the parameter."""
-        return SPECS[self.perturbation].field_units()[self.parameter]
+        return units(SPECS[self.perturbation])[self.parameter]
 
     @property
     def shown(self) -> str:
@@ -219,7 +213,7 @@ def parse_suite(data: Any, source: str) -> Suite:
     try:
         return Suite.model_validate(data)
     except ValidationError as error:
-        raise _explained(error, Suite, source) from error
+        raise one_line(error, Suite, source) from error
 
 
 def suite_named(name: str) -> Suite:
@@ -231,34 +225,11 @@ def suite_named(name: str) -> Suite:
     name = str(name)
     if name.endswith((".yaml", ".yml")):
         return parse_suite(read_yaml(name), name)
-    own = _ALIASES.get(name, name)
-    if own not in SUITES:
-        raise UnknownNameError.among("suite", name, {*SUITES, *_ALIASES})
-    return parse_suite(read_yaml(Path(__file__).parent / "suites" / f"{own}.yaml"), f"{own}.yaml")
+    if name not in SUITES:
+        raise UnknownNameError.among("suite", name, SUITES)
+    return parse_suite(read_yaml(Path(__file__).parent / "suites" / f"{name}.yaml"), f"{name}.yaml")
 
 
 def suite_lines() -> dict[str, str]:
     """Return {name: one line about it}."""
     return {name: suite_named(name).description for name in SUITES}
-
-
-def _checked(model: type[BaseModel], options: dict[str, Any], where: str) -> None:
-    for key in options:
-        if key not in model.model_fields:
-            raise UnknownNameError.among(f"option of {where}", key, model.model_fields)
-    try:
-        model.model_validate(options)
-    except ValidationError as error:
-        raise one_line(error, model, where) from error
-
-
-def _explained(error: ValidationError, model: type[BaseModel], source: str) -> UserError:
-    """Return one line about the first mistake; what this module's own checks said is kept word for word."""
-    first = error.errors(include_url=False)[0]
-    path, own = ".".join(map(str, first["loc"])), (first.get("ctx") or {}).get("error")
-    if first["type"] == "missing":
-        return InvalidValueError(f"{source}: the key {path!r} is missing; add it.")
-    if not isinstance(own, ValueError):
-        return one_line(error, model, source)
-    kind = type(own) if isinstance(own, UserError) else InvalidValueError
-    return kind(f"{source}: {path + ': ' if path else ''}{str(own).rstrip('.')}.")

@@ -1,14 +1,29 @@
-"""One clear line out of pydantic's validation errors."""
+"""What every file of settings is read into, and one clear line out of pydantic's validation errors."""
 
 from __future__ import annotations
 
 import difflib
-import typing
-from typing import Any
+import re
+import types
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from robust_policies.errors import InvalidValueError, UnknownNameError, UserError
+
+
+class Section(BaseModel):
+    """Named settings: no unknown keys, nothing infinite; a whole number, or text that is a number, is a number."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Strict(Section):
+    """Strict types too: a recipe that parses means what it says."""
+
+    model_config = ConfigDict(strict=True)
+
 
 # What people type who know the key under another name.
 _OTHER_NAMES = {
@@ -25,113 +40,176 @@ _OTHER_NAMES = {
 }
 
 
-def _fields(model: type[BaseModel]) -> dict[str, Any]:
-    return {field.alias or name: field for name, field in model.model_fields.items()}
+def units(section: type[BaseModel]) -> dict[str, str]:
+    """Return the unit that a section states for each of its keys, "" where it states none."""
+    found = {}
+    for key, field in fields(section).items():
+        extra = field.json_schema_extra
+        found[key] = str(extra.get("unit", "")) if isinstance(extra, dict) else ""
+    return found
 
 
-def _section(field: Any) -> type[BaseModel] | None:
-    """Return the class of a section, of one that may be left out too; None for a value."""
-    for kind in (field.annotation, *typing.get_args(field.annotation)):
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            return kind
+def fields(section: type[BaseModel]) -> dict[str, Any]:
+    """Return pydantic's fields of a section by the keys that a file uses."""
+    return {field.alias or name: field for name, field in section.model_fields.items()}
+
+
+def one_line(error: ValidationError, model: type[BaseModel], source: str) -> UserError:
+    """Return the error that names the first mistake: path of the key, what was given, what is expected.
+
+    Unknown keys come first, since a misspelt key often causes a missing one. What a `UserError` of a validator of our
+    own says is kept word for word.
+    """
+    details = sorted(error.errors(include_url=False), key=lambda entry: entry["type"] != "extra_forbidden")
+    first = details[0]
+    place = _place(model, first["loc"])
+    path = ".".join(map(str, place.keys))
+    more = len({entry["loc"][:2] for entry in details}) - 1
+    tail = f" (and {more} more mistake{'s' if more > 1 else ''})" if more else ""
+    if first["type"] == "extra_forbidden":
+        meant = _suggestion(path, _paths(model, place.keys))
+        hint = f" Did you mean {meant!r}?" if meant else ""
+        section = path.rpartition(".")[0]
+        where = f"Known in {section}" if section else "Known"
+        return UnknownNameError(f"{source}: unknown key {path!r}.{hint} {where}: {_listed(place.section)}.{tail}")
+    if first["type"] == "missing":
+        wanted = place.field.description if place.field is not None and place.field.description else "a value for it"
+        return InvalidValueError(f"{source}: {path} is missing; expected {wanted}.{tail}")
+    own = (first.get("ctx") or {}).get("error")
+    words = str(own).rstrip(".") if isinstance(own, ValueError) else _words(first["msg"])
+    if isinstance(own, UserError) or (isinstance(own, ValueError) and not words.startswith("expected ")) or not path:
+        kind = type(own) if isinstance(own, UserError) else InvalidValueError
+        return kind(f"{source}: {path + ': ' if path and not words.startswith(path) else ''}{words}.{tail}")
+    expected = words.removeprefix("expected ")
+    if first["type"] in {"model_type", "model_attributes_type"}:
+        expected = f"a section with the keys {_listed(place.section)}"
+    elif get_origin(place.kind) is Literal:
+        expected = "one of " + ", ".join(map(str, get_args(place.kind)))
+    elif place.tagged:
+        expected = _union(place.field, expected)
+    return InvalidValueError(f"{source}: {path} is {first['input']!r}; expected {expected}.{tail}")
+
+
+class _Place(NamedTuple):
+    """Where an error is."""
+
+    keys: tuple[Any, ...]
+    """As a user would write them."""
+    kind: Any
+    """The type that is expected there."""
+    field: Any
+    """Pydantic's field that holds it, None in an unknown one."""
+    section: type[BaseModel]
+    """That has the field."""
+    tagged: bool
+    """Whether pydantic tried the members of a union such as `float | str` one by one."""
+
+
+def _place(model: type[BaseModel], loc: tuple[Any, ...]) -> _Place:
+    """Return where pydantic's `loc` is; what it says of the members of a union is no part of a key's path."""
+    at = _Place((), model, None, model, False)
+    for key in loc:
+        choices = list(_choices(at.kind))
+        section = next((one for one in choices if _is_section(one) and key in fields(one)), None)
+        inner = _inside(choices, key)
+        if section is not None:
+            field = fields(section)[key]
+            at = _Place((*at.keys, key), field.annotation, field, section, False)
+        elif inner is not None:
+            at = at._replace(keys=(*at.keys, key), kind=inner)
+        elif any(map(_is_section, choices)):
+            at = _Place((*at.keys, key), None, None, next(filter(_is_section, choices)), False)
+        else:
+            at = at._replace(tagged=True)
+    # What is no mapping where a section is expected.
+    within = next(filter(_is_section, _choices(at.kind)), None) if at.kind is not None else None
+    return at if within is None else at._replace(section=within)
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def _choices(kind: Any) -> Iterator[Any]:
+    """Yield the members of a union, or the type itself."""
+    if get_origin(kind) is Annotated:
+        yield from _choices(get_args(kind)[0])
+    elif get_origin(kind) in {Union, types.UnionType}:
+        for member in get_args(kind):
+            yield from _choices(member)
+    else:
+        yield kind
+
+
+def _inside(choices: list[Any], key: Any) -> Any:
+    """Return the type of the value under `key` in a mapping or list among `choices`, None if there is none."""
+    for kind in choices:
+        origin, inner = get_origin(kind) or kind, get_args(kind)
+        if isinstance(key, str) and isinstance(origin, type) and issubclass(origin, Mapping):
+            return inner[1] if inner else Any
+        if isinstance(key, int) and origin in {list, tuple}:
+            return inner[key] if origin is tuple and key < len(inner) and ... not in inner else (*inner, Any)[0]
     return None
 
 
-def _paths(model: type[BaseModel], prefix: str = "") -> list[str]:
+def _paths(model: type[BaseModel], along: tuple[Any, ...] = (), prefix: str = "") -> list[str]:
+    """Return the paths of all keys; of mappings and lists of sections, those that lie `along` the given path."""
     paths = []
-    for name, field in _fields(model).items():
+    for name, field in fields(model).items():
         paths.append(prefix + name)
-        section = _section(field)
-        if section is not None:
-            paths.extend(_paths(section, f"{prefix}{name}."))
+        rest, kind, start = (along[1:] if along[:1] == (name,) else ()), field.annotation, f"{prefix}{name}."
+        while kind is not None:
+            choices = list(_choices(kind))
+            section = next(filter(_is_section, choices), None)
+            if section is not None:
+                paths.extend(_paths(section, rest, start))
+                break
+            kind, start, rest = (
+                _inside(choices, rest[0]) if rest else None,
+                f"{start}{rest[0]}." if rest else "",
+                rest[1:],
+            )
     return paths
 
 
-def _at(model: type[BaseModel], keys: tuple[Any, ...]) -> Any:
-    """Return the pydantic field under `keys`, or None."""
-    field = None
-    for key in keys:
-        field = _fields(model).get(str(key))
-        if field is None:
-            return None
-        model = _section(field) or model
-    return field
+def _listed(section: type[BaseModel]) -> str:
+    return ", ".join(f"{name} [{unit}]" if unit else name for name, unit in units(section).items())
 
 
 def _suggestion(path: str, known: list[str]) -> str | None:
     if path in _OTHER_NAMES:
         return _OTHER_NAMES[path]
     section, _, key = path.rpartition(".")
-    siblings = [name for name in known if name.rpartition(".")[0] == section]
+    siblings = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == section}
     leaves = {name.rpartition(".")[2]: name for name in reversed(known)}
-    for names in (siblings, known):
-        close = difflib.get_close_matches(path, names, n=1, cutoff=0.75)
-        if close:
-            return close[0]
+    # A short key among its own section's first: whole paths are alike through what they share.
+    close = difflib.get_close_matches(key, siblings, n=1)
+    if close:
+        return siblings[close[0]]
+    close = difflib.get_close_matches(path, known, n=1, cutoff=0.75)
+    if close:
+        return close[0]
     close = difflib.get_close_matches(key, leaves, n=1, cutoff=0.75)
     return leaves[close[0]] if close else None
 
 
-def _expected(field: Any, message: str) -> str:
-    """Return what the field wants, from its annotation and pydantic's own words."""
-    words = message.removeprefix("Value error, ").removeprefix("Input should be ")
-    if field is not None and typing.get_origin(field.annotation) is typing.Literal:
-        return "one of " + ", ".join(typing.get_args(field.annotation))
-    return words.removeprefix("expected ").removesuffix(".")
-
-
-def one_line(error: ValidationError, model: type[BaseModel], source: str) -> UserError:
-    """Return the error that names the first mistake: path of the key, what was given, what is expected.
-
-    Unknown keys come first, since a misspelt key often causes a missing one.
-    """
-    details = sorted(error.errors(include_url=False), key=lambda entry: entry["type"] != "extra_forbidden")
-    first = details[0]
-    # A union such as `float | str` reports each member; their names are not part of the key's path.
-    location = _location(model, first["loc"])
-    path = ".".join(map(str, location))
-    more = len({entry["loc"][:2] for entry in details}) - 1
-    tail = f" (and {more} more mistake{'s' if more > 1 else ''})" if more else ""
-    known = _paths(model)
-    if first["type"] == "extra_forbidden":
-        meant = _suggestion(path, known)
-        section = path.rpartition(".")[0]
-        here = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == section]
-        hint = f" Did you mean {meant!r}?" if meant else ""
-        return UnknownNameError(
-            f"{source}: unknown key {path!r}.{hint} Known{f' in {section}' if section else ''}: "
-            f"{', '.join(here)}.{tail}"
-        )
-    if first["type"] == "missing":
-        return InvalidValueError(f"{source}: the key {path!r} is missing; add it.{tail}")
-    if not path:
-        return InvalidValueError(f"{source}: {_expected(None, first['msg'])}.{tail}")
-    field = _at(model, location)
-    expected = _expected(field, first["msg"])
-    if first["type"] == "model_type":
-        names = [name.rpartition(".")[2] for name in known if name.startswith(f"{path}.")]
-        expected = f"a section with the keys {', '.join(names)}"
-    elif field is not None and first["loc"] != location:
-        expected = _union(field, expected)
-    return InvalidValueError(f"{source}: {path} is {first['input']!r}; expected {expected}.{tail}")
-
-
-def _location(model: type[BaseModel], loc: tuple[Any, ...]) -> tuple[Any, ...]:
-    found: tuple[Any, ...] = ()
-    for key in loc:
-        field = _at(model, found)
-        if isinstance(key, int) or not found or (field is not None and _section(field) is not None):
-            found = (*found, key)
-    return found
+def _words(message: str) -> str:
+    """Return pydantic's own words about what is expected as we say it."""
+    message = message.removeprefix("Value error, ").removeprefix("Assertion failed, ").removesuffix(".")
+    message = re.sub("^(Input should (be )?|[A-Z][a-z]+ should have )", "", message)
+    message = message[:1].lower() + message[1:]
+    return message if message.startswith("expected ") else f"expected {message}"
 
 
 def _union(field: Any, expected: str) -> str:
-    members = [getattr(m, "__name__", str(m)) for m in typing.get_args(field.annotation) if m is not type(None)]
+    members = [getattr(m, "__name__", str(m)) for m in get_args(field.annotation) if m is not type(None)]
     words = {"float": "a number", "str": "text", "list": "a list of numbers", "int": "a whole number"}
     return " or ".join(words.get(name.split("[")[0], name) for name in members) if len(members) > 1 else expected
 
 
-class Strict(BaseModel):
-    """Strict types, no unknown keys: a recipe that parses means what it says."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+def flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings as {path: value}, such as {"policy.gamma": 4.0}."""
+    found: dict[str, Any] = {}
+    for key, value in data.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found

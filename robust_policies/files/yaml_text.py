@@ -21,7 +21,7 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
-        for key, _ in node.value:
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key.value!r} is there twice", key.start_mark
@@ -61,15 +61,15 @@ def read_yaml(path: str | Path) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        raise CorruptFileError(f"File {str(path)!r} is not valid YAML, {_problem(error)}.") from error
+        raise CorruptFileError(f"File {str(path)!r} is not YAML, {_problem(error)}.") from error
 
 
-def parse_scalar(text: str, where: str) -> Any:
-    """Return the value that `text` means in YAML (`4`, `1e-3`, `[32, 32]`, `null`, `relu`)."""
+def parse_yaml(text: str, where: str) -> Any:
+    """Return what `text` means in YAML (`4`, `1e-3`, `[32, 32]`, `null`, `relu`); `where` begins the error's line."""
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        raise InvalidValueError(f"{where} was given {text!r}, which is not a YAML value, {_problem(error)}.") from error
+        raise InvalidValueError(f"{where} was given {text!r}, which is not YAML, {_problem(error)}.") from error
 
 
 def dump_yaml(data: Any) -> str:

@@ -91,15 +91,15 @@ class LSTMCell(_GatedCell):
         self.core = nn.LSTM(self.input_size, self.hidden_size)
         self.output = nn.Linear(self.hidden_size, self.output_size)
 
-    def step(self, explicit: GatedMatrices, state: Tensor, input: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (next state, output): c+ = f c + i g, h+ = o tanh(c+), y = C h+ + by."""
+    def step(self, explicit: GatedMatrices, input: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (output, next state): c+ = f c + i g, h+ = o tanh(c+), y = C h+ + by."""
         h, c = state.split(self.hidden_size, dim=-1)
         gates = functional.linear(input, explicit.weight_ih, explicit.bias_ih)
         gates = gates + functional.linear(h, explicit.weight_hh, explicit.bias_hh)
         i, f, g, o = gates.chunk(4, dim=-1)
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
         h = torch.sigmoid(o) * torch.tanh(c)
-        return torch.cat((h, c), dim=-1), functional.linear(h, explicit.C, explicit.by)
+        return functional.linear(h, explicit.C, explicit.by), torch.cat((h, c), dim=-1)
 
     def _segment(self, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         h, c = (part.contiguous().unsqueeze(0) for part in state.split(self.hidden_size, dim=-1))
@@ -117,14 +117,14 @@ class GRUCell(_GatedCell):
         self.core = nn.GRU(self.input_size, self.state_size)
         self.output = nn.Linear(self.state_size, self.output_size)
 
-    def step(self, explicit: GatedMatrices, state: Tensor, input: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (next state, output): h+ = (1 - z) n + z h, y = C h+ + by."""
+    def step(self, explicit: GatedMatrices, input: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (output, next state): h+ = (1 - z) n + z h, y = C h+ + by."""
         ir, iz, i_n = functional.linear(input, explicit.weight_ih, explicit.bias_ih).chunk(3, dim=-1)
         hr, hz, hn = functional.linear(state, explicit.weight_hh, explicit.bias_hh).chunk(3, dim=-1)
         z = torch.sigmoid(iz + hz)
         n = torch.tanh(i_n + torch.sigmoid(ir + hr) * hn)
         h = (1 - z) * n + z * state
-        return h, functional.linear(h, explicit.C, explicit.by)
+        return functional.linear(h, explicit.C, explicit.by), h
 
     def _segment(self, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         values, h = self.core(inputs, state.unsqueeze(0).contiguous())
@@ -150,16 +150,15 @@ class MLPCell(Cell):
         layers = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
         return MLPMatrices(tuple(layer.weight for layer in layers), tuple(layer.bias for layer in layers))
 
-    def step(self, explicit: MLPMatrices, state: Tensor, input: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (the empty state, output)."""
+    def step(self, explicit: MLPMatrices, input: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (output (batch, ny), the empty state (batch, 0))."""
         for weight, bias in zip(explicit.weights[:-1], explicit.biases[:-1], strict=True):
             input = self.activation.function(functional.linear(input, weight, bias))
-        return state, functional.linear(input, explicit.weights[-1], explicit.biases[-1])
+        return functional.linear(input, explicit.weights[-1], explicit.biases[-1]), state
 
     def run(self, explicit: MLPMatrices, inputs: Tensor, state: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return (outputs, the empty state), all time steps in one product."""
-        state, outputs = self.step(explicit, state, inputs)
-        return outputs, state
+        """Return (outputs (time, batch, ny), the empty state (batch, 0)), all time steps in one product."""
+        return self.step(explicit, inputs, state)
 
     def options(self) -> dict[str, Any]:
         """Return the constructor's arguments."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from robust_policies import checks
 from robust_policies.errors import InvalidValueError, NotCertifiableError, ShapeError
 from robust_policies.networks.guarantees import Guarantee
+
+_ORDER = {"step": ("explicit", "input", "state"), "run": ("explicit", "inputs", "state", "starts")}
 
 
 class Cell(nn.Module, ABC):
@@ -30,6 +33,16 @@ class Cell(nn.Module, ABC):
     guarantee: Guarantee | None = None
     rate: float | None = None
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Refuse a cell whose arguments are in another order: where nx = nu nothing else would notice."""
+        super().__init_subclass__(**options)
+        for name, wanted in _ORDER.items():
+            found = tuple(inspect.signature(cls.__dict__[name]).parameters)[1:] if name in cls.__dict__ else wanted
+            if found != wanted:
+                raise InvalidValueError(
+                    f"{cls.__name__}.{name} takes ({', '.join(found)}); expected ({', '.join(wanted)}), in this order."
+                )
+
     def __init__(self, input_size: int, state_size: int, output_size: int, *, memoryless: bool = False) -> None:
         super().__init__()
         self.input_size = checks.positive_int("input_size", input_size)
@@ -41,12 +54,15 @@ class Cell(nn.Module, ABC):
         """Return the arrays that run, a NamedTuple; cacheable while the parameters do not change."""
 
     @abstractmethod
-    def step(self, explicit: Any, state: Tensor, input: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (next state (batch, nx), output (batch, ny)) for a state (batch, nx) and input (batch, nu)."""
+    def step(self, explicit: Any, input: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (output (batch, ny), next state (batch, nx)) for an input (batch, nu) and state (batch, nx)."""
 
     @abstractmethod
     def run(self, explicit: Any, inputs: Tensor, state: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return (outputs, final state) as `unroll` does, by the fastest way there is; arguments unchecked."""
+        """Return (outputs (time, batch, ny), final state (batch, nx)) as `unroll` does, by the fastest way there is.
+
+        The inputs are (time, batch, nu), the state (batch, nx), starts (time, batch) bool or None; all unchecked.
+        """
 
     @abstractmethod
     def options(self) -> dict[str, Any]:
@@ -94,12 +110,12 @@ class Cell(nn.Module, ABC):
         return self.run(self.explicit(), inputs, state, starts)
 
     def unroll(self, explicit: Any, inputs: Tensor, state: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return (outputs, final state) of `step` repeated: the plain path every faster one must equal."""
+        """Return (outputs, final state) of `step` repeated: the plain path every faster one must equal; see `run`."""
         outputs = []
         for t in range(inputs.shape[0]):
             if starts is not None:
                 state = torch.where(starts[t].unsqueeze(-1), torch.zeros_like(state), state)
-            state, output = self.step(explicit, state, inputs[t])
+            output, state = self.step(explicit, inputs[t], state)
             outputs.append(output)
         return torch.stack(outputs), state
 

@@ -2,6 +2,9 @@
 
 A sandwich layer is h -> sqrt2 A' Psi act(sqrt2 Psi^-1 B h + b) with A A' + B B' = I and Psi > 0 diagonal: 1-Lipschitz
 for every activation of slope in [0, 1]. The linear last layer is h -> B h + b with |B| <= 1.
+
+Source: R. Wang and I. R. Manchester, "Direct parameterization of Lipschitz-bounded deep networks", ICML 2023 (arXiv
+2301.11526); the network's structure is its eq. 8 (number as the authors' RobustNeuralNetworks.jl cites it).
 """
 
 from __future__ import annotations
@@ -180,14 +183,14 @@ class LBDNCell(Cell):
         """Return the arrays that run."""
         return self.network.explicit()
 
-    def step(self, explicit: LBDNExplicit, state: Tensor, input: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (the empty state, output)."""
-        return state, self.network.evaluate(explicit, input)
+    def step(self, explicit: LBDNExplicit, input: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (output (batch, ny), the empty state (batch, 0))."""
+        return self.network.evaluate(explicit, input), state
 
     def run(
         self, explicit: LBDNExplicit, inputs: Tensor, state: Tensor, starts: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Return (outputs, the empty state), all time steps at once."""
+        """Return (outputs (time, batch, ny), the empty state (batch, 0)), all time steps at once."""
         return self.network.evaluate(explicit, inputs), state
 
     def metric(self) -> Tensor:

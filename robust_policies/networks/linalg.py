@@ -18,23 +18,23 @@ _FLOOR = 1e-12
 
 
 def identity_like(matrix: Tensor, size: int | None = None) -> Tensor:
-    """Return the identity of `matrix`'s size (or `size`), dtype and device."""
+    """Return the identity (n, n) with n the last size of `matrix` (..., n), or `size`, in its dtype and device."""
     return torch.eye(matrix.shape[-1] if size is None else size, dtype=matrix.dtype, device=matrix.device)
 
 
 def regularized(H: Tensor, eps: float | None) -> Tensor:
-    """Return H + eps I; eps None means `RELATIVE_EPS` times trace(H)."""
+    """Return H + eps I for H (n, n); eps None means `RELATIVE_EPS` times trace(H)."""
     amount = H.diagonal().sum() * RELATIVE_EPS + _FLOOR if eps is None else eps
     return H + amount * identity_like(H)
 
 
 def scaled_gram(X: Tensor, p: Tensor) -> Tensor:
-    """Return p^2 X'X / (|X|_F^2 + eps), the polar form: direction X, size p."""
+    """Return p^2 X'X / (|X|_F^2 + eps) (n, n), the polar form: direction X (m, n), size p (1,)."""
     return (p.square() / (X.square().sum() + EPS)) * (X.mT @ X)
 
 
 def frobenius(X: Tensor) -> Tensor:
-    """Return sqrt(sum X^2 + eps), smooth at zero."""
+    """Return sqrt(sum X^2 + eps), a scalar (), for X of any shape; smooth at zero."""
     return (X.square().sum() + EPS).sqrt()
 
 
@@ -42,7 +42,9 @@ def cayley(XY: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
     """Return (A', B') with A A' + B B' = I from XY ((n_in + n_out) x n_out) and the scale a.
 
     W = a XY / |XY|, U its first n_out rows, V the rest, Z = U - U' + V'V:
-    A' = (I + Z)^-1 (I - Z), B' = -2 V (I + Z)^-1.
+    A' (n_out, n_out) = (I + Z)^-1 (I - Z), B' (n_in, n_out) = -2 V (I + Z)^-1.
+
+    Source: the Cayley transform of a sandwich layer, Wang & Manchester (ICML 2023, arXiv 2301.11526).
     """
     n_out = XY.shape[1]
     W = (a / frobenius(XY)) * XY
@@ -54,7 +56,7 @@ def cayley(XY: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def block_diagonal(first: Tensor, second: Tensor) -> Tensor:
-    """Return [[first, 0], [0, second]]."""
+    """Return [[first, 0], [0, second]] (n + m, n + m) for square matrices (n, n) and (m, m)."""
     n, m = first.shape[0], second.shape[0]
     top = torch.cat((first, first.new_zeros(n, m)), dim=1)
     return torch.cat((top, torch.cat((second.new_zeros(m, n), second), dim=1)))
@@ -62,7 +64,10 @@ def block_diagonal(first: Tensor, second: Tensor) -> Tensor:
 
 @contextmanager
 def full_precision(tensor: Tensor) -> Iterator[None]:
-    """Switch TF32 and autocast off while a certified map runs: their rounding is far above the certificate's margin."""
+    """Switch TF32 and autocast off while a certified map runs: their rounding is far above the certificate's margin.
+
+    The tensor, of any shape, says on which device.
+    """
     with torch.autocast(tensor.device.type, enabled=False):
         if tensor.device.type != "cuda":
             yield

@@ -108,15 +108,15 @@ class R2DN(RobustCell):
             linear = self.linear_part()
             return R2DNExplicit(*linear[:8], self.bx, self.bv, self.by, explicit_layers(self.network))
 
-    def step(self, explicit: R2DNExplicit, state: Tensor, input: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (next state, output) by the model's equations as they stand."""
+    def step(self, explicit: R2DNExplicit, input: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (output, next state) by the model's equations as they stand."""
         e = explicit
         with full_precision(state):
             w = state @ e.C1.mT + input @ e.D12.mT + e.bv
             for layer in e.layers:
                 w = layer.apply(w, self.activation)
             output = state @ e.C2.mT + w @ e.D21.mT + input @ e.D22.mT + e.by
-            return state @ e.A.mT + w @ e.B1.mT + input @ e.B2.mT + e.bx, output
+            return output, state @ e.A.mT + w @ e.B1.mT + input @ e.B2.mT + e.bx
 
     def run(
         self, explicit: R2DNExplicit, inputs: Tensor, state: Tensor, starts: Tensor | None

@@ -4,6 +4,14 @@ The model is x+ = A x + B1 w + B2 u + bx, v = C1 x + D12 u + bv, y = C2 x + D21 
 1-Lipschitz. With V = x'P x of the increments, the gain-bounded forms obey, scaled to unit gain,
     M(P) = blk(rate^2 P, I) - [A Bb; Cb Db]' blk(P, I) [A Bb; Cb Db] >= 0,
     Bb = [B1, B2b], Cb = [C1; C2b], Db = [[0, V], [W, Z]].
+
+Sizes: A (nx, nx), B1 (nx, nv), B2 (nx, nu), C1 (nv, nx), C2 (ny, nx), D12 (nv, nu), D21 (ny, nv), D22 (ny, nu); the
+free X (2 nx, 2 nx), p (1,) and Y (nx, nx). An ill-conditioned H or E raises torch's LinAlgError.
+
+Source: Barbara, Wang & Manchester, "R2DN" (arXiv 2504.01250), section IV for the model, section V for the contracting
+(eqs. 20-21) and the Lipschitz form (section V-C, eqs. 24-26); the numbers are as another public implementation of it,
+tsfast, cites them. There D22 = 0 and V, W are bounded each alone; the feedthrough here is complete, and its derivation
+is this package's own.
 """
 
 from __future__ import annotations
@@ -37,12 +45,20 @@ class LinearPart(NamedTuple):
 
 
 def implicit_e(H11: Tensor, H22: Tensor, Y: Tensor, rate: float) -> Tensor:
-    """Return E = (H11 + H22 / rate^2 + Y - Y') / 2."""
+    """Return E = (H11 + H22 / rate^2 + Y - Y') / 2, all (nx, nx); as a REN's (IEEE TAC 2023) and an R2DN's."""
     return 0.5 * (H11 + H22 / rate**2 + Y - Y.mT)
 
 
 def contracting(p: dict[str, Tensor], rate: float, eps: float | None) -> LinearPart:
-    """Return the contracting R2DN: H = p^2 X'X/|X|^2 + blk(C1'C1, B1 B1') + eps I, A = E^-1 H21, B1 <- E^-1 B1."""
+    """Return the contracting R2DN: H = p^2 X'X/|X|^2 + blk(C1'C1, B1 B1') + eps I, A = E^-1 H21, B1 <- E^-1 B1.
+
+    Args:
+        p: the free parameters by name, shapes as in the module's docstring.
+        rate: of contraction, in (0, 1].
+        eps: added to H's diagonal, None: relative to its trace.
+
+    Source: arXiv 2504.01250, eqs. 20-21.
+    """
     nx = p["Y"].shape[0]
     H = scaled_gram(p["X"], p["p"]) + block_diagonal(p["C1"].mT @ p["C1"], p["B1"] @ p["B1"].mT)
     H = regularized(H, eps)
@@ -67,6 +83,9 @@ def feedthrough(Mv: Tensor, Mw: Tensor, Mu: Tensor) -> Feedthrough:
 
     Lv = chol(I + Mv'Mv), V = Mv Lv^-T;  Lw = chol(I + Mw Mw'), W = Lw^-1 Mw;  Lu = chol(I + Mu'Mu), U = Mu Lu^-T;
     Z = Lw^-1 U Lv^-T.
+
+    Mv is (nv, nu), Mw (ny, nv), Mu (ny, nu); V, W, Z have their shapes, and Db is (nv + ny, nv + nu).
+    Source: Parrott's theorem; the parametrization is this package's own.
     """
     eye_u, eye_y = identity_like(Mv), identity_like(Mw, Mw.shape[0])
     Lv = torch.linalg.cholesky(eye_u + Mv.mT @ Mv)
@@ -83,7 +102,8 @@ def unit_gain_gram(p: dict[str, Tensor], D: Feedthrough) -> Tensor:
     """Return the part of H that pays for inputs and outputs: N R^-1 N' + blk(Cb'Cb, 0), R = I - Db'Db, without R^-1.
 
     With N = [-Cb'Db; Bc] = [N1, N2] and K1 = N1', K2 = Mw N1', K3 = Lu (Lv N2' + U' K2) the identity
-    K1'K1 + K2'K2 + K3'K3 = N R^-1 N' is exact, so nothing is lost as |Db| -> 1.
+    K1'K1 + K2'K2 + K3'K3 = N R^-1 N' is exact, so nothing is lost as |Db| -> 1. The result is (2 nx, 2 nx); `p` holds
+    the free parameters by name. What it pays for is that of eqs. 24-26 of arXiv 2504.01250 with D22 = 0 there.
     """
     C1, C2, B1, B2 = p["C1"], p["C2"], p["B1"], p["B2"]
     N1 = torch.cat((-C2.mT @ D.W, B1))
@@ -101,6 +121,14 @@ def dissipative(p: dict[str, Tensor], supply: Supply, rate: float, eps: float | 
     Completing M(P) > 0 by Schur complement gives
         [[E + E' - H22/rate^2 - Cb'Cb, -Cb'Db, H21'], [., R, Bc'], [., ., H22]] > 0,
     met by H = p^2 X'X/|X|^2 + eps I + `unit_gain_gram`; every strictly feasible model is reached.
+
+    Args:
+        p: the free parameters by name, shapes as in the module's docstring and `feedthrough`'s.
+        supply: the supply rate, Q (ny, ny), S (nu, ny), R (nu, nu).
+        rate: of contraction, in (0, 1].
+        eps: added to H's diagonal, None: relative to its trace.
+
+    Source: arXiv 2504.01250, section V-C (eqs. 24-26), there with D22 = 0.
     """
     nx, nv = p["B1"].shape
     D = feedthrough(p["Mv"], p["Mw"], p["Mu"])

@@ -95,13 +95,13 @@ class REN(RobustCell):
         with full_precision(self.X):
             return RENExplicit(*self.implicit()[:9], self.bx, self.bv, self.by)
 
-    def step(self, explicit: RENExplicit, state: Tensor, input: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (next state, output) by the model's equations as they stand."""
+    def step(self, explicit: RENExplicit, input: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (output, next state) by the model's equations as they stand."""
         e = explicit
         with full_precision(state):
             w = solve_equilibrium(state @ e.C1.mT + input @ e.D12.mT + e.bv, e.D11, self.activation)
             output = state @ e.C2.mT + w @ e.D21.mT + input @ e.D22.mT + e.by
-            return state @ e.A.mT + w @ e.B1.mT + input @ e.B2.mT + e.bx, output
+            return output, state @ e.A.mT + w @ e.B1.mT + input @ e.B2.mT + e.bx
 
     def run(self, explicit: RENExplicit, inputs: Tensor, state: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return (outputs, final state); what does not depend on the state is one product over all time steps."""

@@ -1,10 +1,18 @@
 """Direct parameters -> explicit matrices of a REN, one function a guarantee.
 
 The model is x+ = A x + B1 w + B2 u + bx, v = C1 x + D11 w + D12 u + bv, y = C2 x + D21 w + D22 u + by, w = act(v) entry
-by entry, D11 strictly lower triangular (Revay, Wang & Manchester, IEEE TAC 2023). A Gram matrix
+by entry, D11 strictly lower triangular. A Gram matrix
 H (2 nx + nv, blocks nx, nv, nx) gives them all: with P_imp = H33, F = H31, Lam = diag(H22) / 2,
     E = (H11 + P_imp / rate^2 + Y - Y') / 2,   A = E^-1 F,   B1 = E^-1 H32,   B2 <- E^-1 B2,
     C1 = -Lam^-1 H21,   D11 = -Lam^-1 tril(H22, -1),   D12 <- Lam^-1 D12,   metric P = E' P_imp^-1 E.
+
+Sizes: A (nx, nx), B1 (nx, nv), B2 (nx, nu), C1 (nv, nx), C2 (ny, nx), D11 (nv, nv), D12 (nv, nu), D21 (ny, nv),
+D22 (ny, nu); the free X (2 nx + nv, 2 nx + nv), p (1,), Y1 (nx, nx) and, with d = min(nu, ny), X3 and Y3 (d, d) and
+Z3 (|ny - nu|, d). An ill-conditioned H or E raises torch's LinAlgError.
+
+Source: Revay, Wang & Manchester, "Recurrent Equilibrium Networks", IEEE TAC 2023 (arXiv 2104.05942): H of the
+contracting form eq. 19, of the dissipative form eqs. 28-29, its D22 eqs. 31-33 (numbers as the authors' own code
+RobustNeuralNetworks.jl and robustnn cite them).
 """
 
 from __future__ import annotations
@@ -41,7 +49,13 @@ class ImplicitREN(NamedTuple):
 
 
 def contracting(p: dict[str, Tensor], rate: float, eps: float | None) -> ImplicitREN:
-    """Return the contracting REN: H = p^2 X'X/|X|^2 + eps I."""
+    """Return the contracting REN: H = p^2 X'X/|X|^2 + eps I (eq. 19 of the TAC paper).
+
+    Args:
+        p: the free parameters by name, shapes as in the module's docstring.
+        rate: of contraction, in (0, 1].
+        eps: added to H's diagonal, None: relative to its trace.
+    """
     return _from_gram(regularized(scaled_gram(p["X"], p["p"]), eps), p, p["D22"], rate)
 
 
@@ -51,6 +65,14 @@ def dissipative(p: dict[str, Tensor], supply: Supply, rate: float, eps: float | 
     D22 = -Q^-1 S' + LQ^-1 N LR with |N| < 1, and with mQ = [C2, D21, 0], T = D22'Q + S, mR = [T C2, T D21 - D12', B2'],
     R1 = LR'(I - N'N) LR the Gram matrix pays for inputs and outputs:
         H = p^2 X'X/|X|^2 + eps I + mR' R1^-1 mR - mQ' Q mQ.
+
+    Args:
+        p: the free parameters by name, shapes as in the module's docstring.
+        supply: the supply rate, Q (ny, ny), S (nu, ny), R (nu, nu).
+        rate: of contraction, in (0, 1].
+        eps: added to the Gram matrices' diagonals, None: relative to their traces.
+
+    Source: the TAC paper, D22 by eqs. 31-33, H by eqs. 28-29.
     """
     LQ, LR = -(supply.LQ_inverse.mT @ supply.Q), supply.LR
     C2, D21, D12, B2 = p["C2"], p["D21"], p["D12"], p["B2"]
@@ -68,7 +90,8 @@ def dissipative(p: dict[str, Tensor], supply: Supply, rate: float, eps: float | 
 def _contraction(X3: Tensor, Y3: Tensor, Z3: Tensor, ny: int, nu: int, eps: float | None) -> tuple[Tensor, Tensor]:
     """Return N (ny, nu), |N| < 1, and M = X3'X3 + eps I + Y3 - Y3' + Z3'Z3.
 
-    N = [(I - M)(I + M)^-1; -2 Z3 (I + M)^-1] for ny >= nu, else [(I + M)^-1 (I - M), -2 (I + M)^-1 Z3'].
+    N = [(I - M)(I + M)^-1; -2 Z3 (I + M)^-1] for ny >= nu, else [(I + M)^-1 (I - M), -2 (I + M)^-1 Z3']: eqs. 31-33 of
+    the TAC paper.
     """
     M = regularized(X3.mT @ X3, eps) + Y3 - Y3.mT + Z3.mT @ Z3
     eye = identity_like(M)

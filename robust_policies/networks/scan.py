@@ -50,7 +50,10 @@ def scan(
 def plain_scan(
     activation: Activation, starts: Tensor | None, drive: Tensor, state: Tensor, AM: Tensor, Bt: Tensor, *rest: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what `scan` returns, by differentiable operations: for forward mode, vmap and second derivatives."""
+    """Return what `scan` returns, by differentiable operations: for forward mode, vmap and second derivatives.
+
+    The arguments are `scan`'s, `rest` its weights (n_k, n_{k-1}) and then its biases (n_k,).
+    """
     nx, layers = state.shape[-1], len(rest) // 2
     states, lasts = [], []
     for t in range(drive.shape[0]):

@@ -43,8 +43,12 @@ def supply_of(
 ) -> Supply:
     """Return the supply rate of a Lipschitz or dissipative guarantee in `reference`'s dtype and device.
 
-    A gain bound is Q = -I/gamma, S = 0, R = gamma I, gamma from `log_gamma` where that is trained. `eps` tightens a
-    dissipative guarantee to (Q - eps I, S, R + eps I), as the published REN code does.
+    Q is (ny, ny), S (nu, ny), R (nu, nu); `log_gamma` is (1,), or None where gamma is not trained. A gain bound is
+    Q = -I/gamma, S = 0, R = gamma I. `eps` tightens a dissipative guarantee to (Q - eps I, S, R + eps I), as the
+    published REN code does.
+
+    Raises:
+        InvalidValueError: the guarantee is `Contracting`, which has no supply rate.
     """
     if isinstance(guarantee, Contracting):
         raise InvalidValueError("A contracting cell has no supply rate; use Lipschitz(gamma) or Dissipative(Q, S, R).")

@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from gymnasium import spaces
 from torch import Tensor, nn
 
 from robust_policies import checks
+
+# The lazy face: a policy is made of actors.
+from robust_policies import policies as face
 from robust_policies.errors import InvalidValueError
 from robust_policies.networks import Cell
+from robust_policies.policies.folded import Folded
 
 
 class Scaling(nn.Module):
@@ -79,9 +85,9 @@ class ScaledCell(nn.Module):
         _watch_again(self)
         return self
 
-    def step(self, state: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (next state (batch, nx), output (batch, ny)) for raw inputs (batch, nu)."""
-        return self.cell.step(self.explicit(), state, self.scaling(inputs))
+    def step(self, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (output (batch, ny), next state (batch, nx)) for raw inputs (batch, nu)."""
+        return self.cell.step(self.explicit(), self.scaling(inputs), state)
 
     def run(self, inputs: Tensor, state: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return (outputs (time, batch, ny), final state) for raw inputs (time, batch, nu)."""
@@ -98,7 +104,10 @@ def _watch_again(module: ScaledCell, _: Any = None) -> None:
 
 
 class MeanHead(nn.Module):
-    """From the cell's output to the mean action (or logits): a linear map or none, tanh if `squash`, a fixed scale."""
+    """From the cell's output to the mean action (or logits): a linear map or none, tanh if `squash`, a fixed scale.
+
+    `output_size` is how many numbers it gives, na: as many as it reads where it has no linear map.
+    """
 
     scale: Tensor | None
 
@@ -107,6 +116,7 @@ class MeanHead(nn.Module):
     ) -> None:
         super().__init__()
         self.squash = squash
+        self.output_size = output_size if linear else input_size
         self.linear = nn.Linear(input_size, output_size) if linear else None
         self.register_buffer("scale", fixed_vector("action_scale", scale, output_size))
         if self.linear is not None:
@@ -153,6 +163,16 @@ class Actor(nn.Module):
         """The recurrent cell."""
         return self.body.cell
 
+    def folded(self) -> Folded:
+        """Return the maps directly around the cell, as certificates read them."""
+        count, scaling, head = self.cell.input_size, self.body.scaling, self.head
+        return Folded(
+            np.ones(count) if scaling.scale is None else _double(scaling.scale),
+            np.zeros(count) if scaling.offset is None else _double(scaling.offset),
+            np.eye(self.cell.output_size) if head.linear is None else _double(head.linear.weight),
+            None if head.scale is None else _double(head.scale),
+        )
+
     def forward(
         self, observations: Tensor, state: Tensor | None = None, starts: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -169,14 +189,22 @@ class Actor(nn.Module):
         outputs, state = self.body.run(self.normalized(observations), state, starts)
         return self.head(outputs), state
 
-    def step(self, state: Tensor, observations: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (next state (batch, nx), mean action (batch, na)) for raw observations (batch, nu)."""
-        state, outputs = self.body.step(state, self.normalized(observations))
-        return state, self.head(outputs)
+    def step(self, observations: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (mean action (batch, na), next state (batch, nx)) for raw observations (batch, nu)."""
+        outputs, state = self.body.step(self.normalized(observations), state)
+        return self.head(outputs), state
+
+    def deployed(self, observation_space: spaces.Space, action_space: spaces.Space) -> Any:
+        """Return the `DeployedPolicy` that this actor is the whole of, for an environment with these spaces."""
+        return face.DeployedPolicy(self, observation_space, action_space)
 
     def normalized(self, observations: Tensor) -> Tensor:
-        """Return the observations after the frozen normaliser, if there is one."""
+        """Return the observations (..., nu) after the frozen normaliser, if there is one."""
         return observations if self.normalizer is None else self.normalizer(observations)
+
+
+def _double(value: Tensor) -> np.ndarray:
+    return value.detach().cpu().double().numpy()
 
 
 def fixed_vector(name: str, value: Any, size: int, *, positive: bool = False) -> Tensor | None:

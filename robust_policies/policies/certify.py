@@ -69,7 +69,7 @@ def certify_actor(
     scales, after = scales_of(actor), _after(actor)
     joint = weighted = None
     if verification.gamma is not None:
-        head, sizes = _head(actor)
+        head, sizes = actor.folded().head, _sizes(actor)
         outside = spectral_bound(sizes[:, None] * head) * _PRODUCT_UP if len(head) else 0.0
         joint = _least(actor, 1 / scales.unit, scales.largest() * verification.gamma * outside * UP)
         if units is not None:
@@ -92,9 +92,8 @@ def scales_of(actor: Actor) -> Scales:
     scales = Scales(np.ones(actor.cell.input_size))
     if actor.normalizer is not None:
         normalized(scales, actor.normalizer)
-    scale = actor.body.scaling.scale
-    size = np.ones(actor.cell.input_size) if scale is None else scale.detach().cpu().double().numpy()
-    scales.divide("observation scale", size, "1 / smallest observation_scale" if scale is not None else "none")
+    note = "none" if actor.body.scaling.scale is None else "1 / smallest observation_scale"
+    scales.divide("observation scale", actor.folded().scale, note)
     return scales
 
 
@@ -139,21 +138,19 @@ def _least(actor: Actor, inputs: np.ndarray, product: float) -> float:
     A frozen normalizer's clip lies between two scales; the inequality needs only that no channel grows by more than
     their product, `inputs`.
     """
-    head, sizes = _head(actor)
-    found = verify_chain(actor.cell, inputs=inputs, outputs=sizes, head=None if actor.head.linear is None else head)
+    head = None if actor.head.linear is None else actor.folded().head
+    found = verify_chain(actor.cell, inputs=inputs, outputs=_sizes(actor), head=head)
     return product if found is None else min(found, product)
 
 
-def _head(actor: Actor) -> tuple[np.ndarray, np.ndarray]:
-    """Return the linear map after the cell (the identity if there is none) and the action scale."""
-    linear, scale = actor.head.linear, actor.head.scale
-    size = actor.cell.output_size
-    weight = np.eye(size) if linear is None else linear.weight.detach().cpu().numpy().astype(np.float64)
-    return weight, np.ones(len(weight)) if scale is None else np.abs(scale.detach().cpu().double().numpy())
+def _sizes(actor: Actor) -> np.ndarray:
+    """Return the size (na,) of each action that one unit of the head's output is, >= 0."""
+    folded = actor.folded()
+    return np.ones(len(folded.head)) if folded.sizes is None else np.abs(folded.sizes)
 
 
 def _after(actor: Actor) -> list[Factor]:
-    weight, sizes = _head(actor)
+    weight, sizes = actor.folded().head, _sizes(actor)
     none = "none: the cell's output is the mean action"
     head = actor.head.linear is not None
     return [

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -12,11 +13,24 @@ from torch import Tensor
 
 from robust_policies import checks
 from robust_policies.certificates import Certificate
-from robust_policies.errors import InvalidValueError, NonFiniteError, ShapeError
-from robust_policies.networks import Cell
-from robust_policies.policies.actor import Actor, MeanHead
+from robust_policies.certificates.lmi import Array, Matrices
+from robust_policies.certificates.multipliers import Multiplier
+from robust_policies.certificates.verify import running_model
+from robust_policies.control.bounded import between
+from robust_policies.errors import (
+    CorruptFileError,
+    InvalidValueError,
+    NonFiniteError,
+    NotCertifiableError,
+    ShapeError,
+    UnknownNameError,
+)
+from robust_policies.networks import Cell, cell_from_config
+from robust_policies.policies.actor import Actor, FrozenNormalizer, MeanHead, ScaledCell, Scaling
 from robust_policies.policies.certify import certify_actor
-from robust_policies.policies.spaces import choose, parameter_count
+from robust_policies.policies.spaces import choose, parameter_count, space_from_json, space_to_json
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 class DeployedPolicy:
@@ -27,7 +41,10 @@ class DeployedPolicy:
         observation_space, action_space: of the environment it was trained for; observations are a Box.
         log_std: (na,) of the Gaussian exploration, None if there is none to sample from.
         state_dependent_noise: it was trained with gSDE, so only its deterministic actions are stored.
+        kind: what a policy of this class is called on disk.
     """
+
+    kind: ClassVar[str] = "recurrent_cell_policy"
 
     def __init__(
         self,
@@ -44,9 +61,10 @@ class DeployedPolicy:
         if size != actor.cell.input_size:
             raise ShapeError(f"The cell reads {actor.cell.input_size} numbers and an observation has {size}.")
         numbers = parameter_count(action_space)
-        given = actor.cell.output_size if actor.head.linear is None else actor.head.linear.out_features
-        if given != numbers:
-            raise ShapeError(f"The actor gives {given} numbers and the action space {action_space} needs {numbers}.")
+        if actor.head.output_size != numbers:
+            raise ShapeError(
+                f"The actor gives {actor.head.output_size} numbers and the action space {action_space} needs {numbers}."
+            )
         if log_std is not None:
             checks.shape("log_std", log_std, (numbers,))
         self.actor = actor.eval().requires_grad_(False)
@@ -92,6 +110,23 @@ class DeployedPolicy:
         """
         return certify_actor(self.actor, self.action_space, weights, state_dependent_noise=self.state_dependent_noise)
 
+    def matrices(self) -> tuple[Matrices, Multiplier, Array]:
+        """Return the explicit matrices from raw observation to raw mean action, and what is known of their neurons.
+
+        The last two are a family of multipliers, and one of it to start a search from. Rounding is in the matrices'
+        `error`.
+
+        Raises:
+            NotCertifiableError: it is no linear system around neurons; the message names the reason.
+        """
+        found = ("an observation normalizer, which clips", self.actor.normalizer), ("tanh", self.head.squash)
+        for what, there in found:
+            if there:
+                raise NotCertifiableError(f"The policy has {what}, beside its cell; train without it.")
+        model, family, theta = running_model(self)
+        folded = self.actor.folded()
+        return between(model, folded.inward, folded.outward), family, theta
+
     def running_arrays(self) -> dict[str, Any]:
         """Return the arrays that decide what it does, by name."""
         return self.actor.state_dict()
@@ -99,6 +134,82 @@ class DeployedPolicy:
     def searched(self) -> Any:
         """Return the map whose largest gain `certify` searches, None for none."""
         return self.actor
+
+    def follow(self, observation: Tensor, state: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Return the mean actions (batch, na), and what gives the next state for the actions that were applied.
+
+        Args:
+            observation: (batch, nu), flat.
+            state: (batch, nx), as the cell has it.
+
+        Somebody else's actions (batch, na) may be applied; a policy without an observer does not see the difference.
+        """
+        mean, state = self.actor.step(observation, state)
+        return mean, lambda _: state
+
+    def monitored(self, observations: Tensor, actions: Tensor, lengths: np.ndarray) -> dict[str, np.ndarray]:
+        """Return what a monitor counts in each episode, by name, (batch,) each; nothing for one without an observer.
+
+        Args:
+            observations: (time, batch, nu), what the policy read.
+            actions: (time, batch, na), what it sent.
+            lengths: (batch,) numbers of steps that count.
+        """
+        return {}
+
+    def parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return what describes the policy in JSON, and its tensors by name: what `from_parts` makes it of."""
+        actor = self.actor
+        content = {
+            "cell": self.cell.config(),
+            "dtype": str(next(self.cell.parameters()).dtype).removeprefix("torch."),
+            "linear_head": actor.head.linear is not None,
+            "action_scale": actor.head.scale is not None,
+            "observation_scale": actor.body.scaling.scale is not None,
+            "observation_offset": actor.body.scaling.offset is not None,
+            "normalizer_clip": None if actor.normalizer is None else actor.normalizer.clip,
+            "log_std": self.log_std is not None,
+            "state_dependent_noise": self.state_dependent_noise,
+            "observation_space": space_to_json(self.observation_space),
+            "action_space": space_to_json(self.action_space),
+            **({"squash": True} if actor.head.squash else {}),
+        }
+        return content, self._tensors()
+
+    @classmethod
+    def from_parts(cls, content: Mapping[str, Any], tensors: Mapping[str, Tensor], source: Path) -> DeployedPolicy:
+        """Return the policy of which `parts` made the parts.
+
+        Args:
+            content: the description.
+            tensors: by name.
+            source: the file of the tensors, for messages.
+
+        Raises:
+            CorruptFileError, ShapeError, NonFiniteError, UnknownNameError: the parts do not fit one another.
+        """
+        if content["dtype"] not in DTYPES:
+            raise UnknownNameError.among("dtype", str(content["dtype"]), DTYPES)
+        action_space = space_from_json(content["action_space"])
+        cell = cell_from_config(content["cell"])
+        size, numbers = cell.input_size, parameter_count(action_space)
+        scale, offset, action_scale = (
+            1.0 if content[key] else None for key in ("observation_scale", "observation_offset", "action_scale")
+        )
+        squash, linear = bool(content.get("squash", False)), bool(content["linear_head"])
+        head = MeanHead(cell.output_size, numbers, linear, action_scale, squash=squash)
+        actor = Actor(ScaledCell(cell, Scaling(size, scale, offset)), head).to(DTYPES[content["dtype"]])
+        if (clip := content["normalizer_clip"]) is not None:
+            actor.normalizer = FrozenNormalizer(torch.zeros(size), torch.ones(size), clip)
+        policy = DeployedPolicy(
+            actor,
+            space_from_json(content["observation_space"]),
+            action_space,
+            torch.zeros(numbers) if content["log_std"] else None,
+            state_dependent_noise=bool(content["state_dependent_noise"]),
+        )
+        policy._take(dict(tensors), source)
+        return policy
 
     def predict(
         self,
@@ -121,7 +232,7 @@ class DeployedPolicy:
         values, single = self._checked(observation)
         hidden = self._hidden(state, episode_start, values.shape[0])
         with torch.no_grad():
-            hidden, actions = self._act(hidden, torch.as_tensor(values, device=self.device), deterministic)
+            actions, hidden = self._act(torch.as_tensor(values, device=self.device), hidden, deterministic)
         return (actions.squeeze(0) if single else actions), hidden.cpu().numpy()
 
     @property
@@ -129,10 +240,10 @@ class DeployedPolicy:
         """Whether observations are read in float64, in which a normaliser computes."""
         return self.actor.normalizer is not None
 
-    def _act(self, state: Tensor, observations: Tensor, deterministic: bool) -> tuple[Tensor, np.ndarray]:
-        """Return (next state, actions (batch, *shape)) for a batch of flat observations."""
-        state, numbers = self.actor.step(state, observations)
-        return state, choose(self.action_space, numbers, self.log_std, deterministic)
+    def _act(self, observations: Tensor, state: Tensor, deterministic: bool) -> tuple[np.ndarray, Tensor]:
+        """Return (actions (batch, *shape), next state) for a batch of flat observations."""
+        numbers, state = self.actor.step(observations, state)
+        return choose(self.action_space, numbers, self.log_std, deterministic), state
 
     def _hidden(self, state: Any, episode_start: Any, batch: int) -> Tensor:
         """Return the state (batch, nx) as the cell takes it, zero where an episode starts."""
@@ -173,3 +284,30 @@ class DeployedPolicy:
             )
         single = array.shape == shape
         return array.reshape(1 if single else array.shape[0], -1), single
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = {name: value.detach().cpu().contiguous().clone() for name, value in self.actor.state_dict().items()}
+        if self.log_std is not None:
+            tensors["log_std"] = self.log_std.cpu().contiguous().clone()
+        return tensors
+
+    def _take(self, stored: dict[str, Tensor], source: Path) -> None:
+        """Put stored weights into a policy that was built to hold them."""
+        wanted = self._tensors()
+        if missing := sorted(set(wanted) - set(stored)):
+            raise CorruptFileError(f"{source} lacks {', '.join(missing)}; save the policy again.")
+        if extra := sorted(set(stored) - set(wanted)):
+            raise CorruptFileError(f"{source} holds {', '.join(extra)}, which the policy does not have; save it again.")
+        for name, tensor in stored.items():
+            if tensor.shape != wanted[name].shape or tensor.dtype != wanted[name].dtype:
+                raise ShapeError(
+                    f"{name} in {source} is {tensor.dtype} {tuple(tensor.shape)}; expected {wanted[name].dtype} "
+                    f"{tuple(wanted[name].shape)} as the json describes. Save the policy again."
+                )
+            if not bool(torch.isfinite(tensor).all()):
+                raise NonFiniteError(
+                    f"{name} in {source} holds NaN or infinite values; save a policy that has not diverged."
+                )
+        if self.log_std is not None:
+            self.log_std = stored.pop("log_std")
+        self.actor.load_state_dict(stored)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, cast, get_type_hints
 
 import numpy as np
 import torch
@@ -32,13 +32,18 @@ def to_parts(record: Any, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]
 
 
 def from_parts(kind: type[Record], content: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str) -> Record:
-    """Return the record of which `to_parts` made the parts; CorruptFileError where one without a default lacks."""
+    """Return the record of which `to_parts` made the parts.
+
+    `tensors` have the shapes that the record's arrays had, () for a number. Raises CorruptFileError where a field
+    without a default lacks.
+    """
     hints = get_type_hints(kind)
     values: dict[str, Any] = {}
-    for field in fields(kind):  # type: ignore[arg-type]
+    for field in fields(cast(Any, kind)):
         key = f"{name}.{field.name}"
         if is_dataclass(hints[field.name]):
-            values[field.name] = from_parts(hints[field.name], content[field.name], tensors, key)  # type: ignore[arg-type]
+            inner: Any = hints[field.name]
+            values[field.name] = from_parts(inner, content[field.name], tensors, key)
         elif key in tensors:
             array = tensors[key].numpy()
             values[field.name] = array if array.ndim else float(array)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -24,7 +24,10 @@ def parameter_count(space: spaces.Space) -> int:
 
 
 def choose(space: spaces.Space, numbers: Tensor, log_std: Tensor | None, deterministic: bool) -> np.ndarray:
-    """Return actions (batch, *space.shape) for an actor's numbers (batch, n), as Stable-Baselines3 chooses them."""
+    """Return actions (batch, *space.shape) for an actor's numbers (batch, n), as Stable-Baselines3 chooses them.
+
+    `log_std` is (n,). Raises InvalidValueError where a sample is asked for and there is none.
+    """
     if isinstance(space, spaces.Box):
         if not deterministic:
             if log_std is None:
@@ -35,12 +38,15 @@ def choose(space: spaces.Space, numbers: Tensor, log_std: Tensor | None, determi
     if isinstance(space, spaces.MultiBinary):
         flips = torch.distributions.Bernoulli(logits=numbers)
         return (flips.probs.round() if deterministic else flips.sample()).cpu().numpy().reshape(-1, *space.shape)
-    widths = [int(space.n)] if isinstance(space, spaces.Discrete) else [int(n) for n in space.nvec.flatten()]  # pyright: ignore[reportAttributeAccessIssue]
+    if isinstance(space, spaces.Discrete):
+        widths = [int(space.n)]
+    else:
+        widths = [int(n) for n in cast(spaces.MultiDiscrete, space).nvec.flatten()]
     columns = []
     for logits in numbers.split(widths, dim=-1):
         chances = torch.distributions.Categorical(logits=logits)
         columns.append(chances.probs.argmax(-1) if deterministic else chances.sample())
-    return torch.stack(columns, -1).cpu().numpy().reshape(-1, *space.shape)  # pyright: ignore[reportOptionalIterable]
+    return torch.stack(columns, -1).cpu().numpy().reshape(-1, *(space.shape or ()))
 
 
 def space_to_json(space: spaces.Space) -> dict[str, Any]:
@@ -73,8 +79,8 @@ def space_from_json(content: Any) -> spaces.Space:
         if kind == "Box":
             shape = tuple(int(n) for n in content["shape"])
             low, high = (np.array([float(x) for x in content[key]]).reshape(shape) for key in ("low", "high"))
-            dtype = np.dtype(content["dtype"])
-            return spaces.Box(low.astype(dtype), high.astype(dtype), shape, dtype)  # pyright: ignore[reportArgumentType]
+            dtype: Any = np.dtype(content["dtype"])
+            return spaces.Box(low.astype(dtype), high.astype(dtype), shape, dtype)
         if kind == "Discrete":
             return spaces.Discrete(content["n"], start=content["start"])
         return spaces.MultiDiscrete(content["nvec"]) if kind == "MultiDiscrete" else spaces.MultiBinary(content["n"])

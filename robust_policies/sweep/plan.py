@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from robust_policies.errors import InvalidValueError
-from robust_policies.files.yaml_text import parse_scalar
+from robust_policies.files.yaml_text import parse_yaml
 from robust_policies.train import Recipe, load_recipe
 
 _LONGEST_LABEL = 32
@@ -108,7 +108,7 @@ def _distinct(key: str, values: list[str], where: str) -> None:
 
 def meaning_of(text: str, where: str) -> str:
     """Return the same text for values that mean the same, such as `4` and `4.0`."""
-    value = parse_scalar(text, where)
+    value = parse_yaml(text, where)
     return repr(float(value)) if isinstance(value, int) and not isinstance(value, bool) else repr(value)
 
 
@@ -129,7 +129,7 @@ def plan_trials(recipe: str | Path, given: Sequence[str], seeds: Sequence[int] |
     for texts in itertools.product(*assignments.grid.values()):
         pairs = dict(zip(assignments.grid, texts, strict=True))
         overrides = [*assignments.fixed, *(f"{key}={text}" for key, text in pairs.items())]
-        setting = {key: parse_scalar(text, f"--set {key}") for key, text in pairs.items()}
+        setting = {key: parse_yaml(text, f"--set {key}") for key, text in pairs.items()}
         trials += [
             Trial(trial_name(pairs, seed), seed, setting, load_recipe(recipe, overrides, seed)) for seed in chosen
         ]

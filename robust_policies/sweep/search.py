@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from robust_policies.errors import CorruptFileError, InvalidValueError, UserError
-from robust_policies.files.yaml_text import parse_scalar
+from robust_policies.files.yaml_text import parse_yaml
 from robust_policies.sweep.folder import SweepFolder
 from robust_policies.sweep.jobs import Ended
 from robust_policies.sweep.plan import Trial
@@ -129,7 +129,7 @@ class Search:
 
     def _expand(self, number: int, params: Mapping[str, Any]) -> None:
         """Queue the seeds of a setting that are not done yet."""
-        setting = {key: parse_scalar(as_text(value), f"--search {key}") for key, value in params.items()}
+        setting = {key: parse_yaml(as_text(value), f"--search {key}") for key, value in params.items()}
         self.rows[number], self.returns[number] = {}, {}
         for seed in self.seeds:
             name = f"search={number:04d}_seed={seed}"

@@ -7,6 +7,7 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from rich.table import Table
 from scipy import stats
 
 from robust_policies.errors import RobustPoliciesError
-from robust_policies.files.atomic import read_json, write_atomic
+from robust_policies.files.atomic import write_atomic
+from robust_policies.train import RunFolder
 
 # Name of the figure: what it is.
 METRICS = {
@@ -30,24 +32,20 @@ METRICS = {
 INTERVAL = "95% t interval of the mean over seeds"
 
 
-def read_metrics(folder: Path) -> dict[str, float]:
-    """Return the figures that a run folder holds, by the names in `METRICS`; what is not there is left out."""
+def read_metrics(run: RunFolder) -> dict[str, float]:
+    """Return the figures that a run folder holds, by the names in `METRICS`; what cannot be read is left out."""
     found: dict[str, Any] = {}
-    provenance = _content(folder / "provenance.json", "provenance")
-    found["steps"], found["seconds"] = provenance.get("num_timesteps"), provenance.get("training_seconds")
-    found["best"] = provenance.get("best_mean_reward")
-    certificate = _content(folder / "certificate.json", "certificate")
-    found["gamma"], found["found"] = certificate.get("gamma_raw"), certificate.get("empirical_lower")
-    evaluation = _content(folder / "evaluation.json", "evaluation")
-    found |= _returns(evaluation.get("rows") or [], evaluation.get("tasks") or [])
+    with suppress(RobustPoliciesError):
+        provenance = run.read_provenance()
+        found["steps"], found["seconds"] = provenance.get("num_timesteps"), provenance.get("training_seconds")
+        found["best"] = provenance.get("best_mean_reward")
+    with suppress(RobustPoliciesError):
+        certificate = run.read_certificate()
+        found["gamma"], found["found"] = certificate.gamma_raw, certificate.empirical_lower
+    with suppress(RobustPoliciesError):
+        evaluation = run.read_evaluation()
+        found |= _returns(evaluation["rows"], evaluation.get("tasks") or [])
     return {name: float(found[name]) for name in METRICS if found.get(name) is not None}
-
-
-def _content(path: Path, kind: str) -> dict[str, Any]:
-    try:
-        return read_json(path, kind, newest_schema=2**31)
-    except RobustPoliciesError:
-        return {}
 
 
 def _returns(rows: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> dict[str, float]:

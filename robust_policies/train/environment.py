@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import gymnasium
 from gymnasium.vector import VectorEnv
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from robust_policies.envs.bridges.sb3 import SB3VecEnv, make_sb3_vec_env
-from robust_policies.envs.registration import unknown_environment
 from robust_policies.errors import UserError
 from robust_policies.policies.youla.wrapper import YoulaVectorWrapper, YoulaWrapper
 from robust_policies.train.recipe.recipe import Recipe
@@ -55,12 +53,3 @@ def make_env(recipe: Recipe, num_envs: int, seed: int, device: str, training: bo
     if training and recipe.algorithm.normalize_reward and not on_device:
         env = VecNormalize(env, norm_obs=False, norm_reward=True, gamma=recipe.algorithm.discount)
     return env
-
-
-def check_tasks(ids: list[str]) -> None:
-    """Raise `UnknownNameError` for the first id that Gymnasium does not know."""
-    for name in ids:
-        try:
-            gymnasium.spec(name)
-        except gymnasium.error.Error as error:
-            raise unknown_environment(name) from error

@@ -1,5 +1,8 @@
 """The same inequality, written again for a solver of semidefinite programs that knows nothing of this package."""
 
+import importlib.util
+
+import lazy_loader
 import numpy as np
 import pytest
 import torch
@@ -10,8 +13,11 @@ from robust_policies.certificates.multipliers import LipschitzMultiplier, SlopeM
 from robust_policies.certificates.verify import verify, verify_arrays, verify_chain
 from robust_policies.networks import R2DN, REN, Contracting, Lipschitz, make_cell
 
-cp = pytest.importorskip("cvxpy")
-pytest.importorskip("clarabel")
+# Imported when a test uses it: cvxpy takes two seconds, of every process that collects the tests.
+cp = lazy_loader.load("cvxpy")
+pytestmark = pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ("cvxpy", "clarabel"))), reason="the extra control is missing"
+)
 
 NAMES = ("A", "B1", "B2", "C1", "D12", "C2", "D21", "D22")
 

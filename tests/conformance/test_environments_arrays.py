@@ -3,14 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from env_cases import close, ours, wild_actions
-
-from robust_policies.envs import ENV_IDS
-
-every_id = pytest.mark.parametrize("env_id", ENV_IDS)
+from env_cases import close, every_kind, ours, wild_actions
 
 
-@every_id
+@every_kind
 def test_any_array_of_the_same_actions_gives_the_same_step(env_id):
     actions = wild_actions(ours(env_id).single_action_space, (4, 3))
     discrete = np.issubdtype(actions.dtype, np.integer)
@@ -26,7 +22,7 @@ def test_any_array_of_the_same_actions_gives_the_same_step(env_id):
         close(path, paths[0])
 
 
-@every_id
+@every_kind
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_numbers_come_in_the_dtype_asked_for(env_id, dtype):
     env = ours(env_id, dtype=dtype, max_episode_steps=2)

@@ -3,19 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from env_cases import MODES, close, ours, theirs, wild_actions
+from env_cases import close, every_kind, every_mode, ours, theirs, wild_actions
 from gymnasium.vector import AutoresetMode
-
-from robust_policies.envs import ENV_IDS
 
 pytest.importorskip("array_api_compat", reason="Gymnasium's conversions need array-api-compat")
 from gymnasium.wrappers.vector import ArrayConversion, NumpyToTorch
 
-every_id = pytest.mark.parametrize("env_id", ENV_IDS)
 
-
-@every_id
-@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
+@every_kind
+@every_mode
 def test_gymnasiums_conversion_to_numpy_leaves_the_numbers_alone(env_id, mode):
     plain = ours(env_id, mode, max_episode_steps=3)
     env = ArrayConversion(ours(env_id, mode, max_episode_steps=3), env_xp=torch, target_xp=np)
@@ -36,7 +32,7 @@ def test_gymnasiums_conversion_to_numpy_leaves_the_numbers_alone(env_id, mode):
         close(plain.reset(options={"reset_mask": mask})[0], env.reset(options={"reset_mask": mask.numpy()})[0])
 
 
-@every_id
+@every_kind
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED], ids=lambda mode: mode.name)
 def test_same_as_gymnasiums_conversion_to_torch(env_id, mode):
     """SAME_STEP is left out: Gymnasium's NumpyToTorch cannot convert its own vector's info["final_obs"]."""

@@ -8,13 +8,11 @@ import warnings
 import gymnasium
 import numpy as np
 import pytest
-from env_cases import MODES, close, unexpected
+from env_cases import KIND_IDS, MODES, close, every_id, every_kind, unexpected
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from robust_policies.envs import ENV_IDS, TorchVectorEnv
-
-every_id = pytest.mark.parametrize("env_id", ENV_IDS)
 
 
 @every_id
@@ -27,7 +25,7 @@ def test_the_default_is_our_own_vector_and_says_nothing(env_id):
     assert gymnasium.spec(env_id).vector_entry_point is not None
 
 
-@every_id
+@every_kind
 @pytest.mark.parametrize("vectorization", ["sync", "vector_entry_point"])
 def test_both_ways_give_the_same_environment(env_id, vectorization):
     env = gymnasium.make_vec(env_id, num_envs=2, vectorization_mode=vectorization)
@@ -37,13 +35,14 @@ def test_both_ways_give_the_same_environment(env_id, vectorization):
     close(env.reset(seed=0)[0], other.reset(seed=0)[0])
 
 
-def test_gymnasiums_processes_run_the_single_environment(tmp_path):
+@pytest.mark.parametrize("ids", [KIND_IDS, pytest.param(ENV_IDS, marks=pytest.mark.soak)], ids=["kinds", "all"])
+def test_gymnasiums_processes_run_the_single_environment(ids, tmp_path):
     """In a process of its own, without this one's threads, which its children would not have."""
     code = (
         "import gymnasium, numpy as np\n"
-        "from robust_policies.envs import ENV_IDS\n"
+        "import robust_policies\n"
         "how = {'vectorization_mode': 'async', 'vector_kwargs': {'autoreset_mode': 'SameStep'}}\n"
-        "for env_id in ENV_IDS:\n"
+        f"for env_id in {list(ids)}:\n"
         "    theirs, ours = gymnasium.make_vec(env_id, 2, **how), gymnasium.make_vec(env_id, 2)\n"
         "    assert np.allclose(theirs.reset(seed=0)[0], ours.reset(seed=0)[0], atol=1e-6), env_id\n"
         "    theirs.action_space.seed(0)\n"
@@ -54,10 +53,10 @@ def test_gymnasiums_processes_run_the_single_environment(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == list(ENV_IDS)
+    assert done.stdout.split() == list(ids)
 
 
-@every_id
+@every_kind
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -81,7 +80,7 @@ def test_specs_rebuild_the_vector(env_id, arguments):
     close(env.reset(seed=3)[0], again.reset(seed=3)[0], rtol=0, atol=0)
 
 
-@every_id
+@every_kind
 @pytest.mark.parametrize("mode", [mode.value for mode in MODES])
 def test_specs_survive_json_and_pickle(env_id, mode):
     env = gymnasium.make_vec(env_id, num_envs=2, autoreset_mode=mode, dtype="float64", max_episode_steps=6)

@@ -4,15 +4,12 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from env_cases import close, ours, theirs, wild_actions
+from env_cases import close, every_id, every_kind, ours, theirs, wild_actions
 
-from robust_policies.envs import ENV_IDS
 from robust_policies.errors import InvalidValueError
 
-every_id = pytest.mark.parametrize("env_id", ENV_IDS)
 
-
-@every_id
+@every_kind
 def test_parameters_of_each_environment_change_only_that_environment(env_id):
     env, nominal = ours(env_id), ours(env_id)
     actions = wild_actions(env.single_action_space, (4, 3))
@@ -48,7 +45,7 @@ def test_randomized_physics_are_those_of_the_single_environment(env_id):
             close(drawn[row], np.asarray(env.unwrapped.params[name]).reshape(nominal.shape), rtol=1e-12, atol=0)
 
 
-@every_id
+@every_kind
 def test_disturbances_act_on_their_own_row_as_on_the_single_environment(env_id):
     env, calm = ours(env_id), ours(env_id)
     single = gymnasium.make(env_id).unwrapped
@@ -72,7 +69,7 @@ def test_disturbances_act_on_their_own_row_as_on_the_single_environment(env_id):
     assert env.disturbance is None
 
 
-@every_id
+@every_kind
 def test_states_in_single_precision_stay_near_those_in_double(env_id):
     double, single = ours(env_id), ours(env_id, state_dtype="float32")
     close(single.reset(seed=1)[0], double.reset(seed=1)[0], rtol=1e-4, atol=1e-5)

@@ -3,11 +3,7 @@
 import gymnasium
 import numpy as np
 import pytest
-from env_cases import MUJOCO_IDS, ours, why_no_pictures, wild_actions
-
-from robust_policies.envs import ENV_IDS
-
-every_id = pytest.mark.parametrize("env_id", ENV_IDS)
+from env_cases import MUJOCO_IDS, every_kind, ours, why_no_pictures, wild_actions
 
 
 @pytest.fixture(autouse=True)
@@ -17,7 +13,7 @@ def no_screen(monkeypatch, request):
         pytest.skip(why_no_pictures())
 
 
-@every_id
+@every_kind
 def test_pictures_are_pixels_that_change_with_the_state(env_id):
     env = gymnasium.make(env_id, render_mode="rgb_array")
     assert env.render_mode == "rgb_array"
@@ -35,7 +31,7 @@ def test_pictures_are_pixels_that_change_with_the_state(env_id):
     env.close()
 
 
-@every_id
+@every_kind
 def test_human_mode_shows_a_window_and_returns_nothing(env_id):
     env = gymnasium.make(env_id, render_mode="human")
     env.reset(seed=0)
@@ -45,7 +41,7 @@ def test_human_mode_shows_a_window_and_returns_nothing(env_id):
     env.close()
 
 
-@every_id
+@every_kind
 def test_no_mode_no_picture(env_id):
     env = gymnasium.make(env_id)
     assert env.render_mode is None
@@ -54,7 +50,7 @@ def test_no_mode_no_picture(env_id):
         assert env.unwrapped.render() is None
 
 
-@every_id
+@every_kind
 def test_a_batch_draws_each_environment_as_it_is_alone(env_id):
     batch = ours(env_id, count=2, render_mode="rgb_array")
     single = gymnasium.make(env_id, render_mode="rgb_array")

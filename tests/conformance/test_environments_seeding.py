@@ -3,12 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from env_cases import MODES, close, ours, still_action, theirs
-
-from robust_policies.envs import ENV_IDS
-
-every_id = pytest.mark.parametrize("env_id", ENV_IDS)
-every_mode = pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
+from env_cases import close, every_kind, every_mode, ours, still_action, theirs
 
 
 def path(env, **reset):
@@ -18,7 +13,7 @@ def path(env, **reset):
     return np.concatenate([*seen, *(np.asarray(env.step(still)[0]) for _ in range(2))], axis=-1)
 
 
-@every_id
+@every_kind
 @every_mode
 def test_every_way_to_seed_is_gymnasiums(env_id, mode):
     mine, oracle = ours(env_id, mode), theirs(env_id, mode)
@@ -29,7 +24,7 @@ def test_every_way_to_seed_is_gymnasiums(env_id, mode):
             assert own.bit_generator.state == other.bit_generator.state
 
 
-@every_id
+@every_kind
 @every_mode
 def test_a_mask_seeds_and_resets_only_what_it_marks(env_id, mode):
     env = ours(env_id, mode)
@@ -49,7 +44,7 @@ def test_a_mask_seeds_and_resets_only_what_it_marks(env_id, mode):
         assert env.np_random_seed == (0, 1, 7)
 
 
-@every_id
+@every_kind
 def test_unseeded_environments_differ_and_say_how_they_were_seeded(env_id):
     first, second = ours(env_id), ours(env_id)
     seeds = first.np_random_seed
@@ -59,13 +54,13 @@ def test_unseeded_environments_differ_and_say_how_they_were_seeded(env_id):
     assert np.array_equal(seen, path(second, seed=list(seeds)))
 
 
-@every_id
+@every_kind
 def test_seeds_of_neighbours_do_not_matter(env_id):
     small, large = ours(env_id, count=2), ours(env_id, count=5)
     close(path(small, seed=[7, 9]), path(large, seed=[1, 9, 2, 7, 3])[[3, 1]])
 
 
-@every_id
+@every_kind
 def test_the_action_space_samples_what_gymnasiums_does(env_id):
     mine, oracle = ours(env_id), theirs(env_id)
     mine.action_space.seed(5)
@@ -74,7 +69,7 @@ def test_the_action_space_samples_what_gymnasiums_does(env_id):
         assert np.array_equal(mine.action_space.sample(), oracle.action_space.sample())
 
 
-@every_id
+@every_kind
 def test_bad_masks_are_refused_and_nothing_changes(env_id):
     env = ours(env_id)
     env.reset(seed=0)

@@ -15,6 +15,9 @@ from env_cases import (
     MODES,
     begin,
     close,
+    every_id,
+    every_kind,
+    every_mode,
     ours,
     planned_actions,
     still_action,
@@ -25,17 +28,18 @@ from env_cases import (
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
-from robust_policies.envs import ENV_IDS
 from robust_policies.errors import InvalidValueError, UserError
 
-every_id = pytest.mark.parametrize("env_id", ENV_IDS)
-every_mode = pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
 LIMIT = 7
 
 
 @every_id
-@every_mode
-def test_attributes_and_metadata(env_id, mode):
+def test_attributes_and_metadata(env_id):
+    for mode in MODES:
+        check_attributes_and_metadata(env_id, mode)
+
+
+def check_attributes_and_metadata(env_id, mode):
     env = ours(env_id, mode)
     assert isinstance(env, gymnasium.vector.VectorEnv) and env.unwrapped is env
     assert env.metadata["autoreset_mode"] is mode and ours(env_id, mode.value).metadata["autoreset_mode"] is mode
@@ -53,7 +57,7 @@ def test_attributes_and_metadata(env_id, mode):
     assert env.closed
 
 
-@every_id
+@every_kind
 @every_mode
 def test_same_as_gymnasiums_vector_of_the_single_environment(env_id, mode):
     mine = ours(env_id, mode, max_episode_steps=LIMIT)
@@ -90,7 +94,7 @@ def test_same_as_gymnasiums_vector_of_the_single_environment(env_id, mode):
     assert ("terminated" in kinds) == (way_into_termination(env_id) is not None)
 
 
-@every_id
+@every_kind
 @every_mode
 def test_a_termination_at_the_time_limit_is_both(env_id, mode):
     if way_into_termination(env_id) is None:
@@ -115,7 +119,7 @@ def test_a_termination_at_the_time_limit_is_both(env_id, mode):
         assert info["_final_obs"].all() and (env.elapsed == 0).all()
 
 
-@every_id
+@every_kind
 @every_mode
 def test_time_limits_count_each_episode_from_its_own_start(env_id, mode):
     env = ours(env_id, mode, count=2, max_episode_steps=4)
@@ -136,7 +140,7 @@ def test_time_limits_count_each_episode_from_its_own_start(env_id, mode):
     assert env.step(still)[3].tolist() == [False, True]
 
 
-@every_id
+@every_kind
 def test_next_step_ignores_the_action_after_an_end(env_id):
     def run(change):
         env = ours(env_id, AutoresetMode.NEXT_STEP, count=2, max_episode_steps=2)
@@ -151,7 +155,7 @@ def test_next_step_ignores_the_action_after_an_end(env_id):
     assert (first[2][1] == 0).all() and not (first[2][2] | first[2][3]).any()
 
 
-@every_id
+@every_kind
 @every_mode
 def test_observations_rewards_and_flags_are_tensors_in_their_spaces(env_id, mode):
     env = ours(env_id, mode, max_episode_steps=6)
@@ -169,7 +173,7 @@ def test_observations_rewards_and_flags_are_tensors_in_their_spaces(env_id, mode
             observation, _ = env.reset(options={"reset_mask": terminated | truncated})
 
 
-@every_id
+@every_kind
 @every_mode
 def test_same_seed_same_rollout(env_id, mode):
     first, second = ours(env_id, mode, max_episode_steps=5), ours(env_id, mode, max_episode_steps=5)
@@ -182,7 +186,7 @@ def test_same_seed_same_rollout(env_id, mode):
             assert torch.equal(first.reset()[0], second.reset()[0])
 
 
-@every_id
+@every_kind
 @every_mode
 def test_copies_continue_alike(env_id, mode):
     env = ours(env_id, mode, max_episode_steps=3)
@@ -202,7 +206,7 @@ def test_copies_continue_alike(env_id, mode):
         assert other.np_random_seed == env.np_random_seed and other.metadata == env.metadata
 
 
-@every_id
+@every_kind
 @every_mode
 def test_one_environment_in_a_batch_works(env_id, mode):
     env = ours(env_id, mode, count=1, max_episode_steps=3)
@@ -213,7 +217,7 @@ def test_one_environment_in_a_batch_works(env_id, mode):
     assert truncated.tolist() == [True] and terminated.shape == (1,)
 
 
-@every_id
+@every_kind
 def test_bad_actions_are_refused_and_nothing_changes(env_id):
     env = ours(env_id)
     env.reset(seed=0)

@@ -8,12 +8,11 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from env_cases import MODES, begin, close, ours, planned_actions, theirs, wild_actions
+from env_cases import begin, close, every_kind, every_mode, ours, planned_actions, theirs, wild_actions
 from gymnasium import wrappers as single
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import vector as batched
 
-from robust_policies.envs import ENV_IDS
 from robust_policies.envs.wrappers import (
     ClipAction,
     EpisodeStatistics,
@@ -23,8 +22,6 @@ from robust_policies.envs.wrappers import (
 )
 from robust_policies.errors import InvalidValueError
 
-every_id = pytest.mark.parametrize("env_id", ENV_IDS)
-every_mode = pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
 LIMIT = 7
 STEPS = 15
 
@@ -45,7 +42,7 @@ def reset_ended(mine, oracle, done):
     return [env.reset(options={"reset_mask": mask.copy()})[0] for env in (mine, oracle)]
 
 
-@every_id
+@every_kind
 def test_gymnasiums_wrappers_work_and_agree_with_each_other(env_id):
     env = gymnasium.make(env_id, max_episode_steps=LIMIT)
     taken = env.action_space
@@ -73,7 +70,7 @@ def test_gymnasiums_wrappers_work_and_agree_with_each_other(env_id):
     assert reward == 0.0 and not terminated and not truncated
 
 
-@every_id
+@every_kind
 @pytest.mark.parametrize("name", ["ClipAction", "RescaleAction"])
 def test_action_wrappers_do_what_gymnasiums_do(env_id, name):
     inner = ours(env_id, max_episode_steps=LIMIT)
@@ -99,7 +96,7 @@ def test_action_wrappers_do_what_gymnasiums_do(env_id, name):
             close(tensor, array, rtol=1e-4, atol=1e-5)
 
 
-@every_id
+@every_kind
 @every_mode
 def test_episode_statistics_are_gymnasiums(env_id, mode):
     mine = EpisodeStatistics(ours(env_id, mode, max_episode_steps=LIMIT))
@@ -130,7 +127,7 @@ def test_episode_statistics_are_gymnasiums(env_id, mode):
         close(mine.return_queue, list(oracle.return_queue))
 
 
-@every_id
+@every_kind
 @every_mode
 def test_normalised_observations_are_those_of_all_seen_so_far(env_id, mode):
     """Gymnasium's vector one takes only NEXT_STEP, so the oracle is NumPy's mean and variance of the same numbers."""
@@ -163,7 +160,7 @@ def test_normalised_observations_are_those_of_all_seen_so_far(env_id, mode):
             mine.reset(options={"reset_mask": done})
 
 
-@every_id
+@every_kind
 @pytest.mark.parametrize("kind", ["observation", "reward"])
 def test_normalisation_in_next_step_is_gymnasiums(env_id, kind):
     mode = AutoresetMode.NEXT_STEP

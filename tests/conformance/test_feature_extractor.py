@@ -69,10 +69,20 @@ def test_target_networks_follow_the_extractor(algorithm):
         assert not torch.equal(target(window), before)
 
 
-def test_it_runs_on_stacked_frames_and_on_normalised_vector_histories():
-    stacked = VecFrameStack(make_vec_env("Pendulum-v1", 2), 4)
-    model_of(PPO, stacked, features_extractor_kwargs={**CELL, "window": 4}).learn(64)
-    model_of(PPO, VecHistory(VecNormalize(make_vec_env("Pendulum-v1", 2)), 4)).learn(64)
+@pytest.mark.parametrize(
+    ("around", "window"),
+    [
+        (lambda env: VecFrameStack(env, 4), {"window": 4}),
+        (lambda env: VecHistory(VecNormalize(env), 4), {}),
+    ],
+    ids=["stacked frames", "normalised histories"],
+)
+def test_it_learns_on_windows_that_vector_wrappers_make(around, window):
+    model = model_of(PPO, around(make_vec_env("Pendulum-v1", 2)), features_extractor_kwargs={**CELL, **window})
+    before = {name: value.clone() for name, value in model.policy.features_extractor.state_dict().items()}
+    after = model.learn(64).policy.features_extractor.state_dict()
+    assert any(not torch.equal(before[name], value) for name, value in after.items())
+    assert all(bool(torch.isfinite(value).all()) for value in after.values())
 
 
 def test_a_window_makes_plain_ppo_see_the_velocity():

@@ -5,7 +5,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from robust_policies.control.bounded import Bounded, block
+from robust_policies.certificates.lmi import matrices
+from robust_policies.control.bounded import Bounded, assembled, block, parts
 
 
 def exact(matrix):
@@ -39,3 +40,23 @@ def test_blocks_keep_the_bounds_of_their_parts():
     whole = block([[left, np.zeros((2, 2))], [np.ones((1, 3))]])
     assert np.array_equal(whole.error, [[0.5, 0, 0], [0.5, 0, 0], [0, 0, 0]])
     assert np.array_equal((-whole).value, -whole.value)
+
+
+def test_quotients_lie_within_their_bound_of_the_exact_ones():
+    values = np.concatenate((np.random.default_rng(0).uniform(1e-3, 1e3, 50), [-3.0, 1e-12, 7e11]))
+    found = Bounded.inverse(values).diagonal()
+    for i, value in enumerate(values):
+        away = abs(1 / Fraction(float(value)) - Fraction(float(found.value[i, i])))
+        assert away <= Fraction(float(found.error[i, i])) <= Fraction(3, 10**16) / abs(Fraction(float(value)))
+    assert not (found.error - np.diag(np.diag(found.error))).any()
+
+
+def test_a_systems_parts_make_the_system_again():
+    rng = np.random.default_rng(1)
+    model = matrices(
+        *(rng.standard_normal(shape) for shape in ((2, 2), (2, 3), (2, 1), (3, 2), (3, 1), (2, 2), (2, 3), (2, 1)))
+    )
+    whole = assembled(parts(model))
+    for name in ("A", "B1", "B2", "C1", "D11", "D12", "C2", "D21", "D22"):
+        assert np.array_equal(getattr(whole, name), getattr(model, name))
+        assert whole.error is not None and not getattr(whole.error, name).any()

@@ -7,18 +7,18 @@ import pytest
 import torch
 
 from robust_policies.certificates.verify import running_model, verify
+from robust_policies.control.bounded import Bounded, between
 from robust_policies.control.feedback import (
-    Near,
     compensator,
     default_performance,
     feedback_bound,
     feedback_matrices,
-    policy_in_units,
 )
 from robust_policies.control.linear_model import from_matrices
 from robust_policies.control.lqg import design
 from robust_policies.errors import InvalidValueError, ShapeError
 from robust_policies.networks import R2DN, REN, Lipschitz
+from robust_policies.policies.folded import Folded
 
 
 def plant(slow=0.8, **fields):
@@ -36,7 +36,7 @@ def simulate(model, cell, performance, d, x, state):
     explicit, nw, outputs = cell.explicit(), performance.Bw.shape[1], []
     for now in d:
         y = model.C @ x + performance.Dv @ now[nw:]
-        state, u = cell.step(explicit, state, torch.as_tensor(y)[None])
+        u, state = cell.step(explicit, torch.as_tensor(y)[None], state)
         u = u[0].numpy()
         outputs.append(performance.Cz @ x + performance.Dz @ u)
         x = model.A @ x + model.B @ u + performance.Bw @ now[:nw]
@@ -76,7 +76,7 @@ def phi(cell, explicit, v):
 def test_a_product_lies_within_its_bound_of_the_exact_one(scale):
     generator = np.random.default_rng(0)
     a, b, c = (scale * generator.normal(size=(3, 3)) for _ in range(3))
-    found = Near.exact(a) @ b @ c + Near.exact(c)
+    found = Bounded.exact(a) @ b @ c + Bounded.exact(c)
     exact = [[Fraction(x) for x in row] for row in a]
     for other in (b, c):
         exact = [[sum(row[k] * Fraction(other[k, j]) for k in range(3)) for j in range(3)] for row in exact]
@@ -138,7 +138,7 @@ def test_an_unstable_plant_that_the_linear_part_leaves_alone_is_named():
 def test_neurons_that_answer_too_strongly_are_named_with_their_gain():
     model, cell = plant(), student(0)
     matrices, family, theta = running_model(cell)
-    strong = policy_in_units(matrices, np.ones(2), np.eye(1), np.ones(1))
+    strong = between(matrices, np.eye(2), np.eye(1))
     strong = type(strong)(**{**vars(strong), "B1": 50.0 * strong.B1})
     bound = feedback_bound(model, strong, family, theta)
     assert bound.neurons is not None and bound.neurons > 1 and bound.rate is None
@@ -157,7 +157,8 @@ def test_scales_and_head_are_folded_in_exactly_as_they_act():
     cell = student(2)
     matrices, _, _ = running_model(cell)
     inputs, head, outputs = np.array([0.5, 3.0]), np.array([[2.0], [-1.0]]), np.array([0.1, -4.0])
-    folded = policy_in_units(matrices, inputs, head, outputs)
+    maps = Folded(inputs, np.zeros(2), head, outputs)
+    folded = between(matrices, maps.inward, maps.outward)
     np.testing.assert_allclose(folded.D22, np.diag(outputs) @ head @ matrices.D22 / inputs, rtol=1e-14)
     np.testing.assert_allclose(folded.B2, matrices.B2 / inputs, rtol=1e-14)
     np.testing.assert_allclose(folded.C2, np.diag(outputs) @ head @ matrices.C2, rtol=1e-14)
@@ -182,3 +183,9 @@ def test_what_does_not_fit_is_refused():
         feedback_bound(from_matrices(0.5 * np.eye(3), np.ones((3, 1)), np.eye(3)), matrices)
     with pytest.raises(InvalidValueError, match="with_input_delay"):
         feedback_bound(plant(D=[[1.0], [0.0]]), matrices)
+
+
+def test_a_plant_whose_outputs_show_the_input_at_once_is_refused_where_only_a_gain_is_known():
+    model = from_matrices([[0.5]], [[1.0]], [[1.0]], [[2.0]])
+    with pytest.raises(InvalidValueError, match="expected D = 0"):
+        feedback_bound(model, None, gain=0.1)

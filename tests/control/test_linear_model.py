@@ -1,6 +1,6 @@
 """Linear models from matrices and python-control systems, with delays and integrators: against scipy and simulation."""
 
-import control
+import lazy_loader
 import numpy as np
 import pytest
 from scipy.signal import cont2discrete
@@ -16,6 +16,8 @@ from robust_policies.control.linearize import (
 )
 from robust_policies.errors import InvalidValueError, NonFiniteError, ShapeError, UserError
 
+# Imported when a test uses it: a second and a half, of every process that collects the tests.
+control = lazy_loader.load("control")
 A, B, C = np.array([[1.1, 0.2], [0.0, 0.9]]), np.array([[0.0], [1.0]]), np.array([[1.0, 0.0]])
 
 

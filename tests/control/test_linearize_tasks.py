@@ -34,7 +34,7 @@ class Simulated:
 
     def step(self, deviation, u):
         action = torch.as_tensor(self.model.u0 + u).unsqueeze(0)
-        following = self.plant.step(self.whole(deviation), action, self.params)
+        following = self.plant.advance(self.whole(deviation), action, self.params)
         return following[0, self.places].numpy() - self.model.x0
 
     def observe(self, deviation):
@@ -205,7 +205,7 @@ class Rooted:
     def prepare(self, physical):
         return physical
 
-    def step(self, state, action, params, noise=None, disturbance=None):
+    def advance(self, state, action, params, noise=None, disturbance=None):
         return state + self.time_step * (state.sqrt() - action)
 
     def observe(self, state, params, noise=None):

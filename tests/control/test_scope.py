@@ -29,7 +29,7 @@ def test_interval_bounds_hold_at_points_of_the_region(known):
     rng = np.random.default_rng(1)
     half = np.concatenate((region, plant.action_high - 1e-9))
     for point in torch.as_tensor(rng.uniform(-half, half, (20, len(half)))):
-        function = lambda z: plant.step(z[None, : model.n], z[None, model.n :], plant.nominal())[0]  # noqa: E731
+        function = lambda z: plant.advance(z[None, : model.n], z[None, model.n :], plant.nominal())[0]  # noqa: E731
         J = torch.autograd.functional.jacobian(function, point).numpy()
         assert (scope.lower <= J + 1e-12).all() and (scope.upper >= J - 1e-12).all()
     assert (scope.upper - scope.lower).max() < 20 * np.abs(np.hstack((model.A, model.B))).max()
@@ -81,8 +81,8 @@ def test_what_is_not_known_is_said(name, region, words):
 
 def test_where_interval_arithmetic_cannot_follow_the_bounds_are_called_sampled():
     class Clipped(type(load_plant("cartpole_continuous"))):
-        def step(self, state, action, params, noise=None, disturbance=None):
-            return super().step(state.tanh() * 1.0, action, params, noise, disturbance)
+        def advance(self, state, action, params, noise=None, disturbance=None):
+            return super().advance(state.tanh() * 1.0, action, params, noise, disturbance)
 
     original = load_plant("cartpole_continuous")
     plant = Clipped(original.task)

@@ -213,7 +213,7 @@ class PendulumLoop:
         w, v = np.split(d, [self.performance.Bw.shape[1]], axis=1)
         innovation = e @ OUT.T + v @ self.performance.Dv.T
         with torch.no_grad():
-            xi, ut = self.cell.step(self.explicit, xi, torch.as_tensor(innovation))
+            ut, xi = self.cell.step(self.explicit, torch.as_tensor(innovation), xi)
         xh = x - e
         u = -(xh + innovation @ M.T if self.gains.estimator == "current" else xh) @ K.T + ut.numpy()
         following = x @ A0.T + np.sin(x[:, :1]) @ INTO.T + u @ B.T + w @ self.performance.Bw.T

@@ -11,6 +11,7 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 
+from robust_policies.control.linearize import linearize_plant
 from robust_policies.envs import load_plant, register_task
 from robust_policies.errors import CorruptFileError, InvalidValueError, MissingFileError, UnknownNameError
 
@@ -70,10 +71,7 @@ class Tank(Plant):
     action_low, action_high = np.zeros(1), np.ones(1)
     observation_low, observation_high = np.zeros(1), np.full(1, np.inf)
 
-    def nominal(self, device="cpu", dtype=torch.float64):
-        return tensors(self.task.parameters, device, dtype)
-
-    def step(self, state, action, params, noise=None, disturbance=None):
+    def advance(self, state, action, params, noise=None, disturbance=None):
         flow = action.clamp(0.0, 1.0)[..., 0] - params["drain"] * state[..., 0].clamp(min=0.0).sqrt()
         return (state[..., 0] + self.time_step / params["area"] * flow).clamp(min=0.0).unsqueeze(-1)
 
@@ -118,6 +116,15 @@ def test_matrices_in_a_folder_are_an_environment(tmp_path, registered):
     observation, reward, *_ = many.step(torch.ones(5, 1))
     assert observation.flatten().tolist() == pytest.approx([1.0] * 5) and reward.tolist() == pytest.approx([-1.1] * 5)
     assert gymnasium.make("robust_policies/Linear-v0", task=str(tmp_path)).spec.kwargs["task"] == str(tmp_path)
+
+
+def test_a_plant_class_with_the_name_step_is_told_the_name_advance(tank):
+    (tank / "tank.py").write_text(TANK.replace("def advance(", "def step("))
+    with pytest.raises(ValueError, match=r"Tank defines step\(\); expected advance\(\): rename") as caught:
+        load_plant(tank)
+    assert "\n" not in str(caught.value) and "tank.py" in str(caught.value)
+    with pytest.raises(InvalidValueError, match=r"Bare has no advance\(\)"):
+        linearize_plant(type("Bare", (), {"step": None})())  # pyright: ignore[reportArgumentType]
 
 
 def test_a_plant_class_beside_its_task_file_is_an_environment(tank, registered):
@@ -176,7 +183,8 @@ def test_what_cannot_be_registered_is_refused(tank):
 
 def test_an_unknown_parameter_is_answered_with_the_known_ones_and_their_units(own_task):
     folder = own_task("pendulum", lambda content: content["parameters"].update(lenght=1.0))
-    with pytest.raises(UnknownNameError, match=r"'lenght'. Did you mean 'length'\?.*mass \[kg\], length \[m\]"):
+    said = r"'parameters.lenght'. Did you mean 'parameters.length'\?.*mass \[kg\], length \[m\]"
+    with pytest.raises(UnknownNameError, match=said):
         load_plant(folder)
 
 

@@ -37,7 +37,12 @@ def test_every_task_of_the_package_loads_and_has_its_page(name):
 @pytest.mark.parametrize(
     ("task", "change", "error", "message"),
     [
-        ("pendulum", put("parameters", "mas", value=1.0), UnknownNameError, r"'mas'.*Did you mean 'mass'.*mass \[kg\]"),
+        (
+            "pendulum",
+            put("parameters", "mas", value=1.0),
+            UnknownNameError,
+            r"'parameters.mas'.*Did you mean '.*\.mass'.*mass \[kg\]",
+        ),
         ("pendulum", put("paramters", value={}), UnknownNameError, "Did you mean 'parameters'"),
         ("pendulum", put("parameters", "mass", value=-1.0), InvalidValueError, r"parameters.mass is -1.0"),
         ("pendulum", put("parameters", "mass", value=float("nan")), InvalidValueError, "parameters.mass is nan"),
@@ -50,7 +55,7 @@ def test_every_task_of_the_package_loads_and_has_its_page(name):
         ("linear", put("parameters", "C", value=[[float("nan"), 1.0]]), InvalidValueError, r"C.0.0 is nan"),
         ("linear", put("cost", "Q", value=[[1.0, 0.0], [0.0, -1.0]]), InvalidValueError, "cost.Q is not symmetric"),
         ("linear", put("limits", "action", value=[1.0, 1.0]), ShapeError, "limits.action has 2"),
-        ("linear", put("noise", "proces", value=[0.0]), UnknownNameError, "Did you mean 'process'"),
+        ("linear", put("noise", "proces", value=[0.0]), UnknownNameError, "Did you mean 'noise.process'"),
         ("linear", put("reset", "distribution", value="gauss"), InvalidValueError, "reset.distribution is 'gauss'"),
     ],
 )
@@ -74,7 +79,7 @@ def test_missing_and_unreadable_files(tmp_path):
     with pytest.raises(UnknownNameError, match="Did you mean 'pendulum'"):
         load_plant("pendulm")
     (tmp_path / "task.yaml").write_text("plant: [")
-    with pytest.raises(CorruptFileError, match="not YAML"):
+    with pytest.raises(CorruptFileError, match="not YAML, line 1"):
         load_plant(tmp_path)
     (tmp_path / "task.yaml").write_text("- 1")
     with pytest.raises(CorruptFileError, match="expected a mapping"):
@@ -85,3 +90,12 @@ def test_gymnasium_passes_the_message_on(own_task):
     folder = own_task("linear", put("parameters", "B", value=[[1.0]]))
     with pytest.raises(UserError, match=r"parameters\.B"):
         gymnasium.make("robust_policies/Linear-v0", task=str(folder))
+
+
+def test_a_task_file_is_read_as_every_other_file_of_settings(tmp_path):
+    text = (assets.task_folder("pendulum") / "task.yaml").read_text()
+    (tmp_path / "task.yaml").write_text(text.replace("time_step: 0.05", "time_step: 5e-2"))
+    assert load_plant(tmp_path).time_step == 0.05 and "5e-2" in (tmp_path / "task.yaml").read_text()
+    (tmp_path / "task.yaml").write_text(text + "\ntime_step: 0.1\n")
+    with pytest.raises(CorruptFileError, match="'time_step' is there twice"):
+        load_plant(tmp_path)

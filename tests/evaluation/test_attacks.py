@@ -136,9 +136,9 @@ def test_searches_beat_random_noise_on_a_balanced_pendulum():
 class Delayed(GRUCell):
     """Its action is mostly the sum of what it has read before this step, and a little of this step's observation."""
 
-    def step(self, explicit, state, input):
+    def step(self, explicit, input, state):
         read = 0.1 * input.sum(-1, keepdim=True)
-        return 0.9 * state + 0.1 * read, state + 0.2 * read
+        return state + 0.2 * read, 0.9 * state + 0.1 * read
 
     def run(self, explicit, inputs, state, starts):
         return self.unroll(explicit, inputs, state, starts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -35,9 +36,9 @@ def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     for name in ("r2dn", "lstm"):
         save_policy(make_policy(name), root / name)
-        (root / name / "recipe.yaml").write_text(f"schema: 1\ntask:\n  id: {OURS}\n")
+        (root / name / "recipe.yaml").write_text(f"task: {{id: {OURS}}}\nalgorithm: {{total_steps: 1000}}\n")
         evaluate_run(root / name, suite=tiny_suite(), tasks=[OURS])
-        certify_run(root / name, steps=10)
+        certify_run(root / name, steps=5)
     return root
 
 
@@ -54,6 +55,14 @@ def test_our_pendulum_and_gymnasiums_give_the_same_returns():
     ours, theirs = (run_episodes(make_policy(), env, "l2", [0.0, 0.2], 3, 0) for env in (OURS, THEIRS))
     assert np.allclose(ours.returns, theirs.returns, rtol=1e-4)
     assert (ours.lengths == 200).all() and (theirs.lengths == 200).all()
+
+
+def test_a_function_that_makes_an_environment_is_played_as_its_id_is():
+    named, made = (
+        run_episodes(make_policy(), env, "l2", [0.0, 0.2], 2, 0, max_steps=20)
+        for env in (THEIRS, lambda: gymnasium.make(THEIRS))
+    )
+    assert np.array_equal(named.returns, made.returns)
 
 
 def test_noise_has_the_stated_shape_and_size():

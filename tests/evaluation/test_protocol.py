@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -20,11 +19,12 @@ from robust_policies.errors import DivergedError, InvalidValueError
 from robust_policies.evaluation import evaluate_run
 from robust_policies.evaluation.faults import measure_nominal
 from robust_policies.evaluation.journal import Journal
-from robust_policies.evaluation.run import PARTIAL, method_of
 from robust_policies.evaluation.table import COLUMNS, worst_rows
 from robust_policies.evaluation.tuning import Choice, bracket, choose
+from robust_policies.files.lock import held
 from robust_policies.policies import save_policy
 from robust_policies.policies.actor import Scaling
+from robust_policies.train import RunFolder
 
 
 class EarlyEnd(gymnasium.Env):
@@ -213,7 +213,7 @@ def test_broken_episodes_are_named_and_kept_in_the_csv_and_the_rest_is_reported(
         broken = [line for line in csv.DictReader(file) if line["task"] == "protocol/BrokenEnd-v0"]
     nominal = [line for line in broken if line["perturbation"] == "l2" and line["size"] == "0.0"]
     assert len(nominal) == 6 and sum(line["return"] == "" for line in nominal) == 2
-    assert not (tmp_path / PARTIAL).exists()
+    assert not RunFolder(tmp_path).journal.exists()
 
 
 def test_a_policy_that_gives_nan_leaves_what_was_there(tmp_path):
@@ -240,7 +240,7 @@ def test_a_killed_evaluation_goes_on_where_it_was(tmp_path, content):
         "evaluate_run(sys.argv[1], suite=tiny_suite(), tasks=[OURS])"
     )
     process = subprocess.Popen([sys.executable, "-c", script, str(folder), str(Path(__file__).parent)])
-    partial = folder / PARTIAL
+    partial = RunFolder(folder).journal
     until = time.monotonic() + 900
     while time.monotonic() < until and (not partial.is_file() or len(partial.read_bytes().splitlines()) < 3):
         time.sleep(0.01)
@@ -275,20 +275,20 @@ def test_an_interruption_keeps_what_is_done_and_other_settings_begin_anew(tmp_pa
 
     with pytest.raises(KeyboardInterrupt):
         evaluate_run(tmp_path, suite=suite, tasks=[OURS], progress=stop)
-    kept = (tmp_path / PARTIAL).read_bytes().splitlines()
+    kept = RunFolder(tmp_path).journal.read_bytes().splitlines()
     assert len(kept) == 4 and not (tmp_path / "evaluation.json").exists()
     counts = []
 
     def count(done, text):
         if done < 1.0:
-            counts.append(len((tmp_path / PARTIAL).read_bytes().splitlines()))
+            counts.append(len(RunFolder(tmp_path).journal.read_bytes().splitlines()))
 
     evaluate_run(tmp_path, suite=suite.changed(episodes=2), tasks=[OURS], progress=count)
     assert counts[0] == 1
 
 
 def test_a_journal_of_other_settings_or_torn_is_begun_anew(tmp_path):
-    path = tmp_path / PARTIAL
+    path = RunFolder(tmp_path).journal
     first = Journal(path, {"a": 1})
     first.add("one", {"x": 0.1})
     first.close()
@@ -339,13 +339,9 @@ def test_the_command_line_takes_a_suite_of_ones_own_attacks_and_sizes(tmp_path, 
 
 
 def test_two_processes_do_not_evaluate_one_folder_at_a_time(tmp_path):
-    fcntl = pytest.importorskip("fcntl")
     tiny_folder(tmp_path)
-    handle = os.open(tmp_path, os.O_RDONLY)
-    fcntl.flock(handle, fcntl.LOCK_EX)
-    with pytest.raises(InvalidValueError, match="in use"):
+    with held(tmp_path, "It"), pytest.raises(InvalidValueError, match="in use"):
         evaluate_run(tmp_path, suite=tiny_suite(), tasks=[OURS])
-    os.close(handle)
 
 
 @pytest.mark.parametrize(
@@ -362,4 +358,4 @@ def test_two_processes_do_not_evaluate_one_folder_at_a_time(tmp_path):
     ],
 )
 def test_a_method_is_the_folders_name_without_the_seed(tmp_path, name, method):
-    assert method_of(tmp_path / "parent" / name) == method
+    assert RunFolder(tmp_path / "parent" / name).method == method

@@ -164,7 +164,7 @@ def test_two_states_merge_at_the_rate(model):
         for _ in range(10):
             u = torch.randn(8, cell.input_size, dtype=torch.float64)
             before = (((x - z) @ P) * (x - z)).sum(1)
-            x, z = cell.step(e, x, u)[0], cell.step(e, z, u)[0]
+            x, z = cell.step(e, u, x)[1], cell.step(e, u, z)[1]
             after = (((x - z) @ P) * (x - z)).sum(1)
             rounding = 1e-12 * float(torch.linalg.matrix_norm(P, 2)) * float(x.square().sum(1).max() + 1)
             assert bool((after <= cell.rate**2 * before * (1 + 1e-9) + rounding).all())

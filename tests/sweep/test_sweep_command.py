@@ -13,7 +13,7 @@ from robust_policies.cli.app import main
 from robust_policies.policies import load_policy
 
 SHORT = "algorithm.total_steps=400"
-LONG = "algorithm.total_steps=8000"
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
@@ -107,12 +107,27 @@ def checkpoints(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
-def test_a_sweep_that_was_stopped_goes_on(number, tmp_path, answer):
-    folder = tmp_path / "sweep"
-    options = [LONG, "checkpoints.evaluate_every=8000", "--seeds", "0-2", "--jobs", 2, "--no-evaluate", "-o", folder]
+@pytest.mark.parametrize(
+    ("number", "jobs"),
+    [
+        (signal.SIGINT, 1),
+        (signal.SIGKILL, 1),
+        *(
+            pytest.param(number, 2, marks=pytest.mark.soak)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
+        ),
+    ],
+    ids=lambda value: getattr(value, "name", str(value)),
+)
+def test_a_sweep_that_was_stopped_goes_on(number, jobs, tmp_path, answer):
+    # One trial more than run at once; long enough that none ends before all of those have begun.
+    folder, steps = tmp_path / "sweep", 4000 * jobs
+    options = [
+        f"algorithm.total_steps={steps}", f"checkpoints.evaluate_every={steps}", "--seeds", f"0-{jobs}",
+        "--jobs", jobs, "--no-evaluate", "-o", folder,
+    ]  # fmt: skip
     process = begin(*options)
-    wait_for(lambda: len({path.parts[-4] for path in checkpoints(folder)}) == 2, process)
+    wait_for(lambda: len({path.parts[-4] for path in checkpoints(folder)}) == jobs, process)
     assert "in use by another process" in answer(*options, "--resume")
     process.send_signal(number)
     _, errors = process.communicate(timeout=900)
@@ -120,23 +135,23 @@ def test_a_sweep_that_was_stopped_goes_on(number, tmp_path, answer):
         assert process.returncode == -signal.SIGKILL
     else:
         assert process.returncode == 1
-        assert "Stopped with 0 of 3 trials done" in errors
+        assert f"Stopped with 0 of {jobs + 1} trials done" in errors
         assert "--resume" in errors
         assert {row["status"] for row in rows(folder).values()} == {"stopped"}
     done = sweep(*options, "--resume")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert [row["status"] for row in rows(folder).values()] == ["done"] * 3
-    for seed in (0, 1):
+    assert [row["status"] for row in rows(folder).values()] == ["done"] * (jobs + 1)
+    for seed in range(jobs):
         log = (folder / "logs" / f"seed={seed}.log").read_text()
         assert log.count("the checkpoint is in") == 1, "it ended with a checkpoint when the sweep did"
-    assert {row["steps"] for row in rows(folder).values()} == {"8000.0"}
+    assert {row["steps"] for row in rows(folder).values()} == {f"{steps}.0"}
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="finds the trial's process in /proc")
 def test_a_trial_whose_process_is_killed_is_reported_and_resumed(tmp_path):
     folder = tmp_path / "sweep"
-    options = ["algorithm.total_steps=4000", "--seeds", "0-1", "--jobs", 2, "--no-evaluate", "-o", folder]
+    options = ["algorithm.total_steps=2000", "--seeds", "0-1", "--jobs", 2, "--no-evaluate", "-o", folder]
     process = begin(*options)
     log = folder / "logs" / "seed=0.log"
     wait_for(lambda: (folder / "trials" / "seed=0" / "recipe.yaml").is_file(), process)

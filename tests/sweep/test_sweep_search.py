@@ -1,5 +1,7 @@
 """What a search tries and learns; its trials are told what they returned, as a sweep tells them."""
 
+import importlib.util
+
 import pytest
 
 from robust_policies.errors import CorruptFileError
@@ -8,10 +10,7 @@ from robust_policies.sweep.jobs import Ended
 from robust_policies.sweep.space import read_space
 from robust_policies.train import load_recipe
 
-optuna = pytest.importorskip("optuna", reason="the extra sweep is not installed")
-
-from robust_policies.sweep.search import Search  # noqa: E402
-
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("optuna") is None, reason="the extra sweep is not installed")
 RECIPE = "pendulum_r2dn_gamma6"
 SPACE = ["policy.gamma=3..12", "policy.state_size=2..8", "algorithm.learning_rate=log:1e-4..1e-2"]
 
@@ -21,6 +20,9 @@ def make_recipe(overrides, seed):
 
 
 def search(path, count, seeds=(0,), space=SPACE, **options):
+    # Imports Optuna: a second, of every process that collects the tests.
+    from robust_policies.sweep.search import Search
+
     folder = SweepFolder(path)
     folder.begin({"recipe": load_recipe(RECIPE).resolved(), "keys": [], "search": space}, resume=True)
     read = read_space(space, lambda assignment: load_recipe(RECIPE, [assignment]))

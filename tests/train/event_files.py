@@ -1,10 +1,10 @@
 """What TensorBoard reads."""
 
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
 
 def scalars(run):
     """Return {tag: [(step, value), ...]} of a run folder."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     accumulator = EventAccumulator(str(run.tensorboard), size_guidance={"scalars": 0})
     accumulator.Reload()
     return {

@@ -61,12 +61,14 @@ class RslRlVecEnv(VecEnv):
         self._observations = self.reset(seed=seed)
 
     @property
+    # rsl_rl declares an attribute; this one is read from the environments.
     def episode_length_buf(self) -> torch.Tensor:  # type: ignore[override]
         """The steps since each episode began, (num_envs,) int64; assign to it, as rsl_rl does, to spread the ends."""
         return self.base.elapsed
 
     @episode_length_buf.setter
     def episode_length_buf(self, value: torch.Tensor) -> None:
+        """Set the steps (n,) since each episode began."""
         self.base.elapsed = value
 
     def reset(self, seed: int | None = None) -> TensorDict:
@@ -80,7 +82,7 @@ class RslRlVecEnv(VecEnv):
         return self._observations
 
     def step(self, actions: torch.Tensor) -> tuple[TensorDict, torch.Tensor, torch.Tensor, dict[str, Any]]:
-        """Return observations, rewards (num_envs,) float32, dones (num_envs,) bool and extras."""
+        """Return observations, rewards (n,) float32, dones (n,) bool and extras for actions (n, nu)."""
         observation, reward, terminated, truncated, info = self.env.step(actions)
         extras: dict[str, Any] = {"time_outs": truncated & ~terminated}
         if "final_obs" in info:

@@ -15,8 +15,8 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from robust_policies import checks
+from robust_policies.envs.batch import Environment, make_batch, ours, spec_of, told
 from robust_policies.envs.perturb import parse, perturb
-from robust_policies.envs.registration import ours, register_tasks, unknown_environment
 from robust_policies.envs.vector import TorchVectorEnv
 from robust_policies.errors import InvalidValueError
 
@@ -59,7 +59,7 @@ class SB3VecEnv(VecEnv):
         return observation.cpu().numpy()
 
     def step_async(self, actions: np.ndarray) -> None:
-        """Keep the actions (num_envs, action_size) for `step_wait`."""
+        """Keep the actions (n, nu) for `step_wait`."""
         self._actions = actions
 
     def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
@@ -138,7 +138,7 @@ class SB3VecEnv(VecEnv):
 
 
 def make_sb3_vec_env(
-    env_id: str,
+    env_id: Environment,
     num_envs: int = 1,
     seed: int | None = None,
     device: str | torch.device = "cpu",
@@ -146,52 +146,41 @@ def make_sb3_vec_env(
     perturbations: Any = (),
     wrap: Callable[[Any], Any] | None = None,
 ) -> VecEnv:
-    """Return `num_envs` copies of a Gymnasium id for Stable-Baselines3.
+    """Return `num_envs` copies of an environment for Stable-Baselines3: an id, `module:id`, or a function.
 
-    Our ids, and those that `register_task` made, give an `SB3VecEnv` on `device`; any other id gives SB3's
-    `DummyVecEnv` of monitored environments. `seed` seeds environment i with seed + i at the first reset.
-    `perturbations` is a short list of wrappers as `robust_policies.envs.perturb.parse` takes it; `wrap` is what goes
-    around them: around the vector of ours, around each environment of others. Raises
-    `UnknownNameError`, with the closest id, for an id that is not registered.
+    Our ids, and those that `register_task` made, give an `SB3VecEnv` on `device`; any other gives SB3's `DummyVecEnv`
+    of monitored environments. `seed` seeds environment i with seed + i at the first reset. `perturbations` is a short
+    list of wrappers as `robust_policies.envs.perturb.parse` takes it; `wrap` is what goes around them: around the
+    vector of ours, around each environment of others.
+
+    Raises:
+        UnknownNameError: there is no such id (with the closest one), or its module cannot be imported.
+        InvalidValueError: the options do not fit, or the environment's own package cannot make it.
     """
-    register_tasks()
     num_envs = checks.positive_int("num_envs", num_envs)
     if seed is not None:
         seed = checks.positive_int("seed", seed, minimum=0)
-    name = env_id.rpartition(":")[2]
-    if ":" not in env_id and name not in gymnasium.registry:
-        raise unknown_environment(env_id)
-    kwargs = dict(env_kwargs or {})
-    try:
-        return _make(env_id, name, num_envs, seed, device, kwargs, parse(perturbations), wrap)
-    except TypeError as error:
-        if not kwargs:
-            raise
-        raise InvalidValueError(f"{env_id} does not take the options {kwargs}: {error}.") from error
-
-
-def _make(
-    env_id: str, name: str, num_envs: int, seed: int | None, device: Any, kwargs: dict[str, Any], perturbations: Any,
-    wrap: Callable[[Any], Any] | None,
-) -> VecEnv:  # fmt: skip
-    if ours(name):
-        env = gymnasium.make_vec(env_id, num_envs=num_envs, device=device, autoreset_mode="SAME_STEP", **kwargs)
-        env = perturb(env, perturbations)
+    if ours(env_id):
+        env = make_batch(env_id, num_envs, env_kwargs, perturbations, device=device)
         bridge = SB3VecEnv(env if wrap is None else wrap(env))
         if seed is not None:
             bridge.seed(seed)
             bridge.action_space.seed(seed)
         return bridge
+    around = parse(perturbations)
 
     def wrapped(env: gymnasium.Env) -> gymnasium.Env:
-        env = perturb(env, perturbations)
+        env = perturb(env, around)
         return env if wrap is None else wrap(env)
 
-    return make_vec_env(
-        env_id,
-        n_envs=num_envs,
-        seed=seed,
-        env_kwargs=kwargs,
-        vec_env_cls=DummyVecEnv,
-        wrapper_class=wrapped if perturbations or wrap is not None else None,  # type: ignore[arg-type]
-    )
+    options = dict(env_kwargs or {})
+    with told(env_id, options):
+        return make_vec_env(
+            spec_of(env_id).id if isinstance(env_id, str) else env_id,
+            n_envs=num_envs,
+            seed=seed,
+            env_kwargs=options,
+            vec_env_cls=DummyVecEnv,
+            # SB3 calls it with an environment; its annotation asks for a class.
+            wrapper_class=wrapped if around or wrap is not None else None,  # pyright: ignore[reportArgumentType]
+        )

@@ -39,7 +39,7 @@ def bounded(value: float, low: float, high: float) -> float:
 
 
 def share(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> list[float]:
-    """Return each value as a share of the larger limit on its side, in [-1, 1]; 0 where nothing limits it."""
+    """Return each value (n,) as a share of the larger limit on its side, in [-1, 1]; 0 where nothing limits it."""
     shares = []
     for value, least, most in zip(values, low, high, strict=True):
         limit = max(abs(float(least)), abs(float(most)))

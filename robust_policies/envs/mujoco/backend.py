@@ -53,7 +53,7 @@ class Backend(Protocol):
     def evaluate(
         self, physics: torch.Tensor, control: torch.Tensor, push: torch.Tensor | None, params: MujocoParams
     ) -> Evaluated:
-        """Return accelerations and sensors at a state."""
+        """Return accelerations and sensors at states (n, nx), with controls (n, nu) and force and torque (n, 6)."""
         ...
 
     def close(self) -> None:

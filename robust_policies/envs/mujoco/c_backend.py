@@ -46,13 +46,13 @@ class CBackend:
     def advance(
         self, physics: torch.Tensor, control: torch.Tensor, push: torch.Tensor | None, params: MujocoParams, steps: int
     ) -> Advanced:
-        """Take `steps` time steps; see `Backend.advance`."""
+        """Take `steps` time steps from states (n, nx); see `Backend.advance`."""
         return self._roll(physics, control, push, params.for_rows(len(physics)), steps)
 
     def evaluate(
         self, physics: torch.Tensor, control: torch.Tensor, push: torch.Tensor | None, params: MujocoParams
     ) -> Evaluated:
-        """Return accelerations and sensors, from one explicit Euler step: v + h a, sensors before it."""
+        """Return accelerations and sensors of (n, nx), from an explicit Euler step: v + h a, sensors before it."""
         after = self._roll(physics, control, push, params.for_rows(len(physics), explicit=True), 1)
         velocities = slice(self.model.nq, self.model.nq + self.model.nv)
         change = after.physics[:, velocities] - physics[:, velocities]

@@ -87,7 +87,7 @@ class MujocoParams(Mapping[str, torch.Tensor]):
         return self._repeated[explicit]
 
     def take(self, rows: torch.Tensor, batched: set[str]) -> MujocoParams:
-        """Return the parameters of some environments."""
+        """Return the parameters of the environments `rows` (n,), int64; `batched` names those with one value each."""
         if not batched:
             return self
         tensors = {name: value[rows] if name in batched else value for name, value in self.tensors.items()}
@@ -98,7 +98,7 @@ class MujocoParams(Mapping[str, torch.Tensor]):
         return part
 
     def put(self, rows: torch.Tensor, part: MujocoParams, batched: set[str]) -> None:
-        """Replace the parameters of some environments by those of `part`."""
+        """Replace the parameters of the environments `rows` (n,), int64, by those of `part`."""
         if not batched:
             return
         for name in batched:
@@ -168,7 +168,7 @@ class ParameterTable:
 
 
 def write(model: mujoco.MjModel, data: mujoco.MjData, values: Mapping[str, np.ndarray]) -> None:
-    """Set parameters of a model, and compute what MuJoCo derives from them."""
+    """Set parameters of a model, each of the shape MuJoCo gives it, and compute what MuJoCo derives from them."""
     for name, value in values.items():
         _field(model, name)[:] = value
     mujoco.mj_setConst(model, data)

@@ -32,7 +32,7 @@ def picture(
     height: int = 480,
     width: int = 480,
 ) -> np.ndarray:
-    """Return the picture (height, width, 3), uint8, of a state (state_size,).
+    """Return the picture (height, width, 3), uint8, of a state (nx,).
 
     The camera is what `camera` of task.yaml says, else the model's camera "track", else one that shows the whole model
     and follows the body that the disturbance pushes. The renderer is kept with the plant; `close` of it ends it.
@@ -123,7 +123,7 @@ class Picture:
         return float((np.linalg.norm(centres - middle, axis=-1) + radii).max())
 
     def draw(self, state: torch.Tensor) -> np.ndarray:
-        """Return the picture of a state."""
+        """Return the picture (height, width, 3) uint8 of a state (nx,)."""
         numbers = state.detach().to("cpu", torch.float64).numpy()
         model = self.model
         self.data.qpos[:] = numbers[: model.nq]

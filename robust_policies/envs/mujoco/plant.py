@@ -196,7 +196,7 @@ class MujocoPlant(Plant):
         return params if isinstance(params, MujocoParams) else self.prepare(params)
 
     def clip(self, action: torch.Tensor) -> torch.Tensor:
-        """Return the action within the actuators' ranges."""
+        """Return the action (..., nu) within the actuators' ranges."""
         key = (action.device, action.dtype)
         if key not in self._constants:
             limits = (self.action_low, self.action_high)
@@ -206,7 +206,7 @@ class MujocoPlant(Plant):
         low, high = self._constants[key]
         return torch.maximum(torch.minimum(action, high), low)
 
-    def step(
+    def advance(
         self,
         state: torch.Tensor,
         action: torch.Tensor,
@@ -217,6 +217,7 @@ class MujocoPlant(Plant):
         """Return the state after `frame_skip` time steps of the model.
 
         The disturbance (..., 6) is a force [N] at the centre of mass and a torque [N m] on one body, world frame.
+        Raises `ShapeError` for another number of actions or disturbances than of states.
         """
         shape = state.shape
         with torch.no_grad():

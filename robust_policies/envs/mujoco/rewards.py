@@ -103,7 +103,7 @@ class Judge:
         return Alive(term.weight) if term.term == "alive" else Control(term.weight)
 
     def terminated(self, state: torch.Tensor) -> torch.Tensor:
-        """Return where (...) the episode ends."""
+        """Return where the episode ends because of the states (..., nx), bool."""
         going = (state[..., self.failed] == 0) & torch.isfinite(state).all(-1)
         if self.watched:
             value = torch.cat([signal(state) for signal in self.watched], dim=-1)
@@ -122,7 +122,7 @@ class Judge:
         return self._bounds[key]
 
     def reward(self, state: torch.Tensor, action: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
-        """Return the reward (...) of a step."""
+        """Return the reward of the step from states (..., nx) with actions (..., nu) to `following` (..., nx)."""
         parts = [
             term.weight * (~self.terminated(following)).to(following.dtype)
             if isinstance(term, Alive)

@@ -8,7 +8,8 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field, PositiveInt, ValidationError
 
 from robust_policies.envs.plant import NonNegativeNumber, Number, PositiveNumber, Section, TaskFile
-from robust_policies.errors import InvalidValueError, UnknownNameError
+from robust_policies.errors import InvalidValueError
+from robust_policies.files.settings import fields, one_line
 
 S = TypeVar("S", bound=Section)
 
@@ -95,21 +96,8 @@ class MujocoTask(TaskFile):
 def parse(section: type[S], given: Any, place: str) -> S:
     """Return an item of a list in task.yaml as `section`, or raise an error that says where and what is known."""
     if not isinstance(given, Mapping):
-        raise InvalidValueError(f"{place} is {given!r}; expected a mapping with some of {', '.join(_keys(section))}.")
+        raise InvalidValueError(f"{place} is {given!r}; expected a mapping with some of {', '.join(fields(section))}.")
     try:
         return section.model_validate(given)
     except ValidationError as error:
-        first = error.errors()[0]
-        if first["type"] == "extra_forbidden":
-            raise UnknownNameError(
-                f"{place}: {UnknownNameError.among('key', str(first['loc'][0]), _keys(section))}"
-            ) from error
-        key = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "missing":
-            raise InvalidValueError(f"{place}: {key} is missing; expected a value for it.") from error
-        message = first["msg"][0].lower() + first["msg"][1:]
-        raise InvalidValueError(f"{place}: {key} is {first['input']!r}; {message}.") from error
-
-
-def _keys(section: type[Section]) -> list[str]:
-    return [field.alias or name for name, field in section.model_fields.items()]
+        raise one_line(error, section, place) from error

@@ -104,7 +104,7 @@ class WarpBackend:
     def advance(
         self, physics: torch.Tensor, control: torch.Tensor, push: torch.Tensor | None, params: MujocoParams, steps: int
     ) -> Advanced:
-        """Take `steps` time steps; see `Backend.advance`."""
+        """Take `steps` time steps from states (n, nx); see `Backend.advance`."""
         worlds = self._fill(physics, control, push, params)
         self._run(worlds, steps)
         after, sensors = self._physics(worlds), worlds.views["sensordata"].to(torch.float64)
@@ -114,7 +114,7 @@ class WarpBackend:
     def evaluate(
         self, physics: torch.Tensor, control: torch.Tensor, push: torch.Tensor | None, params: MujocoParams
     ) -> Evaluated:
-        """Return accelerations and sensors at a state."""
+        """Return accelerations and sensors at states (n, nx)."""
         worlds = self._fill(physics, control, push, params)
         self._run(worlds, 0)
         acceleration = worlds.views["qacc"].to(torch.float64)

@@ -6,41 +6,6 @@
 The first one listed sits nearest to the plant: observations pass the list forwards, actions backwards.
 """
 
-from robust_policies.envs.perturb.applying import perturb
-from robust_policies.envs.perturb.listing import NAMES, Row, describe, parse, table
-from robust_policies.envs.perturb.single import (
-    ActionDelay,
-    ActionDropout,
-    ActionNoise,
-    DynamicsShift,
-    ForceDisturbance,
-    ObservationBias,
-    ObservationDelay,
-    ObservationDropout,
-    ObservationNoise,
-    ObservationQuantize,
-    StickyAction,
-)
-from robust_policies.envs.perturb.specs import SPECS, Spec
+import lazy_loader
 
-__all__ = [
-    "NAMES",
-    "SPECS",
-    "ActionDelay",
-    "ActionDropout",
-    "ActionNoise",
-    "DynamicsShift",
-    "ForceDisturbance",
-    "ObservationBias",
-    "ObservationDelay",
-    "ObservationDropout",
-    "ObservationNoise",
-    "ObservationQuantize",
-    "Row",
-    "Spec",
-    "StickyAction",
-    "describe",
-    "parse",
-    "perturb",
-    "table",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

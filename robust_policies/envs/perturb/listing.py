@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-import yaml
-
 from robust_policies.envs.perturb.specs import SPECS, Spec
 from robust_policies.errors import InvalidValueError, UnknownNameError, UserError
+from robust_policies.files.settings import units
+from robust_policies.files.yaml_text import parse_yaml
 
 NAMES = tuple(SPECS)
 _EXAMPLE = "[{ObservationNoise: {size: 0.1}}, {ObservationDelay: 2}]"
@@ -37,12 +37,7 @@ def parse(given: Any) -> list[Spec]:
             else; the message names the item.
     """
     if isinstance(given, str):
-        try:
-            given = yaml.safe_load(given)
-        except yaml.YAMLError as error:
-            raise InvalidValueError(
-                f"perturbations are not YAML: {' '.join(str(error).split())}; expected a list such as {_EXAMPLE}."
-            ) from error
+        given = parse_yaml(given, f"perturbations, a list such as {_EXAMPLE},")
     if given is None:
         return []
     if isinstance(given, (str, Spec)):
@@ -105,7 +100,7 @@ def table() -> list[Row]:
             (model.__doc__ or "").splitlines()[0],
             parameter,
             "required" if field.is_required() else str(field.default),
-            model.field_units()[parameter],
+            units(model)[parameter],
             field.description or "",
         )
         for name, model in SPECS.items()

@@ -96,7 +96,7 @@ class Ledger:
         self.seen = target.shared(name)
 
     def refresh(self, rows: torch.Tensor, again: bool) -> None:
-        """Compute the parameter in `rows`; `again`: a shift has changed, so that it must be written.
+        """Compute the parameter in `rows` (n,); `again`: a shift has changed, so that it must be written.
 
         Whoever else assigned it since (the user, or domain randomization at a reset) has set a new base.
         """

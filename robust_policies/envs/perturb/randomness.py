@@ -38,7 +38,7 @@ def _shift(x: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def mix(x: torch.Tensor) -> torch.Tensor:
-    """Return int64 words mixed so that every bit depends on every bit (a bijection)."""
+    """Return int64 words, of any shape, mixed so that every bit depends on every bit (a bijection)."""
     x = (x ^ _shift(x, 30)) * _FIRST
     x = (x ^ _shift(x, 27)) * _SECOND
     return x ^ _shift(x, 31)
@@ -60,7 +60,7 @@ def derive(words: torch.Tensor, salted: torch.Tensor) -> torch.Tensor:
 
 
 def generator_words(env: Any, rows: torch.Tensor) -> torch.Tensor:
-    """Return the generators' states of environments `rows` as words (5, len(rows)): state, increment, row.
+    """Return the generators' states of environments `rows` (n,) as words (5, n): state, increment, row.
 
     `env` is the unwrapped environment: one of ours, whose generators live on the device, any single environment, or a
     vector of them (whose `np_random` is a tuple, or one generator for all: only then does the row tell them apart).

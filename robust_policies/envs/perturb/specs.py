@@ -8,18 +8,14 @@ from numbers import Integral, Real
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from robust_policies.errors import InvalidValueError, UnknownNameError
+from robust_policies.errors import InvalidValueError
+from robust_policies.files.settings import Section, one_line
 
 
 def _number(value: Any) -> float:
-    """Return a finite number; YAML reads 1e-3 as a string, so that is one too."""
-    if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            pass
+    """Return a finite number."""
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(float(value)):
         raise ValueError("expected a finite number")
     return float(value)
@@ -101,10 +97,9 @@ def _field(default: Any, unit: str, description: str) -> Any:
     return Field(default, description=description, json_schema_extra={"unit": unit})
 
 
-class Spec(BaseModel):
+class Spec(Section):
     """The parameters of one perturbation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     acts_on: ClassVar[str] = "observation"
 
     @property
@@ -128,31 +123,7 @@ class Spec(BaseModel):
         try:
             return cls.model_validate(values | dict(named or {}))
         except ValidationError as error:
-            raise cls._explain(error) from error
-
-    @classmethod
-    def field_units(cls) -> dict[str, str]:
-        """Return the unit of each parameter."""
-        return {name: str((f.json_schema_extra or {}).get("unit", "")) for name, f in cls.model_fields.items()}  # type: ignore[union-attr]
-
-    @classmethod
-    def _explain(cls, error: ValidationError) -> InvalidValueError | UnknownNameError:
-        first = error.errors()[0]
-        place = str(first["loc"][0]) if first["loc"] else ""
-        if first["type"] == "extra_forbidden":
-            known = ", ".join(f"{name} [{unit}]" if unit else name for name, unit in cls.field_units().items())
-            hint = str(UnknownNameError.among(f"parameter of {cls.__name__}", place, cls.model_fields))
-            return UnknownNameError(f"{hint.split(' Known:')[0]} Known: {known}.")
-        if first["type"] == "missing":
-            wanted = cls.model_fields[place].description
-            return InvalidValueError(f"{cls.__name__}: {place} is missing; expected a value for it ({wanted}).")
-        message = str(first["msg"]).removeprefix("Value error, ")
-        message = message[:1].lower() + message[1:]
-        if not place:
-            return InvalidValueError(f"{cls.__name__}: {message}.")
-        if not message.startswith("expected"):
-            message = "expected " + message.removeprefix("input should be ").removeprefix("input should ")
-        return InvalidValueError(f"{cls.__name__}: {place} is {first['input']!r}; {message}.")
+            raise one_line(error, cls, cls.__name__) from error
 
 
 class _Additive(Spec):
@@ -293,19 +264,8 @@ class DynamicsShift(Spec):
 
 
 SPECS: dict[str, type[Spec]] = {
-    model.__name__: model
-    for model in (
-        ObservationNoise,
-        ObservationBias,
-        ObservationDropout,
-        ObservationDelay,
-        ObservationQuantize,
-        ActionNoise,
-        ActionDelay,
-        ActionDropout,
-        StickyAction,
-        ForceDisturbance,
-        DynamicsShift,
-    )
+    name: model
+    for name, model in list(globals().items())
+    if isinstance(model, type) and issubclass(model, Spec) and model is not Spec and not name.startswith("_")
 }
-"""The perturbations by name."""
+"""The perturbations by name, in the order above."""

@@ -42,7 +42,7 @@ class Target:
     """What `push` pushes, with units."""
 
     def push(self, force: torch.Tensor) -> None:
-        """Add a disturbance (num_envs, channels) for the coming step."""
+        """Add a disturbance (n, channels) for the coming step."""
         raise NotImplementedError
 
     def pull(self) -> None:
@@ -58,7 +58,7 @@ class Target:
         raise NotImplementedError
 
     def put(self, name: str, value: torch.Tensor) -> None:
-        """Set the value (num_envs, ...)."""
+        """Set the value (n, ...)."""
         raise NotImplementedError
 
     def shared(self, name: str) -> object | None:
@@ -66,7 +66,7 @@ class Target:
         return None
 
     def check(self, name: str, value: torch.Tensor) -> None:
-        """Raise `InvalidValueError` if the parameter cannot have this value."""
+        """Raise `InvalidValueError` if the parameter cannot have this value (n, ...)."""
 
     def unknown(self, name: str) -> UnknownNameError:
         """Return the error for a parameter that does not exist, with those that do."""

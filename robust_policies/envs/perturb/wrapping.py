@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+import types
+from typing import Any, TypeVar
 
 import gymnasium
 import numpy as np
@@ -14,8 +13,9 @@ import torch
 
 from robust_policies.envs.perturb import actions, observations, physics
 from robust_policies.envs.perturb.core import Perturbation
-from robust_policies.envs.perturb.specs import Spec
+from robust_policies.envs.perturb.specs import SPECS, Spec
 from robust_policies.errors import ShapeError
+from robust_policies.files.settings import units
 
 IMPLEMENTATIONS: dict[str, type[Perturbation]] = {
     "ObservationNoise": observations.Noise,
@@ -32,11 +32,17 @@ IMPLEMENTATIONS: dict[str, type[Perturbation]] = {
 }
 
 
-@contextmanager
-def plain_tensors() -> Iterator[None]:
-    """Keep no graph, and make tensors that can be written later, even inside `torch.inference_mode()`."""
-    with torch.inference_mode(False), torch.no_grad():
-        yield
+W = TypeVar("W")
+
+
+def made(base: type[W], module: str) -> dict[str, type[W]]:
+    """Return one subclass of a wrapper's `base` for each specification, by name, as if written in `module`."""
+    return {
+        name: types.new_class(
+            name, (base,), exec_body=lambda body, spec=spec: body.update(Spec=spec, __module__=module)
+        )
+        for name, spec in SPECS.items()
+    }
 
 
 def signature(spec: type[Spec]) -> inspect.Signature:
@@ -53,7 +59,7 @@ def documentation(spec: type[Spec]) -> str:
     """Return a wrapper's help: what it does, then each parameter with unit, meaning and default."""
     lines = [(spec.__doc__ or "").strip(), "", "Args:", "    env: what is wrapped."]
     for name, field in spec.model_fields.items():
-        unit = spec.field_units()[name]
+        unit = units(spec)[name]
         default = "" if field.is_required() else f" Default: {field.default!r}."
         lines.append(f"    {name}{f' [{unit}]' if unit else ''}: {field.description}.{default}")
     return "\n".join(lines)

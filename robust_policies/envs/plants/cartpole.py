@@ -20,7 +20,6 @@ from robust_policies.envs.plant import (
     Section,
     TaskFile,
     columns,
-    tensors,
     units,
 )
 from robust_policies.envs.plants.integrate import rk4
@@ -130,13 +129,7 @@ class CartPolePlant(Plant):
         self.observation_low = -self.observation_high
         self.observation_size = len(self.observation_high)
 
-    def nominal(
-        self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64
-    ) -> dict[str, torch.Tensor]:
-        """Return gravity [m/s^2], masscart [kg], masspole [kg] and (half) length [m] as 0-d tensors."""
-        return tensors(self.parameters, device, dtype)
-
-    def step(
+    def advance(
         self,
         state: torch.Tensor,
         action: torch.Tensor,
@@ -220,7 +213,7 @@ class CartPolePlant(Plant):
         return ~(beyond <= 0.0)
 
     def energy(self, state: torch.Tensor, params: Params) -> torch.Tensor:
-        """Return the kinetic and potential energy (...) in J; the potential one is zero where the pole is level."""
+        """Return the energy [J] of states (..., nx); the potential part is zero where the pole is level."""
         _, speed, angle, turning = state.unbind(-1)
         total = params["masscart"] + params["masspole"]
         moment = params["masspole"] * params["length"]

@@ -168,7 +168,7 @@ class ExpressionMatrix:
         return entries.reshape(*entries.shape[:-1], *self.shape)
 
     def check_finite(self, values: Mapping[str, torch.Tensor]) -> None:
-        """Raise `InvalidValueError` for an expression that has no finite value for these parameters, 0-d tensors."""
+        """Raise `InvalidValueError` for an expression that has no finite value for these parameters, scalars."""
         for entry in self.entries:
             if isinstance(entry, Expression) and not math.isfinite(number := float(entry(values))):
                 raise InvalidValueError(f"{entry.where} is {entry.text!r}, which is {number} for the parameters given; "

@@ -19,7 +19,6 @@ from robust_policies.envs.plant import (
     Section,
     TaskFile,
     columns,
-    tensors,
     units,
 )
 
@@ -92,19 +91,13 @@ class HeldDisturbancePlant(Plant):
         self.observation_high = np.array([np.inf])
         self.action_low, self.observation_low = -self.action_high, -self.observation_high
 
-    def nominal(
-        self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64
-    ) -> dict[str, torch.Tensor]:
-        """Return gain, pole_radius and pole_angle [rad per step] as 0-d tensors."""
-        return tensors(self.parameters, device, dtype)
-
     def prepare(self, physical: Params) -> Params:
         """Return the coefficients of T = gain / (z^2 + a1 z + a0), each of the parameters' shape."""
         radius = physical["pole_radius"]
         a1 = -2.0 * radius * physical["pole_angle"].cos()
         return {"gain": physical["gain"], "a1": a1, "a0": radius**2}
 
-    def step(
+    def advance(
         self,
         state: torch.Tensor,
         action: torch.Tensor,

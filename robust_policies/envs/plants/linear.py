@@ -267,11 +267,11 @@ class LinearPlant(Plant):
         return self._constants[key]
 
     def clip(self, action: torch.Tensor) -> torch.Tensor:
-        """Return the action within +-limits.action."""
+        """Return the action (..., nu) within +-limits.action."""
         limit = self._constant("action_high", action)
         return action.clamp(-limit, limit)
 
-    def step(
+    def advance(
         self,
         state: torch.Tensor,
         action: torch.Tensor,

@@ -18,7 +18,6 @@ from robust_policies.envs.plant import (
     Section,
     TaskFile,
     columns,
-    tensors,
     units,
 )
 from robust_policies.envs.plants.integrate import rk4
@@ -119,12 +118,6 @@ class MagLevPlant(Plant):
         self.observation_low = -self.observation_high
         self.measurement_noise_size = 2 if task.noise.position > 0 or task.noise.current > 0 else 0
 
-    def nominal(
-        self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64
-    ) -> dict[str, torch.Tensor]:
-        """Return the physical parameters as 0-d tensors."""
-        return tensors(self.parameters, device, dtype)
-
     def equilibrium(self, params: Params) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the current [A] whose force carries the ball at the setpoint, and the voltage [V] that holds it."""
         reach = params["a"] + self.setpoint
@@ -132,7 +125,7 @@ class MagLevPlant(Plant):
         current = reach * squared.sqrt()
         return current, params["resistance"] * current
 
-    def step(
+    def advance(
         self,
         state: torch.Tensor,
         action: torch.Tensor,

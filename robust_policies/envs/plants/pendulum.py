@@ -20,7 +20,6 @@ from robust_policies.envs.plant import (
     Section,
     TaskFile,
     columns,
-    tensors,
     units,
 )
 from robust_policies.errors import InvalidValueError
@@ -100,13 +99,7 @@ class PendulumPlant(Plant):
         self.observation_high = np.array([task.limits.speed if name == "speed" else 1.0 for name in self.observed])
         self.action_low, self.observation_low = -self.action_high, -self.observation_high
 
-    def nominal(
-        self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64
-    ) -> dict[str, torch.Tensor]:
-        """Return gravity [m/s^2], mass [kg] and length [m] as 0-d tensors."""
-        return tensors(self.parameters, device, dtype)
-
-    def step(
+    def advance(
         self,
         state: torch.Tensor,
         action: torch.Tensor,
@@ -141,7 +134,7 @@ class PendulumPlant(Plant):
         return -(self.cost.angle * wrapped**2 + self.cost.speed * speed**2 + self.cost.torque * torque**2)
 
     def energy(self, state: torch.Tensor, params: Params) -> torch.Tensor:
-        """Return the energy m l^2 theta'^2 / 6 + m g l cos(theta) / 2 (...) in J, for a uniform rod."""
+        """Return the energy m l^2 theta'^2 / 6 + m g l cos(theta) / 2 [J] of states (..., nx), for a uniform rod."""
         angle, speed = state.unbind(-1)
         moment = params["mass"] * params["length"]
         return moment * params["length"] * speed**2 / 6.0 + moment * params["gravity"] * angle.cos() / 2.0

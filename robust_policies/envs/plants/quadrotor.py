@@ -21,7 +21,6 @@ from robust_policies.envs.plant import (
     Section,
     TaskFile,
     columns,
-    tensors,
     units,
 )
 from robust_policies.envs.plants import rotation
@@ -145,12 +144,6 @@ class QuadrotorPlant(Plant):
         self.observation_high = np.concatenate((np.full(3, np.inf), np.ones(9), np.full(3, np.inf), rates))
         self.observation_low = -self.observation_high
 
-    def nominal(
-        self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64
-    ) -> dict[str, torch.Tensor]:
-        """Return the numbers of `parameter_units` as 0-d tensors."""
-        return tensors(self.parameters, device, dtype)
-
     def reference(self, clock: torch.Tensor) -> torch.Tensor:
         """Return the wanted position (..., 3) [m] at `clock` (...) [s]."""
         # Half a step early: a clock summed up in float32 may fall short of the time it means.
@@ -161,7 +154,7 @@ class QuadrotorPlant(Plant):
             wanted = [torch.where(since, place, before) for place, before in zip(position, wanted, strict=True)]
         return torch.stack(wanted, dim=-1)
 
-    def step(
+    def advance(
         self,
         state: torch.Tensor,
         action: torch.Tensor,
@@ -228,8 +221,8 @@ class QuadrotorPlant(Plant):
         """Return 1 / (1 + cost), in (0, 1], the cost a weighted sum of squares of `following` and of the action.
 
         The attitude counts by 2 (1 - cos a) = 4 (x^2 + y^2 + z^2) with a the angle of the rotation away from level and
-        yaw 0 and (x, y, z) the vector part of the quaternion, of length 1 as `step` returns it: smooth everywhere, and
-        the same for q and -q.
+        yaw 0 and (x, y, z) the vector part of the quaternion, of length 1 as `advance` returns it: smooth everywhere,
+        and the same for q and -q.
         """
         px, py, pz, _, x, y, z, vx, vy, vz, a, b, c, clock = following.unbind(-1)
         wanted_x, wanted_y, wanted_z = self.reference(clock).unbind(-1)
@@ -274,7 +267,7 @@ class QuadrotorPlant(Plant):
         )
 
     def energy(self, state: torch.Tensor, params: Params) -> torch.Tensor:
-        """Return the kinetic and potential energy (...) [J], zero at rest at z = 0."""
+        """Return the kinetic and potential energy [J] of states (..., nx), zero at rest at z = 0."""
         position, _, velocity, omega, _ = state.split((3, 4, 3, 3, 1), dim=-1)
         moving = params["mass"] * velocity.square().sum(-1)
         for axis, rate in zip("xyz", omega.unbind(-1), strict=True):

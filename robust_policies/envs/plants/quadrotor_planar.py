@@ -20,7 +20,6 @@ from robust_policies.envs.plant import (
     Section,
     TaskFile,
     columns,
-    tensors,
     units,
 )
 from robust_policies.envs.plants.integrate import rk4
@@ -145,19 +144,13 @@ class PlanarQuadrotorPlant(Plant):
         self.observation_high = np.array([np.inf, np.inf, 1.0, 1.0, *(np.inf,) * 5])
         self.observation_low = -self.observation_high
 
-    def nominal(
-        self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64
-    ) -> dict[str, torch.Tensor]:
-        """Return gravity [m/s^2], mass [kg], inertia [kg m^2] and arm [m] as 0-d tensors."""
-        return tensors(self.parameters, device, dtype)
-
     def reference(self, clock: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return where the reference is at `clock` (...) [s] and how fast: x, z [m], x', z' [m/s], each (...)."""
         phase = self.turn_rate * clock
         x, z = self.radius * phase.cos(), self.radius * phase.sin()
         return self.centre[0] + x, self.centre[1] + z, -self.turn_rate * z, self.turn_rate * x
 
-    def step(
+    def advance(
         self,
         state: torch.Tensor,
         action: torch.Tensor,

@@ -18,7 +18,6 @@ from robust_policies.envs.plant import (
     Section,
     TaskFile,
     columns,
-    tensors,
     units,
 )
 from robust_policies.envs.plants.integrate import rk4
@@ -118,13 +117,7 @@ class QubePlant(Plant):
         self.process_noise_size = 4 if task.noise.angle > 0 or task.noise.speed > 0 else 0
         self.measurement_noise_size = 2 if task.noise.encoder > 0 else 0
 
-    def nominal(
-        self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64
-    ) -> dict[str, torch.Tensor]:
-        """Return the physical parameters as 0-d tensors."""
-        return tensors(self.parameters, device, dtype)
-
-    def step(
+    def advance(
         self,
         state: torch.Tensor,
         action: torch.Tensor,

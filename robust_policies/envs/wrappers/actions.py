@@ -66,7 +66,7 @@ class ClipAction(_ActionWrapper):
         self._take(-np.inf, np.inf)
 
     def actions(self, actions: torch.Tensor) -> torch.Tensor:
-        """Return the clipped actions."""
+        """Return the clipped actions (n, nu)."""
         return actions.clamp(self._low.to(actions.dtype), self._high.to(actions.dtype))
 
 
@@ -98,6 +98,6 @@ class RescaleAction(_ActionWrapper):
         return np.broadcast_to(bound, (self.action_size,))
 
     def actions(self, actions: torch.Tensor) -> torch.Tensor:
-        """Return low' + (action - low) (high' - low') / (high - low), with the environment's bounds low', high'."""
+        """Return low' + (action - low) (high' - low') / (high - low) for actions (n, nu); low', high': the plant's."""
         low, start, gain = (value.to(actions.dtype) for value in (self._low, self._from, self._gain))
         return low + (actions - start) * gain

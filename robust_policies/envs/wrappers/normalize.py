@@ -73,7 +73,7 @@ class NormalizeObservation(_Normalizer):
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
 
     def normalized(self, observation: torch.Tensor) -> torch.Tensor:
-        """Return observations (..., observation_size) with the present statistics, which it leaves alone."""
+        """Return observations (..., ny) with the present statistics, which it leaves alone."""
         dtype = observation.dtype
         values = (observation - self.moments.mean.to(dtype)) / self.scale().to(dtype)
         return values if self.clip is None else values.clamp(-self.clip, self.clip)

@@ -25,13 +25,13 @@ class FrozenActor:
         """Return the state (batch, nx) at an episode's start."""
         return self.actor.cell.initial_state(batch)
 
-    def step(self, state: Tensor, observation: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (next state, mean action before clipping) for observations (batch, nu)."""
-        inputs = self.actor.body.scaling(self.actor.normalized(observation))
-        state, output = self.actor.cell.step(self.explicit, state, inputs)
-        return state, self.actor.head(output)
+    def step(self, observations: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (mean actions (batch, na) before clipping, next state (batch, nx)) for observations (batch, nu)."""
+        inputs = self.actor.body.scaling(self.actor.normalized(observations))
+        output, state = self.actor.cell.step(self.explicit, inputs, state)
+        return self.actor.head(output), state
 
-    def run(self, state: Tensor, observations: Tensor) -> Tensor:
+    def run(self, observations: Tensor, state: Tensor) -> Tensor:
         """Return the mean actions (time, batch, na) before clipping for observations (time, batch, nu)."""
         inputs = self.actor.body.scaling(self.actor.normalized(observations))
         return self.actor.head(self.actor.cell.run(self.explicit, inputs, state, None)[0])

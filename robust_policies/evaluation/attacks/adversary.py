@@ -33,10 +33,10 @@ def wish(norm: str, raw: Tensor, size: Tensor, horizon: int) -> Tensor:
     return inside * scale.unsqueeze(-1)
 
 
-def seen(actor: FrozenActor, hidden: Tensor, observation: Tensor, budget: Budget) -> Tensor:
+def seen(actor: FrozenActor, observation: Tensor, hidden: Tensor, budget: Budget) -> Tensor:
     """Return what an adversary reads (batch, nu + na + 2): observation, clean action, size and what is left of it."""
     with torch.no_grad():
-        action = actor.clip(actor.step(hidden, observation)[1])
+        action = actor.clip(actor.step(observation, hidden)[0])
     share = budget.left / budget.size.double().clamp(min=1e-12)
     return torch.cat((observation, action, budget.size.unsqueeze(-1), share.unsqueeze(-1)), dim=-1).float()
 
@@ -60,13 +60,13 @@ class Victim:
 
     def seen(self, observation: Tensor) -> Tensor:
         """Return what the adversary reads for observations (batch, nu)."""
-        return seen(self.actor, self.hidden, observation, self.budget)
+        return seen(self.actor, observation, self.hidden, self.budget)
 
     def act(self, observation: Tensor, raw: Tensor) -> Tensor:
         """Return the policy's actions (batch, na) on observations perturbed as the adversary's actions say."""
         perturbed = self.budget.apply(observation, wish(self.norm, raw, self.size, self.horizon))
         with torch.no_grad():
-            self.hidden, action = self.actor.step(self.hidden, perturbed)
+            action, self.hidden = self.actor.step(perturbed, self.hidden)
         return self.actor.clip(action).float()
 
     def spaces(self) -> tuple[spaces.Box, spaces.Box]:

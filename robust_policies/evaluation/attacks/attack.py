@@ -8,20 +8,19 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from torch import Tensor
 
+from robust_policies.envs.batch import Environment
 from robust_policies.envs.vector import TorchVectorEnv
-from robust_policies.errors import InvalidValueError, UnknownNameError
 from robust_policies.evaluation.attacks.actor import FrozenActor
 from robust_policies.evaluation.attacks.budget import Budget, unit
+from robust_policies.files.settings import Section, one_line
 from robust_policies.policies.deployed import DeployedPolicy
 
 
-class Options(BaseModel):
-    """The settings of an attack: unknown names and wrong values are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+class Options(Section):
+    """The settings of an attack."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class Tuning:
     """
 
     policy: DeployedPolicy
-    env_id: str
+    env_id: Environment
     norm: str
     sizes: Sequence[float]
     seeds: Sequence[int]
@@ -128,13 +127,7 @@ class Attack(ABC):
 
 def checked(model: type[Options], name: str, options: Mapping[str, Any] | None) -> Options:
     """Return the settings of the attack `name`, checked; raises UnknownNameError, InvalidValueError."""
-    given = dict(options or {})
-    for key in given:
-        if key not in model.model_fields:
-            raise UnknownNameError.among(f"option of {name}", key, model.model_fields)
     try:
-        return model(**given)
+        return model.model_validate(dict(options or {}))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise InvalidValueError(f"{name}'s option {where} is {first['input']!r}: {first['msg']}.") from error
+        raise one_line(error, model, f"attack {name}") from error

@@ -85,9 +85,9 @@ class ClosedLoopPGD(Planned):
             total = torch.zeros_like(first[:, 0])
             alive = torch.ones_like(total)
             for perturbation in delta:
-                memory, action = actor.step(memory, plant.observe(state, params) + perturbation)
+                action, memory = actor.step(plant.observe(state, params) + perturbation, memory)
                 action = actor.clip(action)
-                following = plant.step(state, action, params)
+                following = plant.advance(state, action, params)
                 reward = plant.reward(state, action, following, params) * alive
                 total = reward if only_last else total + reward
                 if plant.terminates:

@@ -90,7 +90,7 @@ class CriticPGD(Attack):
         hidden, observation = (v.repeat(options.restarts, 1) for v in (moment.hidden, moment.observation))
 
         def harm(delta: Tensor) -> Tensor:
-            memory, action = actor.step(hidden, observation + delta[0])
+            action, memory = actor.step(observation + delta[0], hidden)
             return -critic(torch.cat((observation, actor.clip(action), memory), dim=-1))
 
         starts = self.starts(options.restarts, 1) * ball.size.reshape(1, 1, -1, 1)
@@ -112,7 +112,7 @@ def _recorded(actor: FrozenActor, tuning: Tuning, seed: int, options: CriticOpti
     hidden, states = actor.initial_state(batch), []
     with torch.no_grad():
         for perturbed in data["perturbed"]:
-            hidden, _ = actor.step(hidden, perturbed)
+            _, hidden = actor.step(perturbed, hidden)
             states.append(hidden)
     following, values = torch.zeros(batch, device=device), []
     for reward in reversed(data["rewards"]):

@@ -12,15 +12,13 @@ import math
 import warnings
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
+from robust_policies.envs.batch import make_batch, ours, time_limit
 from robust_policies.envs.bridges.sb3 import SB3VecEnv, make_sb3_vec_env
-from robust_policies.envs.perturb import parse, perturb
-from robust_policies.envs.registration import ours
 from robust_policies.errors import DivergedError
 from robust_policies.evaluation.attacks.actor import FrozenActor
 from robust_policies.evaluation.attacks.adversary import AdversaryVecEnv, AdversaryVectorEnv, Victim, seen, wish
@@ -87,8 +85,8 @@ class Learned(Attack):
         """Return what the adversary's mean action stands for."""
         scene, budget = self.scene, self.scene.budget
         with torch.no_grad():
-            reads = seen(scene.actor, moment.hidden, moment.observation, budget)
-            self.memory, raw = self.prepared.step(self.memory, torch.nan_to_num(reads))
+            reads = seen(scene.actor, moment.observation, moment.hidden, budget)
+            raw, self.memory = self.prepared.step(torch.nan_to_num(reads), self.memory)
         return wish(budget.norm, raw.clamp(-1.0, 1.0), budget.size, budget.horizon)
 
 
@@ -98,19 +96,16 @@ def _environment(tuning: Tuning, count: int, reward_scale: float) -> Any:
     size = torch.tensor([tuning.sizes[i % len(tuning.sizes)] for i in range(count)], device=device)
     seed = tuning.seeds[0] * 100_003
     if ours(tuning.env_id):
-        env = gymnasium.make_vec(
-            tuning.env_id, num_envs=count, device=device, autoreset_mode="SAME_STEP", **tuning.env_kwargs
-        )
-        horizon = env.unwrapped.max_episode_steps  # type: ignore[attr-defined]
-        env = perturb(env, parse(tuning.perturbations))
+        env = make_batch(tuning.env_id, count, tuning.env_kwargs, tuning.perturbations, device=device)
+        horizon = time_limit(env) or tuning.max_steps
         bridge = SB3VecEnv(AdversaryVectorEnv(env, Victim(actor, tuning.norm, size, horizon), reward_scale))
         bridge.seed(seed)
         return bridge
-    inner = make_sb3_vec_env(
+    inner: Any = make_sb3_vec_env(
         tuning.env_id, count, seed, env_kwargs=tuning.env_kwargs, perturbations=tuning.perturbations
     )
-    spec = gymnasium.spec(tuning.env_id)
-    victim = Victim(actor, tuning.norm, size, spec.max_episode_steps or tuning.max_steps)
+    horizon = time_limit(inner.envs[0]) or tuning.max_steps
+    victim = Victim(actor, tuning.norm, size, horizon)
     return AdversaryVecEnv(inner, victim, reward_scale)
 
 

@@ -32,11 +32,11 @@ class MADPGD(Attack):
         actor, options = self.scene.actor, self.options
         ball = self.scene.budget.ball(moment.t, 1)
         with torch.no_grad():
-            clean = actor.clip(actor.step(moment.hidden, moment.observation)[1]).repeat(options.restarts, 1)
+            clean = actor.clip(actor.step(moment.observation, moment.hidden)[0]).repeat(options.restarts, 1)
         hidden, observation = (value.repeat(options.restarts, 1) for value in (moment.hidden, moment.observation))
 
         def distance(delta: Tensor) -> Tensor:
-            action = actor.step(hidden, observation + delta[0])[1]
+            action = actor.step(observation + delta[0], hidden)[0]
             return (actor.clip(action) - clean).square().sum(-1)
 
         starts = self.starts(options.restarts, 1) * ball.size.reshape(1, 1, -1, 1)

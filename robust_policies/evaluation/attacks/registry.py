@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import gymnasium
-
-from robust_policies.envs.registration import ours
-from robust_policies.envs.task import load_plant
+from robust_policies.envs.batch import Environment, name_of, plant_of
 from robust_policies.errors import InvalidValueError, UnknownNameError
 from robust_policies.evaluation.attacks.attack import Attack, Options, checked
 from robust_policies.evaluation.attacks.closed_loop_pgd import ClosedLoopPGD
@@ -64,12 +61,12 @@ def make_attack(name: str, options: Mapping[str, Any] | None = None, prepared: A
     return _CLASSES[name](settings, prepared)
 
 
-def why_not(name: str, env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> str | None:
+def why_not(name: str, env_id: Environment, env_kwargs: Mapping[str, Any] | None = None) -> str | None:
     """Return why an attack cannot attack an environment, None if it can; raises UnknownNameError."""
     attack_options(name)
     if name != "closed_loop_pgd":
         return None
-    if not ours(env_id):
-        return f"{env_id} is not one of this package's environments, through whose plants gradients flow"
-    plant = load_plant((env_kwargs or {}).get("task", gymnasium.spec(env_id.rpartition(":")[2]).kwargs["task"]))
-    return None if plant.differentiable else f"no gradient flows through the plant of {env_id} ({plant.kind})"
+    plant = plant_of(env_id, env_kwargs)
+    if plant is None:
+        return f"{name_of(env_id)} is not one of this package's environments, through whose plants gradients flow"
+    return None if plant.differentiable else f"no gradient flows through the plant of {name_of(env_id)} ({plant.kind})"

@@ -61,7 +61,7 @@ class SequencePGD(Planned):
         found = super().perturbation(moment)
         if self.rehearsed is None:
             with torch.no_grad():
-                self.twin, _ = self.scene.actor.step(self.twin, moment.observation)
+                _, self.twin = self.scene.actor.step(moment.observation, self.twin)
         return found
 
     def planned(self, moment: Moment, width: int) -> Tensor:
@@ -75,14 +75,14 @@ class SequencePGD(Planned):
         ahead = torch.cat((moment.observation.unsqueeze(0), ahead[1:]))
         ball = scene.budget.ball(moment.t, width, options.hurry)
         with torch.no_grad():
-            clean = actor.clip(actor.run(self.twin, ahead)).repeat(1, count, 1)
+            clean = actor.clip(actor.run(ahead, self.twin)).repeat(1, count, 1)
         many, hidden = ahead.repeat(1, count, 1), moment.hidden.repeat(count, 1)
         # Every second start pushes to the other side.
         turn = torch.tensor([1.0 - 2.0 * (i % 2) for i in range(count)], device=ahead.device)
         side = (turn.reshape(-1, 1, 1) * self.side).flatten(0, 1)
 
         def deviation(delta: Tensor) -> Tensor:
-            moved = actor.clip(actor.run(hidden, many + delta)) - clean
+            moved = actor.clip(actor.run(many + delta, hidden)) - clean
             if options.objective == "squared":
                 return moved.square().sum(dim=(0, 2))
             if options.objective == "absolute":

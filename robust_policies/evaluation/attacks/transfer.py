@@ -82,5 +82,5 @@ class Transfer(Attack):
             return self.found[moment.t] if moment.t < len(self.found) else torch.zeros_like(moment.observation)
         delta = self.inner.perturbation(Moment(moment.t, moment.observation, self.hidden))
         with torch.no_grad():
-            self.hidden, _ = self.other.step(self.hidden, moment.observation + delta)
+            _, self.hidden = self.other.step(moment.observation + delta, self.hidden)
         return delta

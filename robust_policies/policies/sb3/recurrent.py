@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from gymnasium import spaces
@@ -103,7 +103,8 @@ class RecurrentCellPolicy(RecurrentActorCriticPolicy):
             **kwargs,
         )
         self._replace_cells()
-        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # pyright: ignore[reportCallIssue]
+        optimizer: Any = self.optimizer_class
+        self.optimizer = optimizer(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
 
     @property
     def cell(self) -> Cell:
@@ -113,7 +114,8 @@ class RecurrentCellPolicy(RecurrentActorCriticPolicy):
     @property
     def actor(self) -> Actor:
         """The deterministic actor, features (a flat observation) -> mean action; it shares this policy's weights."""
-        return Actor(self.lstm_actor, self.action_net)  # pyright: ignore[reportArgumentType]
+        # Stable-Baselines3 declares other modules, in whose place `_replace_cells` and `_build` put these.
+        return Actor(cast(ScaledCell, self.lstm_actor), cast(MeanHead, self.action_net))
 
     def certificate(self, env: VecEnv | None = None, weights: Sequence[float] | None = None) -> Certificate:
         """Return the certificate of the gain from raw observation to raw mean action.
@@ -130,7 +132,7 @@ class RecurrentCellPolicy(RecurrentActorCriticPolicy):
     def evaluate_actions(
         self, obs: Tensor, actions: Tensor, lstm_states: RNNStates, episode_starts: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return (values, log-probabilities, entropies) of stored actions.
+        """Return (values, log-probabilities, entropies) of stored actions, (batch,) each.
 
         Those of a MultiBinary space come from the buffer as integers, of which no log-probability can be computed.
         """
@@ -150,8 +152,9 @@ class RecurrentCellPolicy(RecurrentActorCriticPolicy):
             "mlp": self.features_dim,
         }[critic]
         checks.positive_int("output_size of critic_kwargs", critic_input)
-        layers = self.net_arch["vf"]  # pyright: ignore[reportArgumentType, reportCallIssue]
-        self.mlp_extractor = _Heads(outputs, critic_input, layers, self.activation_fn)  # pyright: ignore[reportAttributeAccessIssue]
+        layers = cast("dict[str, list[int]]", self.net_arch)["vf"]
+        # Another module than Stable-Baselines3 declares, with the methods that it calls.
+        self.mlp_extractor = cast(Any, _Heads(outputs, critic_input, layers, self.activation_fn))
 
     def _replace_cells(self) -> None:
         options = self._options
@@ -206,7 +209,7 @@ class RecurrentCellPolicy(RecurrentActorCriticPolicy):
         state = stored[0, :, :size].to(next(lstm.parameters()).dtype)
         if features.shape[0] == n_seq:
             state = state.masked_fill(episode_starts.reshape(n_seq, 1) != 0, 0.0)
-            state, outputs = lstm.step(state, features)
+            outputs, state = lstm.step(features, state)
         else:
             inputs = features.reshape(n_seq, -1, lstm.input_size).swapaxes(0, 1)
             starts = episode_starts.reshape(n_seq, -1).swapaxes(0, 1) != 0

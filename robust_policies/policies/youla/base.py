@@ -17,53 +17,80 @@ controllers for a partially-observed linear system", IEEE Control Systems Letter
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
 from gymnasium import spaces
+from pydantic import Field
 from torch import Tensor, nn
 
 from robust_policies import checks
 from robust_policies.control.linear_model import LinearModel
 from robust_policies.control.lqg import LQGDesign
+from robust_policies.control.norms import radius
 from robust_policies.control.saturation import SaturationBudget, saturation_budget
 from robust_policies.control.scope import Scope
 from robust_policies.control.youla import normalisation
-from robust_policies.errors import InvalidValueError, ShapeError
+from robust_policies.errors import InvalidValueError, ShapeError, UnknownNameError
 
 
 @dataclass(frozen=True)
 class YoulaOptions:
-    """What a user chooses beside model and design."""
+    """What a user chooses beside model and design: of the wrappers, the policy and a recipe's `youla` section."""
 
-    reserve: float = 0.0
+    reserve: Annotated[float, Field(ge=0, lt=1, description="share of the actuators' range kept from the policy")] = 0.0
     """Share [0, 1) of the actuators' range about u0 that the Youla input leaves to the base controller."""
-    limit: float | None = None
+    limit: Annotated[
+        float | None, Field(gt=0, description="largest normalised Youla input; null: all that the reserve leaves")
+    ] = None
     """Largest size of each normalised Youla input; None: all that the reserve leaves."""
-    quantum: float = 0.0
+    quantum: Annotated[float, Field(ge=0, description="the actuators take multiples of it")] = 0.0
     """The actuators take multiples of this, in the input's units; 0: any value."""
-    delay: int = 0
+    delay: Annotated[int, Field(ge=0, description="steps by which inputs act late, beyond what the model says")] = 0
     """Steps by which the plant applies an input late, beyond what the model says."""
-    reference: tuple[int, ...] = ()
-    """Indices of observations that no action can influence (a reference): the policy reads them, not the observer."""
-    region: tuple[float, ...] = ()
+    reference: Annotated[
+        tuple[int, ...] | None,
+        Field(description="observations that no action can influence; null: found by a trial"),
+    ] = None
+    """Indices of observations that no action can influence (a reference): the policy reads them, not the observer.
+
+    None: those that a trial of the environment's plant finds, where there is one and no model is given; else none."""
+    region: Annotated[
+        tuple[float, ...],
+        Field(description="half widths of the model's states in which the nonlinear plant is judged"),
+    ] = ()
     """Half widths of the linear model's states about x0: where a monitor expects the estimate; (): everywhere."""
+
+    @classmethod
+    def of(cls, options: YoulaOptions | None = None, **chosen: Any) -> YoulaOptions:
+        """Return `options`, None for the defaults, with the chosen ones in place of theirs.
+
+        Raises:
+            UnknownNameError: one has another name. InvalidValueError: a value is not allowed.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in chosen:
+            if name not in known:
+                raise UnknownNameError.among("option of the Youla wrapper", name, known)
+        return replace(options or cls(), **chosen)
 
     def __post_init__(self) -> None:
         checks.finite_float("reserve", self.reserve, at_least=0.0)
         if self.reserve >= 1.0:
-            raise InvalidValueError(f"reserve is {self.reserve!r}; expected less than 1: nothing is left for the "
-                                    "Youla input.")  # fmt: skip
+            raise InvalidValueError(
+                f"reserve is {self.reserve!r}; expected less than 1: nothing is left for the Youla input."
+            )
         if self.limit is not None:
             checks.finite_float("limit", self.limit, above=0.0)
         checks.finite_float("quantum", self.quantum, at_least=0.0)
         checks.positive_int("delay", self.delay, minimum=0)
-        indices = tuple(checks.positive_int("an entry of reference", index, minimum=0) for index in self.reference)
-        if len(set(indices)) != len(indices):
-            raise InvalidValueError(f"reference is {self.reference}; expected every index once.")
-        object.__setattr__(self, "reference", indices)
+        if self.reference is not None:
+            indices = tuple(checks.positive_int("an entry of reference", index, minimum=0) for index in self.reference)
+            if len(set(indices)) != len(indices):
+                raise InvalidValueError(f"reference is {self.reference}; expected every index once.")
+            object.__setattr__(self, "reference", indices)
         widths = tuple(checks.finite_float("an entry of region", width, above=0.0) for width in self.region)
         object.__setattr__(self, "region", widths)
 
@@ -115,7 +142,8 @@ class BaseController(nn.Module):
         options: YoulaOptions | None = None,
     ) -> None:
         super().__init__()
-        self.model, self.design, self.options = model, design, options or YoulaOptions()
+        options = options or YoulaOptions()
+        self.model, self.design, self.options = model, design, replace(options, reference=options.reference or ())
         self.scope = Scope("linear") if model.exact else Scope()
         self.observation_space, self.action_space = _vectors(observation_space), _vectors(action_space)
         self._check_fit()
@@ -132,13 +160,13 @@ class BaseController(nn.Module):
         self._keep("innovation_scale", scales[0])
         self._keep("input_scale", scales[1])
         self._keep("angle", np.isin(np.arange(model.p), model.angles))
-        count, reference = self.observation_space.shape[0], list(self.options.reference)
+        count, reference = self.observation_space.shape[0], list(self.options.reference or ())
         self._keep("measured", np.setdiff1d(np.arange(count), reference))
         self._keep("exogenous", np.asarray(reference, dtype=np.int64))
         bound = np.full(model.m, self._largest(low, high))
-        kind: Any = self.action_space.dtype.type  # type: ignore[union-attr]
+        kind: Any = np.dtype(self.action_space.dtype).type
         self.youla_action_space = spaces.Box(-bound.astype(kind), bound.astype(kind), dtype=kind)
-        kind = self.observation_space.dtype.type  # type: ignore[union-attr]
+        kind = np.dtype(self.observation_space.dtype).type
         free = np.full(model.p, np.inf)
         ends = [
             np.concatenate((sign * free, side[reference])).astype(kind)
@@ -159,7 +187,7 @@ class BaseController(nn.Module):
         """Return the state (batch, state_size) at an episode's start."""
         return self.A.new_zeros(batch, self.state_size)
 
-    def innovation(self, state: Tensor, observation: Tensor) -> Tensor:
+    def innovation(self, observation: Tensor, state: Tensor) -> Tensor:
         """Return yt (batch, p), angles wrapped, for the environment's observations (batch, size)."""
         measured = observation.to(self.A.dtype).index_select(-1, self.measured)
         difference = measured - self.y0 - state[..., : self.model.n] @ self.C.T
@@ -173,7 +201,7 @@ class BaseController(nn.Module):
             (normalised.to(self.numbers), observation.index_select(-1, self.exogenous).to(self.numbers)), -1
         )
 
-    def estimate(self, state: Tensor, innovation: Tensor) -> Tensor:
+    def estimate(self, innovation: Tensor, state: Tensor) -> Tensor:
         """Return the estimate (batch, n) that is fed back, in the plant's own units."""
         return self.x0 + state[..., : self.model.n] + innovation @ self.M.T
 
@@ -185,7 +213,7 @@ class BaseController(nn.Module):
         """Return where (batch,) an input that was sent lies at a limit of its actuator."""
         return ((sent <= self.low) | (sent >= self.high)).any(-1)
 
-    def command(self, state: Tensor, innovation: Tensor, youla: Tensor) -> Tensor:
+    def command(self, innovation: Tensor, youla: Tensor, state: Tensor) -> Tensor:
         """Return the inputs (batch, m) to send, for normalised Youla inputs (batch, m): clipped, as the actuator can.
 
         They are float64, and exactly what the environment's number type can hold.
@@ -197,13 +225,13 @@ class BaseController(nn.Module):
             u = self._within(self.options.quantum * torch.round(u / self.options.quantum))
         return u.to(self.inputs).to(self.A.dtype)
 
-    def update(self, state: Tensor, innovation: Tensor, sent: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (next state, inputs (batch, m) that the plant received) after `sent` has been sent."""
+    def update(self, innovation: Tensor, sent: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (inputs (batch, m) that the plant received, next state) after `sent` has been sent."""
         n, m = self.model.n, self.model.m
         line = torch.cat((state[..., n:], sent - self.idle), -1)
         applied = self.idle + line[..., :m] if self.options.delay else sent
         following = state[..., :n] @ self.A.T + (applied - self.u0) @ self.B.T + innovation @ self.L.T
-        return torch.cat((following, line[..., m:]), -1), applied
+        return applied, torch.cat((following, line[..., m:]), -1)
 
     def saturation(self) -> SaturationBudget:
         """Return how large innovations may be before an input can saturate, Youla inputs taking all they may.
@@ -226,22 +254,26 @@ class BaseController(nn.Module):
         for name, expected in (("K", (m, n)), ("L", (n, p)), ("M", (n, p))):
             checks.shape(f"{name} of the design", getattr(design, name), expected)
         if self.options.region and len(self.options.region) != n:
-            raise ShapeError(f"region has {len(self.options.region)} number(s); expected {n}, one for each of the "
-                             f"model's states {', '.join(model.state_names)}.")  # fmt: skip
-        size, references = self.observation_space.shape[0], self.options.reference
+            raise ShapeError(
+                f"region has {len(self.options.region)} number(s); expected {n}, one for each of the "
+                f"model's states {', '.join(model.state_names)}."
+            )
+        size, references = self.observation_space.shape[0], self.options.reference or ()
         if any(index >= size for index in references):
-            raise InvalidValueError(f"reference is {references}; expected indices below {size}, the size of an "
-                                    "observation.")  # fmt: skip
+            raise InvalidValueError(
+                f"reference is {references}; expected indices below {size}, the size of an observation."
+            )
         if size - len(references) != p or self.action_space.shape[0] != m:
             raise ShapeError(
                 f"The environment measures {size - len(references)} output(s) beside {len(references)} reference(s) "
                 f"and takes {self.action_space.shape[0]} input(s); the model has {p} output(s) and {m} input(s)."
             )
         for name, matrix in (("A - B K", model.A - model.B @ design.K), ("A - L C", model.A - design.L @ model.C)):
-            radius = float(np.abs(np.linalg.eigvals(matrix)).max())
-            if not radius < 1.0:
-                raise InvalidValueError(f"The design leaves {name} of the model a spectral radius of {radius:.6g}; "
-                                        "expected one below 1. Is it the design of another model?")  # fmt: skip
+            if not (rho := radius(matrix)) < 1.0:
+                raise InvalidValueError(
+                    f"The design leaves {name} of the model a spectral radius of {rho:.6g}; "
+                    "expected one below 1. Is it the design of another model?"
+                )
 
     def _largest(self, low: np.ndarray, high: np.ndarray) -> float:
         """Return the half-width of the Box of normalised Youla inputs."""
@@ -252,17 +284,22 @@ class BaseController(nn.Module):
         # All of the Box must fit, for clipping each normalised input alone has gain 1 in the norm that is certified.
         largest = float((spare / np.abs(self.input_scale.numpy()).sum(1)).min())
         if options.limit is None and not math.isfinite(largest):
-            raise InvalidValueError("The environment's actions have no limits; give limit=..., the largest "
-                                    "normalised Youla input.")  # fmt: skip
+            raise InvalidValueError(
+                "The environment's actions have no limits; give limit=..., the largest normalised Youla input."
+            )
         if options.limit is not None and options.limit > largest:
-            raise InvalidValueError(f"limit is {options.limit:g}; with a reserve of {options.reserve:g} the actuators "
-                                    f"allow at most {largest:.6g}. Lower one of them.")  # fmt: skip
+            raise InvalidValueError(
+                f"limit is {options.limit:g}; with a reserve of {options.reserve:g} the actuators "
+                f"allow at most {largest:.6g}. Lower one of them."
+            )
         return largest if options.limit is None else float(options.limit)
 
 
 def _vectors(space: spaces.Space) -> spaces.Box:
     floating = isinstance(space, spaces.Box) and np.issubdtype(space.dtype or np.int64, np.floating)
     if not floating or len(space.shape or ()) != 1:
-        raise InvalidValueError(f"The environment has the space {space}; expected a Box of vectors of floating numbers "
-                                "for observations and actions.")  # fmt: skip
-    return space  # type: ignore[return-value]
+        raise InvalidValueError(
+            f"The environment has the space {space}; expected a Box of vectors of floating numbers "
+            "for observations and actions."
+        )
+    return cast(spaces.Box, space)

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
 from robust_policies.certificates import Certificate, Factor
-from robust_policies.certificates.certificate import array_hashes, claim, versions
-from robust_policies.certificates.lmi import Array, Matrices, matrices
+from robust_policies.certificates.certificate import array_hashes, claim
+from robust_policies.certificates.lmi import Array, Matrices
 from robust_policies.certificates.multipliers import LipschitzMultiplier
-from robust_policies.certificates.riccati import recover_metric
 from robust_policies.certificates.search import Search
 from robust_policies.certificates.verify import verify_arrays
 from robust_policies.control import youla
 from robust_policies.control.augment import with_input_delay
-from robust_policies.control.bounded import Bounded
+from robust_policies.control.bounded import Bounded, between
 from robust_policies.control.closed_loop import ClosedLoop
-from robust_policies.control.gain_bounds import gain_bound
+from robust_policies.control.gain_bounds import known_gain
 from robust_policies.control.linear_model import LinearModel
 from robust_policies.control.lqg import LQGDesign
 from robust_policies.control.norms import radius
 from robust_policies.control.scope import Scope
 from robust_policies.errors import InvalidValueError, NotCertifiableError
+from robust_policies.files.versions import versions
+from robust_policies.networks import R2DN
 from robust_policies.policies.actor import Actor
 from robust_policies.policies.certify import running_arrays
 from robust_policies.policies.deployed import DeployedPolicy
@@ -77,9 +78,13 @@ def loop_parts(policy: Judged) -> LoopParts:
         # The observer knows the inputs under way exactly, and the feedback does not use them.
         late, count = with_input_delay(model, steps), steps * model.m
         design = replace(
-            design, K=np.pad(design.K, ((0, 0), (0, count))), L=np.pad(design.L, ((0, count), (0, 0))),
-            M=np.pad(design.M, ((0, count), (0, 0))), Q=np.pad(design.Q, (0, count)), W=np.pad(design.W, (0, count)),
-        )  # fmt: skip
+            design,
+            K=np.pad(design.K, ((0, 0), (0, count))),
+            L=np.pad(design.L, ((0, count), (0, 0))),
+            M=np.pad(design.M, ((0, count), (0, 0))),
+            Q=np.pad(design.Q, (0, count)),
+            W=np.pad(design.W, (0, count)),
+        )
         model = late
     try:
         parameter, ell = _folded(policy.policy.actor, model.p)
@@ -104,9 +109,9 @@ def certify_youla(policy: Judged) -> Certificate:
         bounds = youla.bounds(parts.model, parts.design, gain or 0.0, q=q, ell=parts.ell, scales=parts.scales)
     except InvalidValueError as error:
         raise NotCertifiableError(f"The base loop of the linear model: {error}") from error
-    # What only the gain says, with the rounding of the loop's own products allowed for.
-    generic = None if gain is None else _loop(parts, _any(parts, gain))
-    scaled = None if generic is None or gain is None else gain_bound(generic, (gain,))
+    # What only the gain says.
+    generic = None if gain is None else _loop(parts, known_gain(parts.model.p, parts.model.m))
+    scaled = None if gain is None else bounds.scaled
     own = None if q is None else _loop(parts, q)
     candidates = [bound for bound in (scaled, bounds.closed_loop) if bound is not None and bound.proven]
     best = min(candidates, key=lambda bound: bound.gain, default=None)
@@ -123,14 +128,20 @@ def certify_youla(policy: Judged) -> Certificate:
         shown, bound_ell = (own, parts.ell) if best is bounds.closed_loop else (generic, gain)
         assert shown is not None and bound_ell is not None
         proof = verify_arrays(
-            shown, rate=1.0, gamma=best.gain, family=LipschitzMultiplier(shown.sizes[1], bound_ell), P=best.metric,
+            shown,
+            rate=1.0,
+            gamma=best.gain,
+            family=LipschitzMultiplier(shown.sizes[1], bound_ell),
+            P=best.metric,
             theta=np.array([best.tau[0] * best.gain]),
-        )  # fmt: skip
+        )
         margin, method = proof.margin, proof.method or "matrix inequality with rounding-error bound"
     elif rate is not None:
         method = "matrix inequality with rounding-error bound"
     content = {
-        "T0": bounds.T0.gain, "T1": bounds.T1.gain, "T2": bounds.T2.gain,
+        "T0": bounds.T0.gain,
+        "T1": bounds.T1.gain,
+        "T2": bounds.T2.gain,
         "triangle": None if gain is None else bounds.triangle.gain,
         "scaled": None if scaled is None else _number(scaled.gain),
         "closed_loop": None if bounds.closed_loop is None else _number(bounds.closed_loop.gain),
@@ -141,13 +152,22 @@ def certify_youla(policy: Judged) -> Certificate:
         "region": list(policy.controller.options.region),
         "plant": _plant(policy, parts, gain),
         "saturation": _saturation(policy),
-    }  # fmt: skip
+    }
     note = "the Youla parameter, from normalised innovation to normalised input"
     certificate = Certificate(
-        "PASS", "", gamma_core=alone.gamma_core, gamma_raw=None if best is None else best.gain, rate=rate,
-        overshoot=overshoot, factors=(Factor("Youla parameter", gain, note),), margin=margin, method=method,
-        arrays_sha256=array_hashes(loop_arrays(policy)), versions=versions(), closed_loop=content,
-    )  # fmt: skip
+        "PASS",
+        "",
+        gamma_core=alone.gamma_core,
+        gamma_raw=None if best is None else best.gain,
+        rate=rate,
+        overshoot=overshoot,
+        factors=(Factor("Youla parameter", gain, note),),
+        margin=margin,
+        method=method,
+        arrays_sha256=array_hashes(loop_arrays(policy)),
+        versions=versions(),
+        closed_loop=content,
+    )
     return replace(certificate, claim=claim(certificate))
 
 
@@ -156,9 +176,10 @@ def searched_loop(policy: Judged) -> ClosedLoop | None:
     parts, actor = loop_parts(policy), policy.policy.actor
     if parts.parameter is None:
         return None
-    inward, outward, shift = _around(actor, parts.model.p)
+    inward, outward = _around(actor, parts.model.p)
     scales = (inward.value @ parts.scales[0], parts.scales[1] @ outward.value)
-    return ClosedLoop(parts.model, parts.design, actor.cell, scales, shift=shift)  # type: ignore[arg-type]
+    # Only an R2DN has the matrices that `parts.parameter` is.
+    return ClosedLoop(parts.model, parts.design, cast(R2DN, actor.cell), scales, shift=actor.folded().shift)
 
 
 def loop_arrays(policy: Judged) -> dict[str, Any]:
@@ -169,33 +190,21 @@ def loop_arrays(policy: Judged) -> dict[str, Any]:
 
 
 def contraction(loop: Matrices, ell: float) -> tuple[float | None, float | None]:
-    """Return the least contraction rate that is proven of those tried, and its overshoot; None, None without one."""
+    """Return the least contraction rate that is proven of those tried, and its overshoot; None, None without one.
+
+    Args:
+        loop: the closed loop around the neurons, or a block, of the Youla parameter.
+        ell: their Lipschitz bound.
+    """
     least = radius(loop.A)
-    family = LipschitzMultiplier(loop.sizes[1], ell)
-    theta = np.ones(1)
-    for share in _SHARES if least < 1.0 else ():
-        rate = least + (1.0 - least) * share
-        for slack in (1e-3, 1e-6, 1e-9):
-            P = recover_metric(loop, rate, family.matrix(theta), None, slack)
-            if P is not None and Search(loop, family, rate).prove(P, theta, rate, None).holds:
-                values = np.linalg.eigvalsh(P)
-                return rate, math.sqrt(values[-1] / values[0]) * (1 + 1e-6)
-    return None, None
+    if least >= 1.0:
+        return None, None
+    found = Search(loop, LipschitzMultiplier(loop.sizes[1], ell), 1.0).least_rate(least, _SHARES)
+    return (None, None) if found is None else (found.rate, found.overshoot)
 
 
 def _loop(parts: LoopParts, q: Matrices) -> Matrices:
     return youla.closed_loop_matrices(parts.model, parts.design, youla.scaled_parameter(q, *parts.scales))
-
-
-def _any(parts: LoopParts, gain: float) -> Matrices:
-    """Return the parameter that is nothing but a block w = Q(v) of a known gain, padded to one width."""
-    m, p = parts.model.m, parts.model.p
-    width = max(m, p)
-    none = np.zeros((0, 0))
-    return matrices(
-        none, np.zeros((0, width)), np.zeros((0, p)), np.zeros((width, 0)), np.eye(width, p), np.zeros((m, 0)),
-        np.eye(m, width), np.zeros((m, p)),
-    )  # fmt: skip
 
 
 def _folded(actor: Actor, outputs: int) -> tuple[Matrices, float]:
@@ -203,26 +212,16 @@ def _folded(actor: Actor, outputs: int) -> tuple[Matrices, float]:
     if actor.normalizer is not None or actor.head.squash:
         raise NotCertifiableError("A normalizer with a clip or a squashed action stands around the cell.")
     q, ell = youla.parameter_matrices(actor.cell)
-    inward, outward, _ = _around(actor, outputs)
-    return youla.scaled_parameter(q, inward, outward), ell
+    return between(q, *_around(actor, outputs)), ell
 
 
-def _around(actor: Actor, outputs: int) -> tuple[Bounded, Bounded, Array]:
-    """Return the maps innovation -> cell's input and cell's output -> Youla input, and what is added to the former.
+def _around(actor: Actor, outputs: int) -> tuple[Bounded, Bounded]:
+    """Return the maps innovation -> cell's input and cell's output -> Youla input.
 
     The reference is held at 0: what it is changes no difference of trajectories.
     """
-    scaling, head, count = actor.body.scaling, actor.head, actor.cell.input_size
-    scale, offset = (
-        np.full(count, default) if value is None else _numpy(value)
-        for value, default in ((scaling.scale, 1.0), (scaling.offset, 0.0))
-    )
-    inverse = np.diag(1.0 / scale)[:, :outputs]
-    inward = Bounded(inverse, 2.0**-52 * np.abs(inverse))
-    outward = Bounded.exact(np.eye(actor.cell.output_size) if head.linear is None else _numpy(head.linear.weight))
-    if head.scale is not None:
-        outward = np.diag(_numpy(head.scale)) @ outward
-    return inward, outward, -offset / scale
+    folded = actor.folded()
+    return folded.inward.columns(outputs), folded.outward
 
 
 def _plant(policy: Judged, parts: LoopParts, gain: float | None) -> str:
@@ -242,7 +241,3 @@ def _saturation(policy: Judged) -> str:
 
 def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _numpy(value: Any) -> Array:
-    return value.detach().cpu().double().numpy()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -16,11 +17,12 @@ from robust_policies.certificates import Certificate
 from robust_policies.control.linear_model import LinearModel
 from robust_policies.control.lqg import LQGDesign
 from robust_policies.control.scope import Scope
-from robust_policies.errors import InvalidValueError, ShapeError
+from robust_policies.errors import InvalidValueError, NotCertifiableError, ShapeError
 from robust_policies.networks import Cell
 from robust_policies.policies.actor import Actor, MeanHead, ScaledCell, Scaling
 from robust_policies.policies.deployed import DeployedPolicy
-from robust_policies.policies.spaces import choose
+from robust_policies.policies.records import from_parts, to_parts
+from robust_policies.policies.spaces import choose, space_from_json, space_to_json
 from robust_policies.policies.youla.base import BaseController, YoulaOptions
 from robust_policies.policies.youla.certify import certify_youla, loop_arrays, searched_loop
 from robust_policies.policies.youla.wrapper import youla_base
@@ -44,26 +46,26 @@ class YoulaCell(Cell):
         """Return the arrays of the actor's cell."""
         return self.actor.cell.explicit()
 
-    def step(self, explicit: Any, state: Tensor, input: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (next state, input to send (batch, m)) for an observation (batch, p + references)."""
-        innovation, seen, hidden = self.before(state, input)
+    def step(self, explicit: Any, input: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (input to send (batch, m), next state) for an observation (batch, p + references)."""
+        innovation, seen, hidden = self.before(input, state)
         actor = self.actor
-        hidden, outputs = actor.cell.step(explicit, hidden, actor.body.scaling(actor.normalized(seen)))
-        return self.after(state, innovation, hidden, actor.head(outputs))
+        outputs, hidden = actor.cell.step(explicit, actor.body.scaling(actor.normalized(seen)), hidden)
+        return self.after(innovation, actor.head(outputs), hidden, state)
 
-    def before(self, state: Tensor, observation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the innovation, what the actor reads, and the actor's part of the state."""
-        innovation = self.controller.innovation(state, observation)
+    def before(self, observation: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the innovation (batch, p), what the actor reads, and the actor's part of the state (batch, nx)."""
+        innovation = self.controller.innovation(observation, state)
         # As the wrapper does, whose observations have the environment's number type.
         hidden = state[..., self.controller.state_size :].to(next(self.actor.parameters()).dtype)
         return innovation, self.controller.seen(innovation, observation), hidden
 
-    def after(self, state: Tensor, innovation: Tensor, hidden: Tensor, youla: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (next state, input to send) for a normalised Youla input (batch, m)."""
+    def after(self, innovation: Tensor, youla: Tensor, hidden: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (input to send, next state) for a normalised Youla input (batch, m) and the actor's next part."""
         own = state[..., : self.controller.state_size]
-        sent = self.controller.command(own, innovation, youla)
-        own, _ = self.controller.update(own, innovation, sent)
-        return torch.cat((own, hidden.to(own.dtype)), -1), sent
+        sent = self.controller.command(innovation, youla, own)
+        _, own = self.controller.update(innovation, sent, own)
+        return sent, torch.cat((own, hidden.to(own.dtype)), -1)
 
     def run(self, explicit: Any, inputs: Tensor, state: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return (outputs, final state), step by step: the observer needs each input before the next innovation."""
@@ -76,7 +78,7 @@ class YoulaCell(Cell):
     def as_actor(self) -> Actor:
         """Return the actor of the unwrapped environment: this cell between maps that change nothing."""
         scaling = Scaling(self.input_size).double()
-        return Actor(ScaledCell(self, scaling), MeanHead(self.output_size, self.output_size, linear=False))
+        return YoulaActor(ScaledCell(self, scaling), MeanHead(self.output_size, self.output_size, linear=False))
 
     def options(self) -> dict[str, Any]:
         """Return what the actor's cell is made of."""
@@ -86,6 +88,14 @@ class YoulaCell(Cell):
         """Let the Youla input be zero at first."""
         self.actor.cell.zero_output_()
         return self
+
+
+class YoulaActor(Actor):
+    """The actor of the unwrapped environment whose cell is a `YoulaCell`."""
+
+    def deployed(self, observation_space: spaces.Space, action_space: spaces.Space) -> YoulaPolicy:
+        """Return the Youla policy that this actor is the whole of, for the environment of its base controller."""
+        return YoulaPolicy.of_cell(cast(YoulaCell, self.cell))
 
 
 @dataclass
@@ -108,8 +118,10 @@ class Monitor:
 
     def report(self) -> str:
         """Return one sentence."""
-        return (f"Of {self.steps} steps the estimate was outside the region in {self.region_exits}, and an input at "
-                f"its limit in {self.saturations}.")  # fmt: skip
+        return (
+            f"Of {self.steps} steps the estimate was outside the region in {self.region_exits}, and an input at "
+            f"its limit in {self.saturations}."
+        )
 
 
 class YoulaPolicy(DeployedPolicy):
@@ -131,6 +143,7 @@ class YoulaPolicy(DeployedPolicy):
         Youla input. InvalidValueError: as `BaseController`, or the policy cannot be deployed.
     """
 
+    kind: ClassVar[str] = "youla_policy"
     cell: YoulaCell
 
     def __init__(
@@ -164,9 +177,14 @@ class YoulaPolicy(DeployedPolicy):
     def around(cls, base: BaseController, policy: Any) -> YoulaPolicy:
         """Return the policy of a base controller, of its design, options and scope, with a Youla parameter."""
         return cls(
-            base.design, base.model, policy, observation_space=base.observation_space, action_space=base.action_space,
-            options=base.options, scope=base.scope,
-        )  # fmt: skip
+            base.design,
+            base.model,
+            policy,
+            observation_space=base.observation_space,
+            action_space=base.action_space,
+            options=base.options,
+            scope=base.scope,
+        )
 
     @classmethod
     def of_cell(cls, cell: YoulaCell) -> YoulaPolicy:
@@ -197,9 +215,15 @@ class YoulaPolicy(DeployedPolicy):
         InvalidValueError where `weights` are given: the loop's signals have the design's.
         """
         if weights is not None:
-            raise InvalidValueError("weights were given for the closed loop of a Youla policy, whose disturbance and "
-                                    "performance have the units of its design; expected none.")  # fmt: skip
+            raise InvalidValueError(
+                "weights were given for the closed loop of a Youla policy, whose disturbance and "
+                "performance have the units of its design; expected none."
+            )
         return certify_youla(self)
+
+    def matrices(self) -> Any:
+        """Raise NotCertifiableError: its matrices hold an observer, and are those of `certificate`."""
+        raise NotCertifiableError("A Youla policy holds an observer beside its cell; its own bound is that of `youla`.")
 
     def running_arrays(self) -> dict[str, Any]:
         """Return the arrays that run, the base controller's too."""
@@ -209,21 +233,84 @@ class YoulaPolicy(DeployedPolicy):
         """Return the closed loop as a cell, which is what the certificate's gain is of; None if it cannot be run so."""
         return searched_loop(self)
 
+    def follow(self, observation: Tensor, state: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Return the actions, and what gives the next state for the actions that the observer is told were applied."""
+        innovation, seen, hidden = self.cell.before(observation, state)
+        youla, hidden = self.policy.actor.step(seen, hidden)
+        base = self.controller
+        own = state[..., : base.state_size]
+
+        def after(applied: Tensor) -> Tensor:
+            return torch.cat((base.update(innovation, applied.to(own.dtype), own)[1], hidden.to(own.dtype)), -1)
+
+        return base.command(innovation, youla, own), after
+
+    def monitored(self, observations: Tensor, actions: Tensor, lengths: np.ndarray) -> dict[str, np.ndarray]:
+        """Return for each episode how many steps had an estimate outside the region, and an input at its limit.
+
+        Exits are left out where the policy states no region. The observer runs again over what it read and sent, so
+        this is what the policy itself would have counted.
+        """
+        base = self.controller
+        state = base.initial_state(observations.shape[1])
+        last = torch.as_tensor(lengths, device=state.device)
+        exits, saturations = torch.zeros_like(last), torch.zeros_like(last)
+        for t, (observation, action) in enumerate(zip(observations, actions, strict=True)):
+            innovation, sent = base.innovation(observation, state), action.to(base.A.dtype)
+            exits += base.outside(base.estimate(innovation, state)) & (t < last)
+            saturations += base.saturated(sent) & (t < last)
+            _, state = base.update(innovation, sent, state)
+        counted = {"region_exits": exits} if base.options.region else {}
+        return {name: count.cpu().numpy() for name, count in (counted | {"saturations": saturations}).items()}
+
+    def parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return what describes the policy in JSON, and its tensors by name: what `from_parts` makes it of."""
+        inner, weights = self.policy.parts()
+        content: dict[str, Any] = {"policy": inner}
+        tensors = {f"policy.{name}": tensor for name, tensor in weights.items()}
+        records = {
+            "model": self.model,
+            "design": self.design,
+            "options": self.controller.options,
+            "scope": self.scope,
+        }
+        for name, record in records.items():
+            content[name], numbers = to_parts(record, name)
+            tensors |= numbers
+        content["observation_space"] = space_to_json(self.observation_space)
+        content["action_space"] = space_to_json(self.action_space)
+        return content, tensors
+
+    @classmethod
+    def from_parts(cls, content: Mapping[str, Any], tensors: Mapping[str, Tensor], source: Path) -> YoulaPolicy:
+        """Return the policy of which `parts` made the parts, tensors of any shapes; raises as `DeployedPolicy`'s."""
+        own = {name: tensor for name, tensor in tensors.items() if not name.startswith("policy.")}
+        weights = {name.removeprefix("policy."): tensor for name, tensor in tensors.items() if name not in own}
+        return cls(
+            from_parts(LQGDesign, content["design"], own, "design"),
+            from_parts(LinearModel, content["model"], own, "model"),
+            DeployedPolicy.from_parts(content["policy"], weights, source),
+            observation_space=space_from_json(content["observation_space"]),
+            action_space=space_from_json(content["action_space"]),
+            options=from_parts(YoulaOptions, content["options"], own, "options"),
+            scope=from_parts(Scope, content["scope"], own, "scope") if "scope" in content else None,
+        )
+
     @property
     def _double(self) -> bool:
         return True
 
-    def _act(self, state: Tensor, observations: Tensor, deterministic: bool) -> tuple[Tensor, np.ndarray]:
+    def _act(self, observations: Tensor, state: Tensor, deterministic: bool) -> tuple[np.ndarray, Tensor]:
         cell, inner = self.cell, self.policy
-        innovation, seen, hidden = cell.before(state, observations)
+        innovation, seen, hidden = cell.before(observations, state)
         # Through the same function as in the wrapper, so that the actions agree in every bit, exploration too.
-        hidden, numbers = inner.actor.step(hidden, seen)
+        numbers, hidden = inner.actor.step(seen, hidden)
         youla = choose(inner.action_space, numbers, inner.log_std, deterministic)
         own = state[..., : self.controller.state_size]
-        outside = self.controller.outside(self.controller.estimate(own, innovation))
-        state, sent = cell.after(state, innovation, hidden, torch.as_tensor(youla, device=state.device))
+        outside = self.controller.outside(self.controller.estimate(innovation, own))
+        sent, state = cell.after(innovation, torch.as_tensor(youla, device=state.device), hidden, state)
         self.monitor.count(outside, self.controller.saturated(sent))
-        return state, sent.cpu().numpy().astype(self.action_space.dtype)
+        return sent.cpu().numpy().astype(self.action_space.dtype), state
 
 
 def _check_reads(policy: DeployedPolicy, controller: BaseController) -> None:
@@ -237,8 +324,9 @@ def _check_reads(policy: DeployedPolicy, controller: BaseController) -> None:
                 "normalised Youla input out. A policy that also reads outputs or estimates closes a loop that nothing "
                 "guarantees: train it in a YoulaWrapper."
             )
-    if not np.array_equal(policy.action_space.high, controller.youla_action_space.high):  # type: ignore[attr-defined]
+    trained, allowed = cast(spaces.Box, policy.action_space).high, controller.youla_action_space.high
+    if not np.array_equal(trained, allowed):
         raise InvalidValueError(
-            f"The policy was trained with Youla inputs up to {policy.action_space.high}; these options allow "  # type: ignore[attr-defined]
-            f"{controller.youla_action_space.high}. Give the options of its wrapper."
+            f"The policy was trained with Youla inputs up to {trained}; these options allow {allowed}. Give the "
+            "options of its wrapper."
         )

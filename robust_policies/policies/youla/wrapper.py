@@ -1,7 +1,7 @@
 """An environment whose policy learns a Youla parameter: it reads the innovation and adds to a base controller.
 
 A policy inside these wrappers cannot destabilise the linear model, whatever it learns, as long as it has a finite gain
-and no actuator saturates; `policies.youla_base` has the equations, and `YoulaPolicy` runs the result outside them.
+and no actuator saturates; `policies.youla.base` has the equations, and `YoulaPolicy` runs the result outside them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+from gymnasium.spaces import Space
 from gymnasium.utils import RecordConstructorArgs
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
@@ -24,7 +25,8 @@ from robust_policies.control.linearize import linearize_plant
 from robust_policies.control.lqg import Estimator, LQGDesign
 from robust_policies.control.lqg import design as lqg_design
 from robust_policies.control.scope import scope_of
-from robust_policies.envs.perturb.wrapping import plain_tensors, tensor_of
+from robust_policies.envs.parameters import plain_tensors
+from robust_policies.envs.perturb.wrapping import tensor_of
 from robust_policies.envs.plant import Plant
 from robust_policies.envs.wrappers import Changing, TensorWrapper
 from robust_policies.errors import InvalidValueError, NonFiniteError, ShapeError, UnknownNameError
@@ -48,7 +50,7 @@ class _Loop(Changing):
     def begin(self, observation: Tensor, rows: Tensor | None = None) -> Tensor:
         """Return what the policies read where episodes begin in `rows` (count,) bool, None: all; the others keep it."""
         state, applied = self.base.initial_state(self.count), self.base.u0.expand(self.count, -1)
-        innovation = self.base.innovation(state, observation)
+        innovation = self.base.innovation(observation, state)
         seen = self.base.seen(innovation, observation)
         exits, saturations = torch.zeros_like(self.exits), torch.zeros_like(self.saturations)
         if rows is not None and self.seen is not None:
@@ -64,24 +66,27 @@ class _Loop(Changing):
 
     def command(self, youla: Tensor) -> Tensor:
         """Return the inputs to send, float64; nothing changes."""
-        return self.base.command(self.state, self.innovation, youla)
+        return self.base.command(self.innovation, youla, self.state)
 
     def proceed(self, sent: Tensor, observation: Tensor) -> Tensor:
         """Return what the policies read after `sent` led to `observation`."""
-        self.state, self.applied = self.base.update(self.state, self.innovation, sent)
-        self.innovation = self.base.innovation(self.state, observation)
+        self.applied, self.state = self.base.update(self.innovation, sent, self.state)
+        self.innovation = self.base.innovation(observation, self.state)
         self.seen = seen = self.base.seen(self.innovation, observation)
-        self.exits = self.exits + self.base.outside(self.base.estimate(self.state, self.innovation))
+        self.exits = self.exits + self.base.outside(self.base.estimate(self.innovation, self.state))
         self.saturations = self.saturations + self.base.saturated(sent)
         return seen.clone()
 
     def info(self) -> dict[str, Tensor]:
         """Return copies of the last applied inputs, the innovations and the estimates, in the plant's units."""
-        estimate = self.base.estimate(self.state, self.innovation)
+        estimate = self.base.estimate(self.innovation, self.state)
         return {
-            "applied_input": self.applied.clone(), "innovation": self.innovation.clone(), "estimate": estimate,
-            "region_exits": self.exits.clone(), "saturations": self.saturations.clone(),
-        }  # fmt: skip
+            "applied_input": self.applied.clone(),
+            "innovation": self.innovation.clone(),
+            "estimate": estimate,
+            "region_exits": self.exits.clone(),
+            "saturations": self.saturations.clone(),
+        }
 
 
 class YoulaWrapper(gymnasium.Wrapper, RecordConstructorArgs):
@@ -92,25 +97,21 @@ class YoulaWrapper(gymnasium.Wrapper, RecordConstructorArgs):
         model: the linear model; None: that of the environment's plant (`control.linearize.linearize_plant`).
         design: the base controller's gains for `model`; None: `control.lqg.design(model, estimator=estimator)`.
         estimator: "current" or "predictor", where no design is given.
-        reserve: the share [0, 1) of the actuators' range about u0 that the Youla input leaves to the base controller.
-        limit: the largest normalised Youla input; None: all that the reserve leaves. Actions beyond are clipped.
-        quantum: the actuators take multiples of this, in the input's units; 0: any value.
-        delay: steps by which the environment applies inputs late, beyond what the model says.
-        reference: indices of observations that no action can influence; the policy reads them, the observer does not.
-            None: those that a trial of the environment's plant finds, where no model is given.
+        options: see `YoulaOptions`: reserve, limit, quantum, delay, reference, region; None: the defaults.
         observe: what the policy reads, of "innovation" and "reference".
         weights: Q, R, W or V of the base controller's design, where no design is given; those left out are its own.
-        region: half widths (n,) of the model's states about x0 in which something is said of a nonlinear plant, for
-            the monitor; (): no limits.
+        **chosen: single options by their names, in place of those in `options`: `YoulaWrapper(env, reserve=0.2)`.
 
-    The info of reset and step holds "applied_input" (m,), the last input that the plant received, "innovation" (p,),
-    not normalised, and "estimate" (n,) of the state, all float64 in the plant's units. At an episode's start the
-    estimate begins at x0, and the applied input is u0. The monitor: "region_exits" and "saturations" count the steps
-    of the episode so far at whose end the estimate was outside the region, and in which an input was at its limit.
+    Actions beyond the largest Youla input are clipped. The info of reset and step holds "applied_input" (m,), the last
+    input that the plant received, "innovation" (p,), not normalised, and "estimate" (n,) of the state, all float64 in
+    the plant's units. At an episode's start the estimate begins at x0, and the applied input is u0. The monitor:
+    "region_exits" and "saturations" count the steps of the episode so far at whose end the estimate was outside the
+    region, and in which an input was at its limit.
 
     Raises:
         InvalidValueError: `observe` names what depends on the actions, which would close a loop that nothing
         guarantees, the environment has no plant and no model was given, or an option asks for too much.
+        UnknownNameError: there is no option of this name.
         ShapeError: model, design and environment do not fit one another.
     """
 
@@ -120,26 +121,18 @@ class YoulaWrapper(gymnasium.Wrapper, RecordConstructorArgs):
         model: LinearModel | None = None,
         design: LQGDesign | None = None,
         *,
+        options: YoulaOptions | None = None,
         estimator: Estimator = "current",
-        reserve: float = 0.0,
-        limit: float | None = None,
-        quantum: float = 0.0,
-        delay: int = 0,
-        reference: Sequence[int] | None = None,
         observe: Sequence[str] = READABLE,
         weights: Mapping[str, Any] | None = None,
-        region: Sequence[float] = (),
+        **chosen: Any,
     ) -> None:
-        RecordConstructorArgs.__init__(
-            self, model=model, design=design, estimator=estimator, reserve=reserve, limit=limit, quantum=quantum,
-            delay=delay, reference=reference, observe=observe, weights=weights, region=region,
-        )  # fmt: skip
+        options = YoulaOptions.of(options, **chosen)
+        given = {"model": model, "design": design, "estimator": estimator, "observe": observe, "weights": weights}
+        # Each option by its name, so that a specification stays numbers and text.
+        RecordConstructorArgs.__init__(self, **given, **vars(options))
         gymnasium.Wrapper.__init__(self, env)
-        _check_reads(observe)
-        model, design, reference = _designed(env, model, design, estimator, reference, weights)
-        options = YoulaOptions(reserve, limit, quantum, delay, reference, tuple(region))
-        self.controller = BaseController(model, design, env.observation_space, env.action_space, options)
-        self.controller.scope = scope_of(getattr(env.unwrapped, "plant", None), model, options.region)
+        self.controller = _controller(env, env.observation_space, env.action_space, options, **given)
         self.observation_space, self.action_space = (
             self.controller.youla_observation_space,
             self.controller.youla_action_space,
@@ -194,23 +187,16 @@ class YoulaVectorWrapper(TensorWrapper):
         model: LinearModel | None = None,
         design: LQGDesign | None = None,
         *,
+        options: YoulaOptions | None = None,
         estimator: Estimator = "current",
-        reserve: float = 0.0,
-        limit: float | None = None,
-        quantum: float = 0.0,
-        delay: int = 0,
-        reference: Sequence[int] | None = None,
         observe: Sequence[str] = READABLE,
         weights: Mapping[str, Any] | None = None,
-        region: Sequence[float] = (),
+        **chosen: Any,
     ) -> None:
         super().__init__(env)
-        _check_reads(observe)
-        model, design, reference = _designed(env, model, design, estimator, reference, weights)
-        options = YoulaOptions(reserve, limit, quantum, delay, reference, tuple(region))
-        spaces = env.single_observation_space, env.single_action_space
-        self.controller = BaseController(model, design, *spaces, options).to(self.device)
-        self.controller.scope = scope_of(getattr(env.unwrapped, "plant", None), model, options.region)
+        given = {"model": model, "design": design, "estimator": estimator, "observe": observe, "weights": weights}
+        spaces, options = (env.single_observation_space, env.single_action_space), YoulaOptions.of(options, **chosen)
+        self.controller = _controller(env, *spaces, options, **given).to(self.device)
         self.single_observation_space = self.controller.youla_observation_space
         self.single_action_space = self.controller.youla_action_space
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
@@ -271,8 +257,9 @@ def youla_base(env: Any) -> BaseController:
     """Return the base controller of the Youla wrapper that `env`, Gymnasium's or Stable-Baselines3's, wears."""
     if (found := worn(env)) is not None:
         return found
-    raise InvalidValueError(f"{env} wears no Youla wrapper; wrap the environment in YoulaWrapper or "
-                            "YoulaVectorWrapper.")  # fmt: skip
+    raise InvalidValueError(
+        f"{env} wears no Youla wrapper; wrap the environment in YoulaWrapper or YoulaVectorWrapper."
+    )
 
 
 def worn(env: Any) -> BaseController | None:
@@ -286,40 +273,56 @@ def worn(env: Any) -> BaseController | None:
     return None
 
 
-def _designed(
+def _controller(
     env: Any,
+    observation_space: Space,
+    action_space: Space,
+    options: YoulaOptions,
+    *,
     model: LinearModel | None,
     design: LQGDesign | None,
     estimator: Estimator,
-    reference: Sequence[int] | None,
+    observe: Sequence[str],
     weights: Mapping[str, Any] | None,
-) -> tuple[LinearModel, LQGDesign, tuple[int, ...]]:
-    """Return model, design and reference, those that were not given made from the environment's plant."""
+) -> BaseController:
+    """Return the base controller, of model, design and reference that were given or follow from the plant of `env`."""
+    _check_reads(observe)
     plant = getattr(env.unwrapped, "plant", None)
-    given = tuple(reference or ())
-    if plant is not None and (given or model is None):
-        free = uninfluenced(plant)
-        given = free if reference is None else given
-        for index in given:
-            if index in range(plant.observation_size) and index not in free:
-                raise InvalidValueError(
-                    f"reference holds {index}, {plant.output_names[index]!r}, which depends on the actions: a policy "
-                    "that reads it closes a second feedback loop, and no stability is guaranteed."
-                )
+    options = replace(options, reference=_reference(plant, model, options.reference))
     if model is None:
         if design is not None:
             raise InvalidValueError("A design was given without its model; give model=... too.")
         if plant is None:
-            raise InvalidValueError(f"{env} has no plant of this package to linearise; give model=..., for instance "
-                                    "of control.linearize.linearize_mujoco or from_matrices.")  # fmt: skip
-        kept = [index for index in range(plant.observation_size) if index not in given]
+            raise InvalidValueError(
+                f"{env} has no plant of this package to linearise; give model=..., for instance of "
+                "control.linearize.linearize_mujoco or from_matrices."
+            )
+        kept = [index for index in range(plant.observation_size) if index not in (options.reference or ())]
         if not kept:
-            raise InvalidValueError(f"No action changes what {env} observes: it is an innovation already, and a policy "
-                                    "that reads it needs no wrapper.")  # fmt: skip
+            raise InvalidValueError(
+                f"No action changes what {env} observes: it is an innovation already, and a policy that reads it needs "
+                "no wrapper."
+            )
         model = _measuring(linearize_plant(plant), kept)
     if design is None:
         design = lqg_design(model, **(weights or {}), estimator=estimator)
-    return model, design, given
+    controller = BaseController(model, design, observation_space, action_space, options)
+    controller.scope = scope_of(plant, model, options.region)
+    return controller
+
+
+def _reference(plant: Plant | None, model: LinearModel | None, given: tuple[int, ...] | None) -> tuple[int, ...]:
+    """Return the indices of the reference, found by a trial where none are given and the model is the plant's own."""
+    if plant is None or not (given or model is None):
+        return given or ()
+    free = uninfluenced(plant)
+    for index in given or ():
+        if index in range(plant.observation_size) and index not in free:
+            raise InvalidValueError(
+                f"reference holds {index}, {plant.output_names[index]!r}, which depends on the actions: a policy that "
+                "reads it closes a second feedback loop, and no stability is guaranteed."
+            )
+    return free if given is None else given
 
 
 def _measuring(model: LinearModel, kept: list[int]) -> LinearModel:
@@ -336,12 +339,13 @@ def uninfluenced(plant: Plant) -> tuple[int, ...]:
     params = plant.prepare(plant.nominal())
     uniform = torch.rand(1, plant.reset_size, generator=generator, dtype=torch.float64)
     state = plant.initial(uniform, params).repeat(2, 1)
-    low, high = (torch.as_tensor(bound, dtype=torch.float64).clamp(-1e3, 1e3)
-                 for bound in (plant.action_low, plant.action_high))  # fmt: skip
+    low, high = (
+        torch.as_tensor(bound, dtype=torch.float64).clamp(-1e3, 1e3) for bound in (plant.action_low, plant.action_high)
+    )
     moved = torch.zeros(plant.observation_size, dtype=torch.bool)
     for _ in range(2 * plant.state_size):
         drawn = torch.rand(2, plant.action_size, generator=generator, dtype=torch.float64)
-        state = plant.step(state, low + (high - low) * drawn, params)
+        state = plant.advance(state, low + (high - low) * drawn, params)
         one, other = plant.observe(state, params)
         moved |= one != other
     return tuple((~moved).nonzero().squeeze(-1).tolist())

@@ -68,7 +68,7 @@ def worst_observations(training: Training, world: World, settings: AdversarySect
         state, memory, observation = world.state, world.memory, world.observation
         total, weight = torch.zeros(count, **like), 1.0
         for shift in found:
-            memory, output = training.actor.cell.step(explicit, memory, training.inputs(observation + shift))
+            output, memory = training.actor.cell.step(explicit, training.inputs(observation + shift), memory)
             action = training.actor.head(output).double().clamp(training.low, training.high)
             after = transition(plant, state, action, training.params)
             state, observation = after.state, after.observation

@@ -28,7 +28,6 @@ from robust_policies.errors import DivergedError
 from robust_policies.files.tensors import load_optimizer, optimizer_tensors, under
 from robust_policies.policies.actor import Actor
 from robust_policies.policies.deployed import DeployedPolicy
-from robust_policies.policies.youla.policy import YoulaCell, YoulaPolicy
 from robust_policies.train.actor import InwardClip
 from robust_policies.train.apg.adversary import worst_observations
 from robust_policies.train.apg.critic import Experience, ValueTail, follow, lambda_returns, target_of
@@ -163,9 +162,9 @@ class AnalyticPolicyGradient:
             before = self._features(world.state).detach() if self.value is not None else weight
             if ahead is None:
                 observed = world.observation if perturbed is None else world.observation + perturbed[t]
-                memory, output = self.actor.cell.step(explicit, world.memory, self.inputs(observed))
+                output, memory = self.actor.cell.step(explicit, self.inputs(observed), world.memory)
             else:
-                memory, output = ahead[1], ahead[0][t]
+                output, memory = ahead[0][t], ahead[1]
             action = self._action(output, _at(explored, t))
             after = transition(plant, world.state, action, self.params, _at(process, t), _at(measurement, t))
             reward = after.reward.double()
@@ -199,7 +198,7 @@ class AnalyticPolicyGradient:
             running = torch.ones(episodes, dtype=torch.bool, device=self.device)
             length = torch.zeros(episodes, dtype=torch.float64, device=self.device)
             for _ in range(self.limit):
-                memory, output = self.actor.cell.step(explicit, world.memory, self.inputs(world.observation))
+                output, memory = self.actor.cell.step(explicit, self.inputs(world.observation), world.memory)
                 noises = (
                     self._normal(generator, episodes, size)
                     for size in (plant.process_noise_size, plant.measurement_noise_size)
@@ -219,10 +218,7 @@ class AnalyticPolicyGradient:
 
     def deployed(self) -> DeployedPolicy:
         """Return a copy of the actor as it is, with the task's spaces, on the CPU."""
-        actor = copy.deepcopy(self.actor).cpu()
-        if isinstance(actor.cell, YoulaCell):
-            return YoulaPolicy.of_cell(actor.cell)
-        return DeployedPolicy(actor, *arguments.spaces(self.plant, torch.float32))
+        return copy.deepcopy(self.actor).cpu().deployed(*arguments.spaces(self.plant, torch.float32))
 
     def tensors(self) -> dict[str, Tensor]:
         """Return everything that decides how training goes on, by name, as copies on the CPU."""
@@ -305,7 +301,7 @@ class AnalyticPolicyGradient:
         nothing = torch.zeros(self.num_envs, plant.action_size, dtype=state.dtype, device=self.device)
         with torch.no_grad():
             for t in range(self.settings.horizon - 1):
-                state = plant.step(state, nothing, self.params, _at(process, t))
+                state = plant.advance(state, nothing, self.params, _at(process, t))
                 observations.append(plant.observe(state, self.params, _at(measurement, t)))
         return self.actor.cell.run(explicit, self.inputs(torch.stack(observations)), world.memory, None)
 

@@ -14,6 +14,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from robust_policies.certificates.layers import is_r2dn
 from robust_policies.control.linear_model import LinearModel
 from robust_policies.errors import InvalidValueError, ShapeError
 from robust_policies.policies.actor import Actor
@@ -41,14 +42,13 @@ class ClosedLoopMargin:
         cell = actor.cell
         with torch.no_grad():
             explicit = cell.explicit()
-        if not (hasattr(explicit, "D12") and hasattr(explicit, "layers")) or actor.head.squash or actor.normalizer:
+        if not is_r2dn(explicit) or actor.head.squash or actor.normalizer:
             raise InvalidValueError(
                 f"algorithm.closed_loop_weight is above 0 and policy.cell is {cell.name!r}; expected 'r2dn', or "
                 "algorithm.closed_loop_weight=0."
             )
         device = next(actor.parameters()).device
-        outputs = cell.output_size if actor.head.linear is None else actor.head.linear.out_features
-        if (cell.input_size, outputs) != (model.p, model.m):
+        if (cell.input_size, actor.head.output_size) != (model.p, model.m):
             raise ShapeError(
                 f"The student does not read {model.p} output(s) and give {model.m} input(s), as the model."
             )

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import gymnasium
 import numpy as np
 import torch
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from torch import Tensor
 
 from robust_policies import checks
-from robust_policies.envs.perturb import parse, perturb
-from robust_policies.envs.registration import ours, register_tasks, unknown_environment
+from robust_policies.envs.batch import make_batch, time_limit
 from robust_policies.envs.vector import TorchVectorEnv
 from robust_policies.errors import InvalidValueError
 from robust_policies.policies.actor import Actor
@@ -67,14 +64,11 @@ class Stage:
     """
 
     def __init__(self, task: TaskSection, count: int, device: str) -> None:
-        register_tasks()
         self.device = checks.device(device)
-        self.env = self._made(task, count)
+        self.env = make_batch(task.id, count, task.kwargs, task.perturbations, device=self.device)
         inner = self.env.unwrapped
         self.torch = isinstance(inner, TorchVectorEnv)
-        self.limit: int | None = (
-            inner.max_episode_steps if isinstance(inner, TorchVectorEnv) else inner.envs[0].spec.max_episode_steps  # type: ignore[attr-defined]
-        )
+        self.limit = time_limit(self.env)
         self.observation_space, self.action_space = self.env.single_observation_space, self.env.single_action_space
         for what, space in (("observations", self.observation_space), ("actions", self.action_space)):
             if not isinstance(space, spaces.Box) or len(space.shape) != 1:
@@ -84,21 +78,6 @@ class Stage:
         self.low, self.high = (torch.as_tensor(bound, device=self.device) for bound in bounds)
         self.observation_size, self.action_size = spaces.flatdim(self.observation_space), len(self.low)
         self.count = count
-
-    def _made(self, task: TaskSection, count: int) -> VectorEnv:
-        mode, options = AutoresetMode.SAME_STEP, dict(task.kwargs)
-        try:
-            if ours(task.id):
-                env = gymnasium.make_vec(task.id, num_envs=count, autoreset_mode=mode, device=self.device, **options)
-            else:
-                env = SyncVectorEnv([lambda: gymnasium.make(task.id, **options)] * count, autoreset_mode=mode)
-        except gymnasium.error.UnregisteredEnv as error:
-            raise unknown_environment(task.id) from error
-        except TypeError as error:
-            if not options:
-                raise
-            raise InvalidValueError(f"task.kwargs: {task.id} does not take {options}: {error}.") from error
-        return perturb(env, parse(task.perturbations))
 
     def play(
         self, seed: int, steps: int, teacher: Teacher, student: Actor | None = None, chance: float = 1.0
@@ -122,12 +101,12 @@ class Stage:
         seen: list[tuple[Tensor, ...]] = []
         with torch.no_grad():
             for _ in range(steps):
-                label, follow = teacher.act(taught, observation, starts)
+                label, follow = teacher.act(observation, taught, starts)
                 label = label.float().clamp(self.low, self.high)
                 action = label
                 if student is not None and hidden is not None:
                     hidden = hidden.masked_fill(starts.unsqueeze(-1), 0.0)
-                    hidden, mean = student.step(hidden, observation)
+                    mean, hidden = student.step(observation, hidden)
                     drawn = (torch.rand(self.count, 1, generator=generator) < chance).to(self.device)
                     action = torch.where(drawn, label, mean.float().clamp(self.low, self.high))
                 taught = follow(action)

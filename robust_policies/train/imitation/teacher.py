@@ -13,7 +13,7 @@ from torch import Tensor
 
 from robust_policies.envs.vector import TorchVectorEnv
 from robust_policies.errors import InvalidValueError, ShapeError, UserError
-from robust_policies.policies import DeployedPolicy, YoulaPolicy, YoulaVectorWrapper, load_policy
+from robust_policies.policies import DeployedPolicy, YoulaVectorWrapper, load_policy
 from robust_policies.policies.youla.base import BaseController
 from robust_policies.train.recipe.imitation import GIVEN, LQG
 
@@ -23,12 +23,12 @@ Follow = Callable[[Tensor], Any]
 class Teacher(Protocol):
     """What can be imitated."""
 
-    def act(self, state: Any, observation: Tensor, starts: Tensor) -> tuple[Tensor, Follow]:
+    def act(self, observation: Tensor, state: Any, starts: Tensor) -> tuple[Tensor, Follow]:
         """Return the actions (n, na) for observations (n, nu), and what gives the next state.
 
         Args:
-            state: what `Follow` returned last, None at first.
             observation: the environment's.
+            state: what `Follow` returned last, None at first.
             starts: (n,) bool: an episode starts here, so the memory is to be empty.
 
         `Follow` takes the actions (n, na) that were applied, the teacher's or not.
@@ -42,12 +42,12 @@ class LQGTeacher:
     def __init__(self, base: BaseController) -> None:
         self.base = base
 
-    def act(self, state: Any, observation: Tensor, starts: Tensor) -> tuple[Tensor, Follow]:
+    def act(self, observation: Tensor, state: Any, starts: Tensor) -> tuple[Tensor, Follow]:
         """Return the actions and what gives the next state; see `Teacher`."""
         base, state = self.base, _begun(state, self.base.initial_state(len(observation)), starts)
-        innovation = base.innovation(state, observation)
-        sent = base.command(state, innovation, base.u0.new_zeros(len(observation), base.model.m))
-        return sent, lambda applied: base.update(state, innovation, applied.to(sent.dtype))[0]
+        innovation = base.innovation(observation, state)
+        sent = base.command(innovation, base.u0.new_zeros(len(observation), base.model.m), state)
+        return sent, lambda applied: base.update(innovation, applied.to(sent.dtype), state)[1]
 
 
 class PolicyTeacher:
@@ -58,22 +58,12 @@ class PolicyTeacher:
         low, high = policy.action_space.low, policy.action_space.high  # type: ignore[attr-defined]
         self.low, self.high = (torch.as_tensor(bound, device=policy.device).flatten() for bound in (low, high))
 
-    def act(self, state: Any, observation: Tensor, starts: Tensor) -> tuple[Tensor, Follow]:
+    def act(self, observation: Tensor, state: Any, starts: Tensor) -> tuple[Tensor, Follow]:
         """Return the actions and what gives the next state; see `Teacher`."""
         policy = self.policy
         state = _begun(state, policy.cell.initial_state(len(observation)), starts)
-        if not isinstance(policy, YoulaPolicy):
-            state, mean = policy.actor.step(state, observation)
-            return mean.clamp(self.low, self.high), lambda _: state
-        innovation, seen, hidden = policy.cell.before(state, observation)
-        hidden, youla = policy.policy.actor.step(hidden, seen)
-        base = policy.controller
-        own = state[..., : base.state_size]
-
-        def follow(applied: Tensor) -> Tensor:
-            return torch.cat((base.update(own, innovation, applied.to(own.dtype))[0], hidden.to(own.dtype)), -1)
-
-        return base.command(own, innovation, youla), follow
+        actions, follow = policy.follow(observation, state)
+        return actions.clamp(self.low, self.high), follow
 
 
 class PredictTeacher:
@@ -82,7 +72,7 @@ class PredictTeacher:
     def __init__(self, model: Any) -> None:
         self.model = model
 
-    def act(self, state: Any, observation: Tensor, starts: Tensor) -> tuple[Tensor, Follow]:
+    def act(self, observation: Tensor, state: Any, starts: Tensor) -> tuple[Tensor, Follow]:
         """Return the actions and what gives the next state; see `Teacher`."""
         given = observation.cpu().numpy()
         begins = starts.cpu().numpy()

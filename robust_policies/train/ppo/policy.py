@@ -120,13 +120,13 @@ class RolloutPolicy:
 
     def act(self, observations: Tensor, t: int) -> Tensor:
         """Return sampled actions (env, na) for step t's observations (env, nu), and move the states one step on."""
-        actor_state, outputs = self.actor.cell.step(
-            self.actor_arrays, self.states.actor, self.actor.scaling(observations)
+        outputs, actor_state = self.actor.cell.step(
+            self.actor_arrays, self.actor.scaling(observations), self.states.actor
         )
         critic_state = self.states.critic
         if self.critic is not None:
-            critic_state, latent = self.critic.cell.step(
-                self.critic_arrays, critic_state, self.critic.scaling(observations)
+            latent, critic_state = self.critic.cell.step(
+                self.critic_arrays, self.critic.scaling(observations), critic_state
             )
             self.latents.append(latent)
         elif self.tensors.shared:
@@ -148,10 +148,10 @@ class RolloutPolicy:
         """Return the critic's latent (env, width) of observations that follow the step just taken."""
         if self.critic is not None:
             inputs = self.critic.scaling(observations)
-            return self.critic.cell.step(self.critic_arrays, self.states.critic, inputs)[1]
+            return self.critic.cell.step(self.critic_arrays, inputs, self.states.critic)[0]
         if self.tensors.shared:
             inputs = self.actor.scaling(observations)
-            outputs = self.actor.cell.step(self.actor_arrays, self.states.actor, inputs)[1]
+            outputs = self.actor.cell.step(self.actor_arrays, inputs, self.states.actor)[0]
             return torch.cat((outputs, inputs), dim=-1)
         return self.policy.critic(observations)  # pyright: ignore[reportOptionalCall]
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from dataclasses import fields
+from functools import reduce
+from operator import or_
+from types import UnionType
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, create_model, field_validator
 
 from robust_policies.files.settings import Strict
+from robust_policies.policies.youla.base import YoulaOptions
 
 Numbers = list[float] | list[list[float]]
 
@@ -35,23 +40,36 @@ class WeightsSection(Strict):
         return value
 
 
-class YoulaSection(Strict):
-    """The policy reads the innovation of an observer and adds to a base controller; null: it acts alone."""
+class _Designed(Strict):
+    """How the base controller is designed."""
 
     estimator: Literal["current", "predictor"] = Field(default="current", description="of the base controller")
     weights: WeightsSection = Field(default_factory=WeightsSection)
-    reserve: float = Field(default=0.0, ge=0, lt=1, description="share of the actuators' range kept from the policy")
-    limit: float | None = Field(
-        default=None, gt=0, description="largest normalised Youla input; null: all that the reserve leaves"
-    )
-    quantum: float = Field(default=0.0, ge=0, description="the actuators take multiples of it")
-    delay: int = Field(default=0, ge=0, description="steps by which inputs act late, beyond what the model says")
-    reference: list[int] | None = Field(
-        default=None, description="observations that no action can influence; null: found by a trial"
-    )
-    region: list[float] = Field(
-        default_factory=list, description="half widths of the model's states in which the nonlinear plant is judged"
-    )
+
+
+def _as_key(hint: Any) -> Any:
+    """Return the type of an option as a recipe has it, where lists stand for tuples; limits and description stay."""
+    if get_origin(hint) is tuple:
+        return list[get_args(hint)[0]]
+    if get_origin(hint) is UnionType:
+        return reduce(or_, map(_as_key, get_args(hint)))
+    if get_origin(hint) is Annotated:
+        inner, *notes = get_args(hint)
+        return Annotated[_as_key(inner), *notes]
+    return hint
+
+
+def _keys() -> dict[str, Any]:
+    """Return the options of the Youla wrapper by name, each with type and default."""
+    hints = get_type_hints(YoulaOptions, include_extras=True)
+    return {
+        field.name: (_as_key(hints[field.name]), Field(default_factory=list) if field.default == () else field.default)
+        for field in fields(YoulaOptions)
+    }
+
+
+class YoulaSection(create_model("_Options", __base__=_Designed, **_keys())):
+    """The policy reads the innovation of an observer and adds to a base controller; null: it acts alone."""
 
     @field_validator("region")
     @classmethod
@@ -60,7 +78,10 @@ class YoulaSection(Strict):
             raise ValueError("expected numbers > 0, one for each state of the linear model")
         return value
 
+    def options(self) -> YoulaOptions:
+        """Return the options of the wrapper."""
+        return YoulaOptions(**{field.name: getattr(self, field.name) for field in fields(YoulaOptions)})
+
     def arguments(self) -> dict[str, Any]:
         """Return the arguments of the wrapper."""
-        names = ("estimator", "reserve", "limit", "quantum", "delay", "reference", "region")
-        return {name: getattr(self, name) for name in names} | {"weights": self.weights.arrays()}
+        return {"options": self.options(), "estimator": self.estimator, "weights": self.weights.arrays()}

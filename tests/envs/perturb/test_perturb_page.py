@@ -1,0 +1,43 @@
+"""The page on perturbations: its examples run, its table names every parameter."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from robust_policies.envs.perturb import NAMES, SPECS, parse
+
+PAGE = Path(__file__).parents[3] / "docs" / "perturbations.md"
+
+
+@pytest.fixture(scope="module")
+def text():
+    return PAGE.read_text(encoding="utf-8")
+
+
+def test_the_examples_run(text, capsys):
+    namespace = {}
+    for kind, block in re.findall(r"```(\w+)\n(.*?)```", text, flags=re.DOTALL):
+        if kind == "python":
+            exec(block, namespace)
+        elif kind == "yaml":
+            assert [spec.name for spec in parse(block)] == re.findall(r"^- (\w+)", block, flags=re.MULTILINE)
+    assert capsys.readouterr().out.count("0.3000") == 8
+
+
+def test_the_table_names_every_parameter_with_its_default(text):
+    rows, name = {}, ""
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 5 and cells[1].startswith("`"):
+            name = cells[0].strip("`") or name
+            for parameter in re.findall(r"`(\w+)`", cells[1]):
+                rows[name, parameter] = cells[3]
+    assert {key[0] for key in rows} == set(NAMES)
+    for name, spec in SPECS.items():
+        assert [parameter for one, parameter in rows if one == name] == list(spec.model_fields)
+        for parameter, field in spec.model_fields.items():
+            stated = rows[name, parameter].strip("`")
+            if stated and "," not in stated:
+                default = "required" if field.is_required() else str(field.default).lower()
+                assert stated == default
