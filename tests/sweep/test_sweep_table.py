@@ -7,7 +7,7 @@ from robust_policies.errors import InvalidValueError
 from robust_policies.files.lock import held
 from robust_policies.sweep.folder import SweepFolder
 from robust_policies.sweep.jobs import Ended
-from robust_policies.sweep.table import interval, read_metrics, settings, write_csv
+from robust_policies.sweep.table import interval, interval_text, read_metrics, settings, write_csv
 
 
 def row(name, seed, setting, status="done", **metrics):
@@ -15,15 +15,21 @@ def row(name, seed, setting, status="done", **metrics):
 
 
 def test_the_interval_is_student_s():
-    # Mean 2, deviation 1, t(0.975, 2) = 4.302652730 (tables); 4.302652730 / sqrt(3) = 2.484138.
-    found = interval([1.0, 2.0, 3.0])
-    assert found["mean"] == 2.0
-    assert found["low"] == pytest.approx(2.0 - 2.484138, abs=1e-6)
-    assert found["high"] == pytest.approx(2.0 + 2.484138, abs=1e-6)
-    # Two values: t(0.975, 1) = 12.706205, deviation sqrt(2), so half the width is 12.706205 times half the distance 1.
-    assert interval([5.0, 7.0])["high"] == pytest.approx(6.0 + 12.706205, abs=1e-5)
-    assert interval([5.0]) == {"mean": 5.0, "low": None, "high": None}
-    assert interval([5.0, 5.0]) == {"mean": 5.0, "low": 5.0, "high": 5.0}
+    # Mean 3, deviation sqrt(2.5), t(0.975, 4) = 2.776445105 (tables); times sqrt(2.5 / 5) is 1.963243.
+    found = interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert found["mean"] == 3.0 and found["seeds"] == 5
+    assert found["low"] == pytest.approx(3.0 - 1.963243, abs=1e-6)
+    assert found["high"] == pytest.approx(3.0 + 1.963243, abs=1e-6)
+    assert interval([5.0] * 5) == {"mean": 5.0, "low": 5.0, "high": 5.0, "seeds": 5}
+    assert interval_text(found, lambda value: f"{value:.2f}") == "3.00 [1.04, 4.96]"
+
+
+def test_below_five_seeds_the_least_and_the_largest_stand_in_its_place():
+    found = interval([4.0, 1.0, 3.0, 2.0])
+    assert found == {"mean": 2.5, "low": 1.0, "high": 4.0, "seeds": 4}
+    assert interval_text(found, lambda value: f"{value:g}") == "2.5 (1 to 4)"
+    assert interval([5.0]) == {"mean": 5.0, "low": None, "high": None, "seeds": 1}
+    assert interval_text(interval([5.0]), str) == "5.0"
 
 
 def test_settings_pool_the_seeds_that_are_done():
@@ -36,8 +42,8 @@ def test_settings_pool_the_seeds_that_are_done():
     first, second = settings(rows)
     assert (first["trials"], first["done"], first["failed"]) == (3, 2, 1)
     assert first["metrics"]["return"]["mean"] == -150.0
-    assert first["metrics"]["return"]["low"] == pytest.approx(-150.0 - 50.0 * 12.706205, abs=1e-3)
-    assert second["metrics"] == {"return": {"mean": -50.0, "low": None, "high": None}}
+    assert first["metrics"]["return"] == {"mean": -150.0, "low": -200.0, "high": -100.0, "seeds": 2}
+    assert second["metrics"] == {"return": {"mean": -50.0, "low": None, "high": None, "seeds": 1}}
 
 
 def test_the_csv_files_say_the_same(tmp_path):
