@@ -32,9 +32,13 @@ _DERIVED = (
     "tendon_invweight0",
     "actuator_acc0",
 )
-_KINDS: dict[str, str] = dict.fromkeys(("BROADPHASE", "NARROWPHASE", "CCD"), "contacts") | dict.fromkeys(
-    ("NEFC", "NJMAX_NNZ"), "constraints"
-)
+_KINDS = {
+    "BROADPHASE": "contacts",
+    "NARROWPHASE": "contacts",
+    "CCD": "contacts",
+    "NEFC": "constraints",
+    "NJMAX_NNZ": "constraints",
+}
 """What each of MuJoCo-Warp's overflow flags is about; others go by their name."""
 
 

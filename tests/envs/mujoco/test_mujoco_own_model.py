@@ -260,7 +260,7 @@ def test_a_state_beyond_the_limit_is_a_failure_whether_mujoco_looked_or_not(tmp_
     state = torch.zeros((3, plant.state_size), dtype=torch.float64)
     state[0, 0], state[0, 1] = 9.9e9, 9.9e9
     state[1, 0], state[1, 1] = 9.9e9, 1e9
-    following = plant.step(state, torch.zeros((3, 1)), params)
+    following = plant.advance(state, torch.zeros((3, 1)), params)
     assert plant.terminated(following, params).tolist() == [True, False, False]
     # A start that is unstable has no readings; the episode is over before it begins.
     start = plant.settle(torch.tensor([[1e11] + [0.0] * (plant.state_size - 1)], dtype=torch.float64), params)
@@ -275,7 +275,7 @@ def test_a_keyframe_also_places_mocap_bodies(write):
     state = plant.initial(torch.zeros((2, plant.reset_size), dtype=torch.float64), plant.prepare(plant.nominal()))
     heavier = plant.prepare(plant.nominal() | {"body_mass": 2.0 * plant.nominal()["body_mass"]})
     for params in (plant.prepare(plant.nominal()), heavier):
-        following = plant.step(state, torch.zeros((2, 1)), params)
+        following = plant.advance(state, torch.zeros((2, 1)), params)
         torch.testing.assert_close(
             plant.observe(following, params)[:, -3:], torch.tensor([[-0.7, 0.0, 0.4]] * 2, dtype=torch.float64)
         )
