@@ -37,6 +37,7 @@ from robust_policies.evaluation.report.methods import (
 )
 from robust_policies.evaluation.report.methods import interval as intervals
 from robust_policies.evaluation.report.verdict import effect_at
+from robust_policies.evaluation.statistics import FEW
 from robust_policies.files import numbers
 
 STATUS_WORDS = {
@@ -63,7 +64,7 @@ TERMS = {
     "seeds [smallest, largest]. A Youla policy's is of its linear closed loop, from disturbance to performance.",
     "Found gain": "the largest such ratio that a search found, with its two sequences saved.",
     "Nominal return": "the sum of the rewards of an episode that nothing perturbs; its interquartile mean (the best "
-    "and the worst quarter of the episodes left out) [95% interval].",
+    "and the worst quarter of the episodes left out) [95% interval; of two to four training seeds, least and largest].",
     "Worst attack": "the same return under the attack that was worst for this policy on other episodes. Marked “does "
     "nothing” where the loss cannot be told from chance.",
     "CVaR 10%": "the mean return of the worst tenth of the episodes.",
@@ -369,7 +370,11 @@ def subtitle(methods: Sequence[Method]) -> str:
     least, most, tasks = min(counts), max(counts), len(tasks_of(methods))
     seeds = f"{least}" if least == most else f"{least} to {most}"
     if least > 1:
-        over = "Intervals are 95% bootstrap intervals over training seeds."
+        over = (
+            "Intervals are the least and the largest training seed's value, for they are few."
+            if most < FEW
+            else "Intervals are 95% bootstrap intervals over training seeds, of two to four seeds their range."
+        )
     elif most == 1:
         over = (
             "With one training seed, intervals (95% bootstrap) are over episodes: they say nothing of another training."
