@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1] / "robust_policies"
-PACKAGES = ("networks", "envs")
+PACKAGES = ("networks", "certificates", "control", "policies", "envs")
 
 ARRAYS = re.compile(r"\b(Tensor|ndarray|Array|ArrayLike|NDArray)\b")
 _COUNTS = (

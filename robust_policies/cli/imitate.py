@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from robust_policies.cli.steps import certify_evaluate_report, check_evaluation
+from robust_policies.files import numbers
 
 
 class Method(StrEnum):
@@ -64,7 +65,8 @@ def imitate(
     error, spread = sum(found["held_out_mse"]), sum(found["held_out_variance"])
     share = f", {error / spread:.2g} of the actions' variance" if spread > 0 else ""
     typer.echo(f"Mean squared action error on {found['held_out_episodes']} held-out episodes: {error:.3g}{share}.")
-    typer.echo(f"Mean return: {found['student_return']:.4g}, the teacher's {found['teacher_return']:.4g}.")
+    own, teacher = (numbers.shown(found[name]) for name in ("student_return", "teacher_return"))
+    typer.echo(f"Mean return: {own}, the teacher's {teacher}.")
     typer.echo(read_json(run.closed_loop, "closed loop", SCHEMA)["claim"])
     if evaluation:
         certify_evaluate_report(folder, report)

@@ -145,12 +145,12 @@ def square(x: Jet) -> Jet:
 
 
 def jacobian_bounds(function: Callable[..., Sequence[Jet]], low: Array, high: Array) -> tuple[Array, Array]:
-    """Return the entries' bounds of the Jacobian of `function` on boxes, (boxes, outputs, inputs) each.
+    """Return the entries' bounds of the Jacobian of `function` on boxes, (k, outputs, inputs) each.
 
     Args:
         function: takes one jet for each input, and gives a sequence of them, one for each output.
-        low: (boxes, inputs), or (inputs,) for one box; its lower corner.
-        high: likewise, its upper corner.
+        low: (k, inputs) for k boxes, or (inputs,) for one; the lower corner.
+        high: likewise, the upper corner.
     """
     low, high = np.atleast_2d(np.asarray(low, dtype=np.float64)), np.atleast_2d(np.asarray(high, dtype=np.float64))
     boxes, inputs = low.shape

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robust_policies.certificates.certificate import array_hashes
+from robust_policies.certificates.certificate import array_hashes, digest
+from robust_policies.envs.incidents import collected
 from robust_policies.envs.perturb import Spec, describe, parse
 from robust_policies.envs.registration import ENV_IDS
 from robust_policies.errors import InvalidValueError, RobustPoliciesError
@@ -31,6 +32,7 @@ from robust_policies.evaluation.table import (
     write_csv,
     write_trajectories,
 )
+from robust_policies.evaluation.task_numbers import task_numbers
 from robust_policies.evaluation.tuning import measure_attack, measure_critical
 from robust_policies.files.atomic import write_json
 from robust_policies.files.versions import versions
@@ -98,9 +100,10 @@ def evaluate_run(
         # What the recipe says of its own task is not said of another.
         options, around = (recipe.task.kwargs, own) if recipe is not None and task == recipe.task.id else ({}, [])
         benches[task] = Bench(policy, task, options, around if wrappers is None else wrappers, chosen)
+    hashes = array_hashes(policy.running_arrays())
     settings = {
         "suite": chosen.resolved(),
-        "arrays": array_hashes(policy.running_arrays()),
+        "arrays": hashes,
         "versions": versions(),
         "tasks": {task: [bench.env_kwargs, describe(bench.around)] for task, bench in benches.items()},
     }
@@ -108,6 +111,8 @@ def evaluate_run(
         "policy": run.path.resolve().name,
         "method": run.method,
         "training_seed": None if recipe is None else recipe.seed,
+        "policy_sha256": digest(hashes),
+        "task_numbers": {task: task_numbers(task, bench.env_kwargs) for task, bench in benches.items()},
         "cell": policy.cell.name,
         "suite": str(suite) if not isinstance(suite, Suite) else "own",
         "suite_resolved": chosen.resolved(),
@@ -169,7 +174,9 @@ def _measure(
             key = f"{task} {job}"
             try:
                 if key not in journal.finished:
-                    journal.add(key, run())
+                    with collected() as incidents:
+                        result = run()
+                    journal.add(key, {**result, "incidents": incidents} if incidents else result)
             except RobustPoliciesError as error:
                 last = error
                 notes.failures.append({"task": task, "perturbation": job, "reason": str(error)})
@@ -177,7 +184,7 @@ def _measure(
                     break
                 continue
             measured[task][job] = result = journal.finished[key]
-            said = [failed_episodes(one) for one in result.get("rows", [])]
+            said = [failed_episodes(one) for one in result.get("rows", [])] + result.get("incidents", [])
             notes.failures.extend({"task": task, "perturbation": job, "reason": reason} for reason in said if reason)
     if last is not None and not any(measured.values()):
         raise last

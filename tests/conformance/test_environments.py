@@ -8,18 +8,35 @@ import warnings
 import gymnasium
 import numpy as np
 import pytest
-from env_cases import MUJOCO_IDS, every_id, every_kind, still_action, unexpected, why_no_pictures, wild_actions
+from env_cases import (
+    KIND_IDS,
+    MUJOCO_IDS,
+    every_id,
+    every_kind,
+    still_action,
+    unexpected,
+    why_no_pictures,
+    wild_actions,
+)
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.env_checker import check_env, data_equivalence
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
-from robust_policies.envs import TaskEnv
+from robust_policies.envs import ENV_IDS, TaskEnv
 from robust_policies.errors import InvalidValueError, UnknownNameError, UserError
 
 
 @pytest.fixture(autouse=True)
 def no_screen(monkeypatch):
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+
+
+def test_the_ids_of_every_kind_are_of_every_kind():
+    def kind(env_id):
+        env = gymnasium.make(env_id).unwrapped
+        return env.plant.kind, type(env.action_space)
+
+    assert {kind(env_id) for env_id in KIND_IDS} == {kind(env_id) for env_id in ENV_IDS}
 
 
 @every_id

@@ -166,7 +166,7 @@ def test_rl_zoo_trains_it_by_its_dotted_name(tmp_path):
     assert load_policy(saved[0], allow_pickle=True).certificate().status == "PASS"
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_it_learns_cartpole_without_velocities():
     torch.set_num_threads(1)
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from robust_policies.certificates import Certificate
 from robust_policies.errors import CorruptFileError, InvalidValueError, MissingFileError, UserError
+from robust_policies.evaluation.report.agreement import Agreement, agreement
 from robust_policies.files.yaml_text import read_yaml
 from robust_policies.train.run.folder import RunFolder
 
@@ -60,7 +61,10 @@ class Recording:
 
 @dataclass
 class Run:
-    """What a report shows of one run folder; parts that are missing are None or empty, and named in `notes`."""
+    """What a report shows of one run folder; parts that are missing are None or empty, and named in `notes`.
+
+    `asides` are notes about other tasks than the first, `agreement` is what was found by computing again.
+    """
 
     folder: Path
     name: str
@@ -76,6 +80,8 @@ class Run:
     provenance: dict[str, Any] = field(default_factory=dict)
     training: tuple[Array, Array] | None = None
     notes: list[str] = field(default_factory=list)
+    asides: list[str] = field(default_factory=list)
+    agreement: Agreement = field(default_factory=Agreement)
 
 
 def _runs_in(path: Path, depth: int = 2) -> list[Path]:
@@ -142,9 +148,11 @@ def _load(folder: Path, name: str) -> Run:
         run.critical = _objects(evaluation, "critical_sizes")
         for failure in _objects(evaluation, "failures"):
             under = f" under {failure['perturbation']}" if failure.get("perturbation") else ""
-            run.notes.append(f"{failure.get('task')} was not evaluated{under}: {failure.get('reason')}")
+            words = f"{failure.get('task')} was not evaluated{under}: {failure.get('reason')}"
+            (run.asides if _secondary(evaluation, failure) else run.notes).append(words)
         for left in _objects(evaluation, "skipped"):
-            run.notes.append(f"{left.get('task')}: {left.get('perturbation')} was left out: {left.get('reason')}")
+            words = f"{left.get('task')}: {left.get('perturbation')} was left out: {left.get('reason')}"
+            (run.asides if _secondary(evaluation, left) else run.notes).append(words)
         around = evaluation.get("perturbations")
         if isinstance(around, list) and around:
             run.notes.append(
@@ -158,7 +166,14 @@ def _load(folder: Path, name: str) -> Run:
         run.provenance = _try(run, files.read_provenance) or {}
     run.training = _try(run, lambda: training_curve(files))
     _name_method(run, files)
+    run.agreement = agreement(folder, run.certificate, run.evaluation or {}, run.provenance)
     return run
+
+
+def _secondary(evaluation: dict[str, Any], item: dict[str, Any]) -> bool:
+    """Return whether an item is of another task than the first."""
+    tasks = evaluation.get("tasks")
+    return isinstance(tasks, list) and item.get("task") in tasks[1:]
 
 
 def _objects(evaluation: dict[str, Any], key: str) -> list[dict[str, Any]]:

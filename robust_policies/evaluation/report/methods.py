@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from robust_policies.evaluation.bench import OBSERVATION
 from robust_policies.evaluation.report.chart import Look
 from robust_policies.evaluation.report.load import Array, Row, Run
 from robust_policies.evaluation.statistics import area_under_curve, cvar, iqm
@@ -242,8 +243,9 @@ def unit_of(methods: Sequence[Method], condition: Condition) -> str:
     units = (r.unit for m in methods for run in m.runs for r in run.rows
              if (r.task, r.group, r.perturbation, r.norm) == (condition.task, condition.group, condition.perturbation,
                                                               condition.norm) and r.unit)  # fmt: skip
-    default = "observation units" if condition.group in ("noise", "attack", "worst") else ""
-    return next(units, default)
+    default = OBSERVATION if condition.group in ("noise", "attack", "worst") else ""
+    unit = next(units, default)
+    return "observation units" if unit == OBSERVATION else unit
 
 
 def condition_title(condition: Condition) -> str:

@@ -40,37 +40,24 @@ def test_a_linear_task_costs_less_than_doing_nothing_after_a_few_updates(name, s
     assert after > share * nothing
 
 
-@pytest.mark.parametrize(
-    ("updates", "changes"),
-    [(25, ["task.num_envs=16"]), pytest.param(50, [], marks=pytest.mark.soak)],
-    ids=["few", "all"],
-)
-def test_the_pole_stands_more_than_twice_as_long_after_a_few_updates(updates, changes):
-    algorithm = algorithm_of("cartpole_r2dn_apg", *changes)
+def test_the_pole_stands_more_than_twice_as_long_after_a_few_updates():
+    algorithm = algorithm_of("cartpole_r2dn_apg")
     _, before = algorithm.evaluate(50, seed=7)
-    learn(algorithm, updates)
+    learn(algorithm, 50)
     _, after = algorithm.evaluate(50, seed=7)
     assert after > 2 * before
 
 
-@pytest.mark.parametrize(
-    ("updates", "changes", "share"),
-    [
-        (24, ["task.num_envs=16", "algorithm.horizon=50", "algorithm.learning_rate=cos_2e-2"], 2.0),
-        pytest.param(60, [], 1.25, marks=pytest.mark.soak),
-    ],
-    ids=["few", "all"],
-)
-def test_the_free_mass_costs_little_more_than_the_linear_quadratic_optimum_in_the_long_run(updates, changes, share):
-    algorithm = algorithm_of("double_integrator_r2dn_apg", *changes)
-    learn(algorithm, updates)
+@pytest.mark.soak
+def test_the_free_mass_costs_little_more_than_the_linear_quadratic_optimum_in_the_long_run():
+    algorithm = algorithm_of("double_integrator_r2dn_apg")
+    learn(algorithm, 60)
     totals = []
     for steps in (400, 2000):
         algorithm.limit = steps
         totals.append(-algorithm.evaluate(64, seed=5)[0])
     long_run = (totals[1] - totals[0]) / 1600
-    print("LONGRUN", long_run / algorithm.plant.task.optimum.lqg)
-    assert long_run < share * algorithm.plant.task.optimum.lqg
+    assert long_run < 1.25 * algorithm.plant.task.optimum.lqg
 
 
 @pytest.mark.parametrize("cell", ["ren", "r2dn"])
