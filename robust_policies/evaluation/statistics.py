@@ -223,7 +223,14 @@ def _bootstrap(
     # scipy refuses a sample of one; twice the same one is the same distribution for means and ranks alike.
     padded = tuple(np.repeat(s, 2, axis=axis) if s.shape[axis] == 1 else s for s in samples)
     found = stats.bootstrap(
-        padded, statistic, n_resamples=resamples, confidence_level=LEVEL, method="percentile", vectorized=True,
-        axis=axis, batch=200, rng=np.random.default_rng(seed),
-    )  # fmt: skip
+        padded,
+        statistic,
+        n_resamples=resamples,
+        confidence_level=LEVEL,
+        method="percentile",
+        vectorized=True,
+        axis=axis,
+        batch=200,
+        rng=np.random.default_rng(seed),
+    )
     return found.confidence_interval.low, found.confidence_interval.high

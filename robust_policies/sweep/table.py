@@ -108,10 +108,13 @@ def settings(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         }
         found.append(
             {
-                "setting": group[0]["setting"], "trials": len(group), "done": len(done), "failed": failed,
+                "setting": group[0]["setting"],
+                "trials": len(group),
+                "done": len(done),
+                "failed": failed,
                 "metrics": metrics,
             }
-        )  # fmt: skip
+        )
     return found
 
 

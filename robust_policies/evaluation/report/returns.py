@@ -160,9 +160,7 @@ def pareto_chart(methods: Sequence[Method], task: str) -> Chart | None:
                 x, y = [zero[n] for n in both], [hit[n] for n in both]
                 series.append(Series(method.name, method.look, x, y, line=False, faint=True))
             (x, x_low, x_high), (y, low, high) = natural, attacked
-            series.append(
-                Series(method.name, method.look, [x], [y], [low], [high], [x_low], [x_high], line=False)
-            )  # fmt: skip
+            series.append(Series(method.name, method.look, [x], [y], [low], [high], [x_low], [x_high], line=False))
             middles.append((x, y))
         front = [p for p in middles if not any(q != p and q[0] >= p[0] and q[1] >= p[1] for q in middles)]
         if len(front) > 1:
@@ -187,8 +185,10 @@ def heat_charts(methods: Sequence[Method], task: str) -> list[Chart]:
     for condition in conditions_of(methods, task, ("parameter",)):
         names = {tuple(n for n, _ in point) for m in methods for point in m.points(condition)}
         for pair in sorted(pair for pair in names if len(pair) == 2):
-            points = {m.name: {p: size for p, size in m.points(condition).items() if tuple(n for n, _ in p) == pair}
-                      for m in methods}  # fmt: skip
+            points = {
+                m.name: {p: size for p, size in m.points(condition).items() if tuple(n for n, _ in p) == pair}
+                for m in methods
+            }
             xs = sorted({p[0][1] for found in points.values() for p in found})
             ys = sorted({p[1][1] for found in points.values() for p in found}, reverse=True)
             maps, notes = {}, {}

@@ -189,8 +189,10 @@ def attack_tables(methods: Sequence[Method], task: str) -> str:
                 values = [method.interval(attack, size) for attack in attacks]
                 if all(math.isnan(value) for value, _, _ in values):
                     continue
-                least = min((v for c, (v, _, _) in zip(attacks, values, strict=True) if c.group == "attack" and v == v),
-                            default=math.nan)  # fmt: skip
+                least = min(
+                    (v for c, (v, _, _) in zip(attacks, values, strict=True) if c.group == "attack" and v == v),
+                    default=math.nan,
+                )
                 cells = [interval(v) if v[0] != least else f"<b>{interval(v)}</b>" for v in values]
                 rows.append([name_of(method), *cells, _chosen(method, worst, size)])
             head = ["Method", *(escape(condition_title(attack)) for attack in attacks), "chosen as the worst"]
@@ -246,11 +248,17 @@ def _certificate(method: Method) -> str:
     head = ["Training seed", "Status", "Proven gain", "Found gain", "Ratio", "Rate", "Overshoot", "Margin"]
     rows = [
         [
-            escape(one.name), badge([one]), proven(c.gamma_raw), found(c.empirical_lower), number(c.ratio),
-            "-" if c.rate is None else numbers.rate(c.rate), proven(c.overshoot), number(c.margin),
+            escape(one.name),
+            badge([one]),
+            proven(c.gamma_raw),
+            found(c.empirical_lower),
+            number(c.ratio),
+            "-" if c.rate is None else numbers.rate(c.rate),
+            proven(c.overshoot),
+            number(c.margin),
         ]
         for one, c in known
-    ]  # fmt: skip
+    ]
     content = table(head, rows, "All training seeds", range(2, len(head)))
     if len(known) > 1:
         claims = "".join(f"<p><b>{escape(one.name)}</b>: {_claim(one, c)}</p>" for one, c in known)

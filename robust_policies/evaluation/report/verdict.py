@@ -84,8 +84,13 @@ def _proven(method: Method) -> str:
     passed = states.count("PASS")
     if not passed:
         return f"{name}: <b>nothing is proven</b>, which does not mean that it is unstable."
-    of = "" if len(runs) == 1 else f" for each of {len(runs)} training seeds" if passed == len(runs) else (
-        f" for {passed} of {len(runs)} training seeds")  # fmt: skip
+    of = (
+        ""
+        if len(runs) == 1
+        else f" for each of {len(runs)} training seeds"
+        if passed == len(runs)
+        else (f" for {passed} of {len(runs)} training seeds")
+    )
     gains = proven_gains(method)
     loop = any(certificate.closed_loop is not None for certificate in known)
     if not gains:
@@ -101,8 +106,11 @@ def _proven(method: Method) -> str:
             "the observations differ by"
         )
     norm = " (l2 norm over all time steps and channels)" if gains else ""
-    unchecked = "" if all(run.agreement.certificate is not None for run in runs if run.certificate is not None) else (
-        " So its certificate says, which was not checked here: the policy is not in the folder.")  # fmt: skip
+    unchecked = (
+        ""
+        if all(run.agreement.certificate is not None for run in runs if run.certificate is not None)
+        else (" So its certificate says, which was not checked here: the policy is not in the folder.")
+    )
     return f"{name}: <b>proven</b>{of}: {what}{norm}.{unchecked}"
 
 
