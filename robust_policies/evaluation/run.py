@@ -38,6 +38,7 @@ from robust_policies.files.atomic import write_json
 from robust_policies.files.lock import held
 from robust_policies.files.yaml_text import read_yaml
 from robust_policies.policies import load_policy
+from robust_policies.policies.storage import stored_task
 
 PENDULUM_TWINS = ("robust_policies/Pendulum-v0", "Pendulum-v1")
 PARTIAL = "evaluation.partial.jsonl"
@@ -84,7 +85,7 @@ def evaluate_run(
 
     Args:
         folder: the run folder, or one that holds policy.json and policy.safetensors.
-        tasks: Gymnasium ids; None: the recipe's (for the pendulum ours and Gymnasium's).
+        tasks: Gymnasium ids; None: the recipe's, or the one the policy was saved with (for the pendulum ours and Gymnasium's).
         suite: a name in `SUITES`, the path of a YAML file, or a suite.
         sizes: perturbation sizes in the observation's units; None: the suite's.
         episodes: number for each size and seed; None: the suite's.
@@ -286,7 +287,8 @@ def method_of(folder: Path) -> str:
 def _origin(folder: Path) -> _Origin:
     path = folder / "recipe.yaml"
     if not path.is_file():
-        return _Origin(None, {}, [], None)
+        task, kwargs = stored_task(folder) or (None, {})
+        return _Origin(task, kwargs, [], None)
     content = read_yaml(path)
     try:
         task, seed = content["task"], content.get("seed")
@@ -300,6 +302,7 @@ def _origin(folder: Path) -> _Origin:
 def _default_tasks(recipe_task: str | None) -> list[str]:
     if recipe_task is None:
         raise InvalidValueError(
-            f"No task was given and the folder has no recipe.yaml; name tasks, such as {ENV_IDS[0]}."
+            f"No task was given, the folder has no recipe.yaml and its policy was saved without task=ID; name tasks, "
+            f"such as {ENV_IDS[0]}."
         )
     return list(PENDULUM_TWINS) if recipe_task in PENDULUM_TWINS else [recipe_task]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 from gymnasium.spaces import flatdim
 from stable_baselines3.common.logger import Logger
 from torch import Tensor
@@ -87,9 +88,9 @@ def make_actor(recipe: ApgRecipe, plant: Plant, device: str) -> Actor:
     through plant, observer and feedback.
     """
     base = base_controller(recipe)
-    inputs, actions = plant.observation_size, plant.action_size
+    inputs, actions = plant.observation_size, spaces.Box(plant.action_low, plant.action_high, dtype=np.float64)
     if base is not None:
-        inputs, actions = flatdim(base.youla_observation_space), base.model.m
+        inputs, actions = flatdim(base.youla_observation_space), base.youla_action_space
     actor = new_actor(recipe.policy, inputs, actions, recipe.seed)
     if recipe.algorithm.zero_init and actor.head.linear is None:
         actor.cell.zero_output_()
