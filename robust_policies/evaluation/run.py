@@ -85,7 +85,7 @@ def evaluate_run(
 
     Args:
         folder: the run folder, or one that holds policy.json and policy.safetensors.
-        tasks: Gymnasium ids; None: the recipe's, or the one the policy was saved with (for the pendulum ours and Gymnasium's).
+        tasks: Gymnasium ids; None: the recipe's, or the policy's own (for the pendulum ours and Gymnasium's).
         suite: a name in `SUITES`, the path of a YAML file, or a suite.
         sizes: perturbation sizes in the observation's units; None: the suite's.
         episodes: number for each size and seed; None: the suite's.
