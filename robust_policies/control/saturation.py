@@ -20,9 +20,9 @@ from scipy.linalg import solve_discrete_lyapunov
 from robust_policies.control.linear_model import LinearModel
 from robust_policies.control.lqg import LQGDesign
 from robust_policies.control.norms import Array, norm2, radius
-from robust_policies.control.residual import downward
 from robust_policies.control.youla import direct_gain
 from robust_policies.errors import InvalidValueError, ShapeError
+from robust_policies.files import numbers
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class SaturationBudget:
                 why = "it uses no input that has a limit"
             return f"{start} the base controller needs none: {why}."
         return (
-            f"{start} no input saturates while |innovation| <= {downward(self.innovation):.6g} at every step and the "
-            f"estimate starts in xh'P xh <= {downward(self.level):.6g}."
+            f"{start} no input saturates while |innovation| <= {numbers.lower(self.innovation)} at every step and the "
+            f"estimate starts in xh'P xh <= {numbers.lower(self.level)}."
         )
 
     def check(self, innovation: float) -> None:

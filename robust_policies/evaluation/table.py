@@ -14,7 +14,6 @@ from robust_policies.evaluation.bench import read_recording
 from robust_policies.evaluation.statistics import summary
 from robust_policies.files.atomic import write_atomic
 
-SCHEMA = 2
 MONITORED = ("region_exits", "saturations")
 """Steps that a Youla policy's monitor counted in each episode."""
 COLUMNS = (

@@ -13,7 +13,7 @@ from robust_policies.errors import ShapeError
 from robust_policies.evaluation import run_episodes
 from robust_policies.networks import R2DN, Lipschitz
 from robust_policies.policies import DeployedPolicy, certify_model, load_policy, save_policy
-from robust_policies.policies.actor import Actor, MeanHead, ScaledCell, Scaling
+from robust_policies.policies.actor import Actor, MeanHead, ScaledCell, Scaling, mean_head
 from robust_policies.train.actor import new_actor
 from robust_policies.train.recipe.sections import PolicySection
 
@@ -55,7 +55,6 @@ def test_the_first_mean_action_of_a_pump_is_the_middle_of_its_range():
     ("space", "options", "scale", "offset"),
     [
         (spaces.Box(-2.0, 2.0, (2,)), {}, None, None),
-        (spaces.Box(0.0, np.inf, (2,)), {}, None, None),
         (PUMP, {"action_scale": 0.1}, [0.1, 0.1], None),
         (PUMP, {"action_offset": [1.0, 0.0]}, [2.5, 1.5], [1.0, 0.0]),
         (PUMP, {"action_scale": [1.0, 2.0], "action_offset": 0.5}, [1.0, 2.0], [0.5, 0.5]),
@@ -69,6 +68,7 @@ def test_what_is_given_and_symmetric_boxes_stay_as_they_are(space, options, scal
             assert (value is None) == (wanted is None)
             if wanted is not None:
                 torch.testing.assert_close(value, torch.tensor(wanted))
+    assert mean_head(spaces.Box(0.0, np.inf, (2,)), 2, False).offset is None
     with pytest.raises(ShapeError, match="action_offset"):
         short_model(action_offset=[1.0, 2.0, 3.0])
 

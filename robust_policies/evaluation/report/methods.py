@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -10,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from robust_policies.evaluation.bench import OBSERVATION
 from robust_policies.evaluation.report.chart import Look
 from robust_policies.evaluation.report.load import Array, Row, Run
 from robust_policies.evaluation.statistics import area_under_curve, cvar, iqm
+from robust_policies.train.run.folder import RunFolder
 
 NORMS = ("per_step_l2", "per_step_linf", "total_l2")
 NORM_WORDS = {
@@ -197,11 +198,8 @@ def group_by_method(runs: Sequence[Run]) -> list[Method]:
 def _group_name(runs: Sequence[Run]) -> str:
     if len(runs) == 1 or runs[0].method_key.startswith("method "):
         return runs[0].method
-    first, last = min(run.name for run in runs), max(run.name for run in runs)
-    same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
-    common = re.sub(r"[\s_.-]*(seed|s)?[\s_.-]*\d*$", "", first[:same])
     cell = (runs[0].evaluation or {}).get("cell")
-    name = common or runs[0].name
+    name = RunFolder(runs[0].folder).method
     return f"{cell} ({name})" if isinstance(cell, str) and cell and cell not in name else name
 
 
@@ -245,8 +243,9 @@ def unit_of(methods: Sequence[Method], condition: Condition) -> str:
     units = (r.unit for m in methods for run in m.runs for r in run.rows
              if (r.task, r.group, r.perturbation, r.norm) == (condition.task, condition.group, condition.perturbation,
                                                               condition.norm) and r.unit)  # fmt: skip
-    default = "observation units" if condition.group in ("noise", "attack", "worst") else ""
-    return next(units, default)
+    default = OBSERVATION if condition.group in ("noise", "attack", "worst") else ""
+    unit = next(units, default)
+    return "observation units" if unit == OBSERVATION else unit
 
 
 def condition_title(condition: Condition) -> str:

@@ -21,7 +21,9 @@ from robust_policies.evaluation.report.methods import (
 from robust_policies.evaluation.statistics import performance_profile, probability_of_improvement
 
 RETURN = "return"
-BAND = "Line: interquartile mean of the return; band: its 95% bootstrap interval over {over}."
+BAND = (
+    "Line: interquartile mean of the return; band: its 95% bootstrap interval over {over} (two to four: their range)."
+)
 
 
 def slug(*parts: str) -> str:
@@ -252,7 +254,8 @@ def profile_chart(methods: Sequence[Method], task: str) -> Chart | None:
         panels.append(Panel(title, "threshold of the return", "share of episodes above it", series))
     caption = (
         "Performance profiles: the share of all episodes (of all training seeds) whose return is above the threshold; "
-        "bands: 95% bootstrap intervals. Higher is better; the left end shows the failures that a mean hides."
+        "bands: 95% bootstrap intervals (of two to four seeds the range). Higher is better; the left end shows the "
+        "failures that a mean hides."
     )
     return Chart(slug(task, "performance profiles"), "Performance profiles", caption, panels, share_y=True)
 
