@@ -66,6 +66,10 @@ class Setting:
     episode_seeds: list[int]
     factors: Mapping[str, Sequence[float]]
 
+    def task(self, count: int, actor: FrozenActor) -> Task:
+        """Return `count` environments on the actor's device, in the precision that it reads."""
+        return Task(self.env_id, count, self.env_kwargs, self.perturbations, actor.low.device, actor.precise)
+
 
 @dataclass(frozen=True)
 class _Played:
@@ -108,7 +112,7 @@ def attacked(setting: Setting, attack: Attack | None, kind: str, sizes: list[flo
             played = attacked(rehearsed, other, kind, sizes, norm)
             return played.until_end(played.observations), played.until_end(played.perturbed), played.returns()
         # Without an attack all sizes are alike.
-        task = Task(setting.env_id, setting.episodes, setting.env_kwargs, setting.perturbations, actor.low.device)
+        task = setting.task(setting.episodes, actor)
         try:
             played = _play(rehearsed, task, FrozenActor(rehearsed.policy), lambda moment: moment.observation)
         finally:
@@ -116,7 +120,7 @@ def attacked(setting: Setting, attack: Attack | None, kind: str, sizes: list[flo
         clean = played.until_end(played.observations).repeat(1, len(sizes), 1)
         return clean, clean, played.returns().repeat(len(sizes))
 
-    task = Task(setting.env_id, count, setting.env_kwargs, setting.perturbations, actor.low.device)
+    task = setting.task(count, actor)
     try:
         horizon = min(setting.max_steps, task.limit or setting.max_steps)
         nu = setting.policy.cell.input_size

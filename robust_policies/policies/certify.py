@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
+from torch import nn
 
-from robust_policies.certificates import Certificate, Factor, compose, verify, verify_chain
+from robust_policies.certificates import Certificate, Factor, compose, verify, verify_chain, verify_layers
 from robust_policies.certificates.layers import spectral_bound
 from robust_policies.errors import InvalidValueError, NotCertifiableError, ShapeError
 from robust_policies.policies.actor import Actor, FrozenNormalizer
+from robust_policies.policies.window import WindowCell
 
 UP = 1 + 2e-15
 _PRODUCT_UP = 1 + 1e-13
@@ -65,6 +67,8 @@ def certify_actor(
             "of its own; train with use_sde=False."
         )
     refuse_discrete(action_space)
+    if isinstance(cell, WindowCell):
+        return _certify_window(actor, cell, units)
     verification = verify(cell)
     scales, after = scales_of(actor), _after(actor)
     joint = weighted = None
@@ -85,6 +89,37 @@ def certify_actor(
         arrays=running_arrays(actor),
         cell_note=cell.name,
     )
+
+
+def _certify_window(actor: Actor, cell: WindowCell, units: np.ndarray | None) -> Certificate:
+    """Return the certificate of an actor whose cell runs anew over a window at every step."""
+    found, scales, after = verify(cell.inner), scales_of(actor), _after(actor)
+    layers = [layer for layer in cell.perceptron.layers if isinstance(layer, nn.Linear)]
+    net = verify_layers([layer.weight.detach().cpu().double().numpy() for layer in layers])
+    if net.status != "PASS":
+        return compose(net, before=scales.factors)
+    window = window_factor(cell.window)
+    after = [Factor("perceptron", net.gamma, net.method), *after]
+    weighted = None
+    if units is not None and found.gamma is not None:
+        gains = [scales.largest(units), found.gamma, *(factor.gain or 0.0 for factor in (window, *after))]
+        weighted = float(np.prod(gains)) * _PRODUCT_UP
+    return compose(
+        # The policy itself forgets after the window, so the cell's rate is not one of the policy's.
+        replace(found, rate=None, overshoot=None),
+        before=[*scales.factors[:-1], window, scales.factors[-1]],
+        after=after,
+        weights=None if units is None else units.tolist(),
+        weighted=weighted,
+        arrays=running_arrays(actor),
+        cell_note=cell.inner.name,
+    )
+
+
+def window_factor(window: int) -> Factor:
+    """Return the factor of a window that is read anew at every step."""
+    note = f"each observation is read in {window} windows: sqrt({window})"
+    return Factor("history window", float(np.sqrt(window)) * UP, note)
 
 
 def scales_of(actor: Actor) -> Scales:
@@ -156,9 +191,14 @@ def _after(actor: Actor) -> list[Factor]:
     return [
         Factor("head", spectral_bound(weight) if head else 1.0, "spectral norm of the linear head" if head else none),
         *([Factor("squashing", 1.0, "tanh is 1-Lipschitz")] if actor.head.squash else []),
-        Factor("action scale", float(sizes.max()), "largest action_scale"),
+        Factor("action scale", float(sizes.max()), _scale_note(actor)),
         Factor("action clip", 1.0, "clipping to the action space is 1-Lipschitz"),
     ]
+
+
+def _scale_note(actor: Actor) -> str:
+    note = "largest action_scale"
+    return note if actor.head.offset is None else f"{note}; the action_offset changes no difference"
 
 
 def _flat(name: str, value: Any) -> list[tuple[str, torch.Tensor]]:

@@ -25,10 +25,11 @@ from robust_policies.errors import (
     ShapeError,
     UnknownNameError,
 )
-from robust_policies.networks import Cell, cell_from_config
+from robust_policies.networks import Cell
 from robust_policies.policies.actor import Actor, FrozenNormalizer, MeanHead, ScaledCell, Scaling
 from robust_policies.policies.certify import certify_actor
 from robust_policies.policies.spaces import choose, parameter_count, space_from_json, space_to_json
+from robust_policies.policies.window import WindowCell, stored_cell
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -119,7 +120,11 @@ class DeployedPolicy:
         Raises:
             NotCertifiableError: it is no linear system around neurons; the message names the reason.
         """
-        found = ("an observation normalizer, which clips", self.actor.normalizer), ("tanh", self.head.squash)
+        found = (
+            ("an observation normalizer, which clips", self.actor.normalizer),
+            ("tanh", self.head.squash),
+            ("a window of past observations", isinstance(self.cell, WindowCell)),
+        )
         for what, there in found:
             if there:
                 raise NotCertifiableError(f"The policy has {what}, beside its cell; train without it.")
@@ -172,7 +177,10 @@ class DeployedPolicy:
             "state_dependent_noise": self.state_dependent_noise,
             "observation_space": space_to_json(self.observation_space),
             "action_space": space_to_json(self.action_space),
+            # Named only where they are there: files of policies without them stay as they were, byte for byte.
             **({"squash": True} if actor.head.squash else {}),
+            **({"action_offset": True} if actor.head.offset is not None else {}),
+            **({"exact_offset": True} if actor.body.scaling.exact else {}),
         }
         return content, self._tensors()
 
@@ -191,14 +199,18 @@ class DeployedPolicy:
         if content["dtype"] not in DTYPES:
             raise UnknownNameError.among("dtype", str(content["dtype"]), DTYPES)
         action_space = space_from_json(content["action_space"])
-        cell = cell_from_config(content["cell"])
+        cell = stored_cell(content["cell"])
         size, numbers = cell.input_size, parameter_count(action_space)
         scale, offset, action_scale = (
             1.0 if content[key] else None for key in ("observation_scale", "observation_offset", "action_scale")
         )
         squash, linear = bool(content.get("squash", False)), bool(content["linear_head"])
-        head = MeanHead(cell.output_size, numbers, linear, action_scale, squash=squash)
-        actor = Actor(ScaledCell(cell, Scaling(size, scale, offset)), head).to(DTYPES[content["dtype"]])
+        centre = 0.0 if content.get("action_offset", False) else None
+        head = MeanHead(cell.output_size, numbers, linear, action_scale, centre, squash=squash)
+        scaling = Scaling(size, scale, offset)
+        actor = Actor(ScaledCell(cell, scaling), head).to(DTYPES[content["dtype"]])
+        if content.get("exact_offset", False) and scaling.offset is not None:
+            scaling.offset = scaling.offset.double()
         if (clip := content["normalizer_clip"]) is not None:
             actor.normalizer = FrozenNormalizer(torch.zeros(size), torch.ones(size), clip)
         policy = DeployedPolicy(
@@ -268,10 +280,13 @@ class DeployedPolicy:
         return hidden
 
     def _checked(self, observation: Any) -> tuple[np.ndarray, bool]:
-        """Return the observations as float32 (batch, nu), and whether there was only one, without a batch dimension."""
+        """Return the observations as numbers (batch, nu), and whether there was only one, without a batch dimension."""
         shape = self.observation_space.shape or ()
         try:
-            array = np.asarray(observation, dtype=np.float64 if self._double else np.float32)
+            array = np.asarray(observation)
+            # An offset is subtracted in the observation's own precision.
+            own = self.actor.body.scaling.offset is not None and array.dtype != np.float32
+            array = array.astype(np.float64 if self._double or own else np.float32, copy=False)
         except (TypeError, ValueError) as error:
             raise ShapeError(f"The observation is not an array of numbers of shape {shape} ({error}).") from error
         if array.shape != shape and (array.shape[1:] != shape or array.ndim != len(shape) + 1 or array.shape[0] == 0):

@@ -14,6 +14,7 @@ class FrozenActor:
     def __init__(self, policy: DeployedPolicy) -> None:
         self.policy = policy
         self.actor = policy.actor
+        self.precise = policy.actor.body.scaling.offset is not None
         with torch.no_grad():
             self.explicit = policy.actor.body.explicit()
         # `Task.check_fit` refuses other spaces than Boxes.

@@ -136,5 +136,7 @@ class AdversaryVecEnv(VecEnvWrapper):
         return self.victim.seen(self.last).cpu().numpy(), (-self.scale * reward).astype(np.float32), done, infos
 
     def _tensor(self, observation: Any) -> Tensor:
-        array = np.asarray(observation, dtype=np.float32)
+        array = np.asarray(observation)
+        if not (self.victim.actor.precise and array.dtype == np.float64):
+            array = array.astype(np.float32, copy=False)
         return torch.as_tensor(array, device=self.victim.size.device).reshape(len(array), -1)

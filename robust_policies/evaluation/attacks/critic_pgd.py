@@ -91,7 +91,7 @@ class CriticPGD(Attack):
 
         def harm(delta: Tensor) -> Tensor:
             action, memory = actor.step(observation + delta[0], hidden)
-            return -critic(torch.cat((observation, actor.clip(action), memory), dim=-1))
+            return -critic(torch.cat((observation, actor.clip(action), memory), dim=-1).float())
 
         starts = self.starts(options.restarts, 1) * ball.size.reshape(1, 1, -1, 1)
         return ascend(harm, starts, ball, steps=options.steps, rate=options.rate)[0][0]

@@ -16,7 +16,7 @@ from robust_policies.certificates import Certificate, Factor, compose, verify
 from robust_policies.errors import InvalidValueError, ShapeError
 from robust_policies.networks import make_cell
 from robust_policies.policies.actor import FrozenNormalizer, Scaling
-from robust_policies.policies.certify import UP, Scales, normalized
+from robust_policies.policies.certify import Scales, normalized, window_factor
 
 
 class WindowedExtractor(BaseFeaturesExtractor):
@@ -111,13 +111,11 @@ def certify_extractor(extractor: WindowedExtractor) -> Certificate:
 
 def window_factors(extractor: WindowedExtractor, statistics: FrozenNormalizer | None) -> list[Factor]:
     """Return what stands before the cell of a windowed extractor."""
-    note = f"each observation is read in {extractor.window} windows: sqrt({extractor.window})"
     scales = Scales(np.ones(extractor.cell.input_size))
     scale = extractor.scaling.scale
     if scale is not None:
         scales.divide("observation scale", scale.detach().cpu().double().numpy(), "1 / smallest observation_scale")
-    window = Factor("history window", float(np.sqrt(extractor.window)) * UP, note)
-    return [*normalization_factors(statistics), window, *scales.factors]
+    return [*normalization_factors(statistics), window_factor(extractor.window), *scales.factors]
 
 
 def normalization_factors(statistics: FrozenNormalizer | None) -> list[Factor]:

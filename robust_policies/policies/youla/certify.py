@@ -139,10 +139,10 @@ def certify_youla(policy: Judged) -> Certificate:
     elif rate is not None:
         method = "matrix inequality with rounding-error bound"
     content = {
-        "T0": bounds.T0.gain,
-        "T1": bounds.T1.gain,
-        "T2": bounds.T2.gain,
-        "triangle": None if gain is None else bounds.triangle.gain,
+        "T0": _number(bounds.T0.gain),
+        "T1": _number(bounds.T1.gain),
+        "T2": _number(bounds.T2.gain),
+        "triangle": None if gain is None else _number(bounds.triangle.gain),
         "scaled": None if scaled is None else _number(scaled.gain),
         "closed_loop": None if bounds.closed_loop is None else _number(bounds.closed_loop.gain),
         "parameter_gain": gain,

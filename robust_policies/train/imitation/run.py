@@ -61,7 +61,7 @@ class ImitationRun(Updates):
         settings = recipe.algorithm
         stage = Stage(recipe.task, recipe.task.num_envs, device)
         self.teacher = teacher_of(settings.teacher, teacher, stage.env, device)
-        student = new_actor(recipe.policy, stage.observation_size, stage.action_size, recipe.seed).to(device)
+        student = new_actor(recipe.policy, stage.observation_size, stage.action_space, recipe.seed).to(device)
         self.model, self.why_no_model = _linear_model(recipe, stage)
         margin = None
         if settings.closed_loop_weight:

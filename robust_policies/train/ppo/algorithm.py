@@ -130,6 +130,8 @@ class TensorRecurrentPPO(RecurrentPPO):
             self._tensors.state_sizes,
             self.device,
             torch.int64 if discrete else torch.float32,
+            # An offset far from zero is subtracted in the environment's own precision, in updates as in rollouts.
+            env.inner.dtype if self._tensors.actor.scaling.offset is not None else torch.float32,
         )
         self._episodes = EpisodeTotals(self.n_envs, self.device)
         self._states = self._tensors.initial_states(self.n_envs)

@@ -46,6 +46,7 @@ def make_model(recipe: Recipe, env: VecEnv, device: str = "cpu") -> OnPolicyAlgo
         "observation_scale": policy.observation_scale,
         "observation_offset": policy.observation_offset,
         "action_scale": policy.action_scale,
+        "action_offset": policy.action_offset,
         "cell_output_size": policy.cell_output_size,
         "log_std_init": policy.log_std_init,
     }

@@ -212,7 +212,7 @@ def test_demonstrations_stay_on_the_device_and_are_labelled_where_the_student_we
 
 def load_student(stage):
     recipe = imitation_recipe("lqg", MASS, gamma=3.0)
-    return new_actor(recipe.policy, stage.observation_size, stage.action_size, 0)
+    return new_actor(recipe.policy, stage.observation_size, stage.action_space, 0)
 
 
 def test_the_lqg_teacher_does_what_a_youla_wrapper_with_no_input_does():
