@@ -1,4 +1,4 @@
-"""The gain of a policy from raw observation to raw mean action, factor by factor and proven together."""
+"""The gain of a policy from what it reads to its raw mean action, factor by factor and proven together."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from gymnasium import spaces
 
 from robust_policies.certificates import Certificate, Factor, compose, verify, verify_chain
 from robust_policies.certificates.layers import spectral_bound
+from robust_policies.certificates.signals import Signals
 from robust_policies.errors import InvalidValueError, NotCertifiableError, ShapeError
 from robust_policies.policies.actor import Actor, FrozenNormalizer
 
@@ -41,16 +42,17 @@ def certify_actor(
     action_space: spaces.Space,
     weights: Sequence[float] | None = None,
     *,
+    reads: str,
     state_dependent_noise: bool = False,
 ) -> Certificate:
-    """Return the certificate of the gain from raw observation to raw mean action.
+    """Return the certificate of the gain from what an actor reads to its raw mean action.
 
     Args:
         actor: its mean action is judged.
         action_space: in which it acts.
         weights: (nu,) the size of one unit of each observation, such as 1 m, 1 rad, 0.1 m/s: the certificate then
             also has the gain of observations measured in these units.
-
+        reads: what the observations are, in words: `certificates.signals` has some.
         state_dependent_noise: it explores with gSDE.
 
     Raises:
@@ -75,8 +77,11 @@ def certify_actor(
         if units is not None:
             whole = scales.largest(units) * verification.gamma * outside * UP
             weighted = _least(actor, units / scales.unit, whole)
+    if verification.status == "PASS" and _is_constant(actor):
+        joint, weighted = 0.0, None if units is None else 0.0
     return compose(
         verification,
+        signals=Signals.between(reads, cell.input_size, action_space),
         before=scales.factors,
         after=after,
         joint=joint,
@@ -85,6 +90,19 @@ def certify_actor(
         arrays=running_arrays(actor),
         cell_note=cell.name,
     )
+
+
+def _is_constant(actor: Actor) -> bool:
+    """Return whether the maps from the cell's signals to the action are exactly zero: nothing that is read matters."""
+    folded = actor.folded()
+    if not folded.head.any() or (folded.sizes is not None and not folded.sizes.any()):
+        return True
+    with torch.no_grad():
+        explicit = actor.cell.explicit()
+    if hasattr(explicit, "weights"):
+        return not bool(explicit.weights[-1].any())
+    out = [getattr(explicit, name, None) for name in ("C2", "D21", "D22")]
+    return all(array is not None and not bool(array.any()) for array in out)
 
 
 def scales_of(actor: Actor) -> Scales:

@@ -17,6 +17,7 @@ from robust_policies.errors import InvalidValueError, NotCertifiableError
 from robust_policies.policies.actor import Actor, FrozenNormalizer
 from robust_policies.policies.deployed import DeployedPolicy
 from robust_policies.policies.sb3.perceptron import perceptron
+from robust_policies.policies.sb3.reading import reads_raw
 
 
 def deploy(policy_or_model: Any, env: VecEnv | None = None) -> DeployedPolicy:
@@ -25,7 +26,9 @@ def deploy(policy_or_model: Any, env: VecEnv | None = None) -> DeployedPolicy:
     `RecurrentCellPolicy` and the MLP policies that `perceptron` knows can be deployed; of those of SAC, TD3 and DDPG
     the deterministic actions alone.
 
-    The statistics of a VecNormalize in `env` (by default the model's) are frozen into the copy.
+    The statistics of a VecNormalize in `env` (by default the model's) are frozen into the copy. A policy alone does not
+    know what its environment does to observations, so its certificate then speaks of what it is given, never of raw
+    observations.
 
     Raises:
         InvalidValueError: another kind of policy, or observations that are not a flat Box.
@@ -48,7 +51,8 @@ def deploy(policy_or_model: Any, env: VecEnv | None = None) -> DeployedPolicy:
     log_std, gsde = None, getattr(policy, "use_sde", False)
     if isinstance(policy.action_space, spaces.Box) and not gsde and not live.head.squash:
         log_std = policy.log_std.detach().cpu()
-    return DeployedPolicy(actor, space, policy.action_space, log_std, state_dependent_noise=gsde)
+    raw = env is not None and reads_raw(env)
+    return DeployedPolicy(actor, space, policy.action_space, log_std, state_dependent_noise=gsde, raw=raw)
 
 
 def observation_normalizer(env: VecEnv | None) -> VecNormalize | None:

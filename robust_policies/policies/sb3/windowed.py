@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -12,7 +13,8 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
 from robust_policies import checks
-from robust_policies.certificates import Certificate, Factor, compose, verify
+from robust_policies.certificates import Certificate, Factor, Verification, compose, verify
+from robust_policies.certificates.signals import FEATURES, WINDOWED, Signals
 from robust_policies.errors import InvalidValueError, ShapeError
 from robust_policies.networks import make_cell
 from robust_policies.policies.actor import FrozenNormalizer, Scaling
@@ -106,7 +108,18 @@ def certify_extractor(extractor: WindowedExtractor) -> Certificate:
     """Return the certificate from the sequence of observations to that of a windowed extractor's features."""
     verification = verify(extractor.cell)
     arrays = dict(extractor.state_dict())
-    return compose(verification, before=window_factors(extractor, None), arrays=arrays, cell_note=extractor.cell.name)
+    return compose(
+        verification_of_window(verification),
+        signals=Signals(WINDOWED, FEATURES, extractor.cell.input_size, extractor.features_dim),
+        before=window_factors(extractor, None),
+        arrays=arrays,
+        cell_note=extractor.cell.name,
+    )
+
+
+def verification_of_window(cell: Verification) -> Verification:
+    """Return what is proven of a cell that runs in windows: nothing is older than they are, so it has no rate."""
+    return replace(cell, rate=None, overshoot=None, forgets=None)
 
 
 def window_factors(extractor: WindowedExtractor, statistics: FrozenNormalizer | None) -> list[Factor]:
