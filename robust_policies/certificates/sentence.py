@@ -64,7 +64,11 @@ def _example(gamma: float, signals: Signals) -> str:
     norm = ERROR * math.sqrt(signals.inputs * STEPS)
     changed = gamma * norm
     one = changed / math.sqrt(signals.outputs * STEPS)
-    sensors = "the sensor" if signals.inputs == 1 else f"each of the {signals.inputs} sensors"
+    # Behind a normaliser the numbers are no longer those of sensors, nor in their units.
+    what = "sensor" if signals.reads == RAW else "number read"
+    sensors = f"the {what}" if signals.inputs == 1 else f"each {what} ({signals.inputs} of them)"
+    if signals.reads == RAW and signals.inputs > 1:
+        sensors = f"each of the {signals.inputs} sensors"
     if signals.sensors:
         sensors += f" ({_listed(signals.sensors)})"
     said = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import gymnasium
+from gymnasium.vector import VectorEnv
 from gymnasium.wrappers import (
     Autoreset,
     ClipAction,
@@ -48,7 +49,7 @@ _VECTOR = (
 _SB3 = (VecNormalize, VecMonitor, VecCheckNan, VecVideoRecorder)
 
 
-def signal_read(env: VecEnv | None, *, normalized: bool = False, windows: bool = False) -> str:
+def signal_read(env: VecEnv | VectorEnv | None, *, normalized: bool = False, windows: bool = False) -> str:
     """Return what a policy in `env` reads, in the words of its certificate; of an unknown environment nothing is said.
 
     Args:
@@ -61,11 +62,11 @@ def signal_read(env: VecEnv | None, *, normalized: bool = False, windows: bool =
     return BEFORE_NORMALISATION if normalized else WINDOWED if windows else GIVEN
 
 
-def reads_raw(env: VecEnv, *, windows: bool = False) -> bool:
+def reads_raw(env: VecEnv | VectorEnv, *, windows: bool = False) -> bool:
     """Return whether nothing but VecNormalize, or windows where they count, stands between sensors and policy.
 
-    Only one VecNormalize is part of a certificate; a wrapper that is not known to leave observations alone counts as one that does not, and so does
-    what runs in other processes, where it cannot be looked at.
+    Only one VecNormalize is part of a certificate. A wrapper that is not known to leave observations alone counts as
+    one that does not, and so does what runs in other processes, where it cannot be looked at.
     """
     around: Any = env
     normalizers = 0
@@ -75,7 +76,9 @@ def reads_raw(env: VecEnv, *, windows: bool = False) -> bool:
             return False
         around = around.venv
     if isinstance(around, SB3VecEnv):
-        return _only(around.env, _VECTOR)
+        around = around.env
+    if isinstance(around, VectorEnv):
+        return _only(around, _VECTOR)
     known = (*_SINGLE, HistoryWrapper) if windows else _SINGLE
     return isinstance(around, DummyVecEnv) and all(_only(one, known) for one in around.envs)
 
