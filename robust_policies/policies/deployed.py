@@ -42,7 +42,8 @@ class DeployedPolicy:
         observation_space, action_space: of the environment it was trained for; observations are a Box.
         log_std: (na,) of the Gaussian exploration, None if there is none to sample from.
         state_dependent_noise: it was trained with gSDE, so only its deterministic actions are stored.
-        raw: whether what it reads is known to be what its environment's sensors give, with nothing else before its normalizer.
+        raw: whether what it reads is known to be what its environment's sensors give, with nothing else before its
+            normalizer.
         kind: what a policy of this class is called on disk.
     """
 
