@@ -270,6 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _check_command(arguments: Sequence[str]) -> None:
+    # An application with commands makes a group, which has them.
     commands = sorted(typer.main.get_command(app).commands)  # pyright: ignore[reportAttributeAccessIssue]
     first = next((argument for argument in arguments if not argument.startswith("-")), None)
     if first is not None and first not in commands:

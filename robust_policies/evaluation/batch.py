@@ -50,8 +50,9 @@ class Task:
         if not isinstance(actions, gymnasium.spaces.Box):
             raise ShapeError(f"{self.name} has the action space {actions}; evaluation needs a Box.")
         for name, given, wanted in (
-            ("observations", observations, policy.observation_space), ("actions", actions, policy.action_space)
-        ):  # fmt: skip
+            ("observations", observations, policy.observation_space),
+            ("actions", actions, policy.action_space),
+        ):
             if given.shape != wanted.shape:
                 raise ShapeError(
                     f"{self.name} has {name} of shape {given.shape}; the policy was trained for {wanted.shape}."

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from robust_policies.certificates.certificate import array_hashes, digest
+from robust_policies.envs.incidents import collected
 from robust_policies.envs.perturb import Spec, describe, parse
 from robust_policies.envs.registration import ENV_IDS
 from robust_policies.errors import InvalidValueError, RobustPoliciesError
@@ -173,7 +174,9 @@ def _measure(
             key = f"{task} {job}"
             try:
                 if key not in journal.finished:
-                    journal.add(key, run())
+                    with collected() as incidents:
+                        result = run()
+                    journal.add(key, {**result, "incidents": incidents} if incidents else result)
             except RobustPoliciesError as error:
                 last = error
                 notes.failures.append({"task": task, "perturbation": job, "reason": str(error)})
@@ -181,7 +184,7 @@ def _measure(
                     break
                 continue
             measured[task][job] = result = journal.finished[key]
-            said = [failed_episodes(one) for one in result.get("rows", [])]
+            said = [failed_episodes(one) for one in result.get("rows", [])] + result.get("incidents", [])
             notes.failures.extend({"task": task, "perturbation": job, "reason": reason} for reason in said if reason)
     if last is not None and not any(measured.values()):
         raise last

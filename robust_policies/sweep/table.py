@@ -1,4 +1,4 @@
-"""The table of all trials, and means with 95% intervals over the seeds of each setting."""
+"""The table of all trials, and means over the seeds of each setting with their intervals."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from rich.table import Table
 from scipy import stats
 
 from robust_policies.errors import RobustPoliciesError
+from robust_policies.evaluation.statistics import FEW
 from robust_policies.files.atomic import write_atomic
 from robust_policies.train import RunFolder
 
@@ -29,7 +30,7 @@ METRICS = {
     "steps": "environment steps of training",
     "seconds": "wall-clock time of training",
 }
-INTERVAL = "95% t interval of the mean over seeds"
+INTERVAL = f"95% t interval of the mean over seeds; below {FEW} seeds the least and the largest of them"
 
 
 def read_metrics(run: RunFolder) -> dict[str, float]:
@@ -64,13 +65,28 @@ def _returns(rows: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> dict[st
 
 
 def interval(values: Sequence[float]) -> dict[str, float | None]:
-    """Return {"mean", "low", "high"}: the mean and its 95% interval by Student's t, which is None for one value."""
+    """Return {"mean", "low", "high", "seeds"}: the mean of the values (a seed each), its ends and how many there are.
+
+    The ends are those of the mean's 95% interval by Student's t from five values on, the least and the largest value
+    below, and None for one value.
+    """
     array = np.asarray(values, dtype=np.float64)
     mean = float(array.mean())
     if array.size < 2:
-        return {"mean": mean, "low": None, "high": None}
+        return {"mean": mean, "low": None, "high": None, "seeds": array.size}
+    if array.size < FEW:
+        return {"mean": mean, "low": float(array.min()), "high": float(array.max()), "seeds": array.size}
     half = float(stats.t.ppf(0.975, array.size - 1) * array.std(ddof=1) / math.sqrt(array.size))
-    return {"mean": mean, "low": mean - half, "high": mean + half}
+    return {"mean": mean, "low": mean - half, "high": mean + half, "seeds": array.size}
+
+
+def interval_text(found: Mapping[str, float | None], figure: Callable[[float], str]) -> str:
+    """Return "mean [low, high]" of an `interval`, "mean (least to largest)" of few values, "mean" of one."""
+    mean, *ends = (figure(value) for key in ("mean", "low", "high") if (value := found[key]) is not None)
+    if not ends:
+        return mean
+    low, high = ends
+    return f"{mean} ({low} to {high})" if (found["seeds"] or 0) < FEW else f"{mean} [{low}, {high}]"
 
 
 def settings(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -92,10 +108,13 @@ def settings(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         }
         found.append(
             {
-                "setting": group[0]["setting"], "trials": len(group), "done": len(done), "failed": failed,
+                "setting": group[0]["setting"],
+                "trials": len(group),
+                "done": len(done),
+                "failed": failed,
                 "metrics": metrics,
             }
-        )  # fmt: skip
+        )
     return found
 
 
@@ -172,8 +191,4 @@ def _figure(value: float | None) -> str:
 
 
 def _with_interval(found: Mapping[str, float | None] | None) -> str:
-    if found is None:
-        return "--"
-    if found["low"] is None:
-        return _figure(found["mean"])
-    return f"{_figure(found['mean'])} [{_figure(found['low'])}, {_figure(found['high'])}]"
+    return "--" if found is None else interval_text(found, _figure)

@@ -3,6 +3,7 @@ from .ppo.algorithm import TensorRecurrentPPO as TensorRecurrentPPO
 from .recipe.recipe import Recipe as Recipe
 from .recipe.recipe import load_recipe as load_recipe
 from .recipe.recipe import parse_recipe as parse_recipe
+from .recipe.recipe import set_value as set_value
 from .run.folder import RunFolder as RunFolder
 from .run.folder import open_run as open_run
 from .run.job import TrainingInterruptedError as TrainingInterruptedError

@@ -260,3 +260,9 @@ def test_help_and_version_answer(ask):
     assert "certify" in run("--help").stdout
     assert ask("--version").stdout.startswith("robust-policies ")
     assert "--resume" in ask("train", "--help").stdout
+
+
+def test_the_package_is_the_command_too():
+    done = subprocess.run([sys.executable, "-m", "robust_policies", "--version"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("robust-policies ")

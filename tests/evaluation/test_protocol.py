@@ -14,8 +14,10 @@ import pytest
 from tiny import OURS, SUITE, tiny_folder, tiny_policy, tiny_suite
 
 from robust_policies.cli import main
+from robust_policies.envs import incidents
 from robust_policies.errors import DivergedError, InvalidValueError
 from robust_policies.evaluation import evaluate_run
+from robust_policies.evaluation.faults import measure_nominal
 from robust_policies.evaluation.journal import Journal
 from robust_policies.evaluation.table import COLUMNS, worst_rows
 from robust_policies.evaluation.tuning import Choice, bracket, choose
@@ -102,6 +104,19 @@ def test_episodes_are_the_same_under_every_perturbation(content):
         ):
             (row,) = rows_of(content, seed=seed, **wanted)
             assert np.allclose(row["returns"], nominal, rtol=1e-5)
+
+
+def test_what_went_wrong_in_the_simulation_is_among_the_failures(tmp_path, monkeypatch):
+    def wrong(bench):
+        incidents.report("no room for contacts")
+        return measure_nominal(bench)
+
+    monkeypatch.setattr("robust_policies.evaluation.run.measure_nominal", wrong)
+    suite = tiny_suite(noise=[], attacks=[], faults=[], parameters=[], disturbances=[])
+    with pytest.warns(UserWarning, match="no room"):
+        content = evaluate_run(tiny_folder(tmp_path / "run"), suite=suite, tasks=[OURS])
+    assert content["failures"] == [{"task": OURS, "perturbation": "nominal", "reason": "no room for contacts"}]
+    assert content["rows"]
 
 
 def test_attacks_are_tuned_on_other_episodes_and_the_worst_is_reported(content):

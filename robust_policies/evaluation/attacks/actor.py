@@ -16,6 +16,7 @@ class FrozenActor:
         self.actor = policy.actor
         with torch.no_grad():
             self.explicit = policy.actor.body.explicit()
+        # `Task.check_fit` refuses other spaces than Boxes.
         self.low, self.high = (
             torch.as_tensor(bound, dtype=torch.float32, device=policy.device).flatten()
             for bound in (policy.action_space.low, policy.action_space.high)  # type: ignore[attr-defined]
@@ -37,7 +38,7 @@ class FrozenActor:
         return self.actor.head(self.actor.cell.run(self.explicit, inputs, state, None)[0])
 
     def clip(self, action: Tensor) -> Tensor:
-        """Return the action within the action space.
+        """Return the action (..., na) within the action space.
 
         Beyond the limits a small gradient is left, else a search could not leave saturation again.
         """

@@ -86,15 +86,20 @@ def _proven(method: Method) -> str:
     passed = states.count("PASS")
     if not passed:
         return f"{name}: <b>nothing is proven</b>, which does not mean that it is unstable."
-    of = "" if len(runs) == 1 else f" for each of {len(runs)} training seeds" if passed == len(runs) else (
-        f" for {passed} of {len(runs)} training seeds")  # fmt: skip
+    of = (
+        ""
+        if len(runs) == 1
+        else f" for each of {len(runs)} training seeds"
+        if passed == len(runs)
+        else (f" for {passed} of {len(runs)} training seeds")
+    )
     gains = proven_gains(method)
     loop = any(certificate.closed_loop is not None for certificate in known)
     constant = not gains and not loop and any(certificate.gamma_raw == 0 for certificate in known)
     if constant:
         what = "its actions are constant, whatever it observes"
     elif not gains:
-        what = "two copies of it, started differently, do not move apart under the same observations; no gain is proven"
+        what = f"{_forgetting(known)} under the same observations; no gain is proven"
     elif loop:
         what = (
             "in its linear closed loop, the performance under two disturbances differs by at most "
@@ -106,9 +111,21 @@ def _proven(method: Method) -> str:
             "these differ by"
         )
     norm = " (l2 norm over all time steps and channels)" if gains and not constant else ""
-    unchecked = "" if all(run.agreement.certificate is not None for run in runs if run.certificate is not None) else (
-        " So its certificate says, which was not checked here: the policy is not in the folder.")  # fmt: skip
+    unchecked = (
+        ""
+        if all(run.agreement.certificate is not None for run in runs if run.certificate is not None)
+        else (" So its certificate says, which was not checked here: the policy is not in the folder.")
+    )
     return f"{name}: <b>proven</b>{of}: {what}{norm}.{unchecked}"
+
+
+def _forgetting(certificates: Sequence[Certificate]) -> str:
+    """Return what is proven of two copies of each policy that is certified, started differently."""
+    entries = [one.forgets for one in certificates if one.status == "PASS"]
+    if any(entry is None for entry in entries):
+        return "two copies of it, started differently, do not move apart"
+    steps = max(entry["steps"] for entry in entries if entry is not None)
+    return f"two copies of it, started differently, have lost 99% of their difference within {steps} steps"
 
 
 def _read(certificates: Sequence[Certificate]) -> str:

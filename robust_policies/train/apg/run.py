@@ -162,7 +162,7 @@ class ApgRun(Updates):
         return self.algorithm.tensors()
 
     def load_tensors(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], progress: Progress) -> None:
-        """Go on from what `tensors` returned; raises KeyError or RuntimeError if it does not fit."""
+        """Go on from what `tensors` returned, of the same shapes; raises KeyError or RuntimeError elsewhere."""
         self.algorithm.load_tensors(tensors)
 
 

@@ -118,7 +118,7 @@ class ImitationRun(Updates):
         return {"history": self.history}
 
     def load_tensors(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], progress: Progress) -> None:
-        """Go on from what `tensors` and `facts` returned; raises KeyError or RuntimeError if they do not fit."""
+        """Go on from what `tensors` returned, of the same shapes, and `facts`; raises as `Learner`'s."""
         self.learning.load_tensors(tensors, progress.n_updates // self.updates)
         self.history = list(facts["history"])
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from robust_policies.certificates import Certificate
+from robust_policies.envs.incidents import collected
 from robust_policies.errors import CorruptFileError, InvalidValueError, MissingFileError
 from robust_policies.files.atomic import read_json, remove_leftovers, write_atomic, write_json
 from robust_policies.files.lock import contents, held
@@ -53,6 +54,8 @@ class RunFolder:
         self.tensorboard = self.path / "tensorboard"
         self.checkpoints = self.path / "checkpoints"
         self.best = self.checkpoints / "best"
+        self.incidents: list[str] = []
+        """What went wrong in the simulation since the folder was reserved (`envs.incidents`)."""
 
     @property
     def trained(self) -> bool:
@@ -107,6 +110,7 @@ class RunFolder:
             with _unwritable(self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(self.held())
+                self.incidents = stack.enter_context(collected())
             yield self.begin(recipe, resume)
 
     def held(self) -> AbstractContextManager[None]:
@@ -147,6 +151,7 @@ class RunFolder:
             "command": shlex.join(["robust-policies", *sys.argv[1:]]),
             "written": datetime.now(UTC).isoformat(timespec="seconds"),
             **facts,
+            "incidents": self.incidents,
             "versions": versions(),
             **git_state(),
             "machine": machine(),

@@ -8,6 +8,7 @@ import torch
 from event_files import scalars
 from tiny_recipe import TINY
 
+from robust_policies.envs import incidents
 from robust_policies.errors import DeviceError, InvalidValueError, SchemaError, UnknownNameError
 from robust_policies.policies import load_policy
 from robust_policies.train import RunFolder, load_recipe, open_run, train
@@ -27,13 +28,21 @@ def test_a_run_folder_has_its_files_and_sb3s_scalars(tiny, finished_once):
     provenance = run.read_provenance()
     assert provenance["seed"] == tiny.seed
     assert provenance["num_timesteps"] == 1600
-    assert provenance["versions"]["torch"]
+    assert provenance["versions"]["torch"] and provenance["incidents"] == []
     tags = scalars(run)
     for tag in ("rollout/ep_rew_mean", "rollout/ep_len_mean", "train/loss", "train/approx_kl", "train/value_loss",
                 "train/std", "time/fps", "eval/mean_reward", "eval/mean_ep_length"):  # fmt: skip
         assert tags[tag], tag
     assert [step for step, _ in tags["eval/mean_reward"]] == [800, 1600]
     assert result.best_reward == pytest.approx(max(value for _, value in tags["eval/mean_reward"]), rel=1e-5)
+
+
+def test_what_went_wrong_in_the_simulation_marks_the_run(tiny, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    with run.reserved(tiny, resume=False), pytest.warns(UserWarning, match="no room"):
+        incidents.report("no room for contacts")
+    run.write_provenance()
+    assert run.read_provenance()["incidents"] == ["no room for contacts"]
 
 
 def test_the_kept_policy_is_the_best_one(finished_once):
