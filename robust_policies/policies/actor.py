@@ -254,8 +254,11 @@ class Actor(nn.Module):
         return self.head(outputs), state
 
     def deployed(self, observation_space: spaces.Space, action_space: spaces.Space) -> Any:
-        """Return the `DeployedPolicy` that this actor is the whole of, for an environment with these spaces."""
-        return face.DeployedPolicy(self, observation_space, action_space)
+        """Return the `DeployedPolicy` that this actor is the whole of, for an environment with these spaces.
+
+        What it reads is what the environment gives.
+        """
+        return face.DeployedPolicy(self, observation_space, action_space, raw=True)
 
     def normalized(self, observations: Tensor) -> Tensor:
         """Return the observations (..., nu) after the frozen normaliser, if there is one.

@@ -15,6 +15,7 @@ from robust_policies import checks
 from robust_policies.certificates import Certificate
 from robust_policies.certificates.lmi import Array, Matrices
 from robust_policies.certificates.multipliers import Multiplier
+from robust_policies.certificates.signals import BEFORE_NORMALISATION, GIVEN, RAW
 from robust_policies.certificates.verify import running_model
 from robust_policies.control.bounded import between
 from robust_policies.errors import (
@@ -42,6 +43,8 @@ class DeployedPolicy:
         observation_space, action_space: of the environment it was trained for; observations are a Box.
         log_std: (na,) of the Gaussian exploration, None if there is none to sample from.
         state_dependent_noise: it was trained with gSDE, so only its deterministic actions are stored.
+        raw: whether what it reads is known to be what its environment's sensors give, with nothing else before its
+            normalizer.
         kind: what a policy of this class is called on disk.
     """
 
@@ -55,6 +58,7 @@ class DeployedPolicy:
         log_std: Tensor | None = None,
         *,
         state_dependent_noise: bool = False,
+        raw: bool = False,
     ) -> None:
         if not isinstance(observation_space, spaces.Box):
             raise InvalidValueError(f"The observation space is {observation_space}; a deployed policy needs a Box.")
@@ -73,6 +77,7 @@ class DeployedPolicy:
         self.action_space = action_space
         self.log_std = None if log_std is None else log_std.detach().clone()
         self.state_dependent_noise = state_dependent_noise
+        self.raw = raw
 
     @property
     def cell(self) -> Cell:
@@ -101,7 +106,7 @@ class DeployedPolicy:
         return self.cell.initial_state(batch_size).cpu().numpy()
 
     def certificate(self, weights: Sequence[float] | None = None) -> Certificate:
-        """Return the certificate of the gain from raw observation to raw mean action.
+        """Return the certificate of the gain from what the policy reads to its raw mean action; it says what that is.
 
         Args:
             weights: (nu,) the size of one unit of each observation, for a second gain in these units.
@@ -109,7 +114,14 @@ class DeployedPolicy:
         Raises:
             NotCertifiableError: there is no such gain; the message names the reason.
         """
-        return certify_actor(self.actor, self.action_space, weights, state_dependent_noise=self.state_dependent_noise)
+        unknown = GIVEN if self.actor.normalizer is None else BEFORE_NORMALISATION
+        return certify_actor(
+            self.actor,
+            self.action_space,
+            weights,
+            reads=RAW if self.raw else unknown,
+            state_dependent_noise=self.state_dependent_noise,
+        )
 
     def matrices(self) -> tuple[Matrices, Multiplier, Array]:
         """Return the explicit matrices from raw observation to raw mean action, and what is known of their neurons.
@@ -181,6 +193,7 @@ class DeployedPolicy:
             **({"squash": True} if actor.head.squash else {}),
             **({"action_offset": True} if actor.head.offset is not None else {}),
             **({"exact_offset": True} if actor.body.scaling.exact else {}),
+            **({"raw_observations": True} if self.raw else {}),
         }
         return content, self._tensors()
 
@@ -219,6 +232,7 @@ class DeployedPolicy:
             action_space,
             torch.zeros(numbers) if content["log_std"] else None,
             state_dependent_noise=bool(content["state_dependent_noise"]),
+            raw=content.get("raw_observations") is True,
         )
         policy._take(dict(tensors), source)
         return policy

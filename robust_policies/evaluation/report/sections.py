@@ -243,9 +243,19 @@ def _certificate(method: Method) -> str:
         parts.append(_loop_table(shown.closed_loop, shown.gamma_raw))
     elif shown.factors:
         rows = [[escape(f.name), proven(f.gain), escape(f.note)] for f in shown.factors]
-        rows.append(["<b>product</b>", f"<b>{proven(shown.gamma_raw)}</b>", "raw observation to raw mean action"])
+        rows.append(["<b>product</b>", f"<b>{proven(shown.gamma_raw)}</b>", _from_to(shown)])
         parts.append(table(["Factor", "Gain", "Where it comes from"], rows, "The gain, factor by factor", (1,)))
-    head = ["Training seed", "Status", "Proven gain", "Found gain", "Ratio", "Rate", "Overshoot", "Margin"]
+    head = [
+        "Training seed",
+        "Status",
+        "Proven gain",
+        "Found gain",
+        "Ratio",
+        "Rate",
+        "Overshoot",
+        "Forgets 99% in steps",
+        "Margin",
+    ]
     rows = [
         [
             escape(one.name),
@@ -255,6 +265,7 @@ def _certificate(method: Method) -> str:
             number(c.ratio),
             "-" if c.rate is None else numbers.rate(c.rate),
             proven(c.overshoot),
+            "-" if c.forgets is None else f"{c.forgets['steps']}",
             number(c.margin),
         ]
         for one, c in known
@@ -264,6 +275,12 @@ def _certificate(method: Method) -> str:
         claims = "".join(f"<p><b>{escape(one.name)}</b>: {_claim(one, c)}</p>" for one, c in known)
         content = details(f"All {len(known)} training seeds", content + claims)
     return f"<section>{title}{''.join(parts)}{content}</section>"
+
+
+def _from_to(certificate: Certificate) -> str:
+    """Return what a certificate's gain is from, and to what."""
+    signals = certificate.signals
+    return "raw observation to raw mean action" if signals is None else escape(f"{signals.reads} to {signals.gives}")
 
 
 def _claim(run: Run, certificate: Certificate) -> str:

@@ -18,6 +18,7 @@ from robust_policies.policies.actor import Actor, FrozenNormalizer
 from robust_policies.policies.deployed import DeployedPolicy
 from robust_policies.policies.sb3.history import HistoryWrapper, VecHistory
 from robust_policies.policies.sb3.perceptron import perceptron, windowed
+from robust_policies.policies.sb3.reading import reads_raw
 from robust_policies.policies.sb3.windowed import WindowedExtractor
 
 
@@ -28,7 +29,9 @@ def deploy(policy_or_model: Any, env: VecEnv | None = None) -> DeployedPolicy:
     the deterministic actions alone. One with a `WindowedExtractor` reads single observations then: the window is the
     state of `predict`.
 
-    The statistics of a VecNormalize in `env` (by default the model's) are frozen into the copy.
+    The statistics of a VecNormalize in `env` (by default the model's) are frozen into the copy. A policy alone does not
+    know what its environment does to observations, so its certificate then speaks of what it is given, never of raw
+    observations.
 
     Raises:
         InvalidValueError: another kind of policy, observations that are not a flat Box, or a VecNormalize that
@@ -64,7 +67,8 @@ def deploy(policy_or_model: Any, env: VecEnv | None = None) -> DeployedPolicy:
     log_std, gsde = None, getattr(policy, "use_sde", False)
     if isinstance(policy.action_space, spaces.Box) and not gsde and not live.head.squash:
         log_std = policy.log_std.detach().cpu()
-    return DeployedPolicy(actor, space, policy.action_space, log_std, state_dependent_noise=gsde)
+    raw = env is not None and reads_raw(env, windows=reader is WindowedExtractor)
+    return DeployedPolicy(actor, space, policy.action_space, log_std, state_dependent_noise=gsde, raw=raw)
 
 
 def _single(space: spaces.Box, size: int, env: Any) -> spaces.Box:

@@ -122,10 +122,14 @@ class RecurrentCellPolicy(RecurrentActorCriticPolicy):
         return Actor(cast(ScaledCell, self.lstm_actor), cast(MeanHead, self.action_net))
 
     def certificate(self, env: VecEnv | None = None, weights: Sequence[float] | None = None) -> Certificate:
-        """Return the certificate of the gain from raw observation to raw mean action.
+        """Return the certificate of the gain from what the policy reads to its raw mean action.
+
+        The certificate's `signals` and claim name what that is. Alone, a policy does not know what stands between it
+        and its environment's sensors, such as a VecNormalize: the certificate is of observations as it is given them.
 
         Args:
-            env: the environment the policy acts in, where a VecNormalize in it is part of the chain.
+            env: the environment the policy acts in: a VecNormalize in it, once frozen, is part of the chain, and the
+                certificate is of raw observations.
             weights: (nu,) the size of one unit of each observation, for a second gain in these units.
 
         Raises:

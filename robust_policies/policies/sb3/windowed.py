@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from robust_policies import checks
 from robust_policies.certificates import Certificate, Factor, compose, verify
+from robust_policies.certificates.signals import FEATURES, WINDOWED, Signals
 from robust_policies.errors import InvalidValueError, ShapeError
 from robust_policies.networks import make_cell
 from robust_policies.policies.actor import FrozenNormalizer, Scaling
-from robust_policies.policies.certify import Scales, normalized, window_factor
+from robust_policies.policies.certify import Scales, normalized, verification_of_window, window_factor
 
 
 class WindowedExtractor(BaseFeaturesExtractor):
@@ -106,7 +107,13 @@ def certify_extractor(extractor: WindowedExtractor) -> Certificate:
     """Return the certificate from the sequence of observations to that of a windowed extractor's features."""
     verification = verify(extractor.cell)
     arrays = dict(extractor.state_dict())
-    return compose(verification, before=window_factors(extractor, None), arrays=arrays, cell_note=extractor.cell.name)
+    return compose(
+        verification_of_window(verification),
+        signals=Signals(WINDOWED, FEATURES, extractor.cell.input_size, extractor.features_dim),
+        before=window_factors(extractor, None),
+        arrays=arrays,
+        cell_note=extractor.cell.name,
+    )
 
 
 def window_factors(extractor: WindowedExtractor, statistics: FrozenNormalizer | None) -> list[Factor]:

@@ -118,7 +118,7 @@ class Imitation:
         actor = copy.deepcopy(self.student)
         if weights is not None:
             actor.load_state_dict(weights)
-        return DeployedPolicy(actor.cpu(), self.stage.observation_space, self.stage.action_space)
+        return DeployedPolicy(actor.cpu(), self.stage.observation_space, self.stage.action_space, raw=True)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all that decides what comes next, by name."""
