@@ -109,7 +109,7 @@ def _checked_task(task: str | Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the entry of policy.json, empty where no task is given."""
     if task is None:
         return {}
-    given = {"id": task} if isinstance(task, str) else dict(task)
+    given: dict[str, Any] = {"id": task} if isinstance(task, str) else dict(task)
     if not isinstance(given.get("id"), str) or not set(given) <= {"id", "kwargs"}:
         raise InvalidValueError(f"task is {task!r}; expected an environment's id, or its id and kwargs.")
     kwargs = dict(given.get("kwargs") or {})

@@ -73,13 +73,15 @@ def deploy(policy_or_model: Any, env: VecEnv | None = None) -> DeployedPolicy:
 
 def _single(space: spaces.Box, size: int, env: Any) -> spaces.Box:
     """Return the Box of one of the observations whose windows are in `space`: the environment's own if it is known."""
-    inner = env
+    inner: Any = env
     while inner is not None:
-        stacked = isinstance(inner, VecHistory | VecFrameStack)
-        if stacked or isinstance(inner, HistoryWrapper):
-            found = inner.venv.observation_space if stacked else inner.env.observation_space
-            if isinstance(found, spaces.Box) and spaces.flatdim(found) == size:
-                return found
+        found = None
+        if isinstance(inner, VecHistory | VecFrameStack):
+            found = inner.venv.observation_space
+        elif isinstance(inner, HistoryWrapper):
+            found = inner.env.observation_space
+        if isinstance(found, spaces.Box) and spaces.flatdim(found) == size:
+            return found
         several = getattr(inner, "envs", None)
         inner = several[0] if several else getattr(inner, "venv", None) or vars(inner).get("env")
     low, high = (bound.reshape(-1)[-(size + 1) : -1] if space.low.ndim == 2 else bound[-size:]

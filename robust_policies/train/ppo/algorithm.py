@@ -122,6 +122,7 @@ class TensorRecurrentPPO(RecurrentPPO):
         # Only a `RecurrentCellPolicy` gets here: others have a `why_numpy`.
         self._tensors = TensorPolicy(self.policy)  # pyright: ignore[reportArgumentType]
         discrete = not self._tensors.gaussian
+        assert isinstance(env, SB3VecEnv)
         self.rollout_buffer = TensorRolloutBuffer(
             self.n_steps,
             self.n_envs,
