@@ -93,7 +93,11 @@ def follow(envs, environments, first, mode, actions):
     return observation, ends
 
 
-@pytest.mark.parametrize("mode", list(AutoresetMode), ids=lambda mode: mode.name)
+@pytest.mark.parametrize(
+    "mode",
+    [mode if mode is AutoresetMode.SAME_STEP else pytest.param(mode, marks=pytest.mark.soak) for mode in AutoresetMode],
+    ids=lambda mode: mode.name,
+)
 @pytest.mark.parametrize("name", list(LISTS))
 def test_row_i_is_the_single_environment_with_its_seed(name, mode):
     envs = perturb(
@@ -117,7 +121,7 @@ def test_row_i_is_the_single_one_where_episodes_end_at_different_times(env_id, m
         items += [{"ForceDisturbance": 2.0}, {"DynamicsShift": {"parameter": "masspole", "factor": [0.5, 2.0]}}]
     envs = perturb(envs, items)
     environments, first = singles(lambda: gymnasium.make(env_id), items, 10)
-    actions = np.random.default_rng(2).integers(0, 2, (60, COUNT))
+    actions = np.random.default_rng(2).integers(0, 2, (40, COUNT))
     _, ends = follow(envs, environments, first, mode, actions)
     assert len(set(ends.tolist())) > 1
 
