@@ -121,7 +121,7 @@ def test_row_i_is_the_single_one_where_episodes_end_at_different_times(env_id, m
         items += [{"ForceDisturbance": 2.0}, {"DynamicsShift": {"parameter": "masspole", "factor": [0.5, 2.0]}}]
     envs = perturb(envs, items)
     environments, first = singles(lambda: gymnasium.make(env_id), items, 10)
-    actions = np.random.default_rng(2).integers(0, 2, (40, COUNT))
+    actions = np.random.default_rng(2).integers(0, 2, (60, COUNT))
     _, ends = follow(envs, environments, first, mode, actions)
     assert len(set(ends.tolist())) > 1
 
