@@ -118,8 +118,8 @@ class TensorRecurrentPPO(RecurrentPPO):
                 )
             if self.batch_size == 1 and self.normalize_advantage:
                 raise InvalidValueError(
-                    "batch_size is 1 and normalize_advantage=True: one advantage has no deviation; expected a batch_size "
-                    "of at least 2, or normalize_advantage=False."
+                    "batch_size is 1 and normalize_advantage=True: one advantage has no deviation; expected a "
+                    "batch_size of at least 2, or normalize_advantage=False."
                 )
             without = " and without spread_episodes" if self.spread_episodes else ""
             warnings.warn(

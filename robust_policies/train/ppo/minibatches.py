@@ -30,7 +30,7 @@ class _Merging:
         finally:
             self._choosing = False
         (before, changes), (last, _) = chosen[-2:]
-        for rows, changes in [*chosen[:-2], (np.concatenate((before, last)), changes)]:
+        for rows in (*(rows for rows, _ in chosen[:-2]), np.concatenate((before, last))):
             yield buffer._get_samples(rows, changes)
 
     def _get_samples(self, batch_inds: np.ndarray, env_change: np.ndarray, env: Any = None) -> Any:
