@@ -147,7 +147,7 @@ class RecurrentCellPolicy(RecurrentActorCriticPolicy):
     def get_distribution(
         self, obs: Tensor, lstm_states: tuple[Tensor, Tensor], episode_starts: Tensor
     ) -> tuple[Distribution, tuple[Tensor, ...]]:
-        """Return the distribution of actions for observations, and the next states."""
+        """Return the distribution of actions for observations (batch, n), and the next states (1, batch, nx) each."""
         if not self._keeps(obs):
             return super().get_distribution(obs, lstm_states, episode_starts)
         latent, states = self._process_sequence(obs.flatten(1), lstm_states, episode_starts, self.lstm_actor)
