@@ -27,5 +27,6 @@ def find(path: Sequence[str] | None) -> ModuleSpec | None:
         execute(module)
         importlib.import_module("robust_policies.envs.registration").register_tasks()
 
+    # The one way in: the loader is Python's own.
     loader.exec_module = execute_then_register  # type: ignore[method-assign]
     return spec

@@ -185,8 +185,10 @@ def from_control(
         dt=None without `continuous`, or a `continuous` that contradicts the system.
     """
     if not all(hasattr(system, name) for name in ("A", "B", "C", "D", "dt")):
-        raise InvalidValueError(f"system is a {type(system).__name__}; expected a python-control StateSpace, such as "
-                                "control.ss(A, B, C, D) or control.tf2ss(transfer_function).")  # fmt: skip
+        raise InvalidValueError(
+            f"system is a {type(system).__name__}; expected a python-control StateSpace, such as "
+            "control.ss(A, B, C, D) or control.tf2ss(transfer_function)."
+        )
     own = None if system.dt is None or system.dt is True else float(system.dt)
     if own is not None and not (np.isfinite(own) and own >= 0):
         raise InvalidValueError(f"The system's own dt is {system.dt!r}; expected 0, True, None or a positive number.")
@@ -197,8 +199,9 @@ def from_control(
             "continuous=False, or set system.dt (0: continuous, a number: its step [s])."
         )
     if known is not None and continuous is not None and bool(continuous) != known:
-        raise InvalidValueError(f"continuous is {continuous}, but the system's own dt is {system.dt!r}; leave it out, "
-                                "or set system.dt.")  # fmt: skip
+        raise InvalidValueError(
+            f"continuous is {continuous}, but the system's own dt is {system.dt!r}; leave it out, or set system.dt."
+        )
     is_continuous = bool(continuous) if known is None else known
     if time_step is None:
         if is_continuous:

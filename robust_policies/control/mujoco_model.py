@@ -147,8 +147,10 @@ def _check(model: mujoco.MjModel) -> None:
     import mujoco
 
     if model.opt.integrator == mujoco.mjtIntegrator.mjINT_RK4:
-        raise InvalidValueError("The model's integrator is RK4, which MuJoCo cannot differentiate; expected Euler, "
-                                'implicit or implicitfast: set <option integrator="implicitfast"/>.')  # fmt: skip
+        raise InvalidValueError(
+            "The model's integrator is RK4, which MuJoCo cannot differentiate; expected Euler, "
+            'implicit or implicitfast: set <option integrator="implicitfast"/>.'
+        )
     late = [
         f"{kind} {getattr(model, kind)(i).name or i!r}"
         for kind in ("actuator", "sensor")
@@ -163,8 +165,9 @@ def _check(model: mujoco.MjModel) -> None:
         )
     for field, what in (("npluginstate", "a plugin"), ("nplastic", "plastic deformation")):
         if getattr(model, field, 0):
-            raise InvalidValueError(f"The model keeps state of {what}, of which MuJoCo has no derivative; expected a "
-                                    "model without.")  # fmt: skip
+            raise InvalidValueError(
+                f"The model keeps state of {what}, of which MuJoCo has no derivative; expected a model without."
+            )
 
 
 def _unstable() -> tuple[int, ...]:

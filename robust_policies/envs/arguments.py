@@ -72,6 +72,7 @@ def marked(mask: torch.Tensor) -> torch.Tensor:
 def seed_list(seed: int | Sequence[int | None], num_envs: int) -> list[int | None]:
     """Return one seed for each environment: seed + i, or the given ones (None: that generator goes on)."""
     whole = isinstance(seed, Integral) and not isinstance(seed, bool)
+    # `whole` says that it is a number, which a type checker does not follow.
     seeds = [int(seed) + i for i in range(num_envs)] if whole else seed  # type: ignore[arg-type]
     if not isinstance(seeds, (list, tuple, np.ndarray)) or len(seeds) != num_envs:
         raise InvalidValueError(f"seed is {seed!r}; expected a whole number or {num_envs} of them.")

@@ -198,6 +198,8 @@ def steps_of(plant: Plant, compile: bool, device: torch.device, state_dtype: tor
     if not compile:
         return Steps(plant, state_dtype)
     if not plant.differentiable:
-        raise InvalidValueError(f"compile=True was given for a {plant.kind} task, whose physics is not torch's; leave "
-                                "it out (on a GPU MuJoCo-Warp replays a CUDA graph anyway).")  # fmt: skip
+        raise InvalidValueError(
+            f"compile=True was given for a {plant.kind} task, whose physics is not torch's; leave "
+            "it out (on a GPU MuJoCo-Warp replays a CUDA graph anyway)."
+        )
     return GraphedSteps(plant, state_dtype) if device.type == "cuda" else FusedSteps(plant, state_dtype)

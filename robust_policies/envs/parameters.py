@@ -93,8 +93,10 @@ class PhysicalParameters(MutableMapping[str, torch.Tensor]):
             raise ShapeError(f"parameter {name} is {value!r}; expected numbers ({error}).") from error
         shape = tuple(self.nominal[name].shape)
         if tuple(tensor.shape) not in {shape, (self.num_envs, *shape)}:
-            raise ShapeError(f"parameter {name} has shape {tuple(tensor.shape)}; expected {shape} for all environments "
-                             f"or {(self.num_envs, *shape)}, one for each.")  # fmt: skip
+            raise ShapeError(
+                f"parameter {name} has shape {tuple(tensor.shape)}; expected {shape} for all environments "
+                f"or {(self.num_envs, *shape)}, one for each."
+            )
         return checks.finite_tensor(f"parameter {name}", tensor)
 
     @plain_tensors()
@@ -143,8 +145,10 @@ def checked_ranges(plant: Plant, given: bool | Mapping[str, Any]) -> dict[str, t
     """Return the factors' ranges that `randomize` asks for: True those of the task file, False none, or a mapping."""
     if isinstance(given, bool):
         if given and not plant.task.randomize:
-            raise InvalidValueError("randomize is True, but the task file has no section 'randomize'; give a mapping "
-                                    "such as {'mass': [0.8, 1.2]}, factors of the nominal value.")  # fmt: skip
+            raise InvalidValueError(
+                "randomize is True, but the task file has no section 'randomize'; give a mapping "
+                "such as {'mass': [0.8, 1.2]}, factors of the nominal value."
+            )
         return dict(plant.task.randomize) if given else {}
     if not isinstance(given, Mapping):
         raise InvalidValueError(f"randomize is {given!r}; expected True, False or a mapping of names to [low, high].")

@@ -159,8 +159,10 @@ class TorchVectorEnv(VectorEnv):
         steps = torch.as_tensor(value, dtype=torch.int64, device=self.device)
         checks.shape("elapsed", steps, (self.num_envs,))
         if bool(((steps < 0) | (steps >= self.max_episode_steps)).any()):
-            raise InvalidValueError(f"elapsed goes from {int(steps.min())} to {int(steps.max())}; expected 0 to "
-                                    f"{self.max_episode_steps - 1}, below the time limit.")  # fmt: skip
+            raise InvalidValueError(
+                f"elapsed goes from {int(steps.min())} to {int(steps.max())}; expected 0 to "
+                f"{self.max_episode_steps - 1}, below the time limit."
+            )
         self._elapsed.copy_(steps)
         self._count_running()
 
@@ -238,8 +240,10 @@ class TorchVectorEnv(VectorEnv):
         if not self._started:
             raise InvalidValueError("step was called before reset; call reset() first.")
         if self._ended is not None and self.autoreset_mode is AutoresetMode.DISABLED:
-            raise InvalidValueError(f"{len(self._ended)} episode(s) have ended and autoreset is DISABLED; call "
-                                    "reset(options={'reset_mask': terminated | truncated}) first.")  # fmt: skip
+            raise InvalidValueError(
+                f"{len(self._ended)} episode(s) have ended and autoreset is DISABLED; call "
+                "reset(options={'reset_mask': terminated | truncated}) first."
+            )
         action = self._actions(actions)
         with torch.no_grad():
             return self._advance(action)

@@ -32,6 +32,7 @@ def action_deviation(
     # `Task.check_fit` refuses other spaces than Boxes.
     low, high = (
         torch.as_tensor(bound, dtype=torch.float64).flatten()
+        # A Box: deviations are of numbers.
         for bound in (policy.action_space.low, policy.action_space.high)  # type: ignore[attr-defined]
     )
     time, batch = clean.shape[:2]

@@ -172,6 +172,7 @@ class MLPCell(Cell):
     def zero_output_(self) -> MLPCell:
         """Zero the last layer."""
         last = self.layers[-1]
+        # The last layer is linear; `Sequential` says Module.
         nn.init.zeros_(last.weight)  # pyright: ignore[reportArgumentType]
         nn.init.zeros_(last.bias)  # pyright: ignore[reportArgumentType]
         return self

@@ -104,4 +104,5 @@ class RslRlVecEnv(VecEnv):
         groups = {"policy": observation.to(torch.float32)}
         if self.states:
             groups["state"] = self.base.state.to(torch.float32)
+        # tensordict declares a narrower type than it takes.
         return TensorDict(groups, batch_size=[self.num_envs], device=self.device)  # type: ignore[arg-type]

@@ -95,9 +95,16 @@ class Canvas:
         length = math.hypot(x1 - x0, y1 - y0)
         if length > 0:
             across, down = -(y1 - y0) / length * thick / 2, (x1 - x0) / length * thick / 2
-            self._pygame.draw.polygon(self._surface, colour, [
-                (x0 + across, y0 + down), (x1 + across, y1 + down), (x1 - across, y1 - down), (x0 - across, y0 - down),
-            ])  # fmt: skip
+            self._pygame.draw.polygon(
+                self._surface,
+                colour,
+                [
+                    (x0 + across, y0 + down),
+                    (x1 + across, y1 + down),
+                    (x1 - across, y1 - down),
+                    (x0 - across, y0 - down),
+                ],
+            )
 
     def dashes(self, start: Point, end: Point, colour: Colour, width: float = 1.0, dash: float = 6.0) -> None:
         """Draw a dashed straight line."""
@@ -132,7 +139,9 @@ class Canvas:
         x0, y0 = float(middle[0]), float(middle[1])
         self.turned_path(
             [(x0 - radius * math.sin(sweep * k / 40), y0 - radius * math.cos(sweep * k / 40)) for k in range(41)],
-            colour, width)  # fmt: skip
+            colour,
+            width,
+        )
 
     def turned_path(self, points: Sequence[Point], colour: Colour = PUSH, width: float = 7.0) -> None:
         """Draw a bent line with an arrowhead at its end, in the direction of its last piece."""

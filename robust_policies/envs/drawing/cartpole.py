@@ -15,6 +15,7 @@ def draw(pygame: Any, scene: Scene) -> Any:
     """Return the cart between the ends of its track, all lengths to scale; dashes show where the pole should be."""
     canvas = Canvas(pygame)
     position, _, angle, _ = scene.state
+    # The cart-poles' own; this drawing is of no other plant.
     limits: Any = scene.plant.limits  # type: ignore[attr-defined]
     track, lean, half = float(limits.position), limits.angle, scene.numbers["length"]
     metre = min(0.43 * SIZE / track, 0.24 * SIZE / half)

@@ -70,11 +70,13 @@ def draw(pygame: Any, scene: Scene) -> Any:
 def _rotation(quaternion: np.ndarray) -> np.ndarray:
     """Return the rotation matrix, body to world, of a quaternion (w, x, y, z) of any length."""
     w, x, y, z = quaternion / max(float(np.linalg.norm(quaternion)), 1e-9)
-    return np.array([
-        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-    ])  # fmt: skip
+    return np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+        ]
+    )
 
 
 def _waypoints(canvas: Canvas, camera: Camera, points: np.ndarray, wanted: np.ndarray) -> None:
@@ -120,9 +122,14 @@ def _shadow(canvas: Canvas, camera: Camera, position: np.ndarray, motors: np.nda
 
 
 def _vehicle(
-    canvas: Canvas, camera: Camera, push: list[float], position: np.ndarray, motors: np.ndarray, rotation: np.ndarray,
+    canvas: Canvas,
+    camera: Camera,
+    push: list[float],
+    position: np.ndarray,
+    motors: np.ndarray,
+    rotation: np.ndarray,
     arm: float,
-) -> None:  # fmt: skip
+) -> None:
     """Draw the arms, the body's forward and left axes, the rotors and the thrusts, what is nearer over the rest."""
     forward, left, upward = rotation.T
     order = sorted(range(len(motors)), key=lambda k: -camera.depth(motors[k]))

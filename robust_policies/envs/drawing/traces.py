@@ -32,9 +32,13 @@ def draw(pygame: Any, scene: Scene) -> Any:
 
 
 def _panel(
-    canvas: Canvas, rows: tuple[float, float], title: str, names: tuple[str, ...], values: np.ndarray,
+    canvas: Canvas,
+    rows: tuple[float, float],
+    title: str,
+    names: tuple[str, ...],
+    values: np.ndarray,
     limits: np.ndarray | None,
-) -> None:  # fmt: skip
+) -> None:
     """Draw one panel between two heights: the names on as many rows as they need, the lines below."""
     # A clock only says how long the episode is.
     shown = [k for k, name in enumerate(names) if not name.startswith("clock") and k < values.shape[1]]

@@ -171,8 +171,12 @@ def _number(model: mujoco.MjModel, what: str, name: str, kind: mujoco.mjtObj, co
 
 def _check(spec: mujoco.MjSpec, reading: Reading) -> None:
     things = {
-        "sensor": spec.sensors, "body": spec.bodies, "site": spec.sites, "geom": spec.geoms, "joint": spec.joints
-    }[reading.thing]  # fmt: skip
+        "sensor": spec.sensors,
+        "body": spec.bodies,
+        "site": spec.sites,
+        "geom": spec.geoms,
+        "joint": spec.joints,
+    }[reading.thing]
     names = [thing.name for thing in things if thing.name]
     if reading.name not in names:
         raise UnknownNameError.among(reading.thing, reading.name, names)

@@ -73,8 +73,9 @@ class MujocoParams(Mapping[str, torch.Tensor]):
     def check(self, count: int) -> None:
         """Raise `ShapeError` unless the parameters are shared, or those of `count` environments."""
         if len(self.models) not in {1, count}:
-            raise ShapeError(f"the parameters are those of {len(self.models)} environments; expected {count} of them, "
-                             "one a state.")  # fmt: skip
+            raise ShapeError(
+                f"the parameters are those of {len(self.models)} environments; expected {count} of them, one a state."
+            )
 
     def for_rows(self, count: int, explicit: bool = False) -> list[mujoco.MjModel]:
         """Return one model a row: the shared one `count` times, or the environments' own, which must be `count`."""
@@ -136,8 +137,10 @@ class ParameterTable:
         tensors = {name: value.clone() for name, value in physical.items()}
         per_environment = {len(values[name]) for name in self.batched(physical)}
         if len(per_environment) > 1:
-            raise ShapeError(f"parameters are given for {' and '.join(map(str, sorted(per_environment)))} "
-                             "environments; expected the same number for all of them.")  # fmt: skip
+            raise ShapeError(
+                f"parameters are given for {' and '.join(map(str, sorted(per_environment)))} "
+                "environments; expected the same number for all of them."
+            )
         if not changed and not per_environment:
             shared = MujocoParams(tensors, self._shared.models)
             shared._explicit, shared._repeated = self._shared.explicit, self._shared._repeated
@@ -157,13 +160,16 @@ class ParameterTable:
             raise UnknownNameError.among("parameter", name, self.values)
         array, own = value.detach().to("cpu", torch.float64).numpy(), self.values[name].shape
         if array.shape != own and array.shape[1:] != own:
-            raise ShapeError(f"{name} has shape {array.shape}; expected {own} or, per environment, (num_envs, "
-                             f"{', '.join(map(str, own))}).")  # fmt: skip
+            raise ShapeError(
+                f"{name} has shape {array.shape}; expected {own} or, per environment, (num_envs, "
+                f"{', '.join(map(str, own))})."
+            )
         if not np.isfinite(array).all():
             raise NonFiniteError(f"{name} holds NaN or infinite values; expected finite numbers [{UNITS[name]}].")
         if name not in _SIGNED and (array < 0).any():
-            raise InvalidValueError(f"{name} is {array.min():g} somewhere; expected numbers of at least 0 "
-                                    f"[{UNITS[name]}].")  # fmt: skip
+            raise InvalidValueError(
+                f"{name} is {array.min():g} somewhere; expected numbers of at least 0 [{UNITS[name]}]."
+            )
         return array
 
 

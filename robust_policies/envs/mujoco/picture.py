@@ -85,6 +85,7 @@ class Picture:
         if not any(texture.type == mujoco.mjtTexture.mjTEXTURE_SKYBOX for texture in spec.textures):
             _brighten(spec)
         self.model = compiled(spec, plant.model_file)
+        # A MuJoCo plant's task has it; `Plant` declares the settings that all have.
         keyframe = plant.task.reset.keyframe  # type: ignore[attr-defined]
         if keyframe is not None:
             place_mocap(self.model, key_named(self.model, keyframe))
@@ -96,6 +97,7 @@ class Picture:
 
     def _camera(self, plant: MujocoPlant) -> str | mujoco.MjvCamera:
         names = [name_of(self.model, mujoco.mjtObj.mjOBJ_CAMERA, i) for i in range(self.model.ncam)]
+        # As above.
         view = plant.task.camera  # type: ignore[attr-defined]
         name = view.name if view is not None else None
         if name is not None and name not in names:

@@ -64,8 +64,10 @@ class MujocoPlant(Plant):
         super().__init__(task, folder)
         self.frame_skip = task.frame_skip
         self.model_file = model_path(task.model, folder)
-        items = [(signal_item(given, f"observation, item {i + 1}"), f"observation, item {i + 1}")
-                 for i, given in enumerate(task.observation)]  # fmt: skip
+        items = [
+            (signal_item(given, f"observation, item {i + 1}"), f"observation, item {i + 1}")
+            for i, given in enumerate(task.observation)
+        ]
         judge = Judge(task.reward, task.termination)
         wanted = [reading for item, place in items for reading in readings(item, place)] + judge.readings()
         wanted = list(dict.fromkeys(wanted))
@@ -118,8 +120,10 @@ class MujocoPlant(Plant):
             wanted and task.readings == "last_stage" and model.opt.integrator == mujoco.mjtIntegrator.mjINT_RK4
         )
         if self.by_stages and (model.nq != model.nv or model.na):
-            raise InvalidValueError("readings is 'last_stage' for a model with RK4 and a ball or free joint, or with "
-                                    "activations; expected hinges and slides only, or readings: after.")  # fmt: skip
+            raise InvalidValueError(
+                "readings is 'last_stage' for a model with RK4 and a ball or free joint, or with "
+                "activations; expected hinges and slides only, or readings: after."
+            )
 
     def _pushed_body(self, task: MujocoTask) -> int:
         if task.disturbance.body is not None:
@@ -138,6 +142,7 @@ class MujocoPlant(Plant):
         if backend not in BACKENDS:
             raise InvalidValueError(f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}.")
         if backend == "warp" or (backend == "auto" and device.type == "cuda"):
+            # The task of this class; `Plant` declares the settings that all have.
             chosen: Backend = WarpBackend(self.model, self.body, device, self.task.warp)  # type: ignore[attr-defined]
         else:
             chosen = CBackend(self.model, self.body, self.threads)
@@ -256,6 +261,7 @@ class MujocoPlant(Plant):
             failed = last.failed if failed is None else last.failed | failed
             return last.physics, last.sensors[:, columns], failed
         advanced = backend.advance(physics, control, push, params, self.frame_skip)
+        # As in `use`.
         if not columns or self.task.readings == "last_stage":  # type: ignore[attr-defined]
             return advanced.physics, advanced.sensors[:, columns], advanced.failed
         after, failed = advanced.physics.clone(), advanced.failed

@@ -127,8 +127,9 @@ class Layout:
         """Return the position's column of a joint that has one, or raise `InvalidValueError`."""
         columns = self.positions(joint)
         if len(columns) != 1:
-            raise InvalidValueError(f"joint {name_of(self.model, _JOINT, joint)!r} is a ball or free joint; expected a "
-                                    "hinge or a slide.")  # fmt: skip
+            raise InvalidValueError(
+                f"joint {name_of(self.model, _JOINT, joint)!r} is a ball or free joint; expected a hinge or a slide."
+            )
         return columns[0]
 
     def unit(self, joint: int) -> str:
@@ -142,8 +143,9 @@ class Layout:
         for joint in range(self.model.njnt):
             label, unit = name_of(self.model, _JOINT, joint), self.unit(joint)
             for columns, what, suffix in (
-                (self.positions(joint), "position", ""), (self.velocities(joint), "velocity", "/s")
-            ):  # fmt: skip
+                (self.positions(joint), "position", ""),
+                (self.velocities(joint), "velocity", "/s"),
+            ):
                 for i, column in enumerate(columns):
                     part = f" {i}" if len(columns) > 1 else ""
                     names[column] = f"{what} of {label}{part}" + (f" [{unit}{suffix}]" if unit else "")

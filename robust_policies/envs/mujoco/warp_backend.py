@@ -82,8 +82,12 @@ class WarpBackend:
         self.wp, self.mjw = _load()
         self.model, self.body, self.device, self.sizes = model, body, device, sizes
         if device.type == "cpu":
-            warnings.warn("MuJoCo-Warp runs on the CPU here, which is slow and meant for testing; use backend='c', or "
-                          "a CUDA device.", UserWarning, stacklevel=2)  # fmt: skip
+            warnings.warn(
+                "MuJoCo-Warp runs on the CPU here, which is slow and meant for testing; use backend='c', or "
+                "a CUDA device.",
+                UserWarning,
+                stacklevel=2,
+            )
         self.wp.init()
         self._warp_device = self.wp.get_device("cpu" if device.type == "cpu" else f"cuda:{device.index or 0}")
         self._worlds: dict[int, _Worlds] = {}
@@ -220,8 +224,10 @@ class WarpBackend:
         count = len(worlds.views["overflow"])
         if kind == "contacts":
             total = worlds.data.naconmax
-            return (f"All {count} worlds share one pool of {total}, {total // count} for each on average; set a larger "
-                    "warp.pooled_contacts_per_world in task.yaml.")  # fmt: skip
+            return (
+                f"All {count} worlds share one pool of {total}, {total // count} for each on average; set a larger "
+                "warp.pooled_contacts_per_world in task.yaml."
+            )
         if kind == "constraints":
             return f"Each world has room for {worlds.data.njmax}; set a larger warp.constraints in task.yaml."
         return "Use backend='c' for this model."

@@ -129,6 +129,7 @@ class PlantTarget(Target):
         try:
             model.model_validate({**section.model_dump(), name: value.tolist()})
         except ValueError as error:
+            # pydantic's error is a ValueError, with its findings.
             message = next(iter(error.errors()), {}).get("msg", "") if hasattr(error, "errors") else str(error)  # type: ignore[attr-defined]
             unit = self.known()[name]
             raise InvalidValueError(
@@ -242,6 +243,7 @@ def target_of(env: Any, perturbation: str, body: str | None = None) -> Target:
     if hasattr(env, "model") and hasattr(env, "data") and hasattr(env.model, "nbody"):
         return MujocoTarget(env, body)
     if isinstance(env, VectorEnv) and isinstance(getattr(env, "envs", None), Sequence):
+        # Gymnasium's SyncVectorEnv alone has them.
         return ManyTargets([target_of(one.unwrapped, perturbation, body) for one in env.envs])  # type: ignore[attr-defined]
     raise InvalidValueError(
         f"{perturbation} was given {env}, whose physics cannot be reached; expected an environment of this package, "

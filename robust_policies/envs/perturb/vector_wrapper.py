@@ -31,6 +31,7 @@ class Wrapper(VectorWrapper, RecordConstructorArgs):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "Spec" in cls.__dict__:
+            # What `inspect.signature` reads.
             cls.__signature__ = wrapping.signature(cls.Spec)  # type: ignore[attr-defined]
             cls.__doc__ = wrapping.documentation(cls.Spec)
 
@@ -68,15 +69,18 @@ class Wrapper(VectorWrapper, RecordConstructorArgs):
     @property
     def dtype(self) -> Any:
         """The dtype of observations and rewards of one of this package's environments."""
+        # Of a TorchVectorEnv, which Gymnasium's wrapper does not know.
         return self.env.dtype  # type: ignore[attr-defined]
 
     @property
     def max_episode_steps(self) -> int:
         """The time limit of one of this package's environments."""
+        # As above.
         return self.env.max_episode_steps  # type: ignore[attr-defined]
 
     def render_one(self, row: int = 0) -> np.ndarray | None:
         """Return the picture of environment `row`."""
+        # As above.
         return self.env.render_one(row)  # type: ignore[attr-defined]
 
     def reset(
@@ -94,6 +98,7 @@ class Wrapper(VectorWrapper, RecordConstructorArgs):
             # A generator that cannot be used must be refused before the environment is reset.
             generator_words(self.env.unwrapped, self._all[:1])
         given: Any = None if options is None else dict(options)
+        # Gymnasium declares fewer kinds of seeds than vector environments take.
         observation, info = self.env.reset(seed=seed, options=given)  # type: ignore[arg-type]
         rows = self._all if rows is None else rows.nonzero().squeeze(-1)
         with plain_tensors():

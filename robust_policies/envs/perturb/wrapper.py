@@ -33,6 +33,7 @@ class Wrapper(gymnasium.Wrapper, RecordConstructorArgs):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "Spec" in cls.__dict__:
+            # What `inspect.signature` reads.
             cls.__signature__ = wrapping.signature(cls.Spec)  # type: ignore[attr-defined]
             cls.__doc__ = wrapping.documentation(cls.Spec)
 

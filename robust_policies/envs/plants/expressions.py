@@ -171,5 +171,7 @@ class ExpressionMatrix:
         """Raise `InvalidValueError` for an expression that has no finite value for these parameters, scalars."""
         for entry in self.entries:
             if isinstance(entry, Expression) and not math.isfinite(number := float(entry(values))):
-                raise InvalidValueError(f"{entry.where} is {entry.text!r}, which is {number} for the parameters given; "
-                                        "expected one that is finite.")  # fmt: skip
+                raise InvalidValueError(
+                    f"{entry.where} is {entry.text!r}, which is {number} for the parameters given; "
+                    "expected one that is finite."
+                )

@@ -206,8 +206,10 @@ class LinearPlant(Plant):
         self.continuous, self.physical, given = task.continuous, task.physical, task.parameters
         for name in self.physical:
             if not name.isidentifier() or keyword.iskeyword(name) or name in Parameters.model_fields:
-                raise InvalidValueError(f"physical: {name!r} cannot be a parameter's name; expected a word of letters, "
-                                        f"digits and _, none of {', '.join(Parameters.model_fields)}.")  # fmt: skip
+                raise InvalidValueError(
+                    f"physical: {name!r} cannot be a parameter's name; expected a word of letters, "
+                    f"digits and _, none of {', '.join(Parameters.model_fields)}."
+                )
         states = len(given.A)
         self.matrices = {
             "A": ExpressionMatrix("parameters.A", given.A, (states, states), self.physical),

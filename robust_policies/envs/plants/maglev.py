@@ -111,8 +111,9 @@ class MagLevPlant(Plant):
         self.limits, self.cost, self.noise, self.start = task.limits, task.cost, task.noise, task.reset
         self.substeps, self.setpoint = task.substeps, task.setpoint
         if task.setpoint >= task.limits.position:
-            raise InvalidValueError(f"setpoint is {task.setpoint:g} m; expected less than limits.position, "
-                                    f"{task.limits.position:g} m.")  # fmt: skip
+            raise InvalidValueError(
+                f"setpoint is {task.setpoint:g} m; expected less than limits.position, {task.limits.position:g} m."
+            )
         self.action_low, self.action_high = np.array([0.0]), np.array([task.limits.voltage])
         self.observation_high = np.full(2, np.inf)
         self.observation_low = -self.observation_high

@@ -34,6 +34,7 @@ class _ActionWrapper(TensorWrapper):
 
     def _take(self, low: np.ndarray | float, high: np.ndarray | float) -> None:
         """Set the space of the actions that this wrapper takes."""
+        # A Box has one.
         kind: Any = self._inner.dtype.type  # type: ignore[union-attr]
         least, most = (np.full(self.action_size, bound).astype(kind) for bound in (low, high))
         self.single_action_space = Box(least, most, dtype=kind)

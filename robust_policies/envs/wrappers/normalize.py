@@ -69,6 +69,7 @@ class NormalizeObservation(_Normalizer):
         super().__init__(env, space.shape, epsilon)
         self.clip = None if clip is None else checks.finite_float("clip", clip, above=0.0)
         limit = np.inf if self.clip is None else self.clip
+        # A Box has a dtype.
         self.single_observation_space = Box(-limit, limit, space.shape, space.dtype.type)  # type: ignore[union-attr]
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
 

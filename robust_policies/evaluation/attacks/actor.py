@@ -20,6 +20,7 @@ class FrozenActor:
         # `Task.check_fit` refuses other spaces than Boxes.
         self.low, self.high = (
             torch.as_tensor(bound, dtype=torch.float32, device=policy.device).flatten()
+            # A Box: attacks on other spaces are refused before.
             for bound in (policy.action_space.low, policy.action_space.high)  # type: ignore[attr-defined]
         )
 

@@ -84,8 +84,10 @@ def _single(space: spaces.Box, size: int, env: Any) -> spaces.Box:
             return found
         several = getattr(inner, "envs", None)
         inner = several[0] if several else getattr(inner, "venv", None) or vars(inner).get("env")
-    low, high = (bound.reshape(-1)[-(size + 1) : -1] if space.low.ndim == 2 else bound[-size:]
-                 for bound in (space.low, space.high))  # fmt: skip
+    low, high = (
+        bound.reshape(-1)[-(size + 1) : -1] if space.low.ndim == 2 else bound[-size:]
+        for bound in (space.low, space.high)
+    )
     return spaces.Box(low, high, dtype=space.dtype.type)
 
 

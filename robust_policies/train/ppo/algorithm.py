@@ -297,6 +297,7 @@ class TensorRecurrentPPO(RecurrentPPO):
         self._update_learning_rate(self.policy.optimizer)
         # A schedule since `_setup_model`, as the learning rate is.
         clip_range = self.clip_range(self._current_progress_remaining)  # pyright: ignore[reportCallIssue]
+        # Stable-Baselines3 made it a function.
         clip_range_vf = self.clip_range_vf and self.clip_range_vf(self._current_progress_remaining)  # pyright: ignore[reportCallIssue]
         steps: list[Tensor] = []
         norms: list[Tensor] = []
