@@ -131,7 +131,9 @@ def undrawn(monkeypatch):
 
 def test_what_intervals_are_over_is_said(full_report, undrawn, tmp_path):
     several = words(full_report.read_text())
-    assert "3 methods with 2 training seeds each" in several and "intervals over training seeds" in several
+    assert "3 methods with 2 training seeds each" in several
+    assert "Intervals are the least and the largest training seed's value" in several
+    assert "bootstrap interval over training seeds (few: their range)" in several
     one = words(write_report(write_small(tmp_path / "run")).read_text())
     assert "1 method with 1 training seed each" in one and "are over episodes" in one
     assert "bootstrap interval over episodes" in one

@@ -21,9 +21,7 @@ from robust_policies.evaluation.report.methods import (
 from robust_policies.evaluation.statistics import performance_profile, probability_of_improvement
 
 RETURN = "return"
-BAND = (
-    "Line: interquartile mean of the return; band: its 95% bootstrap interval over {over} (two to four: their range)."
-)
+BAND = "Line: interquartile mean of the return; band: its 95% bootstrap interval over {over} (few: their range)."
 
 
 def slug(*parts: str) -> str:

@@ -405,7 +405,7 @@ def subtitle(methods: Sequence[Method]) -> str:
             "With one training seed, intervals (95% bootstrap) are over episodes: they say nothing of another training."
         )
     else:
-        over = "Intervals (95% bootstrap) are over training seeds; for methods with one seed, over episodes."
+        over = "Intervals (95% bootstrap; few: the range) are over training seeds; with one seed, over episodes."
     words = f"{_count(len(methods), 'method')} with {seeds} training seed{'s' * (most > 1)} each"
     return f"<p class='lead'>{words}; {_count(tasks, 'evaluated task')}. {over}</p>"
 
