@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize, unwrap_vec_normalize
@@ -40,6 +41,10 @@ def deploy(policy_or_model: Any, env: VecEnv | None = None) -> DeployedPolicy:
     policy = getattr(policy_or_model, "policy", policy_or_model)
     if env is None and policy is not policy_or_model:
         env = policy_or_model.get_env()
+    if not isinstance(policy, BasePolicy):
+        raise InvalidValueError(
+            f"A {type(policy).__name__} cannot be deployed; expected a policy of Stable-Baselines3, or a model with one."
+        )
     space, reader = policy.observation_space, policy.features_extractor_class
     scaled_image = policy.normalize_images and is_image_space(space)
     own = getattr(policy, "actor", None)
