@@ -43,7 +43,7 @@ def deploy(policy_or_model: Any, env: VecEnv | None = None) -> DeployedPolicy:
         env = policy_or_model.get_env()
     if not isinstance(policy, BasePolicy):
         raise InvalidValueError(
-            f"A {type(policy).__name__} cannot be deployed; expected a policy of Stable-Baselines3, or a model with one."
+            f"A {type(policy).__name__} cannot be deployed; expected a policy of Stable-Baselines3 or a model with one."
         )
     space, reader = policy.observation_space, policy.features_extractor_class
     scaled_image = policy.normalize_images and is_image_space(space)
