@@ -326,7 +326,7 @@ def test_divergence_stops_before_the_weights_are_spoilt_and_says_where():
         (["task.id=robust_policies/CartPole-v0"], InvalidValueError, "CartPoleContinuous-v0"),
         (["task.id=robust_policies/Pendulm-v0"], UnknownNameError, "Did you mean 'robust_policies/Pendulum-v0'"),
         (["task.perturbations=[{ObservationDelay: 2}]"], InvalidValueError, "expected none"),
-        (["task.kwargs={compile: true}"], InvalidValueError, "max_episode_steps alone"),
+        (["task.kwargs={compile: true}"], InvalidValueError, "max_episode_steps and task alone"),
         (["policy.cell=r2dm"], UnknownNameError, "Did you mean 'r2dn'"),
     ],
 )
