@@ -202,11 +202,7 @@ def test_it_learns_cartpole_without_velocities():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("stop", "least"), [(-700, -900), pytest.param(-250, -350, marks=pytest.mark.soak)], ids=["begins to", "learns"]
-)
-def test_it_learns_pendulum(stop, least):
-    """From about -1200; the shorter form ends when it is well on its way."""
+def test_it_learns_pendulum():
     torch.set_num_threads(1)
     policy_kwargs = {
         "cell": "r2dn",
@@ -219,10 +215,10 @@ def test_it_learns_pendulum(stop, least):
     settings = {"n_steps": 200, "batch_size": 800, "n_epochs": 10, "gamma": 0.9, "learning_rate": 3e-3}
     env = VecNormalize(make_vec_env("Pendulum-v1", 16, seed=0), norm_obs=False, gamma=0.9)
     held_out = make_vec_env("Pendulum-v1", 10, seed=1000)
-    enough = StopTrainingOnRewardThreshold(stop)
+    enough = StopTrainingOnRewardThreshold(-250)
     frozen = VecNormalize(held_out, norm_obs=False, norm_reward=False, training=False)
     callback = EvalCallback(frozen, callback_on_new_best=enough, n_eval_episodes=20, eval_freq=800, verbose=0)
     model = model_of(RecurrentCellPolicy, env, policy_kwargs, **settings).learn(160_000, callback)
     mean, _ = evaluate_policy(model, held_out, n_eval_episodes=40, warn=False)
-    assert mean >= least
+    assert mean >= -350
     assert model.policy.certificate().status == "PASS"
