@@ -50,6 +50,7 @@ def deploy(policy_or_model: Any, env: VecEnv | None = None) -> DeployedPolicy:
     own = getattr(policy, "actor", None)
     if reader is WindowedExtractor:
         live = windowed(policy)
+        assert isinstance(space, spaces.Box)  # windows are made of nothing else
         space = _single(space, live.cell.input_size, env)
     elif not isinstance(space, spaces.Box) or reader is not FlattenExtractor or scaled_image:
         kind = f"{type(space).__name__}{space.shape or ''}"
@@ -71,7 +72,8 @@ def deploy(policy_or_model: Any, env: VecEnv | None = None) -> DeployedPolicy:
     actor = copy.deepcopy(Actor(live.body, live.head, statistics)).cpu()
     log_std, gsde = None, getattr(policy, "use_sde", False)
     if isinstance(policy.action_space, spaces.Box) and not gsde and not live.head.squash:
-        log_std = policy.log_std.detach().cpu()
+        live_std: Any = policy.log_std
+        log_std = live_std.detach().cpu()
     raw = env is not None and reads_raw(env, windows=reader is WindowedExtractor)
     return DeployedPolicy(actor, space, policy.action_space, log_std, state_dependent_noise=gsde, raw=raw)
 
