@@ -17,9 +17,10 @@ ROOT = Path(__file__).resolve().parents[1]
 FACES = ("networks", "certificates", "control", "envs", "policies", "train", "evaluation")
 # What the pages may link to; anything else that is linked fails the build.
 SHOWN = (
-    "*.md", "LICENSE", "docs/*.md", "docs/images/*", "envs/*.md", "envs/*/README.md", "envs/*/task.yaml", "envs/*/*.xml",
-    "train/*", "examples/*", "results/*.md", "results/*/*.md", "results/*/*.png", "results/*/*.json", "benchmarks/*.json",
-)  # fmt: skip
+    *("*.md", "LICENSE", "docs/*.md", "docs/images/*", "examples/*", "train/*", "benchmarks/*.json"),
+    *("envs/*.md", "envs/*/README.md", "envs/*/task.yaml", "envs/*/*.xml"),
+    *("results/*.md", "results/*/*.md", "results/*/*.png", "results/*/*.json"),
+)
 # Run folders are not part of the repository, and page.md is what a README is made of.
 NEVER = re.compile(r"^results/(?!pendulum/|youla/|recipes/|linear/)[^/]+/|^results/[^/]+/page\.md$")
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)#:\s]+)(#[^)\s]*)?\)")

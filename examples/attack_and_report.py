@@ -35,10 +35,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=250_000, help="environment steps of training")
     parser.add_argument("--episodes", type=int, default=50, help="episodes for each size")
     parser.add_argument("--output", type=Path, default=Path("results/attacked"), help="folder of runs and report")
+    parser.add_argument("--suite", help="name or file of a suite in place of the one here")
     given = parser.parse_args()
     given.output.mkdir(parents=True, exist_ok=True)
-    suite = given.output / "suite.yaml"
-    suite.write_text(SUITE)
+    own = given.output / "suite.yaml"
+    own.write_text(SUITE)
+    suite = given.suite or str(own)
     folders = []
     for recipe in ("pendulum_r2dn_gamma6", "pendulum_mlp"):
         folder = given.output / recipe
@@ -49,7 +51,7 @@ def main() -> None:
         )
         print(recipe, "return against the attack's size:", found.returns.mean(axis=1).round(1))
         print(certify_run(folder).claim)
-        evaluate_run(folder, tasks=[TASK], suite=str(suite), episodes=given.episodes)
+        evaluate_run(folder, tasks=[TASK], suite=suite, episodes=given.episodes)
         folders.append(folder)
     print("report:", write_report(folders, given.output / "report.html"))
 

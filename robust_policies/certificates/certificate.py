@@ -12,7 +12,9 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 
-from robust_policies.certificates.loop import SAID, loop_claim
+from robust_policies.certificates.loop import SAID
+from robust_policies.certificates.sentence import claim as claim
+from robust_policies.certificates.signals import Signals
 from robust_policies.errors import CorruptFileError, InvalidValueError
 from robust_policies.files import numbers
 from robust_policies.files.atomic import read_json, write_json
@@ -22,6 +24,7 @@ SCHEMA = 1
 Status = Literal["PASS", "VIOLATED", "NOT_CERTIFIED"]
 STATUSES = ("PASS", "VIOLATED", "NOT_CERTIFIED")
 VIOLATION_MARGIN = 1e-6
+PERCENT = 99
 _NUMBERS = ("gamma_core", "gamma_raw", "rate", "overshoot", "empirical_lower", "ratio", "margin", "gamma_weighted")
 
 
@@ -39,7 +42,8 @@ class Verification:
     """What `verify` proved of one cell's explicit matrices.
 
     `gamma` bounds the incremental l2 gain (None: only contraction was asked or proven), `rate` the contraction rate,
-    `overshoot` is sqrt(cond P), `margin` the smallest eigenvalue of the LMI, `shift` what rounding may
+    `overshoot` is sqrt(cond P) of the rate's proof, `forgets` the steps after which 99% of a difference of two states
+    is gone (None: never, or there is no state), `margin` the smallest eigenvalue of the LMI, `shift` what rounding may
     have taken from it, `tau` the multiplier of phi's bound and `ell` phi's Lipschitz bound; `method` names the proof.
     NOT_CERTIFIED never means unstable.
     """
@@ -55,19 +59,23 @@ class Verification:
     reason: str = ""
     claimed_gamma: float | None = None
     method: str = ""
+    forgets: int | None = None
 
 
 @dataclass(frozen=True)
 class Certificate:
     """The content of certificate.json.
 
-    `gamma_core` is the proven gain of the recurrent cell, `gamma_raw` of the whole chain raw observation -> raw mean
-    action: the product of the factors, of which "joint proof" (below 1) is what proving them together gained.
+    `gamma_core` is the proven gain of the recurrent cell, `gamma_raw` of the whole chain from what `signals` says is
+    read to what it says is given (raw observation -> raw mean action in a run folder): the product of the factors, of
+    which "joint proof" (below 1) is what proving them together gained; 0 for an action that is constant.
+    `rate` is the smallest contraction rate that is proven, with the `overshoot` of its proof, and `forgets` what that
+    means: {"percent": 99, "steps": n}, None where no rate below 1 is proven.
     `gamma_weighted` is gamma_raw with each observation in units of `weights`; `method` names the proof.
     `empirical_lower` is the largest gain a search found for that chain, `witness` the file with the two input
     sequences that show it, `ratio` = empirical_lower / gamma_raw. PASS with gamma_raw None proves contraction only.
     With `closed_loop` (a Youla policy's; see `loop`) gamma_raw, rate and the search are of the closed loop, disturbance
-    to performance.
+    to performance, and there are no `signals`. A file of an older version has none either, and no `forgets`.
     """
 
     status: Status
@@ -88,6 +96,8 @@ class Certificate:
     versions: dict[str, str] = field(default_factory=dict)
     reason: str = ""
     closed_loop: dict[str, Any] | None = None
+    signals: Signals | None = None
+    forgets: dict[str, Any] | None = None
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -99,11 +109,14 @@ class Certificate:
             raise InvalidValueError(
                 f"Certificate closed_loop is {self.closed_loop!r}; expected {', '.join(SAID)} in it."
             )
+        entry = self.forgets
+        if entry is not None and not (
+            isinstance(entry, dict) and set(entry) == {"percent", "steps"} and all(map(_is_number, entry.values()))
+        ):
+            raise InvalidValueError(f"Certificate forgets is {entry!r}; expected percent and steps, or nothing.")
         for name in _NUMBERS:
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
-                raise InvalidValueError(f"Certificate {name} is {value!r}; expected a number or nothing.")
-            if value is not None and not math.isfinite(value):
+            if value is not None and not _is_number(value):
                 raise InvalidValueError(f"Certificate {name} is {value!r}; expected a finite number or nothing.")
 
     def with_search(self, lower: float, witness: str | None) -> Self:
@@ -120,6 +133,13 @@ class Certificate:
             searched = replace(searched, claim=claim(searched))
         return searched
 
+    def named(self, sensors: Sequence[str], actuators: Sequence[str]) -> Self:
+        """Return this certificate with the names and units of a task's signals, in its claim too."""
+        if self.signals is None:
+            return self
+        certificate = replace(self, signals=self.signals.named(sensors, actuators))
+        return replace(certificate, claim=claim(certificate))
+
     def to_json(self, path: str | Path) -> Path:
         """Return `path` after writing the certificate there, whole or not at all."""
         return write_json(path, {"schema": self.schema, **{k: v for k, v in asdict(self).items() if k != "schema"}})
@@ -135,49 +155,13 @@ class Certificate:
             content["factors"] = tuple(Factor(**factor) for factor in content.get("factors", ()))
             if content.get("weights") is not None:
                 content["weights"] = tuple(float(weight) for weight in content["weights"])
+            if content.get("signals") is not None:
+                content["signals"] = Signals.from_json(content["signals"])
             return cls(**content)
         except (TypeError, ValueError) as error:
             raise CorruptFileError(
                 f"{path} is not a whole certificate ({error}); write it again with `certify`."
             ) from error
-
-
-def claim(certificate: Certificate) -> str:
-    """Return one sentence or two that say what holds for the policy and what does not."""
-    gamma, reason = certificate.gamma_raw, certificate.reason
-    if certificate.status == "VIOLATED":
-        bound = "the claimed bound" if gamma is None else f"the claimed gain {numbers.shown(gamma, 9)}"
-        return f"Refuted: {reason or f'a float64 search found inputs above {bound}'}, which is above {bound}."
-    if certificate.status != "PASS":
-        why = reason or "the check did not succeed"
-        return f"Nothing is proven: {why}. This does not mean that the policy is unstable."
-    if certificate.closed_loop is not None:
-        return loop_claim(certificate)
-    parts = []
-    if gamma is not None:
-        parts.append(
-            "for any two observation sequences and the same initial state, the l2 norm of the difference of the mean "
-            f"actions is at most {numbers.upper(gamma)} times the l2 norm of the difference of the raw observations"
-        )
-        if certificate.gamma_weighted is not None:
-            units = ", ".join(f"{weight:g}" for weight in certificate.weights or ())
-            parts[-1] += f" ({numbers.upper(certificate.gamma_weighted)} times, with the sensors in units of {units})"
-    if certificate.rate is not None and certificate.rate < 1:
-        over = "" if certificate.overshoot is None else f" {numbers.upper(certificate.overshoot)} *"
-        parts.append(
-            "under the same observations, the states of two copies started differently approach each other like"
-            f"{over} {numbers.rate(certificate.rate)}^t"
-        )
-    elif certificate.rate is not None:
-        parts.append(
-            "under the same observations, the states of two copies never move apart in the certificate's metric"
-        )
-    how = f" ({certificate.method})" if certificate.method else ""
-    limits = (
-        "This is about the mean action only (exploration noise is not part of it) and about "
-        "the policy alone, open loop: it does not bound the return or prove stability of the closed loop."
-    )
-    return f"Proven for the arrays that run, in exact arithmetic{how}: {'; and '.join(parts)}. {limits}"
 
 
 def array_hashes(arrays: Mapping[str, Any]) -> dict[str, str]:
@@ -199,6 +183,7 @@ def digest(hashes: Mapping[str, str]) -> str:
 def compose(
     verification: Verification,
     *,
+    signals: Signals,
     before: Sequence[Factor] = (),
     after: Sequence[Factor] = (),
     joint: float | None = None,
@@ -211,6 +196,7 @@ def compose(
 
     Args:
         verification: of the cell.
+        signals: what the first factor reads and the last one gives.
         before: the factors before the cell, in order.
         after: those after it.
         joint: a gain proven of the whole chain at once, which becomes a last factor where it is smaller.
@@ -228,8 +214,13 @@ def compose(
         gamma_raw = math.prod(float(gain) for gain in gains if gain is not None) * (1 + 4e-16 * (len(gains) + 1))
     if proven and joint is not None and (gamma_raw is None or joint < gamma_raw):
         if gamma_raw is not None:
-            note = "all factors proven as one inequality, channel by channel, relative to their product"
-            factors = (*factors, Factor("joint proof", joint / gamma_raw, note))
+            name, note = (
+                "joint proof",
+                "all factors proven as one inequality, channel by channel, relative to their product",
+            )
+            if joint == 0:
+                name, note = "constant", "no signal reaches the action: the maps to it are zero"
+            factors = (*factors, Factor(name, joint / gamma_raw, note))
         gamma_raw = joint
     certificate = Certificate(
         status=verification.status,
@@ -246,6 +237,8 @@ def compose(
         arrays_sha256=array_hashes(arrays or {}),
         versions=versions(),
         reason=verification.reason,
+        signals=signals,
+        forgets=forgotten(verification.forgets),
     )
     return replace(certificate, claim=claim(certificate))
 
@@ -256,6 +249,15 @@ def not_certified(reason: str, arrays: Mapping[str, Any] | None = None) -> Certi
         "NOT_CERTIFIED", "", reason=reason.rstrip("."), arrays_sha256=array_hashes(arrays or {}), versions=versions()
     )
     return replace(certificate, claim=claim(certificate))
+
+
+def forgotten(steps: int | None) -> dict[str, Any] | None:
+    """Return the entry `forgets` for the steps after which 99% of a difference is gone."""
+    return None if steps is None else {"percent": PERCENT, "steps": steps}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _note(name: str, method: str) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from robust_policies.certificates.certificate import Verification
+from robust_policies.certificates.decay import least_decay, steps_to_forget
 from robust_policies.certificates.layers import (
     chain_model,
     chain_start,
@@ -61,7 +62,9 @@ def verify(cell_or_policy: Any, explicit: Any = None) -> Verification:
         explicit: the arrays that run if they are not `cell.explicit()`, for instance read back from a file.
 
     A designed gain that rounding of the arrays has made untrue by a hair is replaced by the smallest one that is
-    proven; `claimed_gamma` keeps the cell's. A multilayer perceptron gets the smallest gain that can be found.
+    proven; `claimed_gamma` keeps the cell's. The rate is the smallest that a bisection proves, whatever the cell was
+    designed for, with a metric of its own; `margin` and `shift` are of the proof of what it was designed for. A
+    multilayer perceptron gets the smallest gain that can be found.
     Raises NotCertifiableError for a cell of which no bound is known (LSTM, GRU).
     """
     cell, explicit = _explicit(cell_or_policy, explicit)
@@ -79,7 +82,7 @@ def verify(cell_or_policy: Any, explicit: Any = None) -> Verification:
     if hasattr(guarantee, "Q"):
         Q, S, R = (_array(getattr(guarantee, name)) for name in "QSR")
         supply = np.block([[Q, S.T], [S, R]])
-    return verify_arrays(
+    found = verify_arrays(
         running.model,
         rate=cell.rate,
         gamma=claimed,
@@ -88,6 +91,25 @@ def verify(cell_or_policy: Any, explicit: Any = None) -> Verification:
         theta=running.theta,
         P=running.P,
     )
+    return _with_decay(found, running) if found.status == "PASS" else found
+
+
+def _with_decay(found: Verification, running: _Running) -> Verification:
+    """Return what was proven with the smallest contraction rate that is proven too, by a metric of its own."""
+    if not running.model.sizes[0] or not np.isfinite(running.theta).all():
+        return found
+    metrics = [] if running.P is None else [running.P]
+    decay = least_decay(Search(running.model, running.family, 1.0), running.theta, metrics)
+    if decay is None:
+        return found
+    steps = decay.steps
+    if found.rate is not None and found.overshoot is not None and found.rate < 1:
+        # A design for slow decay may have the smaller overshoot, and so have forgotten sooner.
+        designed = steps_to_forget(found.rate, found.overshoot)
+        steps = min(count for count in (steps, designed) if count is not None)
+    if found.rate is not None and found.rate <= decay.rate:
+        return replace(found, forgets=steps)
+    return replace(found, rate=decay.rate, overshoot=decay.overshoot, forgets=steps)
 
 
 def running_model(cell_or_policy: Any, explicit: Any = None) -> tuple[Matrices, Multiplier, Array]:

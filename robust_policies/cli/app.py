@@ -242,16 +242,21 @@ def enjoy(
 ) -> None:
     """Run the policy in an environment and show it."""
     from robust_policies.evaluation.enjoy import enjoy_run
+    from robust_policies.policies.storage import stored_task
     from robust_policies.train import open_run
 
     run = open_run(folder)
-    recipe = run.read_recipe() if run.recipe.is_file() else None
-    if env is None and recipe is None:
-        raise InvalidValueError(f"{folder} has no recipe.yaml that names an environment; give one with --env ID.")
-    own = recipe.task if recipe is not None and env in (None, recipe.task.id) else None
-    kwargs, wrappers = (own.kwargs, own.perturbations) if own is not None else ({}, [])
+    task = run.read_recipe().task if run.recipe.is_file() else None
+    known, options = (task.id, task.kwargs) if task is not None else stored_task(folder) or ("", {})
+    if not (env or known):
+        raise InvalidValueError(
+            f"{folder} has no recipe.yaml that names an environment, and its policy was saved without task=ID; give "
+            "one with --env ID."
+        )
+    own = env in (None, known)
+    kwargs, wrappers = (options, [] if task is None else task.perturbations) if own else ({}, [])
     wrappers = wrappers if perturb is None else _wrappers(perturb)
-    env_id = env or (recipe.task.id if recipe is not None else "")
+    env_id = env or known
     for number, total in enumerate(enjoy_run(folder, env_id, kwargs, render.value, episodes, seed, wrappers), 1):
         typer.echo(f"episode {number}: return {total:.1f}")
     if render is Render.video:
@@ -276,6 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _check_command(arguments: Sequence[str]) -> None:
+    # An application with commands makes a group, which has them.
     commands = sorted(typer.main.get_command(app).commands)  # pyright: ignore[reportAttributeAccessIssue]
     first = next((argument for argument in arguments if not argument.startswith("-")), None)
     if first is not None and first not in commands:

@@ -173,8 +173,12 @@ def _searching(
     chosen = checked_seeds(seeds, base.seed)
     space = read_space(search, lambda assignment: _check(load_recipe(recipe, [*assignments.fixed, assignment])))
     facts = {
-        "recipe": base.resolved(), "keys": list(space), "search": search, "objective": objective, "seeds": chosen,
-    }  # fmt: skip
+        "recipe": base.resolved(),
+        "keys": list(space),
+        "search": search,
+        "objective": objective,
+        "seeds": chosen,
+    }
 
     def source(folder: SweepFolder, rejected: Callable[[dict[str, Any]], None]) -> Search:
         return Search(

@@ -56,9 +56,9 @@ class LQGDesign:
     """Spectral radius of A - B K."""
     rho_estimator: float
     """Spectral radius of A - L C."""
-    pbh_control: float
-    """The least singular value of the Popov-Belevitch-Hautus test of (A, B); infinite where every mode decays."""
-    pbh_estimator: float
+    pbh_control: float | None
+    """The least singular value of the Popov-Belevitch-Hautus test of (A, B); None where every mode decays."""
+    pbh_estimator: float | None
     """The same of (A', C')."""
     estimator: Estimator
     weights: Weights
@@ -74,7 +74,9 @@ class LQGDesign:
     """(p, p)."""
 
     def __str__(self) -> str:
-        margins = f"PBH margins {self.pbh_control:.3g} and {self.pbh_estimator:.3g}"
+        margins = "every mode decays"
+        if self.pbh_control is not None and self.pbh_estimator is not None:
+            margins = f"PBH margins {self.pbh_control:.3g} and {self.pbh_estimator:.3g}"
         radii = f"{self.rho_control:.6f} of A - B K and {self.rho_estimator:.6f} of A - L C"
         first = f"LQG design, {self.estimator} estimator, {len(self.L)} states: spectral radii {radii}, {margins}"
         return f"{first}\n{self.weights}"

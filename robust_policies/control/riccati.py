@@ -48,8 +48,10 @@ ESTIMATION = Words(
 
 def solve(
     A: Array, B: Array, Q: Array, R: Array, words: Words = CONTROL, names: Sequence[str] = ()
-) -> tuple[Array, Array, float]:
+) -> tuple[Array, Array, float | None]:
     """Return (X, K, margin): X = A' X A - A' X B (R + B' X B)^-1 B' X A + Q, its gain, and `pbh_margin` of (A, B).
+
+    The margin is None where every mode decays: nothing has to be reached.
 
     A (n, n), B (n, m), Q (n, n) and R (m, m); the dual problem is that of A', C', W, V with K' for a gain.
 
@@ -86,7 +88,7 @@ def solve(
             f"{_number(values[worst])} ({_described(vectors[:, worst], names)}); expected one below 1. Perhaps "
             f"{words.unweighted} a mode on the unit circle."
         )
-    return X, K, margin
+    return X, K, None if np.isinf(margin) else margin
 
 
 def pbh_margin(A: Array, B: Array) -> tuple[float, complex, Array]:

@@ -33,7 +33,7 @@ class SaturationBudget:
         limit: (m,) the largest |u_i|.
         reserve: (m,) the largest |ut_i|.
         innovation: the largest |yt| at which no input ever saturates; negative: the reserve alone is too much.
-        level: c of the invariant set {xh'P xh <= c}; infinite where K = 0.
+        level: c of the invariant set {xh'P xh <= c}; both are infinite where K uses no input that has a limit.
         rate: the bound of |A - B K|_P.
         P: (n, n) its metric.
     """
@@ -60,7 +60,10 @@ class SaturationBudget:
                 "is not proven; reserve less for the Youla parameter, or use a smaller feedback gain."
             )
         if math.isinf(self.innovation):
-            return f"{start} the base controller needs none: K = 0, and the guarantee holds with saturation."
+            why = "K = 0, and the guarantee holds with saturation"
+            if not np.isfinite(self.limit).all():
+                why = "it uses no input that has a limit"
+            return f"{start} the base controller needs none: {why}."
         return (
             f"{start} no input saturates while |innovation| <= {numbers.lower(self.innovation)} at every step and the "
             f"estimate starts in xh'P xh <= {numbers.lower(self.level)}."
@@ -110,12 +113,12 @@ def _at(model: LinearModel, design: LQGDesign, limit: Array, reserve: Array, rat
     factor = np.linalg.cholesky(P).T
     gains = np.sqrt(np.einsum("ij,ji->i", K, np.linalg.solve(P, K.T)))
     direct = np.linalg.norm(KM, axis=1)
-    if not K.any():
+    used = (gains > 0) & np.isfinite(limit)
+    if not used.any():
         return SaturationBudget(limit, reserve, math.inf, math.inf, rate, P)
     corners = reserve * np.array(list(itertools.product((-1.0, 1.0), repeat=len(limit))))
     pushed = float(np.linalg.norm(factor @ B @ corners.T, axis=0).max())
     per_innovation = norm2(factor @ (design.L - B @ KM))
-    used = gains > 0
     room = (limit - reserve)[used]
     # Linear in |yt| for each input: pushed + per_innovation y <= (1 - rate) (room - direct y) / gain.
     left = (1 - rate) * room / gains[used] - pushed

@@ -18,7 +18,9 @@ from robust_policies.policies.deployed import DeployedPolicy
 
 
 class Task:
-    """`count` environments of one kind whose observations and rewards are float32 tensors on one device.
+    """`count` environments of one kind whose observations are float32 tensors on one device.
+
+    With `precise`, observations that are float64 stay so: for a policy that subtracts an offset from them.
 
     Attributes:
         name: how messages call them.
@@ -33,7 +35,9 @@ class Task:
         kwargs: Mapping[str, Any] | None = None,
         perturbations: Any = (),
         device: torch.device | str = "cpu",
+        precise: bool = False,
     ) -> None:
+        self.precise = precise
         self.name, self.device = name_of(env), torch.device(device)
         self.env: Any = make_batch(
             env, count, kwargs, perturbations, autoreset=AutoresetMode.DISABLED, device=self.device
@@ -50,8 +54,9 @@ class Task:
         if not isinstance(actions, gymnasium.spaces.Box):
             raise ShapeError(f"{self.name} has the action space {actions}; evaluation needs a Box.")
         for name, given, wanted in (
-            ("observations", observations, policy.observation_space), ("actions", actions, policy.action_space)
-        ):  # fmt: skip
+            ("observations", observations, policy.observation_space),
+            ("actions", actions, policy.action_space),
+        ):
             if given.shape != wanted.shape:
                 raise ShapeError(
                     f"{self.name} has {name} of shape {given.shape}; the policy was trained for {wanted.shape}."
@@ -88,5 +93,7 @@ class Task:
 
     def _flat(self, observation: Any) -> Tensor:
         if not isinstance(observation, Tensor):
-            observation = torch.as_tensor(np.asarray(observation, dtype=np.float32))
-        return observation.to(self.device, torch.float32).reshape(self.count, -1)
+            observation = torch.as_tensor(np.asarray(observation))
+        double = self.precise and observation.dtype == torch.float64
+        kind = torch.float64 if double else torch.float32
+        return observation.to(self.device, kind).reshape(self.count, -1)

@@ -17,6 +17,7 @@ from robust_policies.certificates.certificate import claim
 from robust_policies.certificates.gain import CURVE_STEPS
 from robust_policies.certificates.loop import NUMBERS
 from robust_policies.errors import CorruptFileError, MissingFileError, NotCertifiableError, UserError
+from robust_policies.evaluation.task_numbers import task_numbers
 from robust_policies.policies import DeployedPolicy, load_policy
 from robust_policies.train.run.folder import RunFolder
 
@@ -47,7 +48,7 @@ def certify_run(
     """
     run = RunFolder(folder)
     policy = load_policy(run.path)
-    certificate = _proven(policy, weights)
+    certificate = _proven(run, policy, weights)
     searched = policy.searched()
     if searched is None:
         for path in (run.witness, run.tightness):
@@ -75,7 +76,7 @@ def check_run(folder: str | Path) -> list[str]:
     try:
         stored = run.read_certificate()
         policy = load_policy(run.path)
-        expected = _proven(policy, stored.weights)
+        expected = _proven(run, policy, stored.weights)
         searched = policy.searched()
         tightness = None if searched is None else run.read_tightness()
         if stored.witness is not None:
@@ -87,11 +88,21 @@ def check_run(folder: str | Path) -> list[str]:
     return _differences(stored, expected) + ([] if tightness is None else _tightness_differences(tightness, expected))
 
 
-def _proven(policy: DeployedPolicy, weights: Sequence[float] | None) -> Certificate:
+def _proven(run: RunFolder, policy: DeployedPolicy, weights: Sequence[float] | None) -> Certificate:
+    """Return what is proven of a policy, with the names and units of the signals of the task it was trained in."""
     try:
-        return policy.certificate(weights)
+        return policy.certificate(weights).named(*_names(run))
     except NotCertifiableError as error:
         return not_certified(str(error), policy.running_arrays())
+
+
+def _names(run: RunFolder) -> tuple[list[str], list[str]]:
+    """Return the names of a folder's task's observations and actions, [] and [] where there is no such task."""
+    if not run.recipe.is_file():
+        return [], []
+    task = run.read_recipe().task
+    known = task_numbers(task.id, task.kwargs)
+    return known.get("observations", []), known.get("actions", [])
 
 
 def _witness_gain(searched: Any, path: Path) -> float:
@@ -112,9 +123,14 @@ def _differences(stored: Certificate, expected: Certificate) -> list[str]:
     for name in ("status", "method", "reason"):
         if (given := getattr(stored, name)) != (again := getattr(expected, name)):
             found.append(f"{name} is {given!r} in the file and {again!r} when computed again")
+    old = stored.closed_loop is None and stored.signals is None and expected.signals is not None
     for name in _FIELDS:
         given, again = getattr(stored, name), getattr(expected, name)
-        if not _same(given, again, _TOLERANCES.get(name, _TOLERANCE)):
+        if old and name in ("rate", "overshoot"):
+            # A file of an older version has the rate of the design; what is proven now implies it.
+            if name == "rate" and (given is None or again is None or not again <= given <= 1):
+                found.append(f"rate is {given!r} in the file and {again!r} when computed again")
+        elif not _same(given, again, _TOLERANCES.get(name, _TOLERANCE)):
             found.append(f"{name} is {given!r} in the file and {again!r} when computed again")
     if [(factor.name, factor.note) for factor in stored.factors] != [(f.name, f.note) for f in expected.factors]:
         found.append("the factors are not those of the policy's chain")
@@ -124,6 +140,9 @@ def _differences(stored: Certificate, expected: Certificate) -> list[str]:
                 found.append(
                     f"factor {given.name!r} is {given.gain!r} in the file and {again.gain!r} when computed again"
                 )
+    for name in () if old else ("signals", "forgets"):
+        if (given := getattr(stored, name)) != (again := getattr(expected, name)):
+            found.append(f"{name} is {given!r} in the file and {again!r} when computed again")
     found += _loop_differences(stored.closed_loop, expected.closed_loop)
     if not _same_words(stored.claim, claim(stored)):
         found.append(SENTENCE)

@@ -29,6 +29,7 @@ def action_deviation(
         lengths: (batch,) numbers of steps that count.
     """
     run = running_map(policy).run
+    # `Task.check_fit` refuses other spaces than Boxes.
     low, high = (
         torch.as_tensor(bound, dtype=torch.float64).flatten()
         for bound in (policy.action_space.low, policy.action_space.high)  # type: ignore[attr-defined]

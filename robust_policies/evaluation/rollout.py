@@ -66,6 +66,10 @@ class Setting:
     episode_seeds: list[int]
     factors: Mapping[str, Sequence[float]]
 
+    def task(self, count: int, actor: FrozenActor) -> Task:
+        """Return `count` environments on the actor's device, in the precision that it reads."""
+        return Task(self.env_id, count, self.env_kwargs, self.perturbations, actor.low.device, actor.precise)
+
 
 @dataclass(frozen=True)
 class _Played:
@@ -108,7 +112,7 @@ def attacked(setting: Setting, attack: Attack | None, kind: str, sizes: list[flo
             played = attacked(rehearsed, other, kind, sizes, norm)
             return played.until_end(played.observations), played.until_end(played.perturbed), played.returns()
         # Without an attack all sizes are alike.
-        task = Task(setting.env_id, setting.episodes, setting.env_kwargs, setting.perturbations, actor.low.device)
+        task = setting.task(setting.episodes, actor)
         try:
             played = _play(rehearsed, task, FrozenActor(rehearsed.policy), lambda moment: moment.observation)
         finally:
@@ -116,7 +120,7 @@ def attacked(setting: Setting, attack: Attack | None, kind: str, sizes: list[flo
         clean = played.until_end(played.observations).repeat(1, len(sizes), 1)
         return clean, clean, played.returns().repeat(len(sizes))
 
-    task = Task(setting.env_id, count, setting.env_kwargs, setting.perturbations, actor.low.device)
+    task = setting.task(count, actor)
     try:
         horizon = min(setting.max_steps, task.limit or setting.max_steps)
         nu = setting.policy.cell.input_size
@@ -200,10 +204,17 @@ def play_episodes(
     record = min(checks.positive_int("record", record, minimum=0), episodes)
     attack, kind = (None, perturbation) if isinstance(perturbation, str) else (perturbation, "")
     setting = Setting(
-        policy, env_id, dict(env_kwargs or {}), perturbations, episodes, seed,
-        checks.positive_int("max_steps", max_steps), on_step,
-        seeds_of(seed, episodes) if episode_seeds is None else list(episode_seeds), dict(factors or {}),
-    )  # fmt: skip
+        policy,
+        env_id,
+        dict(env_kwargs or {}),
+        perturbations,
+        episodes,
+        seed,
+        checks.positive_int("max_steps", max_steps),
+        on_step,
+        seeds_of(seed, episodes) if episode_seeds is None else list(episode_seeds),
+        dict(factors or {}),
+    )
     if len(setting.episode_seeds) != episodes:
         raise InvalidValueError(
             f"{len(setting.episode_seeds)} episode seeds were given; expected one for each of {episodes} episodes."
@@ -227,6 +238,12 @@ def play_episodes(
             for name, value in kept.items()
         }
     return Episodes(
-        returns.reshape(shape), lengths.reshape(shape), deviations.reshape(shape), gains.reshape(shape),
-        failed.reshape(shape), attack_name, recorded, {key: value.reshape(shape) for key, value in monitored.items()},
-    )  # fmt: skip
+        returns.reshape(shape),
+        lengths.reshape(shape),
+        deviations.reshape(shape),
+        gains.reshape(shape),
+        failed.reshape(shape),
+        attack_name,
+        recorded,
+        {key: value.reshape(shape) for key, value in monitored.items()},
+    )

@@ -37,6 +37,7 @@ from robust_policies.evaluation.tuning import measure_attack, measure_critical
 from robust_policies.files.atomic import write_json
 from robust_policies.files.versions import versions
 from robust_policies.policies import load_policy
+from robust_policies.policies.storage import stored_task
 from robust_policies.train.recipe.recipe import Recipe
 from robust_policies.train.run.folder import EVALUATION_SCHEMA, RunFolder
 
@@ -72,7 +73,7 @@ def evaluate_run(
 
     Args:
         folder: the run folder, or one that holds policy.json and policy.safetensors.
-        tasks: Gymnasium ids; None: those of the recipe's evaluation, else its own.
+        tasks: Gymnasium ids; None: the recipe's (of its evaluation, else its own), or the policy's own.
         suite: a name in `SUITES`, the path of a YAML file, or a suite.
         sizes: perturbation sizes in the observation's units; None: the suite's.
         episodes: number for each size and seed; None: the suite's.
@@ -94,11 +95,12 @@ def evaluate_run(
     chosen = resolved_suite(suite, sizes, episodes, seeds, attacks)
     own = _wrappers_of(recipe)
     wrappers = None if perturbations is None else parse(perturbations)
-    tasks = list(tasks or _tasks_of(recipe))
+    home = _task_of(recipe, run.path)
+    tasks = list(tasks or _tasks_of(recipe, home))
     benches: dict[str, Bench] = {}
     for task in tasks:
         # What the recipe says of its own task is not said of another.
-        options, around = (recipe.task.kwargs, own) if recipe is not None and task == recipe.task.id else ({}, [])
+        options, around = (home[1], own) if home is not None and task == home[0] else ({}, [])
         benches[task] = Bench(policy, task, options, around if wrappers is None else wrappers, chosen)
     hashes = array_hashes(policy.running_arrays())
     settings = {
@@ -288,12 +290,18 @@ def _recipe_of(run: RunFolder) -> Recipe | None:
     return run.read_recipe() if run.recipe.is_file() else None
 
 
-def _tasks_of(recipe: Recipe | None) -> list[str]:
-    if recipe is None:
+def _task_of(recipe: Recipe | None, folder: Path) -> tuple[str, dict[str, Any]] | None:
+    """Return the id and the options of the recipe's task, or of the one that the policy was saved with."""
+    return stored_task(folder) if recipe is None else (recipe.task.id, dict(recipe.task.kwargs))
+
+
+def _tasks_of(recipe: Recipe | None, home: tuple[str, dict[str, Any]] | None) -> list[str]:
+    if home is None:
         raise InvalidValueError(
-            f"No task was given and the folder has no recipe.yaml; name tasks, such as {ENV_IDS[0]}."
+            "No task was given, the folder has no recipe.yaml and its policy was saved without task=ID; name tasks, "
+            f"such as {ENV_IDS[0]}."
         )
-    return recipe.evaluation.tasks or [recipe.task.id]
+    return (recipe.evaluation.tasks if recipe is not None else []) or [home[0]]
 
 
 def _wrappers_of(recipe: Recipe | None) -> list[Spec]:

@@ -17,10 +17,16 @@ from robust_policies import policies as face
 from robust_policies.errors import InvalidValueError
 from robust_policies.networks import Cell
 from robust_policies.policies.folded import Folded
+from robust_policies.policies.spaces import action_range, parameter_count
 
 
 class Scaling(nn.Module):
-    """The fixed affine map (x - offset) / scale, and a cast to the module's dtype."""
+    """The fixed affine map (x - offset) / scale, and a cast to the module's dtype.
+
+    The offset is subtracted in the wider number type of x and offset, before the cast: far from zero, differences that
+    float64 observations show would be lost by casting first. An offset that the module's type would move by more than
+    1e-5 of the scale is kept in float64.
+    """
 
     offset: Tensor | None
     scale: Tensor | None
@@ -29,15 +35,32 @@ class Scaling(nn.Module):
     def __init__(self, size: int, scale: Any = None, offset: Any = None) -> None:
         super().__init__()
         self.register_buffer("scale", fixed_vector("observation_scale", scale, size, positive=True))
-        self.register_buffer("offset", fixed_vector("observation_offset", offset, size))
+        self.register_buffer(
+            "offset", self._kept(fixed_vector("observation_offset", offset, size, dtype=torch.float64))
+        )
         self.register_buffer("kind", torch.empty(0), persistent=False)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the scaled inputs (..., size)."""
-        inputs = inputs.to(self.kind.dtype)
-        if self.offset is not None:
-            inputs = inputs - self.offset
+        if self.offset is not None and inputs.is_floating_point():
+            inputs = (inputs.to(torch.promote_types(inputs.dtype, self.offset.dtype)) - self.offset).to(self.kind.dtype)
+        elif self.offset is not None:
+            inputs = inputs.to(self.kind.dtype) - self.offset.to(self.kind.dtype)
+        else:
+            inputs = inputs.to(self.kind.dtype)
         return inputs if self.scale is None else inputs / self.scale
+
+    @property
+    def exact(self) -> bool:
+        """Whether the offset is kept in float64 because the default type cannot hold it well enough."""
+        return self.offset is not None and self.offset.dtype != self.kind.dtype
+
+    def _kept(self, offset: Tensor | None) -> Tensor | None:
+        if offset is None:
+            return None
+        rounded = offset.to(torch.get_default_dtype())
+        unit = 1.0 if self.scale is None else self.scale.double()
+        return offset if bool(((rounded.double() - offset).abs() > 1e-5 * unit).any()) else rounded
 
 
 class ScaledCell(nn.Module):
@@ -104,21 +127,31 @@ def _watch_again(module: ScaledCell, _: Any = None) -> None:
 
 
 class MeanHead(nn.Module):
-    """From the cell's output to the mean action (or logits): a linear map or none, tanh if `squash`, a fixed scale.
+    """From the cell's output to the mean action (or logits): a linear map or none, tanh if `squash`, scale and offset.
 
-    `output_size` is how many numbers it gives, na: as many as it reads where it has no linear map.
+    The fixed scale multiplies, then the fixed offset is added. `output_size` is how many numbers it gives, na: as many
+    as it reads where it has no linear map.
     """
 
     scale: Tensor | None
+    offset: Tensor | None
 
     def __init__(
-        self, input_size: int, output_size: int, linear: bool, scale: Any = None, *, squash: bool = False
+        self,
+        input_size: int,
+        output_size: int,
+        linear: bool,
+        scale: Any = None,
+        offset: Any = None,
+        *,
+        squash: bool = False,
     ) -> None:
         super().__init__()
         self.squash = squash
         self.output_size = output_size if linear else input_size
         self.linear = nn.Linear(input_size, output_size) if linear else None
         self.register_buffer("scale", fixed_vector("action_scale", scale, output_size))
+        self.register_buffer("offset", fixed_vector("action_offset", offset, output_size))
         if self.linear is not None:
             nn.init.orthogonal_(self.linear.weight, 0.01)
             nn.init.zeros_(self.linear.bias)
@@ -129,7 +162,32 @@ class MeanHead(nn.Module):
             outputs = self.linear(outputs)
         if self.squash:
             outputs = outputs.tanh()
-        return outputs if self.scale is None else outputs * self.scale
+        outputs = outputs if self.scale is None else outputs * self.scale
+        return outputs if self.offset is None else outputs + self.offset
+
+
+def mean_head(space: spaces.Space, inputs: int, linear: bool, scale: Any = None, offset: Any = None) -> MeanHead:
+    """Return the head of a policy that acts in `space`, reading `inputs` numbers.
+
+    Where neither scale nor offset is given and the space is a finite Box that is not symmetric about 0 (a pump's 0 to
+    5 V), they are half of its range and its middle, so that an output of size one reaches the limits; for a symmetric
+    one they are 1 and 0. Where an offset alone is given, the scale is half of a finite Box's range; where a scale alone
+    is given, the offset is 0. Weights that were stored without scale and offset are loaded as they were.
+    """
+    known, derived = action_range(space), scale is None
+    if known is not None and derived and (offset is not None or known[1].any()):
+        scale = known[0]
+        offset = known[1] if offset is None else offset
+    head = MeanHead(inputs, parameter_count(space), linear, scale, offset)
+    if derived:
+        head.register_load_state_dict_pre_hook(_without_range)
+    return head
+
+
+def _without_range(head: MeanHead, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Drop a scale and an offset that follow from the space where stored weights were trained without them."""
+    if f"{prefix}scale" not in state and f"{prefix}offset" not in state:
+        head.scale = head.offset = None
 
 
 class FrozenNormalizer(nn.Module):
@@ -171,6 +229,7 @@ class Actor(nn.Module):
             np.zeros(count) if scaling.offset is None else _double(scaling.offset),
             np.eye(self.cell.output_size) if head.linear is None else _double(head.linear.weight),
             None if head.scale is None else _double(head.scale),
+            np.zeros(head.output_size) if head.offset is None else _double(head.offset),
         )
 
     def forward(
@@ -195,26 +254,36 @@ class Actor(nn.Module):
         return self.head(outputs), state
 
     def deployed(self, observation_space: spaces.Space, action_space: spaces.Space) -> Any:
-        """Return the `DeployedPolicy` that this actor is the whole of, for an environment with these spaces."""
-        return face.DeployedPolicy(self, observation_space, action_space)
+        """Return the `DeployedPolicy` that this actor is the whole of, for an environment with these spaces.
+
+        What it reads is what the environment gives.
+        """
+        return face.DeployedPolicy(self, observation_space, action_space, raw=True)
 
     def normalized(self, observations: Tensor) -> Tensor:
-        """Return the observations (..., nu) after the frozen normaliser, if there is one."""
-        return observations if self.normalizer is None else self.normalizer(observations)
+        """Return the observations (..., nu) after the frozen normaliser, if there is one.
+
+        What it gives is rounded to the cell's number type, as Stable-Baselines3 rounds it before the policy reads it.
+        """
+        if self.normalizer is None:
+            return observations
+        return self.normalizer(observations).to(self.body.scaling.kind.dtype)
 
 
 def _double(value: Tensor) -> np.ndarray:
     return value.detach().cpu().double().numpy()
 
 
-def fixed_vector(name: str, value: Any, size: int, *, positive: bool = False) -> Tensor | None:
+def fixed_vector(
+    name: str, value: Any, size: int, *, positive: bool = False, dtype: torch.dtype | None = None
+) -> Tensor | None:
     """Return a number or a list of `size` numbers as a vector of that size; None stays None."""
     if value is None:
         return None
     if isinstance(value, str | bytes) or not isinstance(value, Sequence | Tensor | int | float):
         value = getattr(value, "tolist", lambda: value)()
     try:
-        vector = torch.as_tensor(value, dtype=torch.get_default_dtype()).detach().clone()
+        vector = torch.as_tensor(value, dtype=dtype or torch.get_default_dtype()).detach().clone()
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidValueError(f"{name} is {value!r}; expected a number or a list of {size} numbers.") from error
     if vector.ndim == 0:

@@ -1,19 +1,30 @@
-"""The gain of a policy from raw observation to raw mean action, factor by factor and proven together."""
+"""The gain of a policy from what it reads to its raw mean action, factor by factor and proven together."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
+from torch import nn
 
-from robust_policies.certificates import Certificate, Factor, compose, verify, verify_chain
+from robust_policies.certificates import (
+    Certificate,
+    Factor,
+    Verification,
+    compose,
+    verify,
+    verify_chain,
+    verify_layers,
+)
 from robust_policies.certificates.layers import spectral_bound
+from robust_policies.certificates.signals import Signals
 from robust_policies.errors import InvalidValueError, NotCertifiableError, ShapeError
 from robust_policies.policies.actor import Actor, FrozenNormalizer
+from robust_policies.policies.window import WindowCell
 
 UP = 1 + 2e-15
 _PRODUCT_UP = 1 + 1e-13
@@ -41,16 +52,17 @@ def certify_actor(
     action_space: spaces.Space,
     weights: Sequence[float] | None = None,
     *,
+    reads: str,
     state_dependent_noise: bool = False,
 ) -> Certificate:
-    """Return the certificate of the gain from raw observation to raw mean action.
+    """Return the certificate of the gain from what an actor reads to its raw mean action.
 
     Args:
         actor: its mean action is judged.
         action_space: in which it acts.
         weights: (nu,) the size of one unit of each observation, such as 1 m, 1 rad, 0.1 m/s: the certificate then
             also has the gain of observations measured in these units.
-
+        reads: what the observations are, in words: `certificates.signals` has some.
         state_dependent_noise: it explores with gSDE.
 
     Raises:
@@ -65,6 +77,8 @@ def certify_actor(
             "of its own; train with use_sde=False."
         )
     refuse_discrete(action_space)
+    if isinstance(cell, WindowCell):
+        return _certify_window(actor, cell, units, Signals.between(reads, cell.input_size, action_space))
     verification = verify(cell)
     scales, after = scales_of(actor), _after(actor)
     joint = weighted = None
@@ -75,8 +89,11 @@ def certify_actor(
         if units is not None:
             whole = scales.largest(units) * verification.gamma * outside * UP
             weighted = _least(actor, units / scales.unit, whole)
+    if verification.status == "PASS" and _is_constant(actor):
+        joint, weighted = 0.0, None if units is None else 0.0
     return compose(
         verification,
+        signals=Signals.between(reads, cell.input_size, action_space),
         before=scales.factors,
         after=after,
         joint=joint,
@@ -85,6 +102,55 @@ def certify_actor(
         arrays=running_arrays(actor),
         cell_note=cell.name,
     )
+
+
+def _certify_window(actor: Actor, cell: WindowCell, units: np.ndarray | None, signals: Signals) -> Certificate:
+    """Return the certificate of an actor whose cell runs anew over a window at every step."""
+    found, scales, after = verify(cell.inner), scales_of(actor), _after(actor)
+    layers = [layer for layer in cell.perceptron.layers if isinstance(layer, nn.Linear)]
+    net = verify_layers([layer.weight.detach().cpu().double().numpy() for layer in layers])
+    if net.status != "PASS":
+        return compose(net, signals=signals, before=scales.factors)
+    window = window_factor(cell.window)
+    after = [Factor("perceptron", net.gamma, net.method), *after]
+    weighted = None
+    if units is not None and found.gamma is not None:
+        gains = [scales.largest(units), found.gamma, *(factor.gain or 0.0 for factor in (window, *after))]
+        weighted = float(np.prod(gains)) * _PRODUCT_UP
+    return compose(
+        verification_of_window(found),
+        signals=signals,
+        before=[*scales.factors[:-1], window, scales.factors[-1]],
+        after=after,
+        weights=None if units is None else units.tolist(),
+        weighted=weighted,
+        arrays=running_arrays(actor),
+        cell_note=cell.inner.name,
+    )
+
+
+def verification_of_window(cell: Verification) -> Verification:
+    """Return what is proven of a cell that runs in windows: nothing is older than they are, so it has no rate."""
+    return replace(cell, rate=None, overshoot=None, forgets=None)
+
+
+def window_factor(window: int) -> Factor:
+    """Return the factor of a window that is read anew at every step."""
+    note = f"each observation is read in {window} windows: sqrt({window})"
+    return Factor("history window", float(np.sqrt(window)) * UP, note)
+
+
+def _is_constant(actor: Actor) -> bool:
+    """Return whether the maps from the cell's signals to the action are exactly zero: nothing that is read matters."""
+    folded = actor.folded()
+    if not folded.head.any() or (folded.sizes is not None and not folded.sizes.any()):
+        return True
+    with torch.no_grad():
+        explicit = actor.cell.explicit()
+    if hasattr(explicit, "weights"):
+        return not bool(explicit.weights[-1].any())
+    out = [getattr(explicit, name, None) for name in ("C2", "D21", "D22")]
+    return all(array is not None and not bool(array.any()) for array in out)
 
 
 def scales_of(actor: Actor) -> Scales:
@@ -156,9 +222,14 @@ def _after(actor: Actor) -> list[Factor]:
     return [
         Factor("head", spectral_bound(weight) if head else 1.0, "spectral norm of the linear head" if head else none),
         *([Factor("squashing", 1.0, "tanh is 1-Lipschitz")] if actor.head.squash else []),
-        Factor("action scale", float(sizes.max()), "largest action_scale"),
+        Factor("action scale", float(sizes.max()), _scale_note(actor)),
         Factor("action clip", 1.0, "clipping to the action space is 1-Lipschitz"),
     ]
+
+
+def _scale_note(actor: Actor) -> str:
+    note = "largest action_scale"
+    return note if actor.head.offset is None else f"{note}; the action_offset changes no difference"
 
 
 def _flat(name: str, value: Any) -> list[tuple[str, torch.Tensor]]:

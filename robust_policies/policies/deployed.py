@@ -15,6 +15,7 @@ from robust_policies import checks
 from robust_policies.certificates import Certificate
 from robust_policies.certificates.lmi import Array, Matrices
 from robust_policies.certificates.multipliers import Multiplier
+from robust_policies.certificates.signals import BEFORE_NORMALISATION, GIVEN, RAW
 from robust_policies.certificates.verify import running_model
 from robust_policies.control.bounded import between
 from robust_policies.errors import (
@@ -25,10 +26,11 @@ from robust_policies.errors import (
     ShapeError,
     UnknownNameError,
 )
-from robust_policies.networks import Cell, cell_from_config
+from robust_policies.networks import Cell
 from robust_policies.policies.actor import Actor, FrozenNormalizer, MeanHead, ScaledCell, Scaling
 from robust_policies.policies.certify import certify_actor
 from robust_policies.policies.spaces import choose, parameter_count, space_from_json, space_to_json
+from robust_policies.policies.window import WindowCell, stored_cell
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -41,6 +43,8 @@ class DeployedPolicy:
         observation_space, action_space: of the environment it was trained for; observations are a Box.
         log_std: (na,) of the Gaussian exploration, None if there is none to sample from.
         state_dependent_noise: it was trained with gSDE, so only its deterministic actions are stored.
+        raw: whether what it reads is known to be what its environment's sensors give, with nothing else before its
+            normalizer.
         kind: what a policy of this class is called on disk.
     """
 
@@ -54,6 +58,7 @@ class DeployedPolicy:
         log_std: Tensor | None = None,
         *,
         state_dependent_noise: bool = False,
+        raw: bool = False,
     ) -> None:
         if not isinstance(observation_space, spaces.Box):
             raise InvalidValueError(f"The observation space is {observation_space}; a deployed policy needs a Box.")
@@ -72,6 +77,7 @@ class DeployedPolicy:
         self.action_space = action_space
         self.log_std = None if log_std is None else log_std.detach().clone()
         self.state_dependent_noise = state_dependent_noise
+        self.raw = raw
 
     @property
     def cell(self) -> Cell:
@@ -100,7 +106,7 @@ class DeployedPolicy:
         return self.cell.initial_state(batch_size).cpu().numpy()
 
     def certificate(self, weights: Sequence[float] | None = None) -> Certificate:
-        """Return the certificate of the gain from raw observation to raw mean action.
+        """Return the certificate of the gain from what the policy reads to its raw mean action; it says what that is.
 
         Args:
             weights: (nu,) the size of one unit of each observation, for a second gain in these units.
@@ -108,7 +114,14 @@ class DeployedPolicy:
         Raises:
             NotCertifiableError: there is no such gain; the message names the reason.
         """
-        return certify_actor(self.actor, self.action_space, weights, state_dependent_noise=self.state_dependent_noise)
+        unknown = GIVEN if self.actor.normalizer is None else BEFORE_NORMALISATION
+        return certify_actor(
+            self.actor,
+            self.action_space,
+            weights,
+            reads=RAW if self.raw else unknown,
+            state_dependent_noise=self.state_dependent_noise,
+        )
 
     def matrices(self) -> tuple[Matrices, Multiplier, Array]:
         """Return the explicit matrices from raw observation to raw mean action, and what is known of their neurons.
@@ -119,7 +132,11 @@ class DeployedPolicy:
         Raises:
             NotCertifiableError: it is no linear system around neurons; the message names the reason.
         """
-        found = ("an observation normalizer, which clips", self.actor.normalizer), ("tanh", self.head.squash)
+        found = (
+            ("an observation normalizer, which clips", self.actor.normalizer),
+            ("tanh", self.head.squash),
+            ("a window of past observations", isinstance(self.cell, WindowCell)),
+        )
         for what, there in found:
             if there:
                 raise NotCertifiableError(f"The policy has {what}, beside its cell; train without it.")
@@ -172,7 +189,11 @@ class DeployedPolicy:
             "state_dependent_noise": self.state_dependent_noise,
             "observation_space": space_to_json(self.observation_space),
             "action_space": space_to_json(self.action_space),
+            # Named only where they are there: files of policies without them stay as they were, byte for byte.
             **({"squash": True} if actor.head.squash else {}),
+            **({"action_offset": True} if actor.head.offset is not None else {}),
+            **({"exact_offset": True} if actor.body.scaling.exact else {}),
+            **({"raw_observations": True} if self.raw else {}),
         }
         return content, self._tensors()
 
@@ -191,14 +212,18 @@ class DeployedPolicy:
         if content["dtype"] not in DTYPES:
             raise UnknownNameError.among("dtype", str(content["dtype"]), DTYPES)
         action_space = space_from_json(content["action_space"])
-        cell = cell_from_config(content["cell"])
+        cell = stored_cell(content["cell"])
         size, numbers = cell.input_size, parameter_count(action_space)
         scale, offset, action_scale = (
             1.0 if content[key] else None for key in ("observation_scale", "observation_offset", "action_scale")
         )
         squash, linear = bool(content.get("squash", False)), bool(content["linear_head"])
-        head = MeanHead(cell.output_size, numbers, linear, action_scale, squash=squash)
-        actor = Actor(ScaledCell(cell, Scaling(size, scale, offset)), head).to(DTYPES[content["dtype"]])
+        centre = 0.0 if content.get("action_offset", False) else None
+        head = MeanHead(cell.output_size, numbers, linear, action_scale, centre, squash=squash)
+        scaling = Scaling(size, scale, offset)
+        actor = Actor(ScaledCell(cell, scaling), head).to(DTYPES[content["dtype"]])
+        if content.get("exact_offset", False) and scaling.offset is not None:
+            scaling.offset = scaling.offset.double()
         if (clip := content["normalizer_clip"]) is not None:
             actor.normalizer = FrozenNormalizer(torch.zeros(size), torch.ones(size), clip)
         policy = DeployedPolicy(
@@ -207,6 +232,7 @@ class DeployedPolicy:
             action_space,
             torch.zeros(numbers) if content["log_std"] else None,
             state_dependent_noise=bool(content["state_dependent_noise"]),
+            raw=content.get("raw_observations") is True,
         )
         policy._take(dict(tensors), source)
         return policy
@@ -268,10 +294,13 @@ class DeployedPolicy:
         return hidden
 
     def _checked(self, observation: Any) -> tuple[np.ndarray, bool]:
-        """Return the observations as float32 (batch, nu), and whether there was only one, without a batch dimension."""
+        """Return the observations as numbers (batch, nu), and whether there was only one, without a batch dimension."""
         shape = self.observation_space.shape or ()
         try:
-            array = np.asarray(observation, dtype=np.float64 if self._double else np.float32)
+            array = np.asarray(observation)
+            # An offset is subtracted in the observation's own precision.
+            own = self.actor.body.scaling.offset is not None and array.dtype != np.float32
+            array = array.astype(np.float64 if self._double or own else np.float32, copy=False)
         except (TypeError, ValueError) as error:
             raise ShapeError(f"The observation is not an array of numbers of shape {shape} ({error}).") from error
         if array.shape != shape and (array.shape[1:] != shape or array.ndim != len(shape) + 1 or array.shape[0] == 0):

@@ -12,7 +12,7 @@ from robust_policies.control.bounded import Bounded
 
 @dataclass(frozen=True, eq=False)
 class Folded:
-    """An actor as u = diag(sizes) head cell((y - offset) / scale), float64.
+    """An actor as u = diag(sizes) head cell((y - offset) / scale) + centre, float64.
 
     A frozen normalizer, before the scale, and a tanh, between head and sizes, are no part of it.
 
@@ -21,12 +21,14 @@ class Folded:
         offset: (nu,) what is subtracted before, 0 where there is none.
         head: (na, ny) the linear map after the cell, the identity where there is none.
         sizes: (na,) the action scale, None where there is none.
+        centre: (na,) the action offset, None or 0 where there is none; it changes no difference of trajectories.
     """
 
     scale: Array
     offset: Array
     head: Array
     sizes: Array | None
+    centre: Array | None = None
 
     @property
     def inward(self) -> Bounded:

@@ -23,6 +23,14 @@ def parameter_count(space: spaces.Space) -> int:
     return int(spaces.flatdim(space))
 
 
+def action_range(space: spaces.Space) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return half of the range (na,) of a finite Box and its middle (na,), in float64; None for another space."""
+    if not isinstance(space, spaces.Box):
+        return None
+    low, high = (bound.astype(np.float64).flatten() for bound in (space.low, space.high))
+    return ((high - low) / 2, (high + low) / 2) if np.isfinite((low, high)).all() else None
+
+
 def choose(space: spaces.Space, numbers: Tensor, log_std: Tensor | None, deterministic: bool) -> np.ndarray:
     """Return actions (batch, *space.shape) for an actor's numbers (batch, n), as Stable-Baselines3 chooses them.
 

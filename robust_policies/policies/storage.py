@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from robust_policies import __version__, checks
 
 # The lazy face: a policy is loaded without Stable-Baselines3, which only a model of its own to save brings along.
 from robust_policies import policies as face
+from robust_policies.envs.batch import spec_of
 from robust_policies.errors import (
     CorruptFileError,
     InvalidValueError,
@@ -30,19 +32,21 @@ SCHEMA = 1
 KINDS = {policy.kind: policy for policy in (DeployedPolicy, YoulaPolicy)}
 
 
-def save_policy(policy_or_model: Any, folder_or_stem: str | Path) -> Path:
+def save_policy(policy_or_model: Any, folder_or_stem: str | Path, task: str | Mapping[str, Any] | None = None) -> Path:
     """Return the path of the written policy.json; its weights lie beside it in policy.safetensors.
 
     Args:
-        policy_or_model: a DeployedPolicy, a RecurrentCellPolicy, or a model trained with one; the statistics of the
+        policy_or_model: a DeployedPolicy, or a policy or model that `deploy` makes one of; the statistics of the
             model's VecNormalize are frozen into the files.
         folder_or_stem: a folder, or a path ending in .json or .safetensors that names the pair.
+        task: the environment's id, or {"id": ID, "kwargs": {...}}: `evaluate` and `enjoy` then take the folder as it
+            is. None: they are told.
 
     Raises:
-        InvalidValueError: the policy cannot be stored so.
+        InvalidValueError: the policy cannot be stored so. UnknownNameError: there is no such environment.
         NonFiniteError: a weight is NaN or infinite.
     """
-    policy = policy_or_model
+    policy, acts_in = policy_or_model, _checked_task(task)
     if not isinstance(policy, DeployedPolicy):
         policy = face.deploy(policy)
     content, tensors = policy.parts()
@@ -53,10 +57,22 @@ def save_policy(policy_or_model: Any, folder_or_stem: str | Path) -> Path:
     weights = safetensors.torch.save(tensors)
     json_path, weights_path = _pair(Path(folder_or_stem))
     content["weights"] = {"file": weights_path.name, "sha256": hashlib.sha256(weights).hexdigest()}
-    content = {"schema": SCHEMA, "version": __version__, "type": policy.kind, **content}
+    content = {"schema": SCHEMA, "version": __version__, "type": policy.kind, **acts_in, **content}
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     write_atomic(weights_path, lambda file: file.write(weights))
     return write_atomic(json_path, lambda file: file.write(text.encode()))
+
+
+def stored_task(path: str | Path) -> tuple[str, dict[str, Any]] | None:
+    """Return the environment's id and options that a policy was saved with, None if with none."""
+    json_path, _ = _pair(Path(path))
+    content = read_json(json_path, "policy", SCHEMA).get("task")
+    if content is None:
+        return None
+    try:
+        return str(content["id"]), dict(content["kwargs"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptFileError(f"{json_path} garbles its task ({error!r}); save the policy again.") from error
 
 
 def load_policy(path: str | Path, *, allow_pickle: bool = False) -> DeployedPolicy:
@@ -87,6 +103,22 @@ def load_policy(path: str | Path, *, allow_pickle: bool = False) -> DeployedPoli
         raise
     except (KeyError, TypeError, AttributeError) as error:
         raise CorruptFileError(f"{json_path} lacks or garbles the entry {error}; save the policy again.") from error
+
+
+def _checked_task(task: str | Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the entry of policy.json, empty where no task is given."""
+    if task is None:
+        return {}
+    given: dict[str, Any] = {"id": task} if isinstance(task, str) else dict(task)
+    if not isinstance(given.get("id"), str) or not set(given) <= {"id", "kwargs"}:
+        raise InvalidValueError(f"task is {task!r}; expected an environment's id, or its id and kwargs.")
+    kwargs = dict(given.get("kwargs") or {})
+    try:
+        json.dumps(kwargs, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InvalidValueError(f"kwargs of the task are {kwargs!r}; expected what JSON can hold ({error}).") from error
+    spec_of(given["id"])
+    return {"task": {"id": given["id"], "kwargs": kwargs}}
 
 
 def _pair(path: Path) -> tuple[Path, Path]:

@@ -110,9 +110,13 @@ class SweepFolder:
         """Return the row of a trial that ended, after writing all tables with it."""
         metrics = read_metrics(RunFolder(self.trials / ended.name)) if ended.status == "done" else {}
         row = {
-            "name": ended.name, "seed": seed, "setting": dict(setting), "status": ended.status,
-            "reason": ended.reason, "metrics": metrics,
-        }  # fmt: skip
+            "name": ended.name,
+            "seed": seed,
+            "setting": dict(setting),
+            "status": ended.status,
+            "reason": ended.reason,
+            "metrics": metrics,
+        }
         self.rows[ended.name] = row
         self.write_tables()
         return row
@@ -121,9 +125,12 @@ class SweepFolder:
         """Write table.json, trials.csv and settings.csv."""
         rows = list(self.rows.values())
         content = {
-            "schema": SWEEP_SCHEMA, "metrics": METRICS, "interval": INTERVAL, "trials": rows,
+            "schema": SWEEP_SCHEMA,
+            "metrics": METRICS,
+            "interval": INTERVAL,
+            "trials": rows,
             "settings": settings(rows),
-        }  # fmt: skip
+        }
         write_json(self.table, content)
         write_csv(self.path, rows)
 

@@ -16,6 +16,7 @@ from rich.table import Table
 from scipy import stats
 
 from robust_policies.errors import RobustPoliciesError
+from robust_policies.evaluation.statistics import FEW
 from robust_policies.files.atomic import write_atomic
 from robust_policies.train import RunFolder
 
@@ -29,8 +30,6 @@ METRICS = {
     "steps": "environment steps of training",
     "seconds": "wall-clock time of training",
 }
-FEW = 5
-"""Below so many seeds an interval of the mean says nothing: what is given is the least and the largest."""
 INTERVAL = f"95% t interval of the mean over seeds; below {FEW} seeds the least and the largest of them"
 
 
@@ -109,10 +108,13 @@ def settings(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         }
         found.append(
             {
-                "setting": group[0]["setting"], "trials": len(group), "done": len(done), "failed": failed,
+                "setting": group[0]["setting"],
+                "trials": len(group),
+                "done": len(done),
+                "failed": failed,
                 "metrics": metrics,
             }
-        )  # fmt: skip
+        )
     return found
 
 

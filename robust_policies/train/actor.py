@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from gymnasium import spaces
 from torch import Tensor
 
 from robust_policies.networks import make_cell
-from robust_policies.policies.actor import Actor, MeanHead, ScaledCell, Scaling
+from robust_policies.policies.actor import Actor, ScaledCell, Scaling, mean_head
+from robust_policies.policies.spaces import parameter_count
 from robust_policies.train.recipe.sections import PolicySection
 
 
@@ -20,24 +22,25 @@ class InwardClip(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, action: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """Return the clamped action."""
+        """Return the action (..., na) within its limits, (na,) each."""
         ctx.save_for_backward(action, low, high)
         return action.clamp(low, high)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        """Return the gradient, zero where it would lead further outside."""
+        """Return the gradient (..., na) of the action, zero where it would lead further outside."""
         action, low, high = ctx.saved_tensors
         gradient = grads[0]
         outward = ((action > high) & (gradient < 0)) | ((action < low) & (gradient > 0))
         return gradient.masked_fill(outward, 0.0), None, None
 
 
-def new_actor(policy: PolicySection, inputs: int, actions: int, seed: int) -> Actor:
-    """Return an untrained actor from `inputs` observations to `actions` numbers."""
+def new_actor(policy: PolicySection, inputs: int, action_space: spaces.Space, seed: int) -> Actor:
+    """Return an untrained actor from `inputs` observations to the actions of a space."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        outputs = policy.cell_output_size or actions
+        outputs = policy.cell_output_size or parameter_count(action_space)
         cell = make_cell(policy.cell, inputs, outputs, **policy.cell_kwargs())
-        head = MeanHead(outputs, actions, policy.cell_output_size is not None, policy.action_scale)
+        linear = policy.cell_output_size is not None
+        head = mean_head(action_space, outputs, linear, policy.action_scale, policy.action_offset)
     return Actor(ScaledCell(cell, Scaling(inputs, policy.observation_scale, policy.observation_offset)), head)

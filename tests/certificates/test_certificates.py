@@ -13,6 +13,7 @@ import torch
 from robust_policies.certificates import Certificate, Factor, GainResult, compose, empirical_gain, secant_gain, verify
 from robust_policies.certificates.lmi import assemble, gain_supply, matrices, prove_positive
 from robust_policies.certificates.multipliers import LipschitzMultiplier
+from robust_policies.certificates.signals import MEAN_ACTIONS, RAW, Signals
 from robust_policies.certificates.verify import verify_arrays
 from robust_policies.errors import (
     CorruptFileError,
@@ -24,6 +25,7 @@ from robust_policies.errors import (
 from robust_policies.files import numbers
 from robust_policies.networks import R2DN, REN, Contracting, Dissipative, LBDNCell, Lipschitz, LSTMCell
 
+SIGNALS = Signals(RAW, MEAN_ACTIONS, 3, 2, ranges=(4.0, 4.0))
 NAMES = ("A", "B1", "B2", "C1", "D12", "C2", "D21", "D22")
 DISSIPATIVE = Dissipative(-torch.eye(2), torch.zeros(3, 2), 4 * torch.eye(3))
 
@@ -151,7 +153,11 @@ def test_search_reaches_a_stated_share_of_gamma_on_a_large_gain_model():
 def test_certificate_round_trips_and_refuses_what_it_cannot_read(tmp_path):
     found = verify(make(R2DN, Lipschitz(3.0), 0.95))
     certificate = compose(
-        found, before=[Factor("observation scale", 0.5)], after=[Factor("action scale", 2.0)], arrays={"A": np.eye(2)}
+        found,
+        signals=SIGNALS,
+        before=[Factor("observation scale", 0.5)],
+        after=[Factor("action scale", 2.0)],
+        arrays={"A": np.eye(2)},
     )
     path = certificate.to_json(tmp_path / "certificate.json")
     assert Certificate.from_json(path) == certificate
@@ -172,7 +178,7 @@ def test_certificate_round_trips_and_refuses_what_it_cannot_read(tmp_path):
 
 
 def test_only_a_witness_clearly_above_gamma_violates():
-    certificate = compose(verify(make(R2DN, Lipschitz(3.0))))
+    certificate = compose(verify(make(R2DN, Lipschitz(3.0))), signals=SIGNALS)
     gamma = certificate.gamma_raw
     assert certificate.with_search(gamma * (1 + 1e-7), "w.npz").status == "PASS"
     violated = certificate.with_search(gamma * 1.01, "w.npz")

@@ -24,20 +24,20 @@ def make(kind, guarantee, seed=0):
 
 
 @pytest.mark.parametrize("kind", [R2DN, REN])
-def test_a_gain_made_false_by_an_edit_is_not_passed(kind):
-    for seed in range(3):
-        cell = make(kind, Lipschitz(2.0), seed)
-        explicit = cell.explicit64()
-        one_weight = explicit.D22.clone()
-        one_weight[0, 1] += 5.0
-        grown = explicit.A / torch.linalg.eigvals(explicit.A).abs().max() * 1.05
-        for edited in (
-            explicit._replace(D22=one_weight),
-            explicit._replace(A=grown),
-            explicit._replace(B2=explicit.B2 * 1e3, D12=explicit.D12 * 1e3, D22=explicit.D22 * 1e3),
-        ):
-            found = verify(cell, edited)
-            assert found.status == "NOT_CERTIFIED" and found.gamma is None and found.reason
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.soak) for seed in (1, 2))])
+def test_a_gain_made_false_by_an_edit_is_not_passed(kind, seed):
+    cell = make(kind, Lipschitz(2.0), seed)
+    explicit = cell.explicit64()
+    one_weight = explicit.D22.clone()
+    one_weight[0, 1] += 5.0
+    grown = explicit.A / torch.linalg.eigvals(explicit.A).abs().max() * 1.05
+    for edited in (
+        explicit._replace(D22=one_weight),
+        explicit._replace(A=grown),
+        explicit._replace(B2=explicit.B2 * 1e3, D12=explicit.D12 * 1e3, D22=explicit.D22 * 1e3),
+    ):
+        found = verify(cell, edited)
+        assert found.status == "NOT_CERTIFIED" and found.gamma is None and found.reason
 
 
 def test_a_gain_that_two_sequences_refute_is_not_passed():

@@ -72,7 +72,9 @@ def test_linearization_is_exact_through_time(make):
     assert torch.allclose(tangent.pull(w), pulled, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize(("scale", "adam", "share"), [(0.0, 0, 0.52), (1.0, 20, 0.90), (3.0, 0, 0.98)])
+@pytest.mark.parametrize(
+    ("scale", "adam", "share"), [(0.0, 0, 0.52), pytest.param(1.0, 20, 0.90, marks=pytest.mark.soak), (3.0, 0, 0.98)]
+)
 def test_search_reaches_the_stated_share_of_gamma_on_random_rens(scale, adam, share):
     cells = [random_cell(REN, scale, seed) for seed in range(3)]
     ratios = [empirical_gain(cell, 50, batch=8, adam_iterations=adam).gain / 5.0 for cell in cells]
@@ -81,7 +83,7 @@ def test_search_reaches_the_stated_share_of_gamma_on_random_rens(scale, adam, sh
 
 
 @pytest.mark.parametrize("kind", [R2DN, LBDNCell])
-@pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
+@pytest.mark.parametrize("scale", [1.0, *(pytest.param(one, marks=pytest.mark.soak) for one in (0.0, 3.0))])
 def test_search_is_never_above_gamma(kind, scale):
     for seed in range(4):
         cell = LBDNCell(2, (8, 8), 2, gamma=5.0).double() if kind is LBDNCell else random_cell(kind, scale, seed)

@@ -89,16 +89,16 @@ def test_the_least_proven_gain_is_the_optimum_of_the_semidefinite_program(kind, 
 
 
 @pytest.mark.parametrize("kind", [R2DN, REN])
-def test_a_gain_is_passed_where_the_program_says_so_and_nowhere_below(kind):
-    for seed in range(2):
-        cell = make(kind, Lipschitz(3.0), seed)
-        e = arrays_of(cell)
-        family = LipschitzMultiplier(4) if kind is R2DN else SlopeMultiplier(4)
-        optimum = sdp_gain(e, per_neuron=kind is REN)
-        for hint in (cell.metric().numpy(), None):
-            for factor, status in ((0.9, "NOT_CERTIFIED"), (0.998, "NOT_CERTIFIED"), (1.001, "PASS")):
-                found = verify_arrays(model_of(e), rate=1.0, gamma=factor * optimum, family=family, P=hint)
-                assert found.status == status, (hint is None, factor)
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.soak)])
+def test_a_gain_is_passed_where_the_program_says_so_and_nowhere_below(kind, seed):
+    cell = make(kind, Lipschitz(3.0), seed)
+    e = arrays_of(cell)
+    family = LipschitzMultiplier(4) if kind is R2DN else SlopeMultiplier(4)
+    optimum = sdp_gain(e, per_neuron=kind is REN)
+    for hint in (cell.metric().numpy(), None):
+        for factor, status in ((0.9, "NOT_CERTIFIED"), (0.998, "NOT_CERTIFIED"), (1.001, "PASS")):
+            found = verify_arrays(model_of(e), rate=1.0, gamma=factor * optimum, family=family, P=hint)
+            assert found.status == status, (hint is None, factor)
 
 
 def test_models_without_any_guarantee_are_proven_exactly_where_the_program_is_feasible():

@@ -79,8 +79,8 @@ def test_train_writes_the_whole_run_folder(trained):
     assert not [name for name in names if name.startswith(".")]
 
 
-def test_the_recipe_it_wrote_trains_again(trained, tmp_path):
-    done = run("train", trained / "recipe.yaml", "-o", tmp_path / "again", "--no-evaluate")
+def test_the_recipe_it_wrote_trains_again(ask, trained, tmp_path):
+    done = ask("train", trained / "recipe.yaml", "-o", tmp_path / "again", "--no-evaluate")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "again" / "policy.safetensors").read_bytes() == (trained / "policy.safetensors").read_bytes()
 
@@ -103,7 +103,7 @@ def test_every_option_of_train_may_follow_set(ask, trained, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill -9"])
 def test_a_run_that_was_stopped_goes_on(ask, number, tmp_path):
     folder = tmp_path / "run"
-    command = ["train", "pendulum_r2dn_gamma6", *TINY, "algorithm.total_steps=4000", "-o", folder, "--no-evaluate"]
+    command = ["train", "pendulum_r2dn_gamma6", *TINY, "algorithm.total_steps=2000", "-o", folder, "--no-evaluate"]
     process = subprocess.Popen(
         [*COMMAND, *map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
     )
@@ -123,7 +123,7 @@ def test_a_run_that_was_stopped_goes_on(ask, number, tmp_path):
     assert "continue it with --resume" in one_line(done)
     done = ask(*command, "--resume")
     assert done.returncode == 0, done.stderr
-    assert json.loads((folder / "provenance.json").read_text())["num_timesteps"] == 4000
+    assert json.loads((folder / "provenance.json").read_text())["num_timesteps"] == 2000
     assert not list(folder.rglob(".*"))
     load_policy(folder)
 
@@ -221,9 +221,9 @@ def test_a_mistake_is_one_line_and_exit_status_2(ask, arguments, words, tmp_path
     assert not list(tmp_path.iterdir()), "something was written"
 
 
-def test_a_process_ends_alike_and_debug_shows_the_traceback(tmp_path):
+def test_a_process_ends_alike_and_debug_shows_the_traceback(ask, tmp_path):
     assert "does not exist" in one_line(run("certify", "nowhere", cwd=tmp_path))
-    done = run("certify", "nowhere", "--debug", cwd=tmp_path)
+    done = ask("certify", "nowhere", "--debug", cwd=tmp_path)
     assert done.returncode == 2
     assert "Traceback" in done.stderr
     assert "MissingFileError" in done.stderr
@@ -257,6 +257,12 @@ def test_a_run_folder_of_a_newer_schema_is_refused(ask, trained, tmp_path):
 
 
 def test_help_and_version_answer(ask):
-    assert "certify" in run("--help").stdout
+    assert "certify" in ask("--help").stdout
     assert ask("--version").stdout.startswith("robust-policies ")
     assert "--resume" in ask("train", "--help").stdout
+
+
+def test_the_package_is_the_command_too():
+    done = subprocess.run([sys.executable, "-m", "robust_policies", "--version"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("robust-policies ")

@@ -39,7 +39,7 @@ def test_the_ids_of_every_kind_are_of_every_kind():
     assert {kind(env_id) for env_id in KIND_IDS} == {kind(env_id) for env_id in ENV_IDS}
 
 
-@every_id
+@every_kind
 def test_passes_gymnasiums_checker(env_id):
     # Rendering MuJoCo needs OpenGL, which is not this checker's subject.
     blind = env_id in MUJOCO_IDS and why_no_pictures() is not None

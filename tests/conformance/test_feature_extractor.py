@@ -29,8 +29,18 @@ def windows(n_envs=1):
     return make_vec_env("Pendulum-v1", n_envs, wrapper_class=HistoryWrapper, wrapper_kwargs={"window": 4}, seed=0)
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda a: a.__name__)
-@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize(
+    ("algorithm", "shared"),
+    [
+        (PPO, True),
+        (PPO, False),
+        (SAC, False),
+        (TD3, True),
+        pytest.param(SAC, True, marks=pytest.mark.soak),
+        pytest.param(TD3, False, marks=pytest.mark.soak),
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
 def test_it_trains_its_weights_move_and_survive_save_and_load(algorithm, shared, tmp_path):
     model = model_of(algorithm, windows(), share_features_extractor=shared)
     actor = model.policy if algorithm is PPO else model.policy.actor
@@ -51,7 +61,7 @@ def test_it_trains_its_weights_move_and_survive_save_and_load(algorithm, shared,
     np.testing.assert_array_equal(policy.predict(observation, deterministic=True)[0], action)
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda a: a.__name__)
+@pytest.mark.parametrize("algorithm", [PPO, TD3, pytest.param(SAC, marks=pytest.mark.soak)], ids=lambda a: a.__name__)
 def test_the_same_seed_trains_the_same_weights(algorithm):
     first, second = (model_of(algorithm, windows()).learn(50).get_parameters()["policy"] for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)

@@ -1,6 +1,6 @@
 """What sb3-contrib asks of its recurrent policies, asked of ours."""
 
-import subprocess
+import runpy
 import sys
 
 import gymnasium
@@ -39,6 +39,10 @@ VARIANTS = [
     {"cell": "gru", "cell_kwargs": {"state_size": 4}, "critic": "shared"},
     {"cell": "mlp", "cell_kwargs": {"hidden_sizes": (8,)}},
 ]
+# One that has a state of its own and a critic with another, and one without states; the soak has every one.
+SOME_VARIANTS = [
+    one if one in (R2DN, VARIANTS[1], VARIANTS[-1]) else pytest.param(one, marks=pytest.mark.soak) for one in VARIANTS
+]
 
 
 class PositionsOnly(gymnasium.ObservationWrapper):
@@ -72,7 +76,7 @@ def test_the_environment_is_valid():
 
 
 @pytest.mark.parametrize("policy_kwargs", VARIANTS)
-@pytest.mark.parametrize("env", ["Pendulum-v1", "CartPole-v1"])
+@pytest.mark.parametrize("env", ["CartPole-v1", pytest.param("Pendulum-v1", marks=pytest.mark.soak)])
 def test_it_trains_on_vectors(env, policy_kwargs):
     model = model_of(RecurrentCellPolicy, env, policy_kwargs).learn(48)
     assert all(bool(torch.isfinite(p).all()) for p in model.policy.parameters())
@@ -94,13 +98,20 @@ def test_it_trains_on_dicts(policy_kwargs):
     assert mean >= 1
 
 
-def test_it_trains_with_state_dependent_exploration():
+def test_it_trains_with_state_dependent_exploration(tmp_path):
     settings = {"use_sde": True, "sde_sample_freq": 4, "clip_range_vf": 0.1}
     model = model_of(RecurrentCellPolicy, "Pendulum-v1", R2DN, **settings).learn(100)
     assert model.policy.use_sde and model.predict(np.zeros(3))[0].shape == (1,)
+    model.save(tmp_path / "model")
+    loaded = RecurrentPPO.load(tmp_path / "model", device="cpu")
+    observation = np.ones(3, np.float32)
+    expected = model.predict(observation, deterministic=True)[0]
+    np.testing.assert_array_equal(loaded.predict(observation, deterministic=True)[0], expected)
+    save_policy(model, tmp_path)
+    np.testing.assert_array_equal(load_policy(tmp_path).predict(observation, deterministic=True)[0], expected)
 
 
-@pytest.mark.parametrize("policy_kwargs", VARIANTS)
+@pytest.mark.parametrize("policy_kwargs", SOME_VARIANTS)
 def test_the_same_seed_trains_the_same_weights(policy_kwargs):
     first, second = (
         model_of(RecurrentCellPolicy, "CartPole-v1", policy_kwargs).learn(48).get_parameters()["policy"]
@@ -110,7 +121,7 @@ def test_the_same_seed_trains_the_same_weights(policy_kwargs):
 
 
 @pytest.mark.parametrize("policy_kwargs", VARIANTS)
-@pytest.mark.parametrize("use_sde", [False, True])
+@pytest.mark.parametrize("use_sde", [False, pytest.param(True, marks=pytest.mark.soak)])
 def test_model_and_policy_survive_save_and_load(policy_kwargs, use_sde, tmp_path):
     env = make_vec_env("Pendulum-v1", 2, seed=0)
     model = model_of(RecurrentCellPolicy, env, policy_kwargs, use_sde=use_sde).learn(64)
@@ -155,12 +166,14 @@ def zoo_yaml(path):
 
 
 @pytest.mark.slow
-def test_rl_zoo_trains_it_by_its_dotted_name(tmp_path):
+def test_rl_zoo_trains_it_by_its_dotted_name(tmp_path, monkeypatch):
     pytest.importorskip("rl_zoo3")
-    command = [sys.executable, "-m", "rl_zoo3.train", "--algo", "ppo_lstm", "--env", "Pendulum-v1", "--eval-freq", "-1"]
+    command = ["train.py", "--algo", "ppo_lstm", "--env", "Pendulum-v1", "--eval-freq", "-1"]
     command += ["-conf", str(zoo_yaml(tmp_path / "zoo.yml")), "-f", str(tmp_path / "logs"), "--device", "cpu"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-2000:]
+    # In this process: another one's imports take longer than the training.
+    monkeypatch.setattr(sys, "argv", command)
+    monkeypatch.chdir(tmp_path)
+    runpy.run_module("rl_zoo3.train", run_name="__main__")
     saved = list((tmp_path / "logs").rglob("Pendulum-v1.zip"))
     assert len(saved) == 1
     assert load_policy(saved[0], allow_pickle=True).certificate().status == "PASS"
@@ -189,7 +202,11 @@ def test_it_learns_cartpole_without_velocities():
 
 
 @pytest.mark.slow
-def test_it_learns_pendulum():
+@pytest.mark.parametrize(
+    ("stop", "least"), [(-700, -900), pytest.param(-250, -350, marks=pytest.mark.soak)], ids=["begins to", "learns"]
+)
+def test_it_learns_pendulum(stop, least):
+    """From about -1200; the shorter form ends when it is well on its way."""
     torch.set_num_threads(1)
     policy_kwargs = {
         "cell": "r2dn",
@@ -202,10 +219,10 @@ def test_it_learns_pendulum():
     settings = {"n_steps": 200, "batch_size": 800, "n_epochs": 10, "gamma": 0.9, "learning_rate": 3e-3}
     env = VecNormalize(make_vec_env("Pendulum-v1", 16, seed=0), norm_obs=False, gamma=0.9)
     held_out = make_vec_env("Pendulum-v1", 10, seed=1000)
-    stop = StopTrainingOnRewardThreshold(-250)
+    enough = StopTrainingOnRewardThreshold(stop)
     frozen = VecNormalize(held_out, norm_obs=False, norm_reward=False, training=False)
-    callback = EvalCallback(frozen, callback_on_new_best=stop, n_eval_episodes=20, eval_freq=800, verbose=0)
+    callback = EvalCallback(frozen, callback_on_new_best=enough, n_eval_episodes=20, eval_freq=800, verbose=0)
     model = model_of(RecurrentCellPolicy, env, policy_kwargs, **settings).learn(160_000, callback)
     mean, _ = evaluate_policy(model, held_out, n_eval_episodes=40, warn=False)
-    assert mean >= -350
+    assert mean >= least
     assert model.policy.certificate().status == "PASS"

@@ -8,11 +8,17 @@ from pathlib import Path
 import gymnasium
 import pytest
 import torch
+import yaml
+
+from robust_policies.evaluation.suite import parse_suite
 
 ROOT = Path(__file__).parents[2]
 CLAIM, RETURN = "Proven for the arrays that run", r"return .*\d"
 EXAMPLES = {
-    "attack_and_report": (["--steps", "8192", "--episodes", "2"], [CLAIM, r"mlp return against", r"report\.html"]),
+    "attack_and_report": (
+        ["--steps", "8192", "--episodes", "2", "--suite", str(ROOT / "tests/tiny_suite.yaml")],
+        [CLAIM, r"mlp return against", r"report\.html"],
+    ),
     "own_environment": (["--steps", "200"], [CLAIM, RETURN, "policy in"]),
     "own_mjcf": (["--steps", "800"], [CLAIM, RETURN]),
     "own_plant_from_matrices": (["--steps", "2560"], ["LQG design", CLAIM, "closed loop", RETURN]),
@@ -56,6 +62,19 @@ def test_the_example_runs(name, tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     for pattern in shown:
         assert re.search(pattern, printed), f"{pattern!r} is not in what {name}.py printed:\n{printed}"
+
+
+@pytest.mark.soak
+def test_the_attack_runs_with_the_suite_it_shows(tmp_path, monkeypatch, capsys):
+    arguments, shown = EXAMPLES["attack_and_report"]
+    monkeypatch.setitem(EXAMPLES, "attack_and_report", (arguments[: arguments.index("--suite")], shown))
+    test_the_example_runs("attack_and_report", tmp_path, monkeypatch, capsys)
+
+
+def test_the_suite_of_the_attack_is_one():
+    suite = runpy.run_path(str(ROOT / "examples" / "attack_and_report.py"))["SUITE"]
+    parsed = parse_suite(yaml.safe_load(suite), "attack_and_report")
+    assert [attack.name for attack in parsed.attacks] == ["mad_pgd", "sequence_pgd"]
 
 
 @pytest.mark.parametrize("name", sorted(EXAMPLES))

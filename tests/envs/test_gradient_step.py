@@ -70,7 +70,7 @@ def test_gradients_for_state_and_action(task):
     checked(lambda x, u: smooth(gradient.step(plant, x, u, params)), *point(plant, params))
 
 
-@pytest.mark.parametrize("each", [False, True], ids=["one for all", "one each"])
+@pytest.mark.parametrize("each", [pytest.param(False, marks=pytest.mark.soak), True], ids=["one for all", "one each"])
 @pytest.mark.parametrize("task", TASKS)
 def test_gradients_for_physical_parameters(task, each):
     plant = load_plant(task)

@@ -4,6 +4,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from kinds import of_each_kind
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -16,7 +17,7 @@ PENDULUM, LINEAR = "robust_policies/Pendulum-v0", "robust_policies/Linear-v0"
 LIMIT = 20
 
 
-@pytest.mark.parametrize("env_id", ENV_IDS)
+@pytest.mark.parametrize("env_id", of_each_kind(ENV_IDS))
 def test_says_what_sb3s_own_says(env_id):
     limit = {"max_episode_steps": LIMIT}
     ours = make_sb3_vec_env(env_id, 3, seed=5, env_kwargs=limit)

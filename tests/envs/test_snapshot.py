@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from kinds import of_each_kind
 
 from robust_policies.envs import ENV_IDS, TorchVectorEnv
 from robust_policies.envs.bridges.sb3 import make_sb3_vec_env
@@ -53,7 +54,7 @@ def check(task, perturbations=(), **kwargs):
     second.close()
 
 
-@pytest.mark.parametrize("task", ENV_IDS)
+@pytest.mark.parametrize("task", of_each_kind(ENV_IDS))
 def test_every_task_goes_on(task):
     check(task)
 

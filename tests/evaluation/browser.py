@@ -36,6 +36,7 @@ class Browser:
         self._numbers = itertools.count(1)
         self._session: str | None = None
         self.events: list[dict[str, Any]] = []
+        self.shown: tuple[Path, int, int, bool] | None = None
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -73,9 +74,15 @@ class Browser:
     def open(self, page: Path, width: int = 1200, height: int = 900, *, phone: bool = False) -> None:
         """Show a file and wait until its pictures are drawn."""
         self.events.clear()
+        self.shown = page, width, height, phone
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
         self.call("Page.navigate", url=page.resolve().as_uri())
         self.wait("document.readyState == 'complete' && document.documentElement.dataset.drawn == 'all'")
+
+    def show(self, page: Path, width: int = 1200, height: int = 900, *, phone: bool = False) -> None:
+        """Show a file as `open` does, or leave it as it is where it is the file and size that was opened last."""
+        if self.shown != (page, width, height, phone):
+            self.open(page, width, height, phone=phone)
 
     def wait(self, expression: str) -> None:
         """Return when the expression is true."""

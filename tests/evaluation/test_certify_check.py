@@ -12,7 +12,9 @@ from typer.testing import CliRunner
 from robust_policies.certificates import Certificate
 from robust_policies.cli.app import app
 from robust_policies.errors import MissingFileError, ShapeError
-from robust_policies.evaluation.certify import certify_run, check_run
+from robust_policies.evaluation.certify import SENTENCE, certify_run, check_run
+from robust_policies.evaluation.task_numbers import task_numbers
+from robust_policies.train import load_recipe
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,7 @@ EDITS = {
     "gamma_raw": 0.5, "gamma_core": 1.0, "gamma_weighted": 0.01, "rate": 0.5, "overshoot": 1.0, "margin": 1.0,
     "empirical_lower": 0.0, "ratio": 0.999, "status": "NOT_CERTIFIED", "method": "belief", "reason": "none",
     "claim": "Proven: everything.", "weights": [9.0, 0.5, 0.1], "witness": "other.npz", "factors": [],
-    "arrays_sha256": {},
+    "arrays_sha256": {}, "forgets": {"percent": 99, "steps": 1}, "signals": None,
 }  # fmt: skip
 
 
@@ -149,3 +151,24 @@ def test_a_sentence_may_have_more_digits_but_no_other_numbers(run):
             json.dumps({**content, "claim": content["claim"].replace(f"at most {printed}", f"at most {value}")})
         )
         assert len(check_run(run)) == differences
+
+
+def test_a_file_of_an_older_version_is_read_and_its_weaker_rate_is_no_contradiction(run):
+    path = run / "certificate.json"
+    content = json.loads(path.read_text())
+    old = {name: value for name, value in content.items() if name not in ("signals", "forgets")}
+    path.write_text(json.dumps({**old, "rate": 1.0, "overshoot": 99.0}))
+    assert check_run(run) == [SENTENCE]
+    path.write_text(json.dumps({**old, "rate": content["rate"] * 0.9}))
+    assert any(line.startswith("rate is") for line in check_run(run))
+
+
+def test_the_claim_names_the_sensors_of_the_folders_task(run):
+    recipe = load_recipe("pendulum_r2dn_gamma6")
+    (run / "recipe.yaml").write_text(recipe.to_yaml())
+    names = task_numbers(recipe.task.id, recipe.task.kwargs)["observations"]
+    certificate = certify_run(run, steps=5, weights=[1, 0.5, 0.1])
+    # The policy gives two actions and the task takes one, which names neither of them.
+    assert certificate.signals.sensors == tuple(names) and certificate.signals.actuators == ()
+    assert ", ".join(names) in certificate.claim and "summed over all time steps and channels" in certificate.claim
+    assert check_run(run) == []

@@ -11,6 +11,7 @@ import torch
 from gymnasium import spaces
 from tiny import tiny_suite
 
+from robust_policies.cli.app import main
 from robust_policies.errors import DivergedError, InvalidValueError, ShapeError, UnknownNameError
 from robust_policies.evaluation import certify_run, evaluate_run, write_report
 from robust_policies.evaluation.episodes import run_episodes
@@ -100,3 +101,16 @@ def test_certify_writes_the_certificate_and_its_witness(runs):
     assert proven["status"] == "PASS" and 0 < proven["ratio"] <= 1 and (runs / "r2dn" / proven["witness"]).is_file()
     unproven = json.loads((runs / "lstm" / "certificate.json").read_text())
     assert unproven["status"] == "NOT_CERTIFIED" and unproven["empirical_lower"] > 0 and unproven["gamma_raw"] is None
+
+
+def test_a_folder_saved_with_its_task_is_evaluated_and_watched_as_it_is(tmp_path, capsys):
+    task = {"id": "robust_policies/Pendulum-v0", "kwargs": {"max_episode_steps": 5}}
+    save_policy(make_policy(), tmp_path, task=task)
+    found = evaluate_run(tmp_path, suite="quick", sizes=[0.0], episodes=1, seeds=[0], attacks=["random"])
+    assert found["tasks"] == [task["id"]] and set(found["rows"][0]["lengths"]) == {5}
+    with pytest.raises(SystemExit) as ended:
+        main(["enjoy", str(tmp_path), "--render", "none", "--episodes", "1"])
+    assert ended.value.code == 0 and "episode 1: return" in capsys.readouterr().out
+    with pytest.raises(UnknownNameError, match="Pendulum"):
+        save_policy(make_policy(), tmp_path / "other", task="robust_policies/Pendulun-v0")
+    assert not (tmp_path / "other").exists()

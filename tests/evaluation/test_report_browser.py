@@ -33,7 +33,7 @@ def test_every_figure_is_drawn_without_complaint_or_network(page, full_report):
 
 
 def test_the_pointer_over_a_point_shows_its_values(page, full_report):
-    page.open(full_report)
+    page.show(full_report)
     page.run(f"{FIRST_PLOT}.scrollIntoView({{block: 'center'}})")
     x, y = page.run(
         f"(() => {{ const box = {FIRST_PLOT}.querySelectorAll('.scatterlayer .points path')[2].getBoundingClientRect();"
@@ -47,7 +47,7 @@ def test_the_pointer_over_a_point_shows_its_values(page, full_report):
 
 
 def test_the_legend_hides_a_method_in_every_figure(page, full_report):
-    page.open(full_report)
+    page.show(full_report)
     count = (
         "[...document.querySelectorAll('.js-plotly-plot')].flatMap((p) => p.data).filter((t) => t.visible === false)"
     )
@@ -57,13 +57,27 @@ def test_the_legend_hides_a_method_in_every_figure(page, full_report):
     assert page.run(f"[...new Set({count}.map((t) => t.name))]") == ["LSTM"]
     pressed = "[...document.querySelectorAll('.legend button[data-name=LSTM]')].map((b) => b.ariaPressed)"
     assert set(page.run(pressed)) == {"false"}
+    page.run("document.querySelector('.legend button[data-name=LSTM]').click()")
+    page.wait(f"{count}.length == 0")
+    assert set(page.run(pressed)) == {"true"}
+
+
+def test_a_table_that_scrolls_says_so(page, full_report):
+    hints = (
+        "[...document.querySelectorAll('#glance .wide')].map((e) => [e.querySelector('.hint').checkVisibility(),"
+        " e.querySelector('.scroll').scrollWidth > e.querySelector('.scroll').clientWidth + 1])"
+    )
+    page.open(full_report, 1400)
+    assert page.run(hints) == [[False, False]]
+    page.open(full_report, 390, 844, phone=True)
+    assert page.run(hints) == [[True, True]]
 
 
 def test_nothing_is_wider_than_the_screen(page, full_report):
-    page.open(full_report, 390, 844, phone=True)
+    page.show(full_report, 390, 844, phone=True)
     page.run("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
     page.wait("document.querySelectorAll('.plot:not(.js-plotly-plot)').length == 0")
-    for width in (390, 320, 820):
+    for width in (320, 820, 390):
         page.call("Emulation.setDeviceMetricsOverride", width=width, height=844, deviceScaleFactor=1, mobile=True)
         # Pictures follow the width of the window a moment later.
         page.wait(f"document.documentElement.scrollWidth == {width} && innerWidth == {width}")
@@ -75,7 +89,7 @@ def test_nothing_is_wider_than_the_screen(page, full_report):
 
 
 def test_print_shows_the_static_figures_and_cuts_none(page, full_report):
-    page.open(full_report, 695, 1000)
+    page.show(full_report, 695, 1000)
     page.call("Emulation.setEmulatedMedia", media="print")
     shown = page.run(
         "[...document.querySelectorAll('.still')].filter((e) => e.checkVisibility())"
@@ -91,7 +105,7 @@ def test_print_shows_the_static_figures_and_cuts_none(page, full_report):
 
 
 def test_print_has_two_figures_a_page(page, full_report):
-    page.open(full_report, 695, 1000)
+    page.show(full_report, 695, 1000)
     page.call("Emulation.setEmulatedMedia", media="print")
     heights = page.run(
         "[...document.querySelectorAll('figure')].filter((e) => e.checkVisibility())"
@@ -124,21 +138,11 @@ def test_a_capture_at_any_moment_shows_every_figure(page, full_report):
     assert page.run("document.querySelectorAll('figure.drawn').length") > 10
 
 
-def test_a_table_that_scrolls_says_so(page, full_report):
-    hints = (
-        "[...document.querySelectorAll('#glance .wide')].map((e) => [e.querySelector('.hint').checkVisibility(),"
-        " e.querySelector('.scroll').scrollWidth > e.querySelector('.scroll').clientWidth + 1])"
-    )
-    page.open(full_report, 390, 844, phone=True)
-    assert page.run(hints) == [[True, True]]
-    page.open(full_report, 1400)
-    assert page.run(hints) == [[False, False]]
-
-
 def test_without_scripts_the_static_figures_are_there(page, full_report, tmp_path):
     page.call("Emulation.setScriptExecutionDisabled", value=True)
     try:
         page.events.clear()
+        page.shown = None
         page.call("Page.navigate", url=full_report.resolve().as_uri())
         page.wait_for_event("Page.loadEventFired")
         tree = page.call("DOM.getDocument", depth=0)["root"]["nodeId"]

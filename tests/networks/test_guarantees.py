@@ -113,7 +113,7 @@ def test_lmi_holds_for_random_models(kind, model):
 
 @pytest.mark.parametrize("model", ["r2dn", "ren"])
 @pytest.mark.parametrize("kind", ["contracting", "lipschitz", "dissipative"])
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.soak)])
 def test_lmi_survives_training_for_a_large_gain(kind, model, seed):
     cell = random_cell(kind, model, 100 + seed)
     best = maximise_gain(cell, 50)
@@ -133,8 +133,15 @@ def test_lmi_survives_a_trainable_gamma(model):
     assert violation(cell) <= MARGIN
 
 
-@pytest.mark.parametrize("model", ["r2dn", "ren"])
-@pytest.mark.parametrize("outputs", [1, 3])
+@pytest.mark.parametrize(
+    ("model", "outputs"),
+    [
+        ("r2dn", 3),
+        ("ren", 1),
+        pytest.param("r2dn", 1, marks=pytest.mark.soak),
+        pytest.param("ren", 3, marks=pytest.mark.soak),
+    ],
+)
 def test_the_bound_is_reached(model, outputs):
     torch.manual_seed(0)
     shape = (2, 3, outputs, 4)

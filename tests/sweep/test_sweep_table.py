@@ -1,13 +1,16 @@
 import csv
 import json
+from dataclasses import replace
 
 import pytest
 
+from robust_policies.certificates import not_certified
 from robust_policies.errors import InvalidValueError
 from robust_policies.files.lock import held
 from robust_policies.sweep.folder import SweepFolder
 from robust_policies.sweep.jobs import Ended
 from robust_policies.sweep.table import interval, interval_text, read_metrics, settings, write_csv
+from robust_policies.train import RunFolder
 
 
 def row(name, seed, setting, status="done", **metrics):
@@ -65,9 +68,9 @@ def test_the_csv_files_say_the_same(tmp_path):
 
 
 def test_the_figures_of_a_run_folder(tmp_path):
-    assert read_metrics(tmp_path) == {}
+    assert read_metrics(RunFolder(tmp_path)) == {}
     write(tmp_path, "provenance", num_timesteps=1600, training_seconds=2.5, best_mean_reward=-90.0)
-    write(tmp_path, "certificate", gamma_raw=None, empirical_lower=3.0)
+    replace(not_certified("an LSTM"), empirical_lower=3.0).to_json(tmp_path / "certificate.json")
     kinds = {
         "gaussian": [(0.0, [-10.0, -20.0]), (0.2, [-30.0, -50.0])],
         "attack": [(0.0, [-10.0, -20.0]), (0.2, [-99])],
@@ -79,7 +82,7 @@ def test_the_figures_of_a_run_folder(tmp_path):
         for size, returns in rows
     ]
     write(tmp_path, "evaluation", tasks=["Own-v0", "Other-v0"], rows=table)
-    assert read_metrics(tmp_path) == {
+    assert read_metrics(RunFolder(tmp_path)) == {
         "return": -15.0, "worst": -99.0, "best": -90.0, "found": 3.0, "steps": 1600.0, "seconds": 2.5,
     }  # fmt: skip
 
@@ -88,8 +91,13 @@ def write(folder, kind, **content):
     (folder / f"{kind}.json").write_text(json.dumps({"schema": 1, **content}))
 
 
+def algorithm(n_steps):
+    return {"total_steps": 1000, "n_steps": n_steps}
+
+
 def facts(**changed):
-    recipe = {"description": "x", "seed": 0, "policy": {"gamma": 4.0, "cell": "r2dn"}, "algorithm": {"n_steps": 10}}
+    recipe = {"description": "x", "seed": 0, "task": {"id": "Pendulum-v1"}, "policy": {"gamma": 4.0, "cell": "r2dn"}}
+    recipe["algorithm"] = algorithm(10)
     return {"recipe": recipe, "keys": ["policy.gamma"], "search": None, **changed}
 
 
@@ -103,7 +111,7 @@ def test_a_sweep_folder_goes_on_only_with_the_same_sweep(tmp_path):
     again.begin(facts(), resume=True)
     assert again.rows == folder.rows
     other = facts()
-    other["recipe"] = {**other["recipe"], "algorithm": {"n_steps": 20}, "policy": {"gamma": 9.0, "cell": "r2dn"}}
+    other["recipe"] = {**other["recipe"], "algorithm": algorithm(20), "policy": {"gamma": 9.0, "cell": "r2dn"}}
     with pytest.raises(InvalidValueError, match=r"algorithm\.n_steps was 10 and is now 20"):
         SweepFolder(folder.path).begin(other, resume=True)
     with pytest.raises(InvalidValueError, match="other keys"):

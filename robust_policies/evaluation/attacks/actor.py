@@ -14,8 +14,10 @@ class FrozenActor:
     def __init__(self, policy: DeployedPolicy) -> None:
         self.policy = policy
         self.actor = policy.actor
+        self.precise = policy.actor.body.scaling.offset is not None
         with torch.no_grad():
             self.explicit = policy.actor.body.explicit()
+        # `Task.check_fit` refuses other spaces than Boxes.
         self.low, self.high = (
             torch.as_tensor(bound, dtype=torch.float32, device=policy.device).flatten()
             for bound in (policy.action_space.low, policy.action_space.high)  # type: ignore[attr-defined]
@@ -37,7 +39,7 @@ class FrozenActor:
         return self.actor.head(self.actor.cell.run(self.explicit, inputs, state, None)[0])
 
     def clip(self, action: Tensor) -> Tensor:
-        """Return the action within the action space.
+        """Return the action (..., na) within the action space.
 
         Beyond the limits a small gradient is left, else a search could not leave saturation again.
         """

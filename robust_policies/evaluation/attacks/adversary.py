@@ -116,7 +116,7 @@ class AdversaryVecEnv(VecEnvWrapper):
         return self.victim.seen(self.last).cpu().numpy()
 
     def step_async(self, actions: np.ndarray) -> None:
-        """Let the policy act on the perturbed observations."""
+        """Let the policy act on the observations perturbed by `actions`, (n, nu)."""
         raw = torch.as_tensor(actions, dtype=torch.float32, device=self.last.device)
         applied = self.victim.act(self.last, raw).cpu().numpy()
         self.venv.step_async(applied.reshape(len(applied), *(self.venv.action_space.shape or ())))
@@ -136,5 +136,7 @@ class AdversaryVecEnv(VecEnvWrapper):
         return self.victim.seen(self.last).cpu().numpy(), (-self.scale * reward).astype(np.float32), done, infos
 
     def _tensor(self, observation: Any) -> Tensor:
-        array = np.asarray(observation, dtype=np.float32)
+        array = np.asarray(observation)
+        if not (self.victim.actor.precise and array.dtype == np.float64):
+            array = array.astype(np.float32, copy=False)
         return torch.as_tensor(array, device=self.victim.size.device).reshape(len(array), -1)

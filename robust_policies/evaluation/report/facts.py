@@ -22,8 +22,15 @@ CHECKED = (
 def check_table(methods: Sequence[Method]) -> str:
     """Return what was found by computing again, a line for each run."""
     rows = [_checked(run) for method in methods for run in method.runs]
-    head = ["Run", "Policy's arrays (sha256)", "Certificate", "Evaluation's policy (sha256)", "Outcome",
-            "Working tree when trained", "Commit"]  # fmt: skip
+    head = [
+        "Run",
+        "Policy's arrays (sha256)",
+        "Certificate",
+        "Evaluation's policy (sha256)",
+        "Outcome",
+        "Working tree when trained",
+        "Commit",
+    ]
     content = table(head, rows, "The check of the files")
     return f"<p>{CHECKED}</p>" + (content if len(rows) <= 12 else details(f"The check of {len(rows)} runs", content))
 

@@ -62,8 +62,9 @@ def gains_chart(methods: Sequence[Method]) -> Chart | None:
     if panel is None:
         return None
     caption = (
-        "The incremental l2 gain from raw observations to mean actions. Upright stroke: the gain that is proven, an "
-        "upper bound. Point: the largest gain a search found, a lower bound with its two input sequences saved in "
+        "The incremental l2 gain from observations (each certificate says which) to mean actions. Upright stroke: the "
+        "gain that is proven, an upper bound. Point: the largest gain a search found, a lower bound with its two input "
+        "sequences saved in "
         "float64. A distance between the two means a loose bound or a weak search: the picture cannot say which. A "
         "point alone: nothing is proven, and larger gains may exist. Small marks: training seeds; large: medians. "
         "The gain is an open-loop property of the policy; it does not bound the closed loop's return. A Youla policy's "

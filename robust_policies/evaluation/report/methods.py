@@ -158,7 +158,10 @@ class Method:
 
 
 def interval(matrix: Array) -> tuple[float, float, float]:
-    """Return (interquartile mean, low, high) of returns (training seeds, episodes); one seed: over its episodes."""
+    """Return (interquartile mean, low, high) of returns of the shape (training seeds, episodes).
+
+    It is over training seeds, and over episodes where there is one seed.
+    """
     found = iqm(matrix if len(matrix) > 1 else matrix.T, resamples=RESAMPLES)
     return float(found.value), float(found.low), float(found.high)
 
@@ -210,8 +213,12 @@ def tasks_of(methods: Sequence[Method]) -> list[str]:
 
 def conditions_of(methods: Sequence[Method], task: str, groups: Sequence[str]) -> list[Condition]:
     """Return the conditions in a task that some method was measured under, by group and norm."""
-    found = dict.fromkeys(c for method in methods for c in method.conditions
-                          if c.task == task and c.group in groups and c.perturbation != UNPERTURBED)  # fmt: skip
+    found = dict.fromkeys(
+        c
+        for method in methods
+        for c in method.conditions
+        if c.task == task and c.group in groups and c.perturbation != UNPERTURBED
+    )
 
     def place(condition: Condition) -> tuple[int, int]:
         norm = NORMS.index(condition.norm) if condition.norm in NORMS else len(NORMS)
@@ -240,9 +247,15 @@ def shown_sizes(methods: Sequence[Method], condition: Condition, number: int = 3
 
 def unit_of(methods: Sequence[Method], condition: Condition) -> str:
     """Return the unit of the sizes of a condition."""
-    units = (r.unit for m in methods for run in m.runs for r in run.rows
-             if (r.task, r.group, r.perturbation, r.norm) == (condition.task, condition.group, condition.perturbation,
-                                                              condition.norm) and r.unit)  # fmt: skip
+    units = (
+        r.unit
+        for m in methods
+        for run in m.runs
+        for r in run.rows
+        if (r.task, r.group, r.perturbation, r.norm)
+        == (condition.task, condition.group, condition.perturbation, condition.norm)
+        and r.unit
+    )
     default = OBSERVATION if condition.group in ("noise", "attack", "worst") else ""
     unit = next(units, default)
     return "observation units" if unit == OBSERVATION else unit

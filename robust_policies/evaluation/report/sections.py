@@ -37,6 +37,7 @@ from robust_policies.evaluation.report.methods import (
 )
 from robust_policies.evaluation.report.methods import interval as intervals
 from robust_policies.evaluation.report.verdict import effect_at
+from robust_policies.evaluation.statistics import FEW
 from robust_policies.files import numbers
 
 STATUS_WORDS = {
@@ -63,7 +64,7 @@ TERMS = {
     "seeds [smallest, largest]. A Youla policy's is of its linear closed loop, from disturbance to performance.",
     "Found gain": "the largest such ratio that a search found, with its two sequences saved.",
     "Nominal return": "the sum of the rewards of an episode that nothing perturbs; its interquartile mean (the best "
-    "and the worst quarter of the episodes left out) [95% interval].",
+    "and the worst quarter of the episodes left out) [95% interval; of two to four training seeds, least and largest].",
     "Worst attack": "the same return under the attack that was worst for this policy on other episodes. Marked “does "
     "nothing” where the loss cannot be told from chance.",
     "CVaR 10%": "the mean return of the worst tenth of the episodes.",
@@ -188,8 +189,10 @@ def attack_tables(methods: Sequence[Method], task: str) -> str:
                 values = [method.interval(attack, size) for attack in attacks]
                 if all(math.isnan(value) for value, _, _ in values):
                     continue
-                least = min((v for c, (v, _, _) in zip(attacks, values, strict=True) if c.group == "attack" and v == v),
-                            default=math.nan)  # fmt: skip
+                least = min(
+                    (v for c, (v, _, _) in zip(attacks, values, strict=True) if c.group == "attack" and v == v),
+                    default=math.nan,
+                )
                 cells = [interval(v) if v[0] != least else f"<b>{interval(v)}</b>" for v in values]
                 rows.append([name_of(method), *cells, _chosen(method, worst, size)])
             head = ["Method", *(escape(condition_title(attack)) for attack in attacks), "chosen as the worst"]
@@ -240,21 +243,44 @@ def _certificate(method: Method) -> str:
         parts.append(_loop_table(shown.closed_loop, shown.gamma_raw))
     elif shown.factors:
         rows = [[escape(f.name), proven(f.gain), escape(f.note)] for f in shown.factors]
-        rows.append(["<b>product</b>", f"<b>{proven(shown.gamma_raw)}</b>", "raw observation to raw mean action"])
+        rows.append(["<b>product</b>", f"<b>{proven(shown.gamma_raw)}</b>", _from_to(shown)])
         parts.append(table(["Factor", "Gain", "Where it comes from"], rows, "The gain, factor by factor", (1,)))
-    head = ["Training seed", "Status", "Proven gain", "Found gain", "Ratio", "Rate", "Overshoot", "Margin"]
+    head = [
+        "Training seed",
+        "Status",
+        "Proven gain",
+        "Found gain",
+        "Ratio",
+        "Rate",
+        "Overshoot",
+        "Forgets 99% in steps",
+        "Margin",
+    ]
     rows = [
         [
-            escape(one.name), badge([one]), proven(c.gamma_raw), found(c.empirical_lower), number(c.ratio),
-            "-" if c.rate is None else numbers.rate(c.rate), proven(c.overshoot), number(c.margin),
+            escape(one.name),
+            badge([one]),
+            proven(c.gamma_raw),
+            found(c.empirical_lower),
+            number(c.ratio),
+            "-" if c.rate is None else numbers.rate(c.rate),
+            proven(c.overshoot),
+            "-" if c.forgets is None else f"{c.forgets['steps']}",
+            number(c.margin),
         ]
         for one, c in known
-    ]  # fmt: skip
+    ]
     content = table(head, rows, "All training seeds", range(2, len(head)))
     if len(known) > 1:
         claims = "".join(f"<p><b>{escape(one.name)}</b>: {_claim(one, c)}</p>" for one, c in known)
         content = details(f"All {len(known)} training seeds", content + claims)
     return f"<section>{title}{''.join(parts)}{content}</section>"
+
+
+def _from_to(certificate: Certificate) -> str:
+    """Return what a certificate's gain is from, and to what."""
+    signals = certificate.signals
+    return "raw observation to raw mean action" if signals is None else escape(f"{signals.reads} to {signals.gives}")
 
 
 def _claim(run: Run, certificate: Certificate) -> str:
@@ -369,7 +395,11 @@ def subtitle(methods: Sequence[Method]) -> str:
     least, most, tasks = min(counts), max(counts), len(tasks_of(methods))
     seeds = f"{least}" if least == most else f"{least} to {most}"
     if least > 1:
-        over = "Intervals are 95% bootstrap intervals over training seeds."
+        over = (
+            "Intervals are the least and the largest training seed's value, for they are few."
+            if most < FEW
+            else "Intervals are 95% bootstrap intervals over training seeds, of two to four seeds their range."
+        )
     elif most == 1:
         over = (
             "With one training seed, intervals (95% bootstrap) are over episodes: they say nothing of another training."

@@ -12,8 +12,13 @@ from robust_policies.evaluation.report.load import Array, Recording
 from robust_policies.evaluation.report.methods import Method
 from robust_policies.evaluation.report.returns import slug
 
-LOOKS = (Look("#000000", "circle", "solid"), Look("#D55E00", "square", "solid"), Look("#0072B2", "triangle-up", "dash"),
-         Look("#009E73", "diamond", "dot"), Look("#CC79A7", "cross", "dashdot"))  # fmt: skip
+LOOKS = (
+    Look("#000000", "circle", "solid"),
+    Look("#D55E00", "square", "solid"),
+    Look("#0072B2", "triangle-up", "dash"),
+    Look("#009E73", "diamond", "dot"),
+    Look("#CC79A7", "cross", "dashdot"),
+)
 COMPONENTS = 4
 POINTS = 400
 

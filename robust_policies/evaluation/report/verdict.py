@@ -8,6 +8,8 @@ from textwrap import shorten
 
 import numpy as np
 
+from robust_policies.certificates import Certificate
+from robust_policies.certificates.signals import RAW
 from robust_policies.evaluation.effect import Effect, effect
 from robust_policies.evaluation.report.gains import proven_gains
 from robust_policies.evaluation.report.markup import details, escape
@@ -84,12 +86,20 @@ def _proven(method: Method) -> str:
     passed = states.count("PASS")
     if not passed:
         return f"{name}: <b>nothing is proven</b>, which does not mean that it is unstable."
-    of = "" if len(runs) == 1 else f" for each of {len(runs)} training seeds" if passed == len(runs) else (
-        f" for {passed} of {len(runs)} training seeds")  # fmt: skip
+    of = (
+        ""
+        if len(runs) == 1
+        else f" for each of {len(runs)} training seeds"
+        if passed == len(runs)
+        else (f" for {passed} of {len(runs)} training seeds")
+    )
     gains = proven_gains(method)
     loop = any(certificate.closed_loop is not None for certificate in known)
-    if not gains:
-        what = "two copies of it, started differently, do not move apart under the same observations; no gain is proven"
+    constant = not gains and not loop and any(certificate.gamma_raw == 0 for certificate in known)
+    if constant:
+        what = "its actions are constant, whatever it observes"
+    elif not gains:
+        what = f"{_forgetting(known)} under the same observations; no gain is proven"
     elif loop:
         what = (
             "in its linear closed loop, the performance under two disturbances differs by at most "
@@ -97,13 +107,31 @@ def _proven(method: Method) -> str:
         )
     else:
         what = (
-            f"its actions for two sequences of observations differ by at most {numbers.upper(max(gains))} times what "
-            "the observations differ by"
+            f"its actions for two sequences of {_read(known)} differ by at most {numbers.upper(max(gains))} times what "
+            "these differ by"
         )
-    norm = " (l2 norm over all time steps and channels)" if gains else ""
-    unchecked = "" if all(run.agreement.certificate is not None for run in runs if run.certificate is not None) else (
-        " So its certificate says, which was not checked here: the policy is not in the folder.")  # fmt: skip
+    norm = " (l2 norm over all time steps and channels)" if gains and not constant else ""
+    unchecked = (
+        ""
+        if all(run.agreement.certificate is not None for run in runs if run.certificate is not None)
+        else (" So its certificate says, which was not checked here: the policy is not in the folder.")
+    )
     return f"{name}: <b>proven</b>{of}: {what}{norm}.{unchecked}"
+
+
+def _forgetting(certificates: Sequence[Certificate]) -> str:
+    """Return what is proven of two copies of each policy that is certified, started differently."""
+    entries = [one.forgets for one in certificates if one.status == "PASS"]
+    if any(entry is None for entry in entries):
+        return "two copies of it, started differently, do not move apart"
+    steps = max(entry["steps"] for entry in entries if entry is not None)
+    return f"two copies of it, started differently, have lost 99% of their difference within {steps} steps"
+
+
+def _read(certificates: Sequence[Certificate]) -> str:
+    """Return the words for what the policies read: other than observations where any is not certified from them."""
+    other = {one.signals.reads for one in certificates if one.signals is not None} - {RAW}
+    return " or ".join(sorted(other)) or "observations"
 
 
 def _found(method: Method) -> str:

@@ -19,23 +19,33 @@ from stable_baselines3.td3.policies import TD3Policy
 from torch import nn
 
 from robust_policies.certificates import Certificate, Factor, Verification, compose, verify, verify_layers
+from robust_policies.certificates.signals import Signals
 from robust_policies.errors import InvalidValueError, NotCertifiableError
-from robust_policies.policies.certify import UP, refuse_discrete
+from robust_policies.policies.certify import UP, refuse_discrete, verification_of_window
 from robust_policies.policies.sb3.deploy import certify_policy, frozen, normalizer
+from robust_policies.policies.sb3.reading import signal_read
 from robust_policies.policies.sb3.recurrent import RecurrentCellPolicy
-from robust_policies.policies.sb3.windowed import WindowedExtractor, normalization_factors, window_factors
+from robust_policies.policies.sb3.windowed import (
+    WindowedExtractor,
+    normalization_factors,
+    window_factors,
+)
 
 # Slopes in [0, 1] whatever the settings that torch lets one choose; ELU, LeakyReLU and Softplus are checked below.
 _SLOPES = (nn.ReLU, nn.Tanh, nn.Sigmoid, nn.Identity, nn.Hardtanh, nn.Softsign)
 
 
 def certify_model(policy_or_model: Any, env: VecEnv | None = None) -> Certificate:
-    """Return the certificate of a Stable-Baselines3 model or policy, raw observation to mean action.
+    """Return the certificate of a Stable-Baselines3 model or policy, from what it reads to its mean action.
+
+    The certificate's `signals` and claim name what it reads: raw observations where the environment is known and
+    leaves them as they are but for a frozen VecNormalize, which is part of the chain.
 
     Args:
         policy_or_model: PPO, A2C, SAC or TD3 with "MlpPolicy", with or without a `WindowedExtractor`; or anything with
             a `RecurrentCellPolicy`.
-        env: the environment whose VecNormalize is part of the chain; None: the model's.
+        env: the environment whose VecNormalize is part of the chain; None: the model's, and for a policy alone none is
+            known: nothing is then said of raw observations.
 
     Raises:
         NotCertifiableError: there is no such gain; the message names the reason.
@@ -48,10 +58,10 @@ def certify_model(policy_or_model: Any, env: VecEnv | None = None) -> Certificat
     frozen(env)
     refuse_discrete(policy.action_space)
     extractor, modules, squashed = _parts(policy)
-    before, cell = _features(extractor, policy, env)
+    before, cell, signals = _features(extractor, policy, env)
     net = _perceptron(modules)
     if net.status != "PASS" or net.gamma is None or (cell is not None and cell.status != "PASS"):
-        return compose(net if net.status != "PASS" or cell is None else cell, before=before)
+        return compose(net if net.status != "PASS" or cell is None else cell, signals=signals, before=before)
     after = [Factor("squashing", 1.0, "tanh is 1-Lipschitz")] if squashed else []
     space = policy.action_space
     assert isinstance(space, spaces.Box)
@@ -60,27 +70,40 @@ def certify_model(policy_or_model: Any, env: VecEnv | None = None) -> Certificat
     after.append(Factor("action clip", 1.0, "clipping to the action space is 1-Lipschitz"))
     arrays = dict(policy.state_dict())
     if cell is None:
-        return compose(net, before=before, after=after, arrays=arrays, cell_note="mlp")
+        return compose(net, signals=signals, before=before, after=after, arrays=arrays, cell_note="mlp")
     after.insert(0, Factor("perceptron", net.gamma, net.method))
     # The policy itself forgets after the window, so the cell's rate is not one of the policy's.
-    memoryless = Verification("PASS", cell.gamma, margin=cell.margin, shift=cell.shift, method=cell.method)
-    return compose(memoryless, before=before, after=after, arrays=arrays, cell_note=extractor.cell.name)
+    return compose(
+        verification_of_window(cell),
+        signals=signals,
+        before=before,
+        after=after,
+        arrays=arrays,
+        cell_note=extractor.cell.name,
+    )
 
 
-def _features(extractor: Any, policy: BasePolicy, env: VecEnv | None) -> tuple[list[Factor], Verification | None]:
+def _features(
+    extractor: Any, policy: BasePolicy, env: VecEnv | None
+) -> tuple[list[Factor], Verification | None, Signals]:
+    """Return what stands before the perceptron: factors and, with a window, what is proven of the cell; and signals."""
     try:
         statistics = normalizer(env)
     except InvalidValueError as error:
         raise NotCertifiableError(f"No gain from raw observation to raw action can be stated: {error}") from error
-    if isinstance(extractor, WindowedExtractor):
-        return window_factors(extractor, statistics), verify(extractor.cell)
+    windows, normalized = isinstance(extractor, WindowedExtractor), statistics is not None
+    reads = signal_read(env, normalized=normalized, windows=windows)
+    if windows:
+        signals = Signals.between(reads, extractor.cell.input_size, policy.action_space)
+        return window_factors(extractor, statistics), verify(extractor.cell), signals
     space = policy.observation_space
     if not isinstance(space, spaces.Box) or not isinstance(extractor, FlattenExtractor) or is_image_space(space):
         raise NotCertifiableError(
             f"The policy reads {space} through a {type(extractor).__name__}, of which no gain is known; use a flat Box "
             "of numbers, or WindowedExtractor."
         )
-    return normalization_factors(statistics), None
+    signals = Signals.between(reads, int(np.prod(space.shape)), policy.action_space)
+    return normalization_factors(statistics), None, signals
 
 
 def _parts(policy: Any) -> tuple[Any, list[nn.Module], bool]:

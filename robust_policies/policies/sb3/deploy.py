@@ -10,45 +10,83 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize, unwrap_vec_normalize
 
 from robust_policies.certificates import Certificate
 from robust_policies.errors import InvalidValueError, NotCertifiableError
 from robust_policies.policies.actor import Actor, FrozenNormalizer
 from robust_policies.policies.deployed import DeployedPolicy
-from robust_policies.policies.sb3.perceptron import perceptron
+from robust_policies.policies.sb3.history import HistoryWrapper, VecHistory
+from robust_policies.policies.sb3.perceptron import perceptron, windowed
+from robust_policies.policies.sb3.reading import reads_raw
+from robust_policies.policies.sb3.windowed import WindowedExtractor
 
 
 def deploy(policy_or_model: Any, env: VecEnv | None = None) -> DeployedPolicy:
     """Return a deployed copy, on the CPU, of a policy or of the model that has it.
 
     `RecurrentCellPolicy` and the MLP policies that `perceptron` knows can be deployed; of those of SAC, TD3 and DDPG
-    the deterministic actions alone.
+    the deterministic actions alone. One with a `WindowedExtractor` reads single observations then: the window is the
+    state of `predict`.
 
-    The statistics of a VecNormalize in `env` (by default the model's) are frozen into the copy.
+    The statistics of a VecNormalize in `env` (by default the model's) are frozen into the copy. A policy alone does not
+    know what its environment does to observations, so its certificate then speaks of what it is given, never of raw
+    observations.
 
     Raises:
-        InvalidValueError: another kind of policy, or observations that are not a flat Box.
+        InvalidValueError: another kind of policy, observations that are not a flat Box, or a VecNormalize that
+            normalises something else than what the policy reads at each step.
     """
     policy = getattr(policy_or_model, "policy", policy_or_model)
-    own = getattr(policy, "actor", None)
-    live = own if isinstance(own, Actor) else perceptron(policy)
     if env is None and policy is not policy_or_model:
         env = policy_or_model.get_env()
-    space = policy.observation_space
+    space, reader = policy.observation_space, policy.features_extractor_class
     scaled_image = policy.normalize_images and is_image_space(space)
-    if not isinstance(space, spaces.Box) or policy.features_extractor_class is not FlattenExtractor or scaled_image:
+    own = getattr(policy, "actor", None)
+    if reader is WindowedExtractor:
+        live = windowed(policy)
+        space = _single(space, live.cell.input_size, env)
+    elif not isinstance(space, spaces.Box) or reader is not FlattenExtractor or scaled_image:
+        kind = f"{type(space).__name__}{space.shape or ''}"
         raise InvalidValueError(
-            f"Only policies on flat Box observations can be deployed; this one reads {space} through a "
-            f"{policy.features_extractor_class.__name__}. Keep Stable-Baselines3's zip file for it."
+            f"Only policies on flat Box observations, or windows of them, can be deployed; this one reads a {kind} "
+            f"through a {reader.__name__}. Keep Stable-Baselines3's zip file for it."
         )
+    else:
+        live = own if isinstance(own, Actor) else perceptron(policy)
     if policy.squash_output and not live.head.squash:
         raise InvalidValueError("A policy with squash_output=True cannot be deployed; train with squash_output=False.")
-    actor = copy.deepcopy(Actor(live.body, live.head, normalizer(env))).cpu()
+    statistics = normalizer(env)
+    if statistics is not None and statistics.mean.numel() != live.cell.input_size:
+        raise InvalidValueError(
+            f"The VecNormalize normalises {statistics.mean.numel()} numbers and the policy reads "
+            f"{live.cell.input_size} at each step, as a frame stack or history stands between them; put VecNormalize "
+            + ("inside the history." if reader is WindowedExtractor else "around it.")
+        )
+    actor = copy.deepcopy(Actor(live.body, live.head, statistics)).cpu()
     log_std, gsde = None, getattr(policy, "use_sde", False)
     if isinstance(policy.action_space, spaces.Box) and not gsde and not live.head.squash:
         log_std = policy.log_std.detach().cpu()
-    return DeployedPolicy(actor, space, policy.action_space, log_std, state_dependent_noise=gsde)
+    raw = env is not None and reads_raw(env, windows=reader is WindowedExtractor)
+    return DeployedPolicy(actor, space, policy.action_space, log_std, state_dependent_noise=gsde, raw=raw)
+
+
+def _single(space: spaces.Box, size: int, env: Any) -> spaces.Box:
+    """Return the Box of one of the observations whose windows are in `space`: the environment's own if it is known."""
+    inner: Any = env
+    while inner is not None:
+        found = None
+        if isinstance(inner, VecHistory | VecFrameStack):
+            found = inner.venv.observation_space
+        elif isinstance(inner, HistoryWrapper):
+            found = inner.env.observation_space
+        if isinstance(found, spaces.Box) and spaces.flatdim(found) == size:
+            return found
+        several = getattr(inner, "envs", None)
+        inner = several[0] if several else getattr(inner, "venv", None) or vars(inner).get("env")
+    low, high = (bound.reshape(-1)[-(size + 1) : -1] if space.low.ndim == 2 else bound[-size:]
+                 for bound in (space.low, space.high))  # fmt: skip
+    return spaces.Box(low, high, dtype=space.dtype.type)
 
 
 def observation_normalizer(env: VecEnv | None) -> VecNormalize | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from torch import nn
 from robust_policies.errors import InvalidValueError
 from robust_policies.networks import MLPCell
 from robust_policies.policies.actor import Actor, MeanHead, ScaledCell, Scaling
+from robust_policies.policies.spaces import action_range
+from robust_policies.policies.window import WindowCell
 
 _ACTIVATIONS = {nn.ReLU: "relu", nn.Tanh: "tanh"}
 
@@ -23,7 +25,7 @@ def perceptron(policy: Any) -> Actor:
     """Return the deterministic actor of an MLP policy of PPO, A2C, SAC, TD3 or DDPG: observation -> mean action.
 
     Raises:
-        InvalidValueError: another policy or activation, or a squashed action in a Box that is not symmetric.
+        InvalidValueError: another policy or activation.
     """
     if isinstance(policy, SACPolicy) and not policy.actor.use_sde:
         parts, squash = [*policy.actor.latent_pi, policy.actor.mu], True
@@ -41,17 +43,33 @@ def perceptron(policy: Any) -> Actor:
     if len(between) > 1 or not between <= set(_ACTIVATIONS):
         names = ", ".join(sorted(kind.__name__ for kind in between))
         raise InvalidValueError(f"The policy's layers have the activation(s) {names}; expected ReLU or Tanh alone.")
-    scale = None
-    if squash:
-        space: Any = policy.action_space
-        if not isinstance(space, spaces.Box) or not np.array_equal(space.low, -space.high):
-            raise InvalidValueError(f"The squashed actions are in {space}; expected a Box that is symmetric about 0.")
-        scale = space.high.flatten()
+    scale, offset = squashed_range(policy.action_space) if squash else (None, None)
     activation = _ACTIVATIONS[between.pop()] if between else "tanh"
     widths = [layer.out_features for layer in layers]
     cell = MLPCell(layers[0].in_features, widths[:-1], widths[-1], activation)
     with torch.no_grad():
         for own, layer in zip(cell.layers, layers, strict=True):
             own.load_state_dict(layer.state_dict())
-    head = MeanHead(widths[-1], widths[-1], linear=False, scale=scale, squash=squash)
+    head = MeanHead(widths[-1], widths[-1], linear=False, scale=scale, offset=offset, squash=squash)
     return Actor(ScaledCell(cell, Scaling(cell.input_size)), head)
+
+
+def windowed(policy: Any) -> Actor:
+    """Return the deterministic actor of a policy with a `WindowedExtractor`: one raw observation -> mean action.
+
+    Its state is the window. Raises as `perceptron`.
+    """
+    live = perceptron(policy)
+    extractor = policy.actor.features_extractor if hasattr(policy, "actor") else policy.pi_features_extractor
+    cell = WindowCell(extractor.cell, cast(MLPCell, live.cell), extractor.window, extractor.masked)
+    with torch.no_grad():
+        cell.blank.copy_(extractor.scaling(torch.zeros_like(cell.blank)))
+    return Actor(ScaledCell(cell, extractor.scaling), live.head)
+
+
+def squashed_range(space: spaces.Space) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return what a tanh is multiplied by (na,) to fill a Box, and what is added (na,), None in a symmetric one."""
+    known = action_range(space)
+    if known is None:
+        raise InvalidValueError("The squashed actions are in a space without limits; expected a finite Box.")
+    return known[0], known[1] if known[1].any() else None

@@ -10,7 +10,8 @@ import torch
 from gymnasium import spaces
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
-from stable_baselines3.common.torch_layers import CombinedExtractor, MlpExtractor, NatureCNN
+from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, MlpExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from robust_policies import checks
 from robust_policies.certificates import Certificate
 from robust_policies.errors import InvalidValueError, UnknownNameError
 from robust_policies.networks import Cell, make_cell
-from robust_policies.policies.actor import Actor, MeanHead, ScaledCell, Scaling
+from robust_policies.policies.actor import Actor, MeanHead, ScaledCell, Scaling, mean_head
 from robust_policies.policies.sb3.deploy import certify_policy
 from robust_policies.policies.spaces import parameter_count
 
@@ -40,8 +41,9 @@ class RecurrentCellPolicy(RecurrentActorCriticPolicy):
             cell without its guarantee, for a critic needs none.
         cell_output_size: None: the cell's output is the mean action (or the logits); else a linear head follows.
         observation_scale, observation_offset: the cell's input is (observation - offset) / scale; fixed.
-        action_scale: fixed factor on the mean action.
-        zero_init: the mean action is zero at first, whatever the observation (the usual start of PPO).
+        action_scale, action_offset: fixed factor on the mean action, and what is added then. None: where both are, half
+            of the range and the middle of a finite Box that is not symmetric about 0; 1 and 0 else (`mean_head`).
+        zero_init: the mean action is the offset at first, whatever the observation (the usual start of PPO).
         net_arch: layers of the critic's MLP: dict(vf=[64, 64]) or a list.
         kwargs: further options of sb3-contrib's recurrent policy, except those of its LSTM.
 
@@ -67,6 +69,7 @@ class RecurrentCellPolicy(RecurrentActorCriticPolicy):
         observation_scale: Any = None,
         observation_offset: Any = None,
         action_scale: Any = None,
+        action_offset: Any = None,
         zero_init: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -87,6 +90,7 @@ class RecurrentCellPolicy(RecurrentActorCriticPolicy):
             "observation_scale": observation_scale,
             "observation_offset": observation_offset,
             "action_scale": action_scale,
+            "action_offset": action_offset,
             "zero_init": zero_init,
         }
         self._share_features = kwargs.get("share_features_extractor", True)
@@ -118,16 +122,58 @@ class RecurrentCellPolicy(RecurrentActorCriticPolicy):
         return Actor(cast(ScaledCell, self.lstm_actor), cast(MeanHead, self.action_net))
 
     def certificate(self, env: VecEnv | None = None, weights: Sequence[float] | None = None) -> Certificate:
-        """Return the certificate of the gain from raw observation to raw mean action.
+        """Return the certificate of the gain from what the policy reads to its raw mean action.
+
+        The certificate's `signals` and claim name what that is. Alone, a policy does not know what stands between it
+        and its environment's sensors, such as a VecNormalize: the certificate is of observations as it is given them.
 
         Args:
-            env: the environment the policy acts in, where a VecNormalize in it is part of the chain.
+            env: the environment the policy acts in: a VecNormalize in it, once frozen, is part of the chain, and the
+                certificate is of raw observations.
             weights: (nu,) the size of one unit of each observation, for a second gain in these units.
 
         Raises:
             NotCertifiableError: there is no such gain; the message names the reason.
         """
         return certify_policy(self, env, weights)
+
+    def extract_features(self, obs: Any, features_extractor: Any = None) -> Any:
+        """Return the features of observations; float64 ones stay so where an offset is subtracted from them."""
+        if not self._keeps(obs):
+            return super().extract_features(obs, features_extractor)
+        flat = obs.flatten(1)
+        return flat if self.share_features_extractor else (flat, flat)
+
+    def get_distribution(
+        self, obs: Tensor, lstm_states: tuple[Tensor, Tensor], episode_starts: Tensor
+    ) -> tuple[Distribution, tuple[Tensor, ...]]:
+        """Return the distribution of actions for observations, and the next states."""
+        if not self._keeps(obs):
+            return super().get_distribution(obs, lstm_states, episode_starts)
+        latent, states = self._process_sequence(obs.flatten(1), lstm_states, episode_starts, self.lstm_actor)
+        return self._get_action_dist_from_latent(self.mlp_extractor.forward_actor(latent)), states
+
+    def predict_values(self, obs: Tensor, lstm_states: tuple[Tensor, Tensor], episode_starts: Tensor) -> Tensor:
+        """Return the values (batch, 1) of observations."""
+        if not self._keeps(obs):
+            return super().predict_values(obs, lstm_states, episode_starts)
+        flat = obs.flatten(1)
+        if self.lstm_critic is not None or self.shared_lstm:
+            reader = self.lstm_actor if self.lstm_critic is None else self.lstm_critic
+            latent = self._process_sequence(flat, lstm_states, episode_starts, reader)[0]
+        else:
+            latent = cast(nn.Module, self.critic)(flat)
+        return self.value_net(self.mlp_extractor.forward_critic(latent))
+
+    def _keeps(self, obs: Any) -> bool:
+        """Whether Stable-Baselines3's cast of the observations to float32 is to be left out.
+
+        What an observation shows far from zero would be lost before the offset is subtracted. Its buffers hold
+        float64 where the observation space does.
+        """
+        double = isinstance(obs, Tensor) and obs.dtype == torch.float64
+        offset = self._options["observation_offset"] is not None
+        return double and offset and isinstance(self.features_extractor, FlattenExtractor)
 
     def evaluate_actions(
         self, obs: Tensor, actions: Tensor, lstm_states: RNNStates, episode_starts: Tensor
@@ -164,12 +210,9 @@ class RecurrentCellPolicy(RecurrentActorCriticPolicy):
             return Scaling(self.features_dim, options["observation_scale"], options["observation_offset"])
 
         actor = make_cell(options["cell"], self.features_dim, heads.latent_dim_pi, **options["cell_kwargs"])
-        self.action_net = MeanHead(
-            heads.latent_dim_pi,
-            parameter_count(self.action_space),
-            linear=options["cell_output_size"] is not None,
-            scale=options["action_scale"],
-        )
+        linear = options["cell_output_size"] is not None
+        scale, offset = options["action_scale"], options["action_offset"]
+        self.action_net = mean_head(self.action_space, heads.latent_dim_pi, linear, scale, offset)
         if options["zero_init"] and options["cell_output_size"] is None:
             actor.zero_output_()
         self.lstm_actor = ScaledCell(actor, scaling())

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from robust_policies import checks
 from robust_policies.certificates import Certificate, Factor, compose, verify
+from robust_policies.certificates.signals import FEATURES, WINDOWED, Signals
 from robust_policies.errors import InvalidValueError, ShapeError
 from robust_policies.networks import make_cell
 from robust_policies.policies.actor import FrozenNormalizer, Scaling
-from robust_policies.policies.certify import UP, Scales, normalized
+from robust_policies.policies.certify import Scales, normalized, verification_of_window, window_factor
 
 
 class WindowedExtractor(BaseFeaturesExtractor):
@@ -106,18 +107,22 @@ def certify_extractor(extractor: WindowedExtractor) -> Certificate:
     """Return the certificate from the sequence of observations to that of a windowed extractor's features."""
     verification = verify(extractor.cell)
     arrays = dict(extractor.state_dict())
-    return compose(verification, before=window_factors(extractor, None), arrays=arrays, cell_note=extractor.cell.name)
+    return compose(
+        verification_of_window(verification),
+        signals=Signals(WINDOWED, FEATURES, extractor.cell.input_size, extractor.features_dim),
+        before=window_factors(extractor, None),
+        arrays=arrays,
+        cell_note=extractor.cell.name,
+    )
 
 
 def window_factors(extractor: WindowedExtractor, statistics: FrozenNormalizer | None) -> list[Factor]:
     """Return what stands before the cell of a windowed extractor."""
-    note = f"each observation is read in {extractor.window} windows: sqrt({extractor.window})"
     scales = Scales(np.ones(extractor.cell.input_size))
     scale = extractor.scaling.scale
     if scale is not None:
         scales.divide("observation scale", scale.detach().cpu().double().numpy(), "1 / smallest observation_scale")
-    window = Factor("history window", float(np.sqrt(extractor.window)) * UP, note)
-    return [*normalization_factors(statistics), window, *scales.factors]
+    return [*normalization_factors(statistics), window_factor(extractor.window), *scales.factors]
 
 
 def normalization_factors(statistics: FrozenNormalizer | None) -> list[Factor]:

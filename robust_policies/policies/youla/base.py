@@ -239,6 +239,8 @@ class BaseController(nn.Module):
         Raises InvalidValueError where the actuators have no limits.
         """
         spare = torch.minimum(self.u0 - self.low, self.high - self.u0) - self.options.quantum / 2.0
+        if not bool(torch.isfinite(spare).any()):
+            raise InvalidValueError("The actuators have no limits; expected one at least.")
         youla = torch.minimum(self.input_scale.abs() @ self.youla_high, spare)
         return saturation_budget(self.model, self.design, spare.cpu().numpy(), youla.cpu().numpy())
 

@@ -9,7 +9,8 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from robust_policies.certificates import Certificate, Factor
-from robust_policies.certificates.certificate import array_hashes, claim
+from robust_policies.certificates.certificate import array_hashes, claim, forgotten
+from robust_policies.certificates.decay import Decay, least_decay
 from robust_policies.certificates.lmi import Array, Matrices
 from robust_policies.certificates.multipliers import LipschitzMultiplier
 from robust_policies.certificates.search import Search
@@ -21,7 +22,6 @@ from robust_policies.control.closed_loop import ClosedLoop
 from robust_policies.control.gain_bounds import known_gain
 from robust_policies.control.linear_model import LinearModel
 from robust_policies.control.lqg import LQGDesign
-from robust_policies.control.norms import radius
 from robust_policies.control.scope import Scope
 from robust_policies.errors import InvalidValueError, NotCertifiableError
 from robust_policies.files.versions import versions
@@ -48,9 +48,6 @@ class Judged(Protocol):
     def design(self) -> LQGDesign:
         """The base controller's gains."""
         ...
-
-
-_SHARES = (0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 0.9, 0.99)
 
 
 @dataclass(frozen=True)
@@ -118,7 +115,8 @@ def certify_youla(policy: Judged) -> Certificate:
     memoryless = policy.policy.cell.state_size == 0
     # A gain holds for sums over time: step by step, as a rate needs it, only without a memory.
     loop, ell = (own, parts.ell) if own is not None else (generic if memoryless else None, gain)
-    rate, overshoot = (None, None) if loop is None or ell is None else contraction(loop, ell)
+    decay = None if loop is None or ell is None else contraction(loop, ell)
+    rate = None if decay is None else decay.rate
     stable = bounds.T0.proven and bounds.T2.proven
     converges = stable and (memoryless or (alone.rate is not None and alone.rate < 1.0))
     if best is None and rate is None and not converges:
@@ -139,15 +137,16 @@ def certify_youla(policy: Judged) -> Certificate:
     elif rate is not None:
         method = "matrix inequality with rounding-error bound"
     content = {
-        "T0": bounds.T0.gain,
-        "T1": bounds.T1.gain,
-        "T2": bounds.T2.gain,
-        "triangle": None if gain is None else bounds.triangle.gain,
+        "T0": _number(bounds.T0.gain),
+        "T1": _number(bounds.T1.gain),
+        "T2": _number(bounds.T2.gain),
+        "triangle": None if gain is None else _number(bounds.triangle.gain),
         "scaled": None if scaled is None else _number(scaled.gain),
         "closed_loop": None if bounds.closed_loop is None else _number(bounds.closed_loop.gain),
         "parameter_gain": gain,
         "converges": bool(converges or rate is not None),
         "quantum": policy.controller.options.quantum,
+        "channels": policy.model.n + policy.model.p,
         "delay": policy.controller.options.delay,
         "region": list(policy.controller.options.region),
         "plant": _plant(policy, parts, gain),
@@ -160,13 +159,14 @@ def certify_youla(policy: Judged) -> Certificate:
         gamma_core=alone.gamma_core,
         gamma_raw=None if best is None else best.gain,
         rate=rate,
-        overshoot=overshoot,
+        overshoot=None if decay is None else decay.overshoot,
         factors=(Factor("Youla parameter", gain, note),),
         margin=margin,
         method=method,
         arrays_sha256=array_hashes(loop_arrays(policy)),
         versions=versions(),
         closed_loop=content,
+        forgets=forgotten(None if decay is None else decay.steps),
     )
     return replace(certificate, claim=claim(certificate))
 
@@ -189,18 +189,14 @@ def loop_arrays(policy: Judged) -> dict[str, Any]:
     return base | running_arrays(policy.policy.actor)
 
 
-def contraction(loop: Matrices, ell: float) -> tuple[float | None, float | None]:
-    """Return the least contraction rate that is proven of those tried, and its overshoot; None, None without one.
+def contraction(loop: Matrices, ell: float) -> Decay | None:
+    """Return the decay of the loop with the smallest contraction rate that is proven, None without one below 1.
 
     Args:
         loop: the closed loop around the neurons, or a block, of the Youla parameter.
         ell: their Lipschitz bound.
     """
-    least = radius(loop.A)
-    if least >= 1.0:
-        return None, None
-    found = Search(loop, LipschitzMultiplier(loop.sizes[1], ell), 1.0).least_rate(least, _SHARES)
-    return (None, None) if found is None else (found.rate, found.overshoot)
+    return least_decay(Search(loop, LipschitzMultiplier(loop.sizes[1], ell), 1.0), np.ones(1))
 
 
 def _loop(parts: LoopParts, q: Matrices) -> Matrices:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 from gymnasium.spaces import flatdim
 from torch import Tensor, nn
 
@@ -82,9 +83,9 @@ def make_actor(recipe: Recipe[ApgSection], plant: Plant, device: str) -> Actor:
     through plant, observer and feedback.
     """
     base = base_controller(recipe)
-    inputs, actions = plant.observation_size, plant.action_size
+    inputs, actions = plant.observation_size, spaces.Box(plant.action_low, plant.action_high, dtype=np.float64)
     if base is not None:
-        inputs, actions = flatdim(base.youla_observation_space), base.model.m
+        inputs, actions = flatdim(base.youla_observation_space), base.youla_action_space
     actor = new_actor(recipe.policy, inputs, actions, recipe.seed)
     if recipe.algorithm.zero_init and actor.head.linear is None:
         actor.cell.zero_output_()
@@ -162,7 +163,7 @@ class ApgRun(Updates):
         return self.algorithm.tensors()
 
     def load_tensors(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], progress: Progress) -> None:
-        """Go on from what `tensors` returned; raises KeyError or RuntimeError if it does not fit."""
+        """Go on from what `tensors` returned, of the same shapes; raises KeyError or RuntimeError elsewhere."""
         self.algorithm.load_tensors(tensors)
 
 

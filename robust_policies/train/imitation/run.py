@@ -61,7 +61,7 @@ class ImitationRun(Updates):
         settings = recipe.algorithm
         stage = Stage(recipe.task, recipe.task.num_envs, device)
         self.teacher = teacher_of(settings.teacher, teacher, stage.env, device)
-        student = new_actor(recipe.policy, stage.observation_size, stage.action_size, recipe.seed).to(device)
+        student = new_actor(recipe.policy, stage.observation_size, stage.action_space, recipe.seed).to(device)
         self.model, self.why_no_model = _linear_model(recipe, stage)
         margin = None
         if settings.closed_loop_weight:
@@ -118,7 +118,7 @@ class ImitationRun(Updates):
         return {"history": self.history}
 
     def load_tensors(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], progress: Progress) -> None:
-        """Go on from what `tensors` and `facts` returned; raises KeyError or RuntimeError if they do not fit."""
+        """Go on from what `tensors` returned, of the same shapes, and `facts`; raises as `Learner`'s."""
         self.learning.load_tensors(tensors, progress.n_updates // self.updates)
         self.history = list(facts["history"])
 

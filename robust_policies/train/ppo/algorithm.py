@@ -129,8 +129,10 @@ class TensorRecurrentPPO(RecurrentPPO):
             return
         if not self._loaded:
             self._set_minibatches()
+        # Only a `RecurrentCellPolicy` gets here: others have a `why_numpy`.
         self._tensors = TensorPolicy(self.policy)  # pyright: ignore[reportArgumentType]
         discrete = not self._tensors.gaussian
+        assert isinstance(env, SB3VecEnv)
         self.rollout_buffer = TensorRolloutBuffer(
             self.n_steps,
             self.n_envs,
@@ -139,11 +141,14 @@ class TensorRecurrentPPO(RecurrentPPO):
             self._tensors.state_sizes,
             self.device,
             torch.int64 if discrete else torch.float32,
+            # An offset far from zero is subtracted in the environment's own precision, in updates as in rollouts.
+            env.inner.dtype if self._tensors.actor.scaling.offset is not None else torch.float32,
         )
         self._episodes = EpisodeTotals(self.n_envs, self.device)
         self._states = self._tensors.initial_states(self.n_envs)
         self._bounds = None
         if not discrete:
+            # A Box where actions are no choices.
             low, high = env.action_space.low, env.action_space.high  # pyright: ignore[reportAttributeAccessIssue]
             self._bounds = tuple(torch.as_tensor(bound, device=self.device) for bound in (low, high))
         self._make_scales()
@@ -155,6 +160,7 @@ class TensorRecurrentPPO(RecurrentPPO):
         kept = self.normalization_state()
         self._scales = {}
         if self.normalize_observation:
+            # A vector: other observations have a `why_numpy`.
             size = self.observation_space.shape[0]  # pyright: ignore[reportOptionalSubscript]
             self._scales["observation"] = ObservationScale(size, self.device)
         if self.normalize_reward:
@@ -266,6 +272,7 @@ class TensorRecurrentPPO(RecurrentPPO):
                 acting.begin(dones)
             starts = dones
         seconds["policy"] += clock() - before
+        # Tensors in the place of the base class's arrays.
         self._last_obs, self._last_episode_starts, self._states = observations, starts, acting.states  # pyright: ignore[reportAttributeAccessIssue]
         self._finish(acting, observations, cut_off)
         callback.on_rollout_end()
@@ -311,6 +318,7 @@ class TensorRecurrentPPO(RecurrentPPO):
         began = time.perf_counter()
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
+        # A schedule since `_setup_model`, as the learning rate is.
         clip_range = self.clip_range(self._current_progress_remaining)  # pyright: ignore[reportCallIssue]
         clip_range_vf = self.clip_range_vf and self.clip_range_vf(self._current_progress_remaining)  # pyright: ignore[reportCallIssue]
         steps: list[Tensor] = []

@@ -47,6 +47,7 @@ class TensorRolloutBuffer:
         state_sizes: tuple[int, int],
         device: torch.device,
         action_dtype: torch.dtype = torch.float32,
+        observation_dtype: torch.dtype = torch.float32,
     ) -> None:
         self.buffer_size, self.n_envs, self.device = n_steps, n_envs, device
         grid = (n_steps, n_envs)
@@ -54,7 +55,7 @@ class TensorRolloutBuffer:
         def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
 
-        self.observations = zeros(*grid, *observation_shape)
+        self.observations = zeros(*grid, *observation_shape, dtype=observation_dtype)
         self.actions = zeros(*grid, *action_shape, dtype=action_dtype)
         self.starts, self.dones = zeros(*grid, dtype=torch.bool), zeros(*grid, dtype=torch.bool)
         self.rewards, self.values, self.log_probs = zeros(*grid), zeros(*grid), zeros(*grid)

@@ -117,6 +117,7 @@ def _roots(model: OnPolicyAlgorithm) -> dict[str, Any]:
         session |= {"actor": model._states.actor, "critic": model._states.critic}
         roots["episodes"] = model._episodes
     else:
+        # Of `RecurrentPPO`, the other class of these models.
         states: Any = model._last_lstm_states  # pyright: ignore[reportAttributeAccessIssue]
         session |= {f"{part}_{i}": state for part in ("pi", "vf") for i, state in enumerate(getattr(states, part))}
         normalizer = model.get_vec_normalize_env()
@@ -157,7 +158,10 @@ def model_tensors(model: OnPolicyAlgorithm, moment: Moment) -> dict[str, Tensor]
 def load_model(
     model: OnPolicyAlgorithm, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], progress: Progress
 ) -> None:
-    """Let a model go on from `model_tensors` and the facts of the same moment; raises KeyError, RuntimeError, ..."""
+    """Let a model go on from `model_tensors`, of the same shapes, and the facts of that moment.
+
+    Raises KeyError, RuntimeError, ValueError, TypeError or AttributeError where they do not fit.
+    """
     model.policy.load_state_dict(under("policy", tensors))
     load_optimizer(model.policy.optimizer, under("optimizer", tensors))
     Moment(under("moment", tensors), facts).resume(model)

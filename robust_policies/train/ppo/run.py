@@ -47,6 +47,7 @@ def make_model(recipe: Recipe, env: VecEnv, device: str = "cpu") -> OnPolicyAlgo
         "observation_scale": policy.observation_scale,
         "observation_offset": policy.observation_offset,
         "action_scale": policy.action_scale,
+        "action_offset": policy.action_offset,
         "cell_output_size": policy.cell_output_size,
         "log_std_init": policy.log_std_init,
     }
@@ -139,11 +140,12 @@ class PpoRun(Learner):
         return dict(self.moment.facts)
 
     def load_tensors(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], progress: Progress) -> None:
-        """Go on from what `tensors` and `facts` returned; raises KeyError, RuntimeError and others elsewhere."""
+        """Go on from what `tensors` returned, of the same shapes, and `facts`; raises as `Learner`'s."""
         load_model(self.model, tensors, facts, progress)
 
     def report(self, run: RunFolder) -> None:
         """Write policy.zip, which Stable-Baselines3 loads."""
+        # It takes an open file too, which its annotation leaves out.
         write_atomic(run.policy_zip, lambda file: self.model.save(file))  # pyright: ignore[reportArgumentType]
 
 

@@ -45,7 +45,12 @@ class PolicySection(Strict):
     critic_kwargs: dict[str, Any] = Field(default_factory=dict)
     observation_scale: list[float] | None = Field(default=None, description="observations are divided by it")
     observation_offset: list[float] | None = Field(default=None, description="and this is subtracted before")
-    action_scale: float | list[float] | None = Field(default=None, description="multiplies the mean action")
+    action_scale: float | list[float] | None = Field(
+        default=None, description="multiplies the mean action; null: 1, half of the range of one-sided actuators"
+    )
+    action_offset: float | list[float] | None = Field(
+        default=None, description="then added to it; null: 0, where action_scale is null too the actuators' middle"
+    )
     cell_output_size: int | None = Field(default=None, ge=1, description="null: the cell's output is the mean action")
     log_std_init: float = 0.0
 

@@ -57,7 +57,10 @@ class Learner(Protocol):
         return {}
 
     def load_tensors(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], progress: Progress) -> None:
-        """Go on from what `tensors` and `facts` returned at `progress`; raises KeyError, RuntimeError and the like."""
+        """Go on from what `tensors` returned at `progress`, of the same shapes, and `facts`.
+
+        Raises KeyError, RuntimeError, ValueError, TypeError or AttributeError where they do not fit.
+        """
         ...
 
     def report(self, run: RunFolder) -> None:

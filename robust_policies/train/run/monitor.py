@@ -10,8 +10,9 @@ from robust_policies.policies.deployed import DeployedPolicy
 
 
 def certified(policy: DeployedPolicy) -> dict[str, float]:
-    """Return the scalars `certificate/*` of a policy, raw observation to raw mean action.
+    """Return the scalars `certificate/*` of a deployed copy of a policy, from what the copy reads to raw mean action.
 
+    A normalizer that still learns is in the copy as it is at this moment, and so is part of the gain.
     gamma: the proven gain. margin: how far its matrix inequality is from being violated. found_gain: the largest gain
     that a short search finds, which costs about as much as some hundred steps of the policy; a policy without a
     provable gain has this alone, and one whose actions are choices nothing.

@@ -31,13 +31,14 @@ def put(env, state):
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_agrees_with_gymnasium_over_a_thousand_random_steps(name):
+@pytest.mark.parametrize("steps", [400, pytest.param(1000, marks=pytest.mark.soak)])
+def test_agrees_with_gymnasium_over_random_steps(name, steps):
     plant, env = load_plant(name), gymnasium.make(TASKS[name]).unwrapped
     params = plant.prepare(plant.nominal())
     env.reset(seed=0)
     rng = np.random.default_rng(5)
     state, ends, pushed = None, 0, 0
-    for step in range(1000):
+    for step in range(steps):
         if state is None:
             state = plant.initial(torch.as_tensor(rng.random((1, plant.reset_size))), params)
             put(env, state)

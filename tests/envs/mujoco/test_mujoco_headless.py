@@ -17,7 +17,7 @@ print(env.render().shape)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="EGL is asked for on Linux only")
-@pytest.mark.parametrize("setting", ["", "os.environ['MUJOCO_GL'] = 'egl'"])
+@pytest.mark.parametrize("setting", ["", pytest.param("os.environ['MUJOCO_GL'] = 'egl'", marks=pytest.mark.soak)])
 def test_egl_is_used_although_mujoco_was_imported_first(setting):
     environment = {name: value for name, value in os.environ.items() if name not in {"DISPLAY", "MUJOCO_GL"}}
     done = subprocess.run(

@@ -40,7 +40,7 @@ def after(plant, backend, steps, device=CPU):
     return state.cpu()
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.filterwarnings(FOR_TESTING, "ignore:compiler attribute")
 def test_warp_agrees_with_c_after_a_hundred_steps_with_elliptic_cones(own_task):
     plant = load_plant(own_task("half_cheetah", elliptic))

@@ -93,7 +93,11 @@ def follow(envs, environments, first, mode, actions):
     return observation, ends
 
 
-@pytest.mark.parametrize("mode", list(AutoresetMode), ids=lambda mode: mode.name)
+@pytest.mark.parametrize(
+    "mode",
+    [mode if mode is AutoresetMode.SAME_STEP else pytest.param(mode, marks=pytest.mark.soak) for mode in AutoresetMode],
+    ids=lambda mode: mode.name,
+)
 @pytest.mark.parametrize("name", list(LISTS))
 def test_row_i_is_the_single_environment_with_its_seed(name, mode):
     envs = perturb(

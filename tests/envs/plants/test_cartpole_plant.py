@@ -268,11 +268,12 @@ def test_one_graph_holds_a_whole_step(task):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_random_forces_for_4000_steps_leave_everything_finite(task):
+@pytest.mark.parametrize("steps", [500, pytest.param(4000, marks=pytest.mark.soak)])
+def test_random_forces_leave_everything_finite(task, steps):
     plant = load_plant(task)
     params = plant.nominal()
     state = plant.initial(uniform(64, 4), params)
-    forces = 30.0 * (uniform(4000, 64, 1, seed=1) - 0.5)
+    forces = 30.0 * (uniform(steps, 64, 1, seed=1) - 0.5)
     total = torch.zeros(64, dtype=torch.float64)
     for action in forces:
         following = plant.advance(state, action, params)

@@ -94,7 +94,14 @@ def test_the_stated_optimum_is_what_python_control_computes(name):
     )
 
 
-@pytest.mark.parametrize("name", CONTINUOUS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "double_integrator",
+        "dc_motor",
+        *(pytest.param(name, marks=pytest.mark.soak) for name in ("mass_spring_damper", "aircraft_pitch")),
+    ],
+)
 def test_lqr_and_lqg_reach_the_stated_optimum_without_clipping(name):
     plant = load_plant(name)
     A, B, C, Q, R, W, V = matrices(plant)
@@ -105,7 +112,7 @@ def test_lqr_and_lqg_reach_the_stated_optimum_without_clipping(name):
         assert clipped == 0
 
 
-@pytest.mark.parametrize("controller", ["lqr", "lqg", "base"])
+@pytest.mark.parametrize("controller", ["base", *(pytest.param(one, marks=pytest.mark.soak) for one in ("lqr", "lqg"))])
 def test_controllers_of_doyles_example_cost_what_is_published(controller):
     plant = load_plant("doyle_lqg")
     A, B, C, Q, R, W, V = matrices(plant)

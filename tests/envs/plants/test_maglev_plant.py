@@ -120,12 +120,13 @@ def test_a_stop_takes_only_the_speed_towards_it():
     assert float(rising[0]) < 0.1 and float(rising[1]) == pytest.approx(-0.5 + 9.81 * 0.005, abs=1e-4)
 
 
-def test_random_voltages_for_4000_steps_stay_within_the_stops():
+@pytest.mark.parametrize("steps", [500, pytest.param(4000, marks=pytest.mark.soak)])
+def test_random_voltages_stay_within_the_stops(steps):
     plant = load_plant("maglev")
     params = plant.nominal()
     state, total = plant.initial(uniform(64, 3), params), torch.zeros(64, dtype=torch.float64)
     lowest, highest = state, state
-    for action in 20.0 * uniform(4000, 64, 1, seed=1) - 2.5:
+    for action in 20.0 * uniform(steps, 64, 1, seed=1) - 2.5:
         following = plant.advance(state, action, params)
         total += plant.reward(state, action, following, params)
         state = following

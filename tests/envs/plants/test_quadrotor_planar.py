@@ -177,7 +177,7 @@ def test_every_environment_may_have_its_own_parameters():
             torch.testing.assert_close(row[i], one, rtol=1e-14, atol=1e-14)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float64, pytest.param(torch.float32, marks=pytest.mark.soak)])
 def test_a_compiled_step_has_no_graph_break_and_agrees(dtype):
     params = PLANT.nominal(dtype=dtype)
     before, action = starts(8, dtype=dtype), thrusts(8, dtype=dtype)
@@ -189,7 +189,13 @@ def test_a_compiled_step_has_no_graph_break_and_agrees(dtype):
         torch.testing.assert_close(given, expected)
 
 
-@pytest.mark.parametrize(("dtype", "steps"), [(torch.float32, 4000), (torch.float64, 500)])
+@pytest.mark.parametrize(
+    ("dtype", "steps"),
+    [
+        (torch.float32, 500),
+        *(pytest.param(*case, marks=pytest.mark.soak) for case in ((torch.float32, 4000), (torch.float64, 500))),
+    ],
+)
 def test_random_actions_leave_everything_finite_even_without_resets(dtype, steps):
     params = PLANT.nominal(dtype=dtype)
     now, generator = starts(64, dtype=dtype), torch.Generator().manual_seed(1)

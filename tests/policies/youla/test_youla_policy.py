@@ -177,3 +177,22 @@ def test_broken_files_are_named(tmp_path):
         path.write_text(json.dumps({**content, **change}))
         with pytest.raises(error, match=message):
             load_policy(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["MassSpringDamper", "Linear"])
+def test_the_policy_of_a_plant_whose_modes_all_decay_is_saved_and_says_so(name, tmp_path):
+    env = YoulaWrapper(gymnasium.make(f"robust_policies/{name}-v0"))
+    policy = YoulaPolicy.of(env, random_policy(env))
+    save_policy(policy, tmp_path)
+    design = load_policy(tmp_path).design
+    assert design.pbh_control is None and design.pbh_estimator is None
+    assert "every mode decays" in str(design) and "inf" not in str(design)
+
+
+def test_actuators_without_limits_are_called_that_and_not_a_gain_of_zero():
+    env = YoulaWrapper(gymnasium.make("robust_policies/MassSpringDamper-v0"))
+    controller = env.controller
+    controller.low.fill_(-np.inf)
+    controller.high.fill_(np.inf)
+    with pytest.raises(InvalidValueError, match="no limits"):
+        controller.saturation()

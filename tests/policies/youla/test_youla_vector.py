@@ -37,7 +37,7 @@ def play(env, actions, seed=0):
 
 @pytest.mark.parametrize("name", LINEAR)
 @pytest.mark.parametrize("estimator", ["current", "predictor"])
-@pytest.mark.parametrize("saturated", [False, True])
+@pytest.mark.parametrize("saturated", [pytest.param(False, marks=pytest.mark.soak), True])
 def test_the_innovation_does_not_depend_on_the_youla_input(name, estimator, saturated):
     env = batch(name, 4, mode="DISABLED", estimator=estimator)
     steps = 100
@@ -73,9 +73,16 @@ def test_a_delayed_and_rounded_input_reaches_the_observer_as_the_plant_receives_
         assert bool((sent != 0.0).any())
 
 
-@pytest.mark.parametrize("name", ["DoubleIntegrator", "QubeServo"])
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
-@pytest.mark.parametrize("delay", [0, 2])
+@pytest.mark.parametrize(
+    ("name", "delay"),
+    [
+        ("QubeServo", 2),
+        pytest.param("QubeServo", 0, marks=pytest.mark.soak),
+        ("DoubleIntegrator", 0),
+        pytest.param("DoubleIntegrator", 2, marks=pytest.mark.soak),
+    ],
+)
 def test_every_autoreset_mode_is_that_of_gymnasiums_vector_of_single_wrappers(name, mode, delay):
     env = gymnasium.make_vec(task(name), num_envs=3, autoreset_mode=mode, max_episode_steps=7)
     mine = YoulaVectorWrapper(env, delay=delay)

@@ -101,7 +101,7 @@ def test_the_folder_is_a_run_folder_whose_recipe_trains_again(cloned):
     assert action.shape == (1,) and state.shape == (1, 8)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_dagger_learns_to_recover_where_cloning_drifts(tmp_path):
     """Ten demonstrations of 60 steps: while the teacher acts the pole hardly leans, so cloning sees nothing else."""
     task = {"id": CART, "num_envs": 2, "kwargs": {"max_episode_steps": 200}}
@@ -160,7 +160,9 @@ def test_a_trained_policy_teaches_a_smaller_gain(cloned, tmp_path):
     assert load_policy(tmp_path / "run").certificate().gamma_raw <= 2.0 * (1 + 1e-3)
 
 
-@pytest.mark.parametrize("cell", ["lbdn", "ren", "lstm", "mlp"])
+@pytest.mark.parametrize(
+    "cell", ["lbdn", "lstm", *(pytest.param(cell, marks=pytest.mark.soak) for cell in ("ren", "mlp"))]
+)
 def test_any_cell_can_be_the_student(cell, tmp_path):
     gamma = 3.0 if cell in ("lbdn", "ren") else None
     imitate("lqg", SHORT, tmp_path / "run", gamma=gamma, policy={"cell": cell}, algorithm=QUICK, checkpoints=FEW)
@@ -212,7 +214,7 @@ def test_demonstrations_stay_on_the_device_and_are_labelled_where_the_student_we
 
 def load_student(stage):
     recipe = imitation_recipe("lqg", MASS, gamma=3.0)
-    return new_actor(recipe.policy, stage.observation_size, stage.action_size, 0)
+    return new_actor(recipe.policy, stage.observation_size, stage.action_space, 0)
 
 
 def test_the_lqg_teacher_does_what_a_youla_wrapper_with_no_input_does():

@@ -1,6 +1,7 @@
 """Recipes: what is wrong is said in one line that names the key, before anything is written."""
 
 import pytest
+from soak_cases import some_soak
 
 from robust_policies.errors import CorruptFileError, InvalidValueError, MissingFileError, SchemaError, UnknownNameError
 from robust_policies.files import assets
@@ -9,9 +10,25 @@ from robust_policies.train import load_recipe, parse_recipe, train
 from robust_policies.train.environment import make_env
 
 MINIMAL = {"task": {"id": "robust_policies/Pendulum-v0"}, "algorithm": {"total_steps": 1000}}
+EACH_KIND = (
+    "cartpole_youla_r2dn",
+    "doyle_lqg_youla_r2dn_apg",
+    "hopper_r2dn",
+    "linear_r2dn",
+    "pendulum_gru",
+    "pendulum_lstm",
+    "pendulum_mlp",
+    "pendulum_no_velocity_r2dn",
+    "pendulum_r2dn_adversarial",
+    "pendulum_r2dn_contracting",
+    "pendulum_ren_gamma6",
+    "quadrotor_planar_mlp",
+    "pendulum_r2dn_apg",
+)
+"""A recipe of each algorithm, cell, guarantee and wrapper; the others differ from one of these by task or numbers."""
 
 
-@pytest.mark.parametrize("name", assets.recipe_names())
+@pytest.mark.parametrize("name", some_soak(assets.recipe_names(), *EACH_KIND))
 def test_every_recipe_that_ships_trains_and_acts(name, tmp_path):
     tiny = ["task.num_envs=2", "checkpoints.evaluate_episodes=2", "task.kwargs={max_episode_steps: 20}"]
     if load_recipe(name).algorithm.name == "apg":

@@ -5,6 +5,7 @@ import json
 import gymnasium
 import pytest
 import torch
+from soak_cases import some_soak
 from stopping import stop_at
 from typer.testing import CliRunner
 
@@ -68,7 +69,7 @@ def test_the_run_folder_holds_a_policy_for_the_unwrapped_task(trained):
         assert reward[0] == pytest.approx(float(other[0]), rel=1e-6)
 
 
-@pytest.mark.parametrize("case", sorted(OWN))
+@pytest.mark.parametrize("case", some_soak(sorted(OWN), "delayed"))
 def test_a_stopped_run_ends_with_the_same_numbers(case, tmp_path):
     recipe = load_recipe("cartpole_youla_r2dn", [*TINY, *OWN[case]])
     train(recipe, tmp_path / "whole")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from event_files import scalars
+from soak_cases import some_soak
 from tiny_recipe import TINY
 
 from robust_policies.envs import incidents
@@ -53,7 +54,7 @@ def test_the_kept_policy_is_the_best_one(finished_once):
     assert np.array_equal(kept, best)
 
 
-@pytest.mark.parametrize("algorithm", ["tensor_ppo", "apg"])
+@pytest.mark.parametrize("algorithm", some_soak(["tensor_ppo", "apg"], "tensor_ppo"))
 def test_the_policy_of_every_evaluation_is_kept_if_asked_for(algorithm, tmp_path):
     changes = ["algorithm.total_steps=1600", "checkpoints.evaluate_every=800", "checkpoints.evaluate_episodes=2",
                "task.num_envs=4", "checkpoints.policies=true", "checkpoints.keep=last"]  # fmt: skip

@@ -3,6 +3,7 @@
 import signal
 
 import pytest
+from soak_cases import some_soak
 from stopping import StopAt, stop_at
 
 from robust_policies.train import RunFolder, StopRequest, TrainingInterruptedError, load_recipe, train
@@ -19,7 +20,7 @@ RECIPES = {
 }  # fmt: skip
 
 
-@pytest.fixture(params=RECIPES)
+@pytest.fixture(params=some_soak(RECIPES, "recurrent_ppo"))
 def recipe(request, tiny):
     name, assignments = RECIPES[request.param]
     return load_recipe(name, assignments) if assignments else tiny
@@ -81,7 +82,7 @@ def test_a_request_of_the_callers_own_stops_it(recipe, tmp_path):
     assert checkpoints_in(RunFolder(tmp_path / "run").checkpoints)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", some_soak([signal.SIGINT, signal.SIGTERM], signal.SIGTERM))
 def test_a_commands_request_takes_the_signals_while_it_trains_and_gives_them_back(tiny, tmp_path, handlers, number):
     with pytest.raises(TrainingInterruptedError):
         train(tiny, tmp_path / "run", **stop_at(900, number))
