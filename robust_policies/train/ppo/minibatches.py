@@ -10,46 +10,39 @@ from sb3_contrib import RecurrentPPO
 from sb3_contrib.common.recurrent.buffers import RecurrentDictRolloutBuffer, RecurrentRolloutBuffer
 
 
-class _Merging:
-    """Adds a remainder of one sample to the minibatch before it; all others are those of the buffer."""
+def _merging(plain: Any) -> Any:
+    """Return a class of buffers like `plain` that adds a remainder of one sample to the minibatch before it.
 
-    # Without a layout of its own, so that a buffer that is there can become one of these.
-    __slots__ = ()
-    _choosing = False
+    It has one base alone, so that a buffer that is there can become one of these.
+    """
 
-    def get(self, batch_size: int | None = None) -> Iterator[Any]:
-        """Yield minibatches of `batch_size` samples, None: one of all."""
-        buffer: Any = super()
-        samples = self.buffer_size * self.n_envs  # pyright: ignore[reportAttributeAccessIssue]
-        if batch_size is None or batch_size < 2 or samples <= batch_size or samples % batch_size != 1:
-            yield from buffer.get(batch_size)
-            return
-        self._choosing = True
-        try:
-            chosen = list(buffer.get(batch_size))
-        finally:
-            self._choosing = False
-        (before, changes), (last, _) = chosen[-2:]
-        for rows in (*(rows for rows, _ in chosen[:-2]), np.concatenate((before, last))):
-            yield buffer._get_samples(rows, changes)
+    class Merging(plain):
+        _choosing = False
 
-    def _get_samples(self, batch_inds: np.ndarray, env_change: np.ndarray, env: Any = None) -> Any:
-        if self._choosing:
-            return batch_inds, env_change
-        return super()._get_samples(batch_inds, env_change, env)  # pyright: ignore[reportAttributeAccessIssue]
+        def get(self, batch_size: int | None = None) -> Iterator[Any]:
+            samples, inherited = self.buffer_size * self.n_envs, super()
+            if batch_size is None or batch_size < 2 or samples <= batch_size or samples % batch_size != 1:
+                yield from inherited.get(batch_size)
+                return
+            self._choosing = True
+            try:
+                chosen = list(inherited.get(batch_size))
+            finally:
+                self._choosing = False
+            (before, changes), (last, _) = chosen[-2:]
+            for rows in (*(rows for rows, _ in chosen[:-2]), np.concatenate((before, last))):
+                yield inherited._get_samples(rows, changes)
 
+        def _get_samples(self, batch_inds: np.ndarray, env_change: np.ndarray, env: Any = None) -> Any:
+            return (batch_inds, env_change) if self._choosing else super()._get_samples(batch_inds, env_change, env)
 
-class MergingBuffer(_Merging, RecurrentRolloutBuffer):
-    """sb3-contrib's buffer, whose minibatches all have a deviation."""
+    return Merging
 
 
-class MergingDictBuffer(_Merging, RecurrentDictRolloutBuffer):
-    """sb3-contrib's buffer of dictionaries, whose minibatches all have a deviation."""
+_MERGING = {plain: _merging(plain) for plain in (RecurrentRolloutBuffer, RecurrentDictRolloutBuffer)}
 
 
 def merge_remainders(model: RecurrentPPO) -> None:
     """Let a model's rollout buffer, which sb3-contrib's class makes itself, merge a remainder of one sample."""
     buffer: Any = model.rollout_buffer
-    for plain, merging in ((RecurrentDictRolloutBuffer, MergingDictBuffer), (RecurrentRolloutBuffer, MergingBuffer)):
-        if type(buffer) is plain:
-            buffer.__class__ = merging
+    buffer.__class__ = _MERGING.get(type(buffer), type(buffer))
