@@ -398,7 +398,10 @@ def test_a_minibatch_of_one_sample_is_no_divergence():
 def test_minibatches_of_one_sample_are_refused_where_sb3_contrib_takes_them():
     env = DummyVecEnv([lambda: gymnasium.make("Pendulum-v1")])
     with pytest.raises(InvalidValueError, match="batch_size is 1"):
-        TensorRecurrentPPO(RecurrentCellPolicy, env, n_steps=2, batch_size=1, policy_kwargs={"cell": "gru"})
+        TensorRecurrentPPO(
+            RecurrentCellPolicy, env, n_steps=2, batch_size=1,
+            policy_kwargs={"cell": "gru", "cell_kwargs": {"state_size": 4}},
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize(("n_steps", "batch_size", "sizes"), [(33, 32, [33]), (9, 4, [4, 5]), (10, 4, [4, 4, 2])])
