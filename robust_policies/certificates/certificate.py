@@ -68,7 +68,9 @@ class Certificate:
     `empirical_lower` is the largest gain a search found for that chain, `witness` the file with the two input
     sequences that show it, `ratio` = empirical_lower / gamma_raw. PASS with gamma_raw None proves contraction only.
     With `closed_loop` (a Youla policy's; see `loop`) gamma_raw, rate and the search are of the closed loop, disturbance
-    to performance.
+    to performance. With `choices` (of a policy whose actions are choices) the gains are those to the logits: "divisor"
+    times gamma_raw is what a gap between logits shrinks by at most per unit of the observations' change, "memory"
+    whether earlier observations count.
     """
 
     status: Status
@@ -89,6 +91,7 @@ class Certificate:
     versions: dict[str, str] = field(default_factory=dict)
     reason: str = ""
     closed_loop: dict[str, Any] | None = None
+    choices: dict[str, Any] | None = None
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -100,6 +103,10 @@ class Certificate:
             raise InvalidValueError(
                 f"Certificate closed_loop is {self.closed_loop!r}; expected {', '.join(SAID)} in it."
             )
+        if self.choices is not None and not (
+            isinstance(self.choices, dict) and {"space", "divisor", "memory"} <= set(self.choices)
+        ):
+            raise InvalidValueError(f"Certificate choices is {self.choices!r}; expected space, divisor, memory in it.")
         for name in _NUMBERS:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
@@ -154,14 +161,17 @@ def claim(certificate: Certificate) -> str:
     if certificate.closed_loop is not None:
         return loop_claim(certificate, upward)
     parts = []
+    what = "mean actions" if certificate.choices is None else "logits"
     if gamma is not None:
         parts.append(
-            "for any two observation sequences and the same initial state, the l2 norm of the difference of the mean "
-            f"actions is at most {upward(gamma):.6g} times the l2 norm of the difference of the raw observations"
+            "for any two observation sequences and the same initial state, the l2 norm of the difference of the "
+            f"{what} is at most {upward(gamma):.6g} times the l2 norm of the difference of the raw observations"
         )
         if certificate.gamma_weighted is not None:
             units = ", ".join(f"{weight:g}" for weight in certificate.weights or ())
             parts[-1] += f" ({upward(certificate.gamma_weighted):.6g} times, with the sensors in units of {units})"
+        if certificate.choices is not None:
+            parts.append(_choice_sentence(certificate.choices, gamma))
     if certificate.rate is not None and certificate.rate < 1:
         over = "" if certificate.overshoot is None else f" {upward(certificate.overshoot):.6g} *"
         parts.append(
@@ -173,11 +183,27 @@ def claim(certificate: Certificate) -> str:
             "under the same observations, the states of two copies never move apart in the certificate's metric"
         )
     how = f" ({certificate.method})" if certificate.method else ""
+    about = "the mean action" if certificate.choices is None else "the most likely choice"
     limits = (
-        "This is about the mean action only (exploration noise is not part of it) and about "
+        f"This is about {about} only (exploration noise is not part of it) and about "
         "the policy alone, open loop: it does not bound the return or prove stability of the closed loop."
     )
     return f"Proven for the arrays that run, in exact arithmetic{how}: {'; and '.join(parts)}. {limits}"
+
+
+def _choice_sentence(choices: Mapping[str, Any], gamma: float) -> str:
+    """Return how far observations must move before another choice is the most likely."""
+    bits = choices["space"] == "MultiBinary"
+    gap = "size of the smallest logit" if bits else "gap between the best and the second logit"
+    gap += ", the least over all choices," if choices["space"] == "MultiDiscrete" else ""
+    over = "over all steps so far of the observation error" if choices["memory"] else "of the observation error there"
+    per_unit = upward(choices["divisor"] * gamma)
+    if per_unit == 0:
+        return "the choice does not depend on the observations"
+    return (
+        f"before the choice at a step can change, the l2 norm {over} must be at least the {gap} at that step divided "
+        f"by {per_unit:.6g}"
+    )
 
 
 def upward(value: float, digits: int = 6) -> float:
@@ -219,6 +245,7 @@ def compose(
     weighted: float | None = None,
     arrays: Mapping[str, Any] | None = None,
     cell_note: str = "",
+    choices: dict[str, Any] | None = None,
 ) -> Certificate:
     """Return the certificate of the chain `before` -> cell -> `after`; its gain is the product of the factors'.
 
@@ -231,6 +258,7 @@ def compose(
         weighted: the gain proven in these units.
         arrays: those that run, by name.
         cell_note: the cell's name.
+        choices: of a policy whose actions are choices: "space", "divisor", "memory"; see `Certificate`.
     """
     factors = (*before, Factor("cell", verification.gamma, _note(cell_note, verification.method)), *after)
     gains = [factor.gain for factor in factors]
@@ -259,6 +287,7 @@ def compose(
         arrays_sha256=array_hashes(arrays or {}),
         versions=versions(),
         reason=verification.reason,
+        choices=choices,
     )
     return replace(certificate, claim=claim(certificate))
 

@@ -38,12 +38,14 @@ from robust_policies.files.atomic import write_json
 from robust_policies.files.lock import held
 from robust_policies.files.yaml_text import read_yaml
 from robust_policies.policies import load_policy
+from robust_policies.policies.observations import measured
 
 PENDULUM_TWINS = ("robust_policies/Pendulum-v0", "Pendulum-v1")
 PARTIAL = "evaluation.partial.jsonl"
 Progress = Callable[[float, str], None]
 Job = Callable[[], dict[str, Any]] | str
 """What measures, or why that is not done in a task."""
+_EXACT = "its observations are choices, which are not off by a little"
 _SEED = re.compile(r"(^|[-_., ]+)(seed[-_=]?|s)\d+$|^\d+$|^seed[-_=]?\d+[-_., ]+", re.IGNORECASE)
 
 
@@ -129,10 +131,10 @@ def evaluate_run(
     with held(folder, f"Run folder {str(folder)!r}"):
         journal = Journal(folder / PARTIAL, settings)
         try:
-            measured, notes = _measure(benches, journal, progress)
+            found, notes = _measure(benches, journal, progress)
         finally:
             journal.close()
-        content = _assembled(folder, facts, measured, notes, time.perf_counter() - begun)
+        content = _assembled(folder, facts, found, notes, time.perf_counter() - begun)
         write_json(folder / "evaluation.json", content)
         journal.delete()
     if progress is not None:
@@ -206,10 +208,11 @@ def _jobs(bench: Bench, done: dict[str, Any] | None) -> Iterator[tuple[str, Job]
         return nominal[0]
 
     yield "nominal", lambda: _nominal(unperturbed()[0], suite.record)
+    exact = None if measured(bench.policy.observation_space).any() else _EXACT
     for name in suite.noise:
-        yield name, lambda name=name: measure_noise(bench, name)
+        yield name, exact or (lambda name=name: measure_noise(bench, name))
     for entry in suite.attacks:
-        reason = why_not(entry.name, bench.task, bench.env_kwargs)
+        reason = exact or why_not(entry.name, bench.task, bench.env_kwargs)
         yield _job_of(entry), reason or (lambda e=entry: measure_attack(bench, e, unperturbed(), _shown(suite)))
     for group, entries in (("fault", suite.faults), ("disturbance", suite.disturbances)):
         for entry in entries:

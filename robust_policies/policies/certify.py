@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,7 +44,7 @@ def certify_actor(
     *,
     state_dependent_noise: bool = False,
 ) -> Certificate:
-    """Return the certificate of the gain from raw observation to raw mean action.
+    """Return the certificate of the gain from raw observation to raw mean action, of choices to the logits.
 
     Args:
         actor: its mean action is judged.
@@ -64,9 +65,10 @@ def certify_actor(
             "The policy explores with state-dependent noise (gSDE), which is a function of the observation with a gain "
             "of its own; train with use_sde=False."
         )
-    refuse_discrete(action_space)
     verification = verify(cell)
     scales, after = scales_of(actor), _after(actor)
+    if isinstance(action_space, spaces.Box):
+        after.append(Factor("action clip", 1.0, "clipping to the action space is 1-Lipschitz"))
     joint = weighted = None
     if verification.gamma is not None:
         head, sizes = actor.folded().head, _sizes(actor)
@@ -84,6 +86,7 @@ def certify_actor(
         weighted=weighted,
         arrays=running_arrays(actor),
         cell_note=cell.name,
+        choices=choices(action_space, cell.state_size > 0),
     )
 
 
@@ -116,13 +119,15 @@ def observation_weights(weights: Sequence[float], size: int) -> np.ndarray:
     return units
 
 
-def refuse_discrete(space: spaces.Space) -> None:
-    """Raise unless the actions are numbers."""
-    if not isinstance(space, spaces.Box):
-        raise NotCertifiableError(
-            f"The action space {space} is discrete: the action jumps where two logits cross, so no "
-            "gain bounds it; use a Box action space."
-        )
+def choices(space: spaces.Space, memory: bool) -> dict[str, Any] | None:
+    """Return what a certificate of a gain to logits says of the choices, None where the actions are numbers.
+
+    Two logits approach each other by at most sqrt(2) times the norm of the change of all; a bit has one logit.
+    """
+    if isinstance(space, spaces.Box):
+        return None
+    bits = isinstance(space, spaces.MultiBinary)
+    return {"space": type(space).__name__, "divisor": 1.0 if bits else math.sqrt(2.0) * UP, "memory": memory}
 
 
 def running_arrays(actor: Actor) -> dict[str, Any]:
@@ -157,7 +162,6 @@ def _after(actor: Actor) -> list[Factor]:
         Factor("head", spectral_bound(weight) if head else 1.0, "spectral norm of the linear head" if head else none),
         *([Factor("squashing", 1.0, "tanh is 1-Lipschitz")] if actor.head.squash else []),
         Factor("action scale", float(sizes.max()), "largest action_scale"),
-        Factor("action clip", 1.0, "clipping to the action space is 1-Lipschitz"),
     ]
 
 

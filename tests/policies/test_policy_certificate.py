@@ -68,10 +68,12 @@ def test_state_dependent_noise_is_refused():
         model.policy.certificate()
 
 
-def test_discrete_actions_are_refused():
+def test_of_choices_the_gain_to_the_logits_and_a_margin_are_proven():
     env = make_vec_env(lambda: ShortEpisodes(spaces.Discrete(3)), 1)
-    with pytest.raises(NotCertifiableError, match="discrete"):
-        short_model(env=env).policy.certificate()
+    certificate = short_model(env=env).policy.certificate()
+    assert certificate.status == "PASS" and certificate.choices["memory"]
+    gain = rf"difference of the logits is at most {certificate.gamma_raw:.3f}"
+    assert gain in certificate.claim and "best and the second logit" in certificate.claim
 
 
 def test_normalisation_is_a_factor_once_frozen_and_refused_before():

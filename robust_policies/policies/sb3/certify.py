@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
-from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.sac.policies import SACPolicy
 from stable_baselines3.td3.policies import TD3Policy
@@ -20,8 +18,8 @@ from torch import nn
 
 from robust_policies.certificates import Certificate, Factor, Verification, compose, verify, verify_layers
 from robust_policies.errors import InvalidValueError, NotCertifiableError
-from robust_policies.policies.certify import UP, refuse_discrete
-from robust_policies.policies.sb3.deploy import certify_policy, frozen, normalizer
+from robust_policies.policies.certify import UP, choices
+from robust_policies.policies.sb3.deploy import certify_policy, frozen, normalizer, refuse_unflat
 from robust_policies.policies.sb3.recurrent import RecurrentCellPolicy
 from robust_policies.policies.sb3.windowed import WindowedExtractor, normalization_factors, window_factors
 
@@ -30,7 +28,7 @@ _SLOPES = (nn.ReLU, nn.Tanh, nn.Sigmoid, nn.Identity, nn.Hardtanh, nn.Softsign)
 
 
 def certify_model(policy_or_model: Any, env: VecEnv | None = None) -> Certificate:
-    """Return the certificate of a Stable-Baselines3 model or policy, raw observation to mean action.
+    """Return the certificate of a Stable-Baselines3 model or policy, raw observation to mean action (choices: logits).
 
     Args:
         policy_or_model: PPO, A2C, SAC or TD3 with "MlpPolicy", with or without a `WindowedExtractor`; or anything with
@@ -46,25 +44,25 @@ def certify_model(policy_or_model: Any, env: VecEnv | None = None) -> Certificat
     if isinstance(policy, RecurrentCellPolicy):
         return certify_policy(policy, env)
     frozen(env)
-    refuse_discrete(policy.action_space)
     extractor, modules, squashed = _parts(policy)
     before, cell = _features(extractor, policy, env)
     net = _perceptron(modules)
     if net.status != "PASS" or net.gamma is None or (cell is not None and cell.status != "PASS"):
         return compose(net if net.status != "PASS" or cell is None else cell, before=before)
     after = [Factor("squashing", 1.0, "tanh is 1-Lipschitz")] if squashed else []
-    space = policy.action_space
-    assert isinstance(space, spaces.Box)
-    stretch = float(np.max((space.high.astype(np.float64) - space.low) / 2)) * UP if squashed else 1.0
+    space, stretch = policy.action_space, 1.0
+    if squashed:
+        stretch = float(np.max((space.high.astype(np.float64) - space.low) / 2)) * UP
     after.append(Factor("action scale", stretch, "half of the widest action range" if squashed else "none"))
-    after.append(Factor("action clip", 1.0, "clipping to the action space is 1-Lipschitz"))
-    arrays = dict(policy.state_dict())
+    if isinstance(space, spaces.Box):
+        after.append(Factor("action clip", 1.0, "clipping to the action space is 1-Lipschitz"))
+    arrays, chosen = dict(policy.state_dict()), choices(space, cell is not None)
     if cell is None:
-        return compose(net, before=before, after=after, arrays=arrays, cell_note="mlp")
+        return compose(net, before=before, after=after, arrays=arrays, cell_note="mlp", choices=chosen)
     after.insert(0, Factor("perceptron", net.gamma, net.method))
     # The policy itself forgets after the window, so the cell's rate is not one of the policy's.
     memoryless = Verification("PASS", cell.gamma, margin=cell.margin, shift=cell.shift, method=cell.method)
-    return compose(memoryless, before=before, after=after, arrays=arrays, cell_note=extractor.cell.name)
+    return compose(memoryless, before=before, after=after, arrays=arrays, cell_note=extractor.cell.name, choices=chosen)
 
 
 def _features(extractor: Any, policy: BasePolicy, env: VecEnv | None) -> tuple[list[Factor], Verification | None]:
@@ -74,12 +72,10 @@ def _features(extractor: Any, policy: BasePolicy, env: VecEnv | None) -> tuple[l
         raise NotCertifiableError(f"No gain from raw observation to raw action can be stated: {error}") from error
     if isinstance(extractor, WindowedExtractor):
         return window_factors(extractor, statistics), verify(extractor.cell)
-    space = policy.observation_space
-    if not isinstance(space, spaces.Box) or not isinstance(extractor, FlattenExtractor) or is_image_space(space):
-        raise NotCertifiableError(
-            f"The policy reads {space} through a {type(extractor).__name__}, of which no gain is known; use a flat Box "
-            "of numbers, or WindowedExtractor."
-        )
+    try:
+        refuse_unflat(policy)
+    except InvalidValueError as error:
+        raise NotCertifiableError(f"No gain from raw observation to raw action can be stated: {error}") from error
     return normalization_factors(statistics), None
 
 

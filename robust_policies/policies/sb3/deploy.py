@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
+from torch import nn
 
 from robust_policies.certificates import Certificate
 from robust_policies.errors import InvalidValueError, NotCertifiableError
 from robust_policies.policies.actor import Actor, FrozenNormalizer
 from robust_policies.policies.deployed import DeployedPolicy
+from robust_policies.policies.observations import flat_size, is_image, parts_of
 from robust_policies.policies.sb3.perceptron import perceptron
 
 
@@ -28,7 +29,7 @@ def deploy(policy_or_model: Any, env: VecEnv | None = None) -> DeployedPolicy:
     The statistics of a VecNormalize in `env` (by default the model's) are frozen into the copy.
 
     Raises:
-        InvalidValueError: another kind of policy, or observations that are not a flat Box.
+        InvalidValueError: another kind of policy, or one that does not read its observations flat.
     """
     policy = getattr(policy_or_model, "policy", policy_or_model)
     own = getattr(policy, "actor", None)
@@ -36,12 +37,7 @@ def deploy(policy_or_model: Any, env: VecEnv | None = None) -> DeployedPolicy:
     if env is None and policy is not policy_or_model:
         env = policy_or_model.get_env()
     space = policy.observation_space
-    scaled_image = policy.normalize_images and is_image_space(space)
-    if not isinstance(space, spaces.Box) or policy.features_extractor_class is not FlattenExtractor or scaled_image:
-        raise InvalidValueError(
-            f"Only policies on flat Box observations can be deployed; this one reads {space} through a "
-            f"{policy.features_extractor_class.__name__}. Keep Stable-Baselines3's zip file for it."
-        )
+    refuse_unflat(policy)
     if policy.squash_output and not live.head.squash:
         raise InvalidValueError("A policy with squash_output=True cannot be deployed; train with squash_output=False.")
     actor = copy.deepcopy(Actor(live.body, live.head, normalizer(env))).cpu()
@@ -49,6 +45,24 @@ def deploy(policy_or_model: Any, env: VecEnv | None = None) -> DeployedPolicy:
     if isinstance(policy.action_space, spaces.Box) and not gsde and not live.head.squash:
         log_std = policy.log_std.detach().cpu()
     return DeployedPolicy(actor, space, policy.action_space, log_std, state_dependent_noise=gsde)
+
+
+def refuse_unflat(policy: Any) -> None:
+    """Raise InvalidValueError unless a policy reads its observations flat, as `policies.observations` has them."""
+    space, kind = policy.observation_space, policy.features_extractor_class
+    whose = policy if getattr(policy, "features_extractor", None) is not None else policy.actor
+    extractor = whose.features_extractor
+    scaled_image = policy.normalize_images and is_image(space)
+    flat = kind is FlattenExtractor
+    if kind is CombinedExtractor:
+        flat = all(isinstance(part, nn.Flatten) for part in extractor.extractors.values())
+    if not flat or scaled_image:
+        raise InvalidValueError(
+            f"Only policies that read flat observations can be deployed; this one reads a {type(space).__name__}"
+            f"{' of an image' if scaled_image else ''} through a {kind.__name__}. Keep Stable-Baselines3's zip file "
+            "for it."
+        )
+    flat_size(space)
 
 
 def observation_normalizer(env: VecEnv | None) -> VecNormalize | None:
@@ -64,8 +78,18 @@ def normalizer(env: VecEnv | None) -> FrozenNormalizer | None:
         return None
     statistics = wrapper.obs_rms
     if isinstance(statistics, dict):
-        raise InvalidValueError("A VecNormalize over dict observations cannot be frozen into a policy.")
-    return FrozenNormalizer(statistics.mean, np.sqrt(statistics.var + wrapper.epsilon), wrapper.clip_obs)
+        parts = [(key, part) for key, part in parts_of(wrapper.observation_space)]
+        if any(key not in statistics or not isinstance(part, spaces.Box) for key, part in parts):
+            raise InvalidValueError(
+                "A VecNormalize that leaves some entries of a Dict as they are cannot be frozen into a policy; "
+                "normalise all of them, or none."
+            )
+        mean, var = (
+            np.concatenate([np.ravel(getattr(statistics[key], name)) for key, _ in parts]) for name in ("mean", "var")
+        )
+    else:
+        mean, var = statistics.mean, statistics.var
+    return FrozenNormalizer(mean, np.sqrt(var + wrapper.epsilon), wrapper.clip_obs)
 
 
 def certify_policy(policy: Any, env: VecEnv | None = None, weights: Sequence[float] | None = None) -> Certificate:

@@ -10,7 +10,7 @@ import torch
 from gymnasium import spaces
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
-from stable_baselines3.common.torch_layers import CombinedExtractor, MlpExtractor, NatureCNN
+from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, MlpExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ from robust_policies.certificates import Certificate
 from robust_policies.errors import InvalidValueError, UnknownNameError
 from robust_policies.networks import Cell, make_cell
 from robust_policies.policies.actor import Actor, MeanHead, ScaledCell, Scaling
+from robust_policies.policies.observations import is_image, parts_of
+from robust_policies.policies.sb3.choices import from_zero, starting
 from robust_policies.policies.sb3.deploy import certify_policy
 from robust_policies.policies.spaces import parameter_count
 
@@ -31,7 +33,8 @@ class RecurrentCellPolicy(RecurrentActorCriticPolicy):
     """Actor-critic policy: scaled observation -> cell -> linear head (or none) -> mean action; log-std a free vector.
 
     Args:
-        observation_space, action_space, lr_schedule: as Stable-Baselines3 passes them.
+        observation_space, action_space, lr_schedule: as Stable-Baselines3 passes them. Observations are read flat:
+            choices one-hot, the entries of a Dict in the order of its keys (`policies.observations`).
         cell: one of `networks.CELLS`.
         cell_kwargs: its options, e.g. dict(state_size=16, features=32, hidden_sizes=(32, 32), gamma=5.0).
         critic: "own" (a second cell), "shared" (reads the actor's cell output and the features, without gradient into
@@ -89,6 +92,7 @@ class RecurrentCellPolicy(RecurrentActorCriticPolicy):
             "action_scale": action_scale,
             "zero_init": zero_init,
         }
+        kwargs["features_extractor_class"] = _extractor(observation_space, kwargs)
         self._share_features = kwargs.get("share_features_extractor", True)
         if critic == "shared" and not self._share_features:
             raise InvalidValueError("critic='shared' needs share_features_extractor=True; or use critic='own'.")
@@ -102,6 +106,7 @@ class RecurrentCellPolicy(RecurrentActorCriticPolicy):
             enable_critic_lstm=critic == "own",
             **kwargs,
         )
+        self.action_dist = starting(action_space, self.action_dist)
         self._replace_cells()
         optimizer: Any = self.optimizer_class
         self.optimizer = optimizer(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
@@ -138,7 +143,19 @@ class RecurrentCellPolicy(RecurrentActorCriticPolicy):
         """
         if isinstance(self.action_space, spaces.MultiBinary):
             actions = actions.float()
-        return super().evaluate_actions(obs, actions, lstm_states, episode_starts)
+        return super().evaluate_actions(from_zero(self.observation_space, obs), actions, lstm_states, episode_starts)
+
+    def forward(self, obs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return what sb3-contrib's policy returns; choices among the observations may begin anywhere."""
+        return super().forward(from_zero(self.observation_space, obs), *args, **kwargs)
+
+    def get_distribution(self, obs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return what sb3-contrib's policy returns; see `forward`."""
+        return super().get_distribution(from_zero(self.observation_space, obs), *args, **kwargs)
+
+    def predict_values(self, obs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return what sb3-contrib's policy returns; see `forward`."""
+        return super().predict_values(from_zero(self.observation_space, obs), *args, **kwargs)
 
     def _build_mlp_extractor(self) -> None:
         outputs = self._options["cell_output_size"]
@@ -259,6 +276,30 @@ class _Heads(nn.Module):
     def forward_critic(self, latent: Tensor) -> Tensor:
         """Return the critic's last hidden layer."""
         return self.value_net(latent)
+
+
+def _extractor(space: spaces.Space, given: Mapping[str, Any]) -> type:
+    """Return the features extractor for a space: the one that was given, or one that only flattens.
+
+    Raises:
+        InvalidValueError: the space cannot be read so; the message says why.
+    """
+    if is_image(space) and given.get("features_extractor_class", FlattenExtractor) is FlattenExtractor:
+        if given.get("normalize_images", True):
+            raise InvalidValueError(
+                f"The observations are images of shape {space.shape}; RecurrentCellPolicy reads vectors, and no gain "
+                "of a cell is about pixels: use RecurrentCellCnnPolicy and keep its zip."
+            )
+    flat = CombinedExtractor if isinstance(space, spaces.Dict) else FlattenExtractor
+    extractor = given.get("features_extractor_class", flat)
+    if "features_extractor_class" not in given or extractor is FlattenExtractor:
+        parts_of(space)
+    if isinstance(space, spaces.Dict) and extractor is FlattenExtractor:
+        raise InvalidValueError(
+            f"FlattenExtractor cannot read a Dict of {', '.join(map(str, space.spaces))}; leave "
+            "features_extractor_class out: the entries are then flattened in the order of the keys."
+        )
+    return extractor
 
 
 def _value_layers(net_arch: Any) -> dict[str, list[int]]:
