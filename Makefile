@@ -10,7 +10,7 @@ TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 PYTEST_ARGS ?= -n 2 --dist worksteal
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test test-fast soak lint type format wheel-check bench clean
+.PHONY: help setup demo test test-fast soak lint type format docs wheel-check bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST)
@@ -66,6 +66,10 @@ format: $(VENV)/.dev ## ruff's formatter and its safe fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# NO_MKDOCS_2_WARNING: a notice of the theme's about another program's plans.
+docs: $(VENV)/.dev ## build the site with the API reference into site/; a broken link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 wheel-check: setup ## build the wheel, install it into a new environment and use it
 	$(BIN)/python .ci/wheel_check.py
 
@@ -82,4 +86,4 @@ bench: setup ## every benchmark; writes benchmarks/*.json, results/ and docs/ima
 	OMP_NUM_THREADS=1 $(BIN)/python -m results.youla.make
 
 clean: ## remove the virtual environment and build products
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .ruff_cache

@@ -21,7 +21,7 @@ from robust_policies.envs.plants.linear import LinearPlant, LinearTask
 from robust_policies.train import load_recipe
 from robust_policies.train.apg.algorithm import AnalyticPolicyGradient
 from robust_policies.train.apg.run import make_actor, task_plant
-from robust_policies.train.recipe.recipe import ApgRecipe
+from robust_policies.train.recipe.apg import ApgSection
 
 RESULTS = Path(__file__).resolve().parent
 RECIPES = tuple(
@@ -42,7 +42,7 @@ def long_run_cost(algorithm: AnalyticPolicyGradient) -> float:
 def measure(name: str, changes: list[str], seed: int) -> dict[str, Any]:
     """Return one row: the recipe with `changes`, trained with one seed."""
     recipe = load_recipe(name, changes, seed)
-    assert isinstance(recipe, ApgRecipe)
+    assert isinstance(recipe.algorithm, ApgSection)
     plant, limit = task_plant(recipe)
     assert isinstance(plant, LinearPlant) and isinstance(plant.task, LinearTask) and plant.task.optimum is not None
     optimum = plant.task.optimum

@@ -36,7 +36,8 @@ from robust_policies.policies.deployed import DeployedPolicy
 from robust_policies.policies.youla.policy import YoulaCell, YoulaPolicy
 from robust_policies.train import load_recipe, open_run, train
 from robust_policies.train.apg.run import base_controller, make_actor, task_plant
-from robust_policies.train.recipe.recipe import ApgRecipe
+from robust_policies.train.recipe.apg import ApgSection
+from robust_policies.train.recipe.recipe import Recipe
 
 RESULTS = Path(__file__).resolve().parent
 RECIPE = "doyle_lqg_youla_r2dn_apg"
@@ -83,9 +84,9 @@ def costs(plant: Plant, policies: list[DeployedPolicy], seed: int = 2026) -> np.
     return (total / STEPS).numpy()
 
 
-def _recipe(changes: list[str]) -> ApgRecipe:
+def _recipe(changes: list[str]) -> Recipe[ApgSection]:
     recipe = load_recipe(RECIPE, changes, 0)
-    assert isinstance(recipe, ApgRecipe)
+    assert isinstance(recipe.algorithm, ApgSection)
     return recipe
 
 

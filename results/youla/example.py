@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.stats
 import torch
 
 from robust_policies.envs import gradient
@@ -28,6 +27,8 @@ from robust_policies.envs.task import load_plant
 from robust_policies.evaluation import certify_run
 from robust_policies.policies import load_policy
 from robust_policies.policies.deployed import DeployedPolicy
+from robust_policies.sweep.table import interval as spread_of
+from robust_policies.sweep.table import interval_text
 from robust_policies.train import load_recipe, open_run, train
 
 RESULTS = Path(__file__).resolve().parent
@@ -118,12 +119,8 @@ def measure(name: str, changes: list[str], seed: int, folder: Path, others: np.n
 
 
 def interval(values: list[float]) -> str:
-    """Return the mean with its 95% t interval over seeds."""
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return f"{mean:.4f}"
-    half = scipy.stats.t.ppf(0.975, len(values) - 1) * scipy.stats.sem(values)
-    return f"{mean:.4f} [{mean - half:.4f}, {mean + half:.4f}]"
+    """Return the mean over seeds with its 95% t interval or, of few seeds, the least and the largest."""
+    return interval_text(spread_of(values), lambda value: format(value, ".4f"))
 
 
 def table(rows: list[dict[str, Any]], nothing: list[float]) -> str:

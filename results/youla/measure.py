@@ -22,9 +22,8 @@ from robust_policies.policies import DeployedPolicy, YoulaPolicy, load_policy, s
 from robust_policies.policies.feedback import closed_loop_bound
 from robust_policies.train import RunFolder, load_recipe
 from robust_policies.train.apg.run import ApgRun
-from robust_policies.train.recipe.recipe import ApgRecipe
+from robust_policies.train.recipe.apg import ApgSection
 from robust_policies.train.run.checkpoints import checkpoints_in
-from robust_policies.train.run.progress import Silent
 
 FACTORS = (0.5, 0.6, 0.71, 0.84, 1.0, 1.19, 1.41, 1.68, 2.0)
 TRAJECTORIES, NOMINAL, EPISODES, SEED = 64, 200, 32, 777
@@ -75,9 +74,9 @@ class Case:
 def base_run(recipe: str, changes: list[str], folder: Path) -> None:
     """Write a run folder of the base controller of a Youla recipe: its Youla parameter before training, which is 0."""
     untrained = load_recipe(recipe, changes)
-    if not isinstance(untrained, ApgRecipe):
+    if not isinstance(untrained.algorithm, ApgSection):
         raise InvalidValueError(f"Recipe {recipe} is not of apg, whose policy before training does nothing.")
-    save_policy(ApgRun(untrained, "cpu", Silent()).algorithm.deployed(), folder)
+    save_policy(ApgRun(untrained, "cpu").algorithm.deployed(), folder)
     (folder / "recipe.yaml").write_text(untrained.to_yaml())
 
 

@@ -43,7 +43,10 @@ def style(method: str) -> dict[str, Any]:
 
 
 def band(axis: Axes, x: Sequence[float], values: np.ndarray, method: str, bounds: tuple[float, float]) -> None:
-    """Draw the mean over seeds, values (seeds, points), with its 95% interval by Student's t within `bounds`."""
+    """Draw the mean over seeds, values (seeds, points), and its interval within `bounds`.
+
+    It is the 95% interval by Student's t, or of few seeds their range.
+    """
     found = [interval(column) for column in values.T]
     line = style(method)
     axis.plot(x, values.mean(axis=0), label=NAMES[method], **line)

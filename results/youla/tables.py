@@ -8,7 +8,7 @@ from pathlib import Path
 from results.youla.measure import Case, undecided, unstable
 from results.youla.pictures import NAMES, TASKS, Rows, attacks, model_errors, of_method, training
 from robust_policies.files.atomic import write_atomic
-from robust_policies.sweep.table import interval
+from robust_policies.sweep.table import interval, interval_text
 
 # Parts of the page that results/youla/example.py and results/youla/doyle.py write.
 OTHERS = {"APG": "apg.md", "DOYLE": "doyle.md"}
@@ -57,14 +57,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def shown(values: Sequence[float | None], digits: str = ".3g") -> str:
-    """Return the mean over seeds and its 95% interval, or what there is of it."""
+    """Return the mean over seeds with its 95% interval or, of few seeds, the least and the largest."""
     finite = [value for value in values if value is not None]
     if len(finite) < len(values) or not finite:
         return "no number in some seeds"
-    found = interval(finite)
-    if found["low"] is None or found["high"] is None:
-        return f"{found['mean']:{digits}}"
-    return f"{found['mean']:{digits}} [{found['low']:{digits}}, {found['high']:{digits}}]"
+    return interval_text(interval(finite), lambda value: format(value, digits))
 
 
 def middle(values: Sequence[float], digits: str = ".3g") -> str:

@@ -28,6 +28,8 @@ from .gain import (
 from .gain import (
     secant_gain as secant_gain,
 )
+from .lmi import Matrices as Matrices
+from .lmi import matrices as matrices
 from .verify import (
     verify as verify,
 )

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import math
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
-import scipy
 import torch
 
-from robust_policies import __version__
 from robust_policies.certificates.loop import SAID, loop_claim
 from robust_policies.errors import CorruptFileError, InvalidValueError
+from robust_policies.files import numbers
 from robust_policies.files.atomic import read_json, write_json
+from robust_policies.files.versions import versions
 
 SCHEMA = 1
 Status = Literal["PASS", "VIOLATED", "NOT_CERTIFIED"]
@@ -122,7 +121,8 @@ class Certificate:
         ratio = lower / self.gamma_raw if self.gamma_raw else None
         searched = replace(self, empirical_lower=lower, witness=witness, ratio=ratio)
         if self.status == "PASS" and self.gamma_raw is not None and lower > self.gamma_raw * (1 + VIOLATION_MARGIN):
-            reason = f"two input sequences with gain {lower:.6g} were found"
+            # More digits than elsewhere: the two may differ by little.
+            reason = f"two input sequences with gain {numbers.shown(lower, 9)} were found"
             searched = replace(searched, status="VIOLATED", reason=reason)
             searched = replace(searched, claim=claim(searched))
         return searched
@@ -153,30 +153,30 @@ def claim(certificate: Certificate) -> str:
     """Return one sentence or two that say what holds for the policy and what does not."""
     gamma, reason = certificate.gamma_raw, certificate.reason
     if certificate.status == "VIOLATED":
-        bound = "the claimed bound" if gamma is None else f"the claimed gain {gamma:.6g}"
+        bound = "the claimed bound" if gamma is None else f"the claimed gain {numbers.shown(gamma, 9)}"
         return f"Refuted: {reason or f'a float64 search found inputs above {bound}'}, which is above {bound}."
     if certificate.status != "PASS":
         why = reason or "the check did not succeed"
         return f"Nothing is proven: {why}. This does not mean that the policy is unstable."
     if certificate.closed_loop is not None:
-        return loop_claim(certificate, upward)
+        return loop_claim(certificate)
     parts = []
     what = "mean actions" if certificate.choices is None else "logits"
     if gamma is not None:
         parts.append(
             "for any two observation sequences and the same initial state, the l2 norm of the difference of the "
-            f"{what} is at most {upward(gamma):.6g} times the l2 norm of the difference of the raw observations"
+            f"{what} is at most {numbers.upper(gamma)} times the l2 norm of the difference of the raw observations"
         )
         if certificate.gamma_weighted is not None:
             units = ", ".join(f"{weight:g}" for weight in certificate.weights or ())
-            parts[-1] += f" ({upward(certificate.gamma_weighted):.6g} times, with the sensors in units of {units})"
+            parts[-1] += f" ({numbers.upper(certificate.gamma_weighted)} times, with the sensors in units of {units})"
         if certificate.choices is not None:
             parts.append(_choice_sentence(certificate.choices, gamma))
     if certificate.rate is not None and certificate.rate < 1:
-        over = "" if certificate.overshoot is None else f" {upward(certificate.overshoot):.6g} *"
+        over = "" if certificate.overshoot is None else f" {numbers.upper(certificate.overshoot)} *"
         parts.append(
             "under the same observations, the states of two copies started differently approach each other like"
-            f"{over} {upward(certificate.rate):.6g}^t"
+            f"{over} {numbers.rate(certificate.rate)}^t"
         )
     elif certificate.rate is not None:
         parts.append(
@@ -197,21 +197,13 @@ def _choice_sentence(choices: Mapping[str, Any], gamma: float) -> str:
     gap = "size of the smallest logit" if bits else "gap between the best and the second logit"
     gap += ", the least over all choices," if choices["space"] == "MultiDiscrete" else ""
     over = "over all steps so far of the observation error" if choices["memory"] else "of the observation error there"
-    per_unit = upward(choices["divisor"] * gamma)
+    per_unit = choices["divisor"] * gamma
     if per_unit == 0:
         return "the choice does not depend on the observations"
     return (
         f"before the choice at a step can change, the l2 norm {over} must be at least the {gap} at that step divided "
-        f"by {per_unit:.6g}"
+        f"by {numbers.upper(per_unit)}"
     )
-
-
-def upward(value: float, digits: int = 6) -> float:
-    """Return `value` rounded up to `digits` significant digits, so that a printed bound is still a bound."""
-    if value <= 0 or not math.isfinite(value):
-        return value
-    unit = 10.0 ** (math.floor(math.log10(value)) - digits + 1)
-    return math.ceil(value / unit - 1e-9) * unit if abs(value / unit - round(value / unit)) > 1e-9 else value
 
 
 def array_hashes(arrays: Mapping[str, Any]) -> dict[str, str]:
@@ -224,15 +216,10 @@ def array_hashes(arrays: Mapping[str, Any]) -> dict[str, str]:
     return hashes
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of what computed a certificate."""
-    return {
-        "robust-policies": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "scipy": scipy.__version__,
-    }
+def digest(hashes: Mapping[str, str]) -> str:
+    """Return one sha256 for what `array_hashes` returned, whatever the order of its names."""
+    lines = "".join(f"{name} {hashes[name]}\n" for name in sorted(hashes))
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def compose(

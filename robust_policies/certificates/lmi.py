@@ -79,6 +79,39 @@ class Matrices:
             outputs[name], bounds[name] = product(head, getattr(self, name), right_error=getattr(error, name))
         return replace(self, **outputs, error=replace(error, **bounds))
 
+    def in_coordinates(self, S: Array) -> Matrices | None:
+        """Return the model of the state S x with bounds on what rounding did, or None if S is too near a singular one.
+
+        S (nx, nx) is upper triangular. Gains, rates and supply rates do not depend on the coordinates of the state, so
+        what is proven of the one model holds for the other. With a T near S^-1 and S T = 1 + e, S^-1 = T (1 + d) and
+        every |d_ij| <= r / (1 - r), r = |e| (largest sum of a row).
+        """
+        nx = len(S)
+        if not np.diagonal(S).all():
+            return None
+        with np.errstate(all="ignore"):
+            T = scipy.linalg.solve_triangular(S, np.eye(nx), check_finite=False)
+            near, rounding = product(S, T)
+            r = float((np.abs(near - np.eye(nx)) + rounding).sum(axis=1).max())
+            if not r < 1e-3:
+                return None
+            before = self.error or zeros(self.sizes)
+            made: dict[str, Array] = {}
+            bounds: dict[str, Array] = {}
+            for name in ("B1", "B2", "A"):
+                made[name], bounds[name] = product(S, getattr(self, name), right_error=getattr(before, name))
+            for name in ("C1", "C2"):
+                made[name], bounds[name] = getattr(self, name), getattr(before, name)
+            for name in ("A", "C1", "C2"):
+                value, rounding = product(made[name], T)
+                off = (rounding + bounds[name] @ np.abs(T)) * (1 + 1e-9)
+                turned = 1.01 * r * (np.abs(value) + off).sum(axis=1, keepdims=True)
+                made[name], bounds[name] = value, (off + turned) * (1 + 1e-9)
+            try:
+                return replace(self, **made, error=replace(before, **bounds))
+            except NonFiniteError:
+                return None
+
 
 def matrices(A, B1, B2, C1, D12, C2, D21, D22, D11=None) -> Matrices:
     """Return the arrays upcast exactly to float64; D11 None means zero. Raises ShapeError, NonFiniteError."""

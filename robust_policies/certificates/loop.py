@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from robust_policies.files import numbers
+
 NUMBERS = ("T0", "T1", "T2", "triangle", "scaled", "closed_loop", "parameter_gain")
 SAID = ("converges", "quantum", "plant", "saturation")
 """What the sentence is made of."""
 
 
-def loop_claim(certificate: Any, upward: Any) -> str:
+def loop_claim(certificate: Any) -> str:
     """Return the sentences of a certificate whose `closed_loop` is not None and whose status is PASS.
 
     Args:
         certificate: a `Certificate`; its gamma_raw is the gain from disturbance to performance, its rate that of the
             loop's contraction (None: proven without a number).
-        upward: rounds a bound up for printing.
     """
     loop: Mapping[str, Any] = certificate.closed_loop
     parts = []
@@ -24,13 +25,13 @@ def loop_claim(certificate: Any, upward: Any) -> str:
         parts.append(
             "for any two disturbances d = (process noise, measurement noise), in units of their square-rooted "
             "covariances, and the same initial state, the l2 norm of the difference of the performance "
-            f"z = (Q^1/2 x, R^1/2 u) is at most {upward(certificate.gamma_raw):.6g} times that of the disturbances"
+            f"z = (Q^1/2 x, R^1/2 u) is at most {numbers.upper(certificate.gamma_raw)} times that of the disturbances"
         )
     if certificate.rate is not None and certificate.rate < 1:
-        over = "" if certificate.overshoot is None else f" {upward(certificate.overshoot):.6g} *"
+        over = "" if certificate.overshoot is None else f" {numbers.upper(certificate.overshoot)} *"
         parts.append(
             "under the same disturbance any two trajectories approach each other like"
-            f"{over} {upward(certificate.rate, 9):.9g}^t"
+            f"{over} {numbers.rate(certificate.rate)}^t"
         )
     elif loop["converges"]:
         parts.append("under the same disturbance any two trajectories converge, a cascade of contracting parts")

@@ -36,8 +36,15 @@ class ProvenRate(NamedTuple):
         return overshoot(self.P)
 
 
-def overshoot(P: Array) -> float:
-    """Return sqrt(cond P) of a metric P (nx, nx), symmetric; the rounding of its eigenvalues is allowed for."""
+def overshoot(P: Array, coordinates: Array | None = None) -> float:
+    """Return sqrt(cond P) of a metric P (nx, nx), symmetric; the rounding of its eigenvalues is allowed for.
+
+    With `coordinates` S (nx, nx), P is a metric of S x and the number is that of S'P S, the metric of x.
+    """
+    if coordinates is not None:
+        # Of the factor, which keeps the digits that its square, the metric, loses.
+        axes = np.linalg.svd(np.linalg.cholesky(P).T @ coordinates, compute_uv=False)
+        return float(axes[0] / axes[-1]) * (1 + 1e-6)
     values = np.linalg.eigvalsh(P)
     return math.sqrt(values[-1] / values[0]) * (1 + 1e-6)
 
@@ -50,6 +57,7 @@ class Search:
         family: what is known of phi.
         rate: the contraction rate of the inequality.
         inputs, outputs: units of `gain_supply`, (nu,) and (ny,).
+        coordinates: S (nx, nx) where the model's state is S times that of the cell.
     """
 
     def __init__(
@@ -59,11 +67,26 @@ class Search:
         rate: float,
         inputs: Array | None = None,
         outputs: Array | None = None,
+        coordinates: Array | None = None,
     ) -> None:
         _, _, nu, ny = model.sizes
+        self.coordinates = coordinates
         self.model, self.family, self.rate = model, family, rate
         self.inputs = np.ones(nu) if inputs is None else inputs
         self.outputs = np.ones(ny) if outputs is None else outputs
+
+    def balanced(self, P: Array) -> Search | None:
+        """Return the search in coordinates of the state in which the metric P is the identity, None if there are none.
+
+        A metric whose axes differ by 1e5 and more leaves no digits for the proof in the cell's own coordinates: that of
+        a REN with a gain bound far below 1, whose Gram matrix grows with 1 / gamma.
+        """
+        try:
+            S = np.linalg.cholesky(0.5 * (P + P.T)).T
+        except np.linalg.LinAlgError:
+            return None
+        model = self.model.in_coordinates(S)
+        return None if model is None else Search(model, self.family, self.rate, self.inputs, self.outputs, S)
 
     def prove(self, P: Array, theta: Array, rate: float, supply: Array | None) -> Proof:
         """Return the proof of the inequality with P > 0, whichever of the two fails."""
@@ -233,7 +256,7 @@ class Search:
             proof.shift,
             float(theta[0]) if lipschitz else None,
             self.family.ell if isinstance(self.family, LipschitzMultiplier) else None,
-            overshoot(0.5 * (P + P.T)) if nx else None,
+            overshoot(0.5 * (P + P.T), self.coordinates) if nx else None,
         )
 
     def _rates(self, delta: float) -> list[float]:

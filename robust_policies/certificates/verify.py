@@ -32,6 +32,7 @@ from robust_policies.certificates.multipliers import (
 )
 from robust_policies.certificates.search import ROUNDING, Search
 from robust_policies.errors import InvalidValueError, NonFiniteError, NotCertifiableError, ShapeError
+from robust_policies.files import numbers
 
 SLOPE_RESTRICTED = frozenset(
     {"relu", "tanh", "sigmoid", "identity", "leaky_relu", "elu", "softplus", "hardtanh", "softsign"}
@@ -136,7 +137,9 @@ def verify_chain(
     search = Search(model, running.family, 1.0, np.asarray(inputs, float), np.asarray(outputs, float))
     if running.P is None or not np.isfinite(running.P).all():
         return None
-    return search.least(running.P, running.theta)
+    found = search.least(running.P, running.theta)
+    balanced = search.balanced(running.P) if found is None and running.P.size else None
+    return found if balanced is None else balanced.least(np.eye(len(running.P)), running.theta)
 
 
 def verify_arrays(
@@ -177,13 +180,12 @@ def verify_arrays(
     if hint.shape != (family.size,) or not np.isfinite(hint).all():
         return replace(refused, reason="the multiplier of the neurons is not finite or of another size")
     search = Search(model, family, rate)
-    found = None
-    if P is not None and np.isfinite(P).all():
-        if supply is not None:
-            found = search.dissipation(P, hint, supply)
-        else:
-            found = search.contraction(P, hint) if gamma is None else search.gain(P, hint, gamma)
+    metric = P if P is not None and np.isfinite(P).all() else None
+    found = None if metric is None else _by_hint(search, metric, hint, gamma, supply)
     found = found or search.by_riccati(hint, gamma, supply)
+    balanced = search.balanced(metric) if found is None and metric is not None else None
+    if balanced is not None:
+        found = _by_hint(balanced, np.eye(model.sizes[0]), hint, gamma, supply)
     if found is None and supply is None:
         found = search.by_optimum(gamma)
     if found is None:
@@ -193,6 +195,13 @@ def verify_arrays(
             ell=family.ell if isinstance(family, LipschitzMultiplier) else None,
         )
     return replace(found, claimed_gamma=gamma, method="matrix inequality with rounding-error bound")
+
+
+def _by_hint(search: Search, P: Array, theta: Array, gamma: float | None, supply: Array | None) -> Verification | None:
+    """Return what a metric and a multiplier that are given prove, or come near to."""
+    if supply is not None:
+        return search.dissipation(P, theta, supply)
+    return search.contraction(P, theta) if gamma is None else search.gain(P, theta, gamma)
 
 
 class _UnknownFormError(Exception):
@@ -287,7 +296,7 @@ def _layers_gain(cell: Any, explicit: Any) -> float:
 def _memoryless(claimed: float, proven: float) -> Verification:
     """Return the verdict on a memoryless net whose layers prove the gain `proven`; rounding may cost 1e-3."""
     if not proven <= claimed * ROUNDING:
-        reason = f"its layers prove a gain of {proven:.6g} only"
+        reason = f"its layers prove a gain of {numbers.upper(proven)} only"
         return Verification("NOT_CERTIFIED", reason=reason, claimed_gamma=claimed)
     method = "product of the layers' bounds"
     return Verification("PASS", max(proven, claimed), None, ell=proven, claimed_gamma=claimed, method=method)

@@ -117,7 +117,8 @@ def train(
     resolved = training.load_recipe(recipe, [*(set_ or []), *["deterministic=true"] * deterministic], seed)
     folder = output or Path("results") / Path(recipe).stem
     check_evaluation(resolved.evaluation)
-    result = training.train(resolved, folder, device=device, resume=resume, reporter=reporter_for(Console()))
+    shown, stop = reporter_for(Console()), training.StopOnSignal()
+    result = training.train(resolved, folder, device=device, resume=resume, reporter=shown, stop=stop)
     best = "" if result.best_reward is None else f", best mean return {result.best_reward:.1f}"
     early = " (checkpoints.stop_at_reward was reached)" if result.reached else ""
     typer.echo(f"Trained {result.num_timesteps} steps in {result.seconds:.0f} s{best}{early}: {folder}")
@@ -162,9 +163,7 @@ def evaluate(
     suite: Annotated[
         str | None, typer.Option(help="quick, standard, paper or a YAML file (`list suites`) [default: the recipe's]")
     ] = None,
-    budget: Annotated[
-        str | None, typer.Option("--budget", "--sizes", help="perturbation sizes, such as 0,0.1,0.2")
-    ] = None,
+    sizes: Annotated[str | None, typer.Option(help="perturbation sizes, such as 0,0.1,0.2")] = None,
     episodes: Episodes = None,
     seeds: Annotated[str | None, typer.Option(help="evaluation seeds, such as 0-4 or 0,3")] = None,
     task: Annotated[list[str] | None, typer.Option(help="Gymnasium id, repeatable [default: the recipe's]")] = None,
@@ -184,7 +183,7 @@ def evaluate(
 
     given = {
         "suite": suite,
-        "sizes": None if budget is None else _numbers("--budget", budget),
+        "sizes": None if sizes is None else _numbers("--sizes", sizes),
         "episodes": episodes,
         "seeds": None if seeds is None else seed_list("--seeds", seeds),
         "tasks": task or None,
@@ -211,7 +210,9 @@ def report(
 @app.command()
 def export(
     folder: Folder,
-    format: Annotated[Format, typer.Option(help="safetensors: policy.json and policy.safetensors, no pickle")],
+    format: Annotated[
+        Format, typer.Option(help="safetensors: policy.json and policy.safetensors, no pickle")
+    ] = Format.safetensors,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="folder [default: DIR/export]")] = None,
 ) -> None:
     """Write the policy for use elsewhere."""
@@ -269,6 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _check_command(arguments: Sequence[str]) -> None:
+    # An application with commands makes a group, which has them.
     commands = sorted(typer.main.get_command(app).commands)  # pyright: ignore[reportAttributeAccessIssue]
     first = next((argument for argument in arguments if not argument.startswith("-")), None)
     if first is not None and first not in commands:

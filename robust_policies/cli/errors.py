@@ -25,6 +25,7 @@ def exit_status(error: BaseException, given: Sequence[str]) -> int:
     if isinstance(error, typer.Exit):
         return error.exit_code
     if isinstance(error, _UsageError):
+        # `_UsageError` is found at run time, so its methods are not known before.
         line = " ".join(error.format_message().split())  # pyright: ignore[reportAttributeAccessIssue]
         if not line:
             # The help was shown because no command was given.

@@ -10,12 +10,15 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
 from robust_policies.errors import RobustPoliciesError
+from robust_policies.evaluation.effect import effect
 from robust_policies.evaluation.run import evaluate_run, resolved_suite
 from robust_policies.evaluation.table import MONITORED
+from robust_policies.files import numbers
 from robust_policies.train import open_run
 
 Report = Callable[[float, str], None]
@@ -126,7 +129,8 @@ def _returns(found: Mapping[str, Any], task: str) -> Iterator[str]:
     first = [row for row in rows if row["perturbation"] == rows[0]["perturbation"] and row["norm"] == rows[0]["norm"]]
     returns = [value for row in first for value in row["returns"]]
     if returns:
-        yield f"{task}: mean return {sum(returns) / len(returns):.1f} over {len(returns)} episodes, unperturbed"
+        mean = numbers.shown(sum(returns) / len(returns))
+        yield f"{task}: mean return {mean} over {len(returns)} episodes, unperturbed"
     for name, what in zip(MONITORED, ("the estimate was outside its region", "an input was at its limit"), strict=True):
         counts = [count for row in first for count in row.get(name, ())]
         steps = sum(length for row in first for length in row["lengths"])
@@ -134,7 +138,7 @@ def _returns(found: Mapping[str, Any], task: str) -> Iterator[str]:
             within = sum(count > 0 for count in counts)
             yield f"{task}: {what} in {sum(counts)} of {steps} steps ({within} of {len(counts)} episodes), unperturbed"
     for one in [one for one in found["worst"] if one["task"] == task][-1:]:
-        yield (
-            f"{task}: mean return {one['mean']:.1f} under the strongest attack found ({one['attack']}, {one['norm']}, "
-            f"size {one['size']:g})"
-        )
+        what = f"the strongest attack found ({one['attack']}, {one['norm']}, size {one['size']:g})"
+        nothing = bool(returns) and effect(np.asarray(returns), np.asarray(one["returns"])).nothing
+        does = ", which does nothing that can be told from chance" if nothing else ""
+        yield f"{task}: mean return {numbers.shown(one['mean'])} under {what}{does}"

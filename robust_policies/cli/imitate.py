@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from robust_policies.cli.steps import certify_evaluate_report, check_evaluation
+from robust_policies.files import numbers
 
 
 class Method(StrEnum):
@@ -48,22 +49,24 @@ def imitate(
     from rich.console import Console
 
     from robust_policies.files.atomic import read_json
-    from robust_policies.train import train
+    from robust_policies.train import RunFolder, StopOnSignal, train
     from robust_policies.train.imitate import default_folder, imitation_recipe
-    from robust_policies.train.imitation.run import CLOSED_LOOP, IMITATION, SCHEMA
+    from robust_policies.train.imitation.run import SCHEMA
     from robust_policies.train.run.progress import reporter_for
 
     torch.set_num_threads(threads)
     recipe = imitation_recipe(teacher, task, None, set_ or [], gamma=gamma, method=method.value, seed=seed)
     check_evaluation(recipe.evaluation)
     folder = output or default_folder(recipe)
-    result = train(recipe, folder, device=device, resume=resume, reporter=reporter_for(Console()))
-    found = read_json(folder / IMITATION, "imitation", SCHEMA)
+    shown, run = reporter_for(Console()), RunFolder(folder)
+    result = train(recipe, folder, device=device, resume=resume, reporter=shown, stop=StopOnSignal())
+    found = read_json(run.imitation, "imitation", SCHEMA)
     typer.echo(f"Learnt from {found['demonstrations']} demonstrations in {result.seconds:.0f} s: {folder}")
     error, spread = sum(found["held_out_mse"]), sum(found["held_out_variance"])
     share = f", {error / spread:.2g} of the actions' variance" if spread > 0 else ""
     typer.echo(f"Mean squared action error on {found['held_out_episodes']} held-out episodes: {error:.3g}{share}.")
-    typer.echo(f"Mean return: {found['student_return']:.4g}, the teacher's {found['teacher_return']:.4g}.")
-    typer.echo(read_json(folder / CLOSED_LOOP, "closed loop", SCHEMA)["claim"])
+    own, teacher = (numbers.shown(found[name]) for name in ("student_return", "teacher_return"))
+    typer.echo(f"Mean return: {own}, the teacher's {teacher}.")
+    typer.echo(read_json(run.closed_loop, "closed loop", SCHEMA)["claim"])
     if evaluation:
         certify_evaluate_report(folder, report)

@@ -8,6 +8,8 @@ from typing import Any
 
 import typer
 
+from robust_policies.files import numbers
+
 
 def check_evaluation(section: Any) -> None:
     """Raise for an evaluation that could not run, before hours of training."""
@@ -23,8 +25,8 @@ def certify_folder(folder: Path, weights: list[float] | None = None) -> bool:
     certificate = certify_run(folder, weights=weights)
     typer.echo(f"{certificate.status}: {certificate.claim}")
     if certificate.empirical_lower is not None:
-        of = "" if certificate.ratio is None else f", {certificate.ratio:.2f} of the proven one"
-        typer.echo(f"Largest gain found by search: {certificate.empirical_lower:.4g}{of}.")
+        of = "" if certificate.ratio is None else f", {numbers.shown(certificate.ratio)} of the proven one"
+        typer.echo(f"Largest gain found by search: {numbers.lower(certificate.empirical_lower)}{of}.")
     return certificate.status == "PASS"
 
 

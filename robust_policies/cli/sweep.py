@@ -68,7 +68,6 @@ def sweep(
     from rich.console import Console
 
     from robust_policies.checks import seed_list
-    from robust_policies.files.lock import held
     from robust_policies.sweep.folder import SweepFolder
 
     given = set_ or []
@@ -87,13 +86,7 @@ def sweep(
     with ExitStack() as stack:
         pool = _pool(address, jobs, device)
         stack.callback(pool.close)
-        in_use = f"Sweep folder {str(folder.path)!r}"
-        if folder.path.is_dir():
-            stack.enter_context(held(folder.path, in_use))
-            folder.begin(work.facts, resume)
-        else:
-            folder.begin(work.facts, resume)
-            stack.enter_context(held(folder.path, in_use))
+        stack.enter_context(folder.reserved(work.facts, resume))
         complete = _run(work, folder, pool, console, device, evaluation)
     if not complete:
         done = sum(row["status"] in ("done", "pruned") for row in folder.rows.values())
@@ -180,8 +173,12 @@ def _searching(
     chosen = checked_seeds(seeds, base.seed)
     space = read_space(search, lambda assignment: _check(load_recipe(recipe, [*assignments.fixed, assignment])))
     facts = {
-        "recipe": base.resolved(), "keys": list(space), "search": search, "objective": objective, "seeds": chosen,
-    }  # fmt: skip
+        "recipe": base.resolved(),
+        "keys": list(space),
+        "search": search,
+        "objective": objective,
+        "seeds": chosen,
+    }
 
     def source(folder: SweepFolder, rejected: Callable[[dict[str, Any]], None]) -> Search:
         return Search(

@@ -1,3 +1,10 @@
+from . import enclosure as enclosure
+from . import lqg as lqg
+from . import region as region
+from . import residual as residual
+from . import semidefinite as semidefinite
+from . import small_gain as small_gain
+from . import youla as youla
 from .augment import with_input_delay as with_input_delay
 from .augment import with_integral_action as with_integral_action
 from .closed_loop import ClosedLoop as ClosedLoop

@@ -23,7 +23,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from robust_policies import checks
-from robust_policies.certificates.certificate import upward
 from robust_policies.certificates.lmi import Array, Matrices
 from robust_policies.certificates.multipliers import LipschitzMultiplier, Multiplier
 from robust_policies.certificates.search import Search
@@ -36,6 +35,7 @@ from robust_policies.control.norms import StateSpace, hinf_norm, radius
 from robust_policies.control.weights import choose
 from robust_policies.control.youla import Performance, direct_gain
 from robust_policies.errors import InvalidValueError
+from robust_policies.files import numbers
 
 _STEPS = 6
 
@@ -114,16 +114,16 @@ class FeedbackBound:
         where = "the linear plant" if model.exact else f"the linear model ({model.origin})"
         parts = []
         if self.rate is not None:
-            bound = "" if self.gain is None else f", and the gain d -> z is at most {upward(self.gain):.6g}"
+            bound = "" if self.gain is None else f", and the gain d -> z is at most {numbers.upper(self.gain)}"
             parts.append(
                 f"any two trajectories of {where} in feedback with this policy under the same disturbances approach "
-                f"each other like {upward(self.rate):.6g}^t{bound}, while no action is clipped"
+                f"each other like {numbers.rate(self.rate)}^t{bound}, while no action is clipped"
             )
         if self.small_gain is not None:
             assert self.policy_gain is not None
             parts.append(
-                f"by the small-gain theorem the gain d -> z is at most {upward(self.small_gain):.6g}, clipped actions "
-                f"included (plant {self.plant_gain:.4g}, policy {self.policy_gain:.4g})"
+                f"by the small-gain theorem the gain d -> z is at most {numbers.upper(self.small_gain)}, clipped "
+                f"actions included (plant {self.plant_gain:.4g}, policy {self.policy_gain:.4g})"
             )
         nonlinear = "" if model.exact else " The nonlinear plant itself is not covered."
         if parts:

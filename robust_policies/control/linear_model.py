@@ -47,6 +47,9 @@ class LinearModel:
     x0: Array = _DEFAULT
     u0: Array = _DEFAULT
     y0: Array = _DEFAULT
+    equilibrium: Array | None = None
+    """The plant's own whole state where the model holds, exact; longer than x0 where the model leaves something out, or
+    where the plant keeps orientations as four numbers."""
     residual: float = 0.0
     """|f(x0, u0) - x0|, in the states' units."""
     angles: tuple[int, ...] = ()
@@ -92,6 +95,7 @@ class LinearModel:
         for name, size in (("W", n), ("V", p), ("Q", n), ("R", m)):
             put(name, (size, size), None)
         put("state_range", (n,), None)
+        put("equilibrium", (None,), None)
         put("action_low", (m,), np.full(m, -np.inf), finite=False)
         put("action_high", (m,), np.full(m, np.inf), finite=False)
         checks.finite_float("time_step", self.time_step, above=0.0)
@@ -167,29 +171,47 @@ def from_matrices(
     )
 
 
-def from_control(system: Any, time_step: float | None = None, **fields: Any) -> LinearModel:
+def from_control(
+    system: Any, time_step: float | None = None, *, continuous: bool | None = None, **fields: Any
+) -> LinearModel:
     """Return the model of a python-control `StateSpace`; a continuous one needs `time_step` [s].
 
+    A system's own `dt` says what it is: 0 is continuous, a number the step of a discrete one, True a discrete one of
+    unstated step (1 unless `time_step` says otherwise). With dt=None it says neither, and the two are different models:
+    `continuous` decides then.
+
     Raises:
-        InvalidValueError: not a state-space system, or a time step that is missing or contradicts the system's own.
+        InvalidValueError: not a state-space system; a time step that is missing or contradicts the system's own;
+        dt=None without `continuous`, or a `continuous` that contradicts the system.
     """
     if not all(hasattr(system, name) for name in ("A", "B", "C", "D", "dt")):
+        raise InvalidValueError(f"system is a {type(system).__name__}; expected a python-control StateSpace, such as "
+                                "control.ss(A, B, C, D) or control.tf2ss(transfer_function).")  # fmt: skip
+    own = None if system.dt is None or system.dt is True else float(system.dt)
+    if own is not None and not (np.isfinite(own) and own >= 0):
+        raise InvalidValueError(f"The system's own dt is {system.dt!r}; expected 0, True, None or a positive number.")
+    known = None if system.dt is None else own == 0.0
+    if known is None and continuous is None:
         raise InvalidValueError(
-            f"system is a {type(system).__name__}; expected a python-control StateSpace, such as "
-            "control.ss(A, B, C, D) or control.tf2ss(transfer_function)."
+            "The system's dt is None, which leaves open whether it is continuous or discrete; say continuous=True or "
+            "continuous=False, or set system.dt (0: continuous, a number: its step [s])."
         )
-    # None and 0 mean continuous time; True means discrete time with a step that is not stated.
-    own = float(system.dt or 0.0)
+    if known is not None and continuous is not None and bool(continuous) != known:
+        raise InvalidValueError(f"continuous is {continuous}, but the system's own dt is {system.dt!r}; leave it out, "
+                                "or set system.dt.")  # fmt: skip
+    is_continuous = bool(continuous) if known is None else known
     if time_step is None:
-        if not own:
+        if is_continuous:
             raise InvalidValueError("time_step is missing; expected one in seconds, as the system is continuous.")
-        time_step = own
-    elif own and system.dt is not True and not np.isclose(time_step, own, rtol=1e-9, atol=0.0):
+        time_step = own or 1.0
+    elif own and not np.isclose(time_step, own, rtol=1e-9, atol=0.0):
         raise InvalidValueError(f"time_step is {time_step:g} s; expected the system's own, {own:g} s.")
     names = {"state_names": "state_labels", "input_names": "input_labels", "output_names": "output_labels"}
     labels = {ours: tuple(getattr(system, theirs)) for ours, theirs in names.items() if hasattr(system, theirs)}
     described = {**labels, "origin": "a python-control system", **fields}
-    return from_matrices(system.A, system.B, system.C, system.D, time_step=time_step, continuous=not own, **described)
+    return from_matrices(
+        system.A, system.B, system.C, system.D, time_step=time_step, continuous=is_continuous, **described
+    )
 
 
 def array(name: str, value: Any, shape: tuple[int | None, ...], finite: bool = True) -> Array:

@@ -129,6 +129,7 @@ def linearize_plant(plant: StepPlant, state: ArrayLike | None = None, action: Ar
         x0=x[kept],
         u0=u,
         y0=local.observe(x),
+        equilibrium=x,
         residual=residual,
         angles=() if exact else tuple(i for i, name in enumerate(plant.output_names) if name.endswith("[rad]")),
         state_names=tuple(plant.state_names[i] for i in kept),

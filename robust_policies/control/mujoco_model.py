@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,7 @@ from robust_policies import checks
 from robust_policies.control.equilibrium import stand_still
 from robust_policies.control.linear_model import Array, LinearModel
 from robust_policies.errors import InvalidValueError, UnknownNameError
+from robust_policies.mujoco_names import control_names
 
 if TYPE_CHECKING:
     import mujoco
@@ -35,31 +37,38 @@ def linearize_mujoco(
     """Return the linear model of `frame_skip` time steps of a MuJoCo model (mjd_transitionFD, centred).
 
     The equilibrium is sought from `data`, from the keyframe `key`, or from the model's initial position; `data` is left
-    as it is. States are 2 nv + na deviations in tangent coordinates (a ball joint has three, not four), inputs the
-    controls, outputs the model's sensors, or these deviations where it has none. A sensor that shows the control at
-    once (an accelerometer) makes D != 0; see `with_input_delay`.
+    as it is, and what it holds beside the state holds here too: equality constraints switched on or off, applied
+    forces, mocap bodies, user data. States are 2 nv + na deviations in tangent coordinates (a ball joint has three, not
+    four), inputs the controls, outputs the model's sensors, or these deviations where it has none. `equilibrium` is the
+    exact (qpos, qvel, act), and so is x0 for a model of hinges and slides; with a ball or free joint x0 is zero. A
+    sensor that shows the control at once (an accelerometer) makes D != 0; see `with_input_delay`. A model whose bodies
+    may sleep is linearized awake.
 
     Raises:
-        InvalidValueError: the integrator is RK4, which has no such derivative; no equilibrium is near; `data` and `key`
-        are both given. UnknownNameError: no such keyframe.
+        InvalidValueError: the integrator is RK4, which has no such derivative; the model keeps state that the
+        derivative leaves out (a delay, a plugin); no equilibrium is near; the simulation is unstable where it begins;
+        `data` and `key` are both given. UnknownNameError: no such keyframe.
     """
     import mujoco
 
-    if model.opt.integrator == mujoco.mjtIntegrator.mjINT_RK4:
-        raise InvalidValueError(
-            "The model's integrator is RK4, which MuJoCo cannot differentiate; expected Euler, "
-            'implicit or implicitfast: set <option integrator="implicitfast"/>.'
-        )
+    _check(model)
     frame_skip = checks.positive_int("frame_skip", frame_skip)
-    work = _start(model, data, key)
+    model = copy.copy(model)
+    # A sleeping body would not move, whatever the control; an unstable simulation is found by the warning it leaves.
+    model.opt.enableflags &= ~int(getattr(mujoco.mjtEnableBit, "mjENBL_SLEEP", 0))
+    start = _start(model, data, key)
     nv, na, nq = model.nv, model.na, model.nq
     n = 2 * nv + na
-    held = {name: getattr(work, name).copy() for name in ("qfrc_applied", "xfrc_applied", "mocap_pos", "mocap_quat")}
+    every = mujoco.mjtState.mjSTATE_INTEGRATION.value
+    held = np.zeros(mujoco.mj_stateSize(model, every))
+    mujoco.mj_getState(model, start, held, every)
+    work = mujoco.MjData(model)
 
     def put(x: Array, u: Array) -> None:
         mujoco.mj_resetData(model, work)
-        for name, value in held.items():
-            getattr(work, name)[:] = value
+        mujoco.mj_setState(model, work, held, every)
+        # No result depends on what was computed before.
+        work.qacc_warmstart[:] = 0.0
         work.qpos[:], work.qvel[:], work.act[:], work.ctrl[:] = x[:nq], x[nq : nq + nv], x[nq + nv :], u
         mujoco.mj_forward(model, work)
 
@@ -67,6 +76,8 @@ def linearize_mujoco(
         put(x, u)
         for _ in range(frame_skip):
             mujoco.mj_step(model, work)
+        if any(work.warning[kind].number for kind in _unstable()):
+            return np.full(n, np.inf)
         turned = np.zeros(nv)
         mujoco.mj_differentiatePos(model, turned, 1.0, x[:nq], work.qpos)
         return np.concatenate((turned, work.qvel - x[nq : nq + nv], work.act - x[nq + nv :]))
@@ -76,7 +87,13 @@ def linearize_mujoco(
         A, B = np.zeros((n, n)), np.zeros((n, model.nu))
         C, D = np.zeros((model.nsensordata, n)), np.zeros((model.nsensordata, model.nu))
         sensors = (C, D) if model.nsensordata else (None, None)
-        mujoco.mjd_transitionFD(model, work, STEP, True, A, B, *sensors)
+        try:
+            mujoco.mjd_transitionFD(model, work, STEP, True, A, B, *sensors)
+        except mujoco.FatalError as error:
+            raise InvalidValueError(
+                f"MuJoCo cannot differentiate the model's step: {' '.join(str(error).split())}. Expected a model "
+                "without that feature, or a task of the model (linearize_plant)."
+            ) from error
         return *skip_frames(A, B, frame_skip), C, D
 
     def jacobian(x: Array, u: Array) -> tuple[Array, Array]:
@@ -90,8 +107,13 @@ def linearize_mujoco(
 
     limited = model.actuator_ctrllimited.astype(bool)
     low, high = (np.where(limited, model.actuator_ctrlrange[:, i], bound) for i, bound in ((0, -np.inf), (1, np.inf)))
-    guess = np.concatenate((work.qpos, work.qvel, work.act))
-    x, u, residual = stand_still(drift, jacobian, move, guess, work.ctrl.copy(), low, high)
+    guess, action = np.concatenate((start.qpos, start.qvel, start.act)), start.ctrl.copy()
+    if not np.isfinite(drift(guess, np.clip(action, low, high))).all():
+        raise InvalidValueError(
+            f"The simulation is unstable within {frame_skip} time step(s) of where it begins, by MuJoCo's own limit; "
+            "expected a state near an equilibrium, or a shorter time step."
+        )
+    x, u, residual = stand_still(drift, jacobian, move, guess, action, low, high)
     A, B, C, D = matrices(x, u)
     put(x, u)
     y0 = work.sensordata.copy()
@@ -105,11 +127,13 @@ def linearize_mujoco(
         C=C,
         D=D,
         time_step=frame_skip * model.opt.timestep,
+        x0=x if nq == nv else np.zeros(n),
         u0=u,
         y0=y0,
+        equilibrium=x,
         residual=residual,
         state_names=names,
-        input_names=tuple(_name(model, mujoco.mjtObj.mjOBJ_ACTUATOR, i, "control") for i in range(model.nu)),
+        input_names=control_names(model, "control"),
         output_names=_sensor_names(model) if model.nsensordata else names,
         action_low=low,
         action_high=high,
@@ -118,15 +142,46 @@ def linearize_mujoco(
     )
 
 
-def _start(model: mujoco.MjModel, data: mujoco.MjData | None, key: str | int | None) -> mujoco.MjData:
-    import copy
+def _check(model: mujoco.MjModel) -> None:
+    """Raise `InvalidValueError` for what mjd_transitionFD refuses, or leaves out without a word."""
+    import mujoco
 
+    if model.opt.integrator == mujoco.mjtIntegrator.mjINT_RK4:
+        raise InvalidValueError("The model's integrator is RK4, which MuJoCo cannot differentiate; expected Euler, "
+                                'implicit or implicitfast: set <option integrator="implicitfast"/>.')  # fmt: skip
+    late = [
+        f"{kind} {getattr(model, kind)(i).name or i!r}"
+        for kind in ("actuator", "sensor")
+        for i, samples in enumerate(getattr(model, f"{kind}_history", np.zeros((0, 2)))[:, 0])
+        if samples
+    ]
+    if late:
+        raise InvalidValueError(
+            f"The model remembers past values (delay or nsample of {', '.join(late)}), which MuJoCo cannot "
+            "differentiate; expected a model without: leave delay and nsample out, and put whole steps of delay after "
+            "it with with_input_delay(linearize_mujoco(model), steps)."
+        )
+    for field, what in (("npluginstate", "a plugin"), ("nplastic", "plastic deformation")):
+        if getattr(model, field, 0):
+            raise InvalidValueError(f"The model keeps state of {what}, of which MuJoCo has no derivative; expected a "
+                                    "model without.")  # fmt: skip
+
+
+def _unstable() -> tuple[int, ...]:
+    """Return the numbers of MuJoCo's warnings of an unstable simulation: |qpos|, |qvel| or |qacc| above 1e10, NaN."""
+    import mujoco
+
+    warning = mujoco.mjtWarning
+    return tuple(int(kind.value) for kind in (warning.mjWARN_BADQPOS, warning.mjWARN_BADQVEL, warning.mjWARN_BADQACC))
+
+
+def _start(model: mujoco.MjModel, data: mujoco.MjData | None, key: str | int | None) -> mujoco.MjData:
     import mujoco
 
     if data is not None and key is not None:
         raise InvalidValueError("data and key are both given; expected one of them, as each is where to begin.")
     if data is not None:
-        return copy.copy(data)
+        return data
     work = mujoco.MjData(model)
     if key is not None:
         number = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_KEY, key) if isinstance(key, str) else key

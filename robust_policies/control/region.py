@@ -19,15 +19,15 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.linalg
 
-from robust_policies.certificates.certificate import upward
 from robust_policies.certificates.lmi import Array, Matrices, prove_positive, signal_maps
 from robust_policies.control.linear_model import LinearModel
 from robust_policies.control.lqg import LQGDesign
 from robust_policies.control.norms import radius
-from robust_policies.control.residual import Residual, downward
+from robust_policies.control.residual import Residual
 from robust_policies.control.semidefinite import invariant_set
 from robust_policies.control.youla import Performance, closed_loop_matrices
 from robust_policies.errors import InvalidValueError, ShapeError
+from robust_policies.files import numbers
 
 _SLACKS = (1e-7, 1e-5, 1e-3)
 
@@ -52,11 +52,11 @@ class Region:
 
     def claim(self) -> str:
         """Return what is proven, with the residual's kind in it."""
-        rate, overshoot = upward(self.rate), upward(self.overshoot)
         return self.residual.claim(
             "trajectories that start in the ellipsoid zeta'P zeta <= 1 stay in it and in the region "
-            f"{self.residual.region} while the disturbance of every step is at most {downward(self.disturbance):.6g}, "
-            f"and any two of them under the same disturbance approach each other like {overshoot:.6g} * {rate:.6g}^t",
+            f"{self.residual.region} while the disturbance of every step is at most {numbers.lower(self.disturbance)}, "
+            f"and any two of them under the same disturbance approach each other like "
+            f"{numbers.upper(self.overshoot)} * {numbers.rate(self.rate)}^t",
             inside=True,
         )
 

@@ -14,7 +14,6 @@ carries its kind into the sentences made from it:
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -22,10 +21,10 @@ from typing import Literal
 import numpy as np
 
 from robust_policies import checks
-from robust_policies.certificates.certificate import upward
 from robust_policies.control.interval import Jet, jacobian_bounds
 from robust_policies.control.norms import Array, norm2
 from robust_policies.errors import InvalidValueError, ShapeError
+from robust_policies.files import numbers
 
 Kind = Literal["analytic", "covering", "interval", "sampled"]
 _HOW = {
@@ -56,7 +55,7 @@ class ResidualGain:
 
     def sentence(self) -> str:
         """Return how it is known, as a clause."""
-        return f"the residual's gain {upward(self.value):.6g} in the region {self.region} is {_HOW[self.kind]}"
+        return f"the residual's gain {numbers.upper(self.value)} in the region {self.region} is {_HOW[self.kind]}"
 
 
 @dataclass(frozen=True)
@@ -193,14 +192,6 @@ def interval_gain(
     return ResidualGain(
         float((distance + np.linalg.norm((upper - lower) / 2, 2, axis=(1, 2))).max()) * (1 + 1e-12), "interval", region
     )
-
-
-def downward(value: float, digits: int = 6) -> float:
-    """Return `value` >= 0 rounded down to `digits` significant digits, so that a printed limit is still a limit."""
-    if value <= 0 or not math.isfinite(value):
-        return value
-    unit = 10.0 ** (math.floor(math.log10(value)) - digits + 1)
-    return math.floor(value / unit + 1e-9) * unit
 
 
 def _box(low: Array, high: Array) -> tuple[Array, Array]:

@@ -20,9 +20,9 @@ from scipy.linalg import solve_discrete_lyapunov
 from robust_policies.control.linear_model import LinearModel
 from robust_policies.control.lqg import LQGDesign
 from robust_policies.control.norms import Array, norm2, radius
-from robust_policies.control.residual import downward
 from robust_policies.control.youla import direct_gain
 from robust_policies.errors import InvalidValueError, ShapeError
+from robust_policies.files import numbers
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class SaturationBudget:
         if math.isinf(self.innovation):
             return f"{start} the base controller needs none: K = 0, and the guarantee holds with saturation."
         return (
-            f"{start} no input saturates while |innovation| <= {downward(self.innovation):.6g} at every step and the "
-            f"estimate starts in xh'P xh <= {downward(self.level):.6g}."
+            f"{start} no input saturates while |innovation| <= {numbers.lower(self.innovation)} at every step and the "
+            f"estimate starts in xh'P xh <= {numbers.lower(self.level)}."
         )
 
     def check(self, innovation: float) -> None:

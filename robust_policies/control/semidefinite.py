@@ -27,18 +27,33 @@ from robust_policies.errors import InvalidValueError, ShapeError
 def least_gain(loop: Matrices, ell: float) -> float:
     """Return the least g with V+ - V + |z|^2 + lam (ell^2 |v|^2 - |w|^2) - g^2 |d|^2 <= 0, in one program.
 
-    A second way to the estimate of `gain_bounds.gain_bound` for one block. Raises InvalidValueError if there is none.
+    A second way to the estimate of `gain_bounds.gain_bound` for one block, and no bound: the solver ends on either side
+    of the least g. It finds g^2 where inputs and outputs are scaled to entries of at most 1, to about 1e-9 there: so g
+    is good to 1e-4 times (the largest output entry times the largest input entry) in absolute terms, and to 1e-6 of
+    itself where it is not smaller than that product. Raises InvalidValueError if there is none.
     """
     cp = _cvxpy()
     nx, nv, _, nz = loop.sizes
+    outward = _largest(loop.C2, loop.D21, loop.D22)
+    inward = _largest(loop.B2, loop.D12)
     F_x, F_r = signal_maps(loop, True)
+    # In the units d inward and z / outward; w and x are the loop's own.
+    units = np.ones(F_x.shape[1])
+    units[nx + nv :] = 1.0 / inward
+    F_x, F_r = F_x * units, F_r * units
     P, lam, squared = cp.Variable((nx, nx), PSD=True), cp.Variable(nonneg=True), cp.Variable(nonneg=True)
     v, w, z, d = np.split(F_r, np.cumsum([nv, nv, nz]))
+    z, d = z / outward, d * inward
     left = F_x[:nx].T @ P @ F_x[:nx] - F_x[nx:].T @ P @ F_x[nx:]
     left = left + squared * (d.T @ d) - z.T @ z - lam * (ell**2 * v.T @ v - w.T @ w)
     if not _solved(cp, cp.Minimize(squared), [_symmetric(left) >> 0]):
         raise InvalidValueError("The program for the gain has no solution; no scaling of the block gives a bound.")
-    return float(np.sqrt(squared.value))
+    return float(np.sqrt(squared.value)) * outward * inward
+
+
+def _largest(*arrays: Array) -> float:
+    """Return the largest absolute entry, 1 where all are zero or there is none."""
+    return max((float(np.abs(one).max(initial=0.0)) for one in arrays), default=0.0) or 1.0
 
 
 def hull_gain(

@@ -16,9 +16,10 @@ from robust_policies.control.gain_bounds import gain_bound, linear_loop
 from robust_policies.control.linear_model import LinearModel
 from robust_policies.control.lqg import LQGDesign
 from robust_policies.control.norms import Array, StateSpace
-from robust_policies.control.residual import Residual, downward
+from robust_policies.control.residual import Residual
 from robust_policies.control.youla import direct_gain
 from robust_policies.errors import InvalidValueError
+from robust_policies.files import numbers
 
 # Channels this much smaller than the largest are what rounding leaves of entries that are constant.
 _TINY = 1e-10
@@ -46,7 +47,7 @@ class AllowedGain:
             what = (
                 "nothing, not even the base controller alone"
                 if self.scaled == 0
-                else f"less than {downward(self.scaled):.6g}"
+                else f"less than {numbers.lower(self.scaled)}"
             )
             raise InvalidValueError(
                 f"gamma is {gain:.6g}; the region {self.residual.region} allows {what}. Train with a smaller gamma, or "
@@ -59,7 +60,8 @@ class AllowedGain:
         proven = "" if self.proven else ", up to rounding"
         statement = (
             "any two trajectories under the same disturbance converge, with any contracting Youla parameter of "
-            f"incremental gain up to {gain:.6g} (covered are gains below {downward(self.scaled):.6g}{proven})"
+            f"incremental gain up to {numbers.upper(gain)} (covered are gains below "
+            f"{numbers.lower(self.scaled)}{proven})"
         )
         return self.residual.claim(statement)
 

@@ -1,3 +1,9 @@
+from . import statistics as statistics
+from .attacks import ATTACKS as ATTACKS
+from .attacks import NORMS as NORMS
+from .attacks import attack_options as attack_options
+from .attacks import make_attack as make_attack
+from .attacks import prepare_attack as prepare_attack
 from .certify import certify_run as certify_run
 from .episodes import run_episodes as run_episodes
 from .report.page import write_report as write_report

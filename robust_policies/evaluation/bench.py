@@ -72,11 +72,18 @@ class Bench:
         reported, tuned = {}, {}
         for group in [blocks] if together else [[block] for block in blocks]:
             found = run_episodes(
-                self.policy, self.task, kind, list(sizes), sum(count for _, count, _ in group), group[0][0],
-                env_kwargs=self.env_kwargs, perturbations=[*inside, *self.around],
+                self.policy,
+                self.task,
+                kind,
+                list(sizes),
+                sum(count for _, count, _ in group),
+                group[0][0],
+                env_kwargs=self.env_kwargs,
+                perturbations=[*inside, *self.around],
                 record=record if group[0] == blocks[0] else 0,
-                episode_seeds=[s for seed, count, _ in group for s in seeds_of(seed, count)], **options,
-            )  # fmt: skip
+                episode_seeds=[s for seed, count, _ in group for s in seeds_of(seed, count)],
+                **options,
+            )
             first = 0
             for seed, count, is_tuning in group:
                 part = _columns(found, slice(first, first + count))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -16,14 +17,16 @@ from robust_policies.certificates.certificate import claim
 from robust_policies.certificates.gain import CURVE_STEPS
 from robust_policies.certificates.loop import NUMBERS
 from robust_policies.errors import CorruptFileError, MissingFileError, NotCertifiableError, UserError
-from robust_policies.files.atomic import read_json
 from robust_policies.policies import DeployedPolicy, load_policy
+from robust_policies.train.run.folder import RunFolder
 
-WITNESS = "witness.npz"
-TIGHTNESS = "tightness.json"
 # Recomputed on another machine, sums may round differently; margins are differences of such sums.
 _TOLERANCES = {"margin": 1e-3, "ratio": 1e-6}
 _TOLERANCE = 1e-6
+_NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?")
+# Four digits, rounded up or down.
+_PRINTED = 1.1e-3
+SENTENCE = "the claim is not the sentence that these numbers make"
 _FIELDS = ("gamma_core", "gamma_raw", "gamma_weighted", "rate", "overshoot", "empirical_lower", "ratio", "margin")
 
 
@@ -42,21 +45,21 @@ def certify_run(
         seed: of the search.
         weights: the size of one unit of each observation, for a second gain in these units.
     """
-    folder = Path(folder)
-    policy = load_policy(folder)
+    run = RunFolder(folder)
+    policy = load_policy(run.path)
     certificate = _proven(policy, weights)
     searched = policy.searched()
     if searched is None:
-        for name in (WITNESS, TIGHTNESS):
-            (folder / name).unlink(missing_ok=True)
+        for path in (run.witness, run.tightness):
+            path.unlink(missing_ok=True)
     else:
         curve = gain_curve(searched, [*(count for count in CURVE_STEPS if count < steps), steps], seed)
         longest = curve.witnesses[-1]
         found = replace(longest, gain=secant_gain(searched, longest.inputs_a, longest.inputs_b))
-        found.save(folder / WITNESS)
-        curve.to_json(folder / TIGHTNESS, certificate.gamma_raw)
-        certificate = certificate.with_search(found.gain, WITNESS)
-    certificate.to_json(folder / "certificate.json")
+        found.save(run.witness)
+        curve.to_json(run.tightness, certificate.gamma_raw)
+        certificate = certificate.with_search(found.gain, run.witness.name)
+    certificate.to_json(run.certificate)
     return certificate
 
 
@@ -66,17 +69,19 @@ def check_run(folder: str | Path) -> list[str]:
     The arrays' hashes, the proof, the gain of the witness and every number and sentence are computed again. A file
     that is missing or cannot be read is a difference too; a folder that does not exist raises MissingFileError.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
+    run = RunFolder(folder)
+    if not run.path.is_dir():
         raise MissingFileError(f"{folder} does not exist; expected a run folder.")
     try:
-        stored = Certificate.from_json(folder / "certificate.json")
-        policy = load_policy(folder)
+        stored = run.read_certificate()
+        policy = load_policy(run.path)
         expected = _proven(policy, stored.weights)
         searched = policy.searched()
-        tightness = None if searched is None else read_json(folder / TIGHTNESS, "tightness", 1)
+        tightness = None if searched is None else run.read_tightness()
         if stored.witness is not None:
-            expected = expected.with_search(_witness_gain(searched, folder / Path(stored.witness).name), stored.witness)
+            expected = expected.with_search(
+                _witness_gain(searched, run.path / Path(stored.witness).name), stored.witness
+            )
     except UserError as error:
         return [str(error)]
     return _differences(stored, expected) + ([] if tightness is None else _tightness_differences(tightness, expected))
@@ -120,8 +125,8 @@ def _differences(stored: Certificate, expected: Certificate) -> list[str]:
                     f"factor {given.name!r} is {given.gain!r} in the file and {again.gain!r} when computed again"
                 )
     found += _loop_differences(stored.closed_loop, expected.closed_loop)
-    if stored.claim != claim(stored):
-        found.append("the claim is not the sentence that these numbers make")
+    if not _same_words(stored.claim, claim(stored)):
+        found.append(SENTENCE)
     return found
 
 
@@ -132,8 +137,13 @@ def _loop_differences(stored: dict[str, Any] | None, expected: dict[str, Any] | 
     found = []
     for name in sorted(set(stored) | set(expected)):
         given, again = stored.get(name), expected.get(name)
-        numbers = name in NUMBERS and all(isinstance(value, int | float | None) for value in (given, again))
-        if not (_same(given, again, _TOLERANCE) if numbers else given == again):
+        if name in NUMBERS and all(isinstance(value, int | float | None) for value in (given, again)):
+            same = _same(given, again, _TOLERANCE)
+        elif isinstance(given, str) and isinstance(again, str):
+            same = _same_words(given, again)
+        else:
+            same = given == again
+        if not same:
             found.append(f"closed_loop.{name} is {given!r} in the file and {again!r} when computed again")
     return found
 
@@ -143,13 +153,13 @@ def _tightness_differences(content: dict[str, Any], expected: Certificate) -> li
     gains, gamma = content.get("gain"), content.get("gamma_raw")
     numbers = isinstance(gains, list) and all(isinstance(gain, (int, float)) for gain in gains)
     if not isinstance(gains, list) or not numbers or not gains or any(a > b for a, b in pairwise(gains)):
-        return [f"the gains in {TIGHTNESS} are {gains!r}; expected numbers that do not decrease"]
+        return [f"the gains in tightness.json are {gains!r}; expected numbers that do not decrease"]
     found = []
     if not isinstance(gamma, int | float | None) or not _same(gamma, expected.gamma_raw, _TOLERANCE):
-        found.append(f"gamma_raw is {gamma!r} in {TIGHTNESS} and {expected.gamma_raw!r} when computed again")
+        found.append(f"gamma_raw is {gamma!r} in tightness.json and {expected.gamma_raw!r} when computed again")
     if not _same(gains[-1], expected.empirical_lower, _TOLERANCE):
         found.append(
-            f"the last gain in {TIGHTNESS} is {gains[-1]!r} and the witness shows {expected.empirical_lower!r}"
+            f"the last gain in tightness.json is {gains[-1]!r} and the witness shows {expected.empirical_lower!r}"
         )
     return found
 
@@ -158,3 +168,11 @@ def _same(given: float | None, again: float | None, tolerance: float) -> bool:
     if given is None or again is None:
         return given is again
     return bool(np.isclose(given, again, rtol=tolerance, atol=0.0))
+
+
+def _same_words(given: str, again: str) -> bool:
+    """Return whether two sentences are the same but for how many digits their numbers were rounded to."""
+    if _NUMBER.sub("#", given) != _NUMBER.sub("#", again):
+        return False
+    pairs = zip(_NUMBER.findall(given), _NUMBER.findall(again), strict=True)
+    return all(_same(float(a), float(b), _PRINTED) for a, b in pairs)

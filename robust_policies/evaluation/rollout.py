@@ -204,10 +204,17 @@ def play_episodes(
     record = min(checks.positive_int("record", record, minimum=0), episodes)
     attack, kind = (None, perturbation) if isinstance(perturbation, str) else (perturbation, "")
     setting = Setting(
-        policy, env_id, dict(env_kwargs or {}), perturbations, episodes, seed,
-        checks.positive_int("max_steps", max_steps), on_step,
-        seeds_of(seed, episodes) if episode_seeds is None else list(episode_seeds), dict(factors or {}),
-    )  # fmt: skip
+        policy,
+        env_id,
+        dict(env_kwargs or {}),
+        perturbations,
+        episodes,
+        seed,
+        checks.positive_int("max_steps", max_steps),
+        on_step,
+        seeds_of(seed, episodes) if episode_seeds is None else list(episode_seeds),
+        dict(factors or {}),
+    )
     if len(setting.episode_seeds) != episodes:
         raise InvalidValueError(
             f"{len(setting.episode_seeds)} episode seeds were given; expected one for each of {episodes} episodes."
@@ -231,6 +238,12 @@ def play_episodes(
             for name, value in kept.items()
         }
     return Episodes(
-        returns.reshape(shape), lengths.reshape(shape), deviations.reshape(shape), gains.reshape(shape),
-        failed.reshape(shape), attack_name, recorded, {key: value.reshape(shape) for key, value in monitored.items()},
-    )  # fmt: skip
+        returns.reshape(shape),
+        lengths.reshape(shape),
+        deviations.reshape(shape),
+        gains.reshape(shape),
+        failed.reshape(shape),
+        attack_name,
+        recorded,
+        {key: value.reshape(shape) for key, value in monitored.items()},
+    )

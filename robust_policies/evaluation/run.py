@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robust_policies.certificates.certificate import array_hashes, versions
+from robust_policies.certificates.certificate import array_hashes, digest
+from robust_policies.envs.incidents import collected
 from robust_policies.envs.perturb import Spec, describe, parse
 from robust_policies.envs.registration import ENV_IDS
-from robust_policies.errors import CorruptFileError, InvalidValueError, RobustPoliciesError
+from robust_policies.errors import InvalidValueError, RobustPoliciesError
 from robust_policies.evaluation.attacks import why_not
 from robust_policies.evaluation.bench import Bench, Part, measurement, recording
 from robust_policies.evaluation.faults import (
@@ -26,37 +26,25 @@ from robust_policies.evaluation.faults import (
 from robust_policies.evaluation.journal import Journal
 from robust_policies.evaluation.suite import AttackEntry, Suite, suite_named
 from robust_policies.evaluation.table import (
-    SCHEMA,
     failed_episodes,
     rows_of,
     worst_rows,
     write_csv,
     write_trajectories,
 )
+from robust_policies.evaluation.task_numbers import task_numbers
 from robust_policies.evaluation.tuning import measure_attack, measure_critical
 from robust_policies.files.atomic import write_json
-from robust_policies.files.lock import held
-from robust_policies.files.yaml_text import read_yaml
+from robust_policies.files.versions import versions
 from robust_policies.policies import load_policy
-from robust_policies.policies.observations import measured
+from robust_policies.policies.observations import measured as can_be_off
+from robust_policies.train.recipe.recipe import Recipe
+from robust_policies.train.run.folder import EVALUATION_SCHEMA, RunFolder
 
-PENDULUM_TWINS = ("robust_policies/Pendulum-v0", "Pendulum-v1")
-PARTIAL = "evaluation.partial.jsonl"
 Progress = Callable[[float, str], None]
 Job = Callable[[], dict[str, Any]] | str
 """What measures, or why that is not done in a task."""
 _EXACT = "its observations are choices, which are not off by a little"
-_SEED = re.compile(r"(^|[-_., ]+)(seed[-_=]?|s)\d+$|^\d+$|^seed[-_=]?\d+[-_., ]+", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class _Origin:
-    """What the recipe of a run folder says about its evaluation."""
-
-    task: str | None
-    env_kwargs: dict[str, Any]
-    wrappers: list[Spec]
-    training_seed: int | None
 
 
 @dataclass(frozen=True)
@@ -86,7 +74,7 @@ def evaluate_run(
 
     Args:
         folder: the run folder, or one that holds policy.json and policy.safetensors.
-        tasks: Gymnasium ids; None: the recipe's (for the pendulum ours and Gymnasium's).
+        tasks: Gymnasium ids; None: those of the recipe's evaluation, else its own.
         suite: a name in `SUITES`, the path of a YAML file, or a suite.
         sizes: perturbation sizes in the observation's units; None: the suite's.
         episodes: number for each size and seed; None: the suite's.
@@ -103,39 +91,48 @@ def evaluate_run(
         MissingFileError, CorruptFileError, SchemaError: the policy cannot be read. UserError: a setting is wrong.
         RobustPoliciesError: everything failed; nothing is written then.
     """
-    folder = Path(folder)
-    policy = load_policy(folder)
+    run = RunFolder(folder)
+    policy, recipe = load_policy(run.path), _recipe_of(run)
     chosen = resolved_suite(suite, sizes, episodes, seeds, attacks)
+    own = _wrappers_of(recipe)
     wrappers = None if perturbations is None else parse(perturbations)
-    origin = _origin(folder)
-    tasks = list(tasks or _default_tasks(origin.task))
-    benches = {
-        task: Bench(
-            policy, task, origin.env_kwargs if task == origin.task else {},
-            wrappers if wrappers is not None else origin.wrappers if task == origin.task else [], chosen,
-        )
-        for task in tasks
-    }  # fmt: skip
+    tasks = list(tasks or _tasks_of(recipe))
+    benches: dict[str, Bench] = {}
+    for task in tasks:
+        # What the recipe says of its own task is not said of another.
+        options, around = (recipe.task.kwargs, own) if recipe is not None and task == recipe.task.id else ({}, [])
+        benches[task] = Bench(policy, task, options, around if wrappers is None else wrappers, chosen)
+    hashes = array_hashes(policy.running_arrays())
     settings = {
-        "suite": chosen.resolved(), "arrays": array_hashes(policy.running_arrays()), "versions": versions(),
+        "suite": chosen.resolved(),
+        "arrays": hashes,
+        "versions": versions(),
         "tasks": {task: [bench.env_kwargs, describe(bench.around)] for task, bench in benches.items()},
-    }  # fmt: skip
-    method, listed = method_of(folder), describe(origin.wrappers if wrappers is None else wrappers)
+    }
     facts = {
-        "policy": folder.resolve().name, "method": method, "training_seed": origin.training_seed,
-        "cell": policy.cell.name, "suite": str(suite) if not isinstance(suite, Suite) else "own",
-        "suite_resolved": chosen.resolved(), "tasks": tasks, "perturbations": listed, "sizes": list(chosen.sizes),
-        "episodes": chosen.episodes, "seeds": list(chosen.seeds),
-    }  # fmt: skip
+        "policy": run.path.resolve().name,
+        "method": run.method,
+        "training_seed": None if recipe is None else recipe.seed,
+        "policy_sha256": digest(hashes),
+        "task_numbers": {task: task_numbers(task, bench.env_kwargs) for task, bench in benches.items()},
+        "cell": policy.cell.name,
+        "suite": str(suite) if not isinstance(suite, Suite) else "own",
+        "suite_resolved": chosen.resolved(),
+        "tasks": tasks,
+        "perturbations": describe(own if wrappers is None else wrappers),
+        "sizes": list(chosen.sizes),
+        "episodes": chosen.episodes,
+        "seeds": list(chosen.seeds),
+    }
     begun = time.perf_counter()
-    with held(folder, f"Run folder {str(folder)!r}"):
-        journal = Journal(folder / PARTIAL, settings)
+    with run.held():
+        journal = Journal(run.journal, settings)
         try:
-            found, notes = _measure(benches, journal, progress)
+            measured, notes = _measure(benches, journal, progress)
         finally:
             journal.close()
-        content = _assembled(folder, facts, found, notes, time.perf_counter() - begun)
-        write_json(folder / "evaluation.json", content)
+        content = _assembled(run, facts, measured, notes, time.perf_counter() - begun)
+        write_json(run.evaluation, content)
         journal.delete()
     if progress is not None:
         progress(1.0, "done")
@@ -179,7 +176,9 @@ def _measure(
             key = f"{task} {job}"
             try:
                 if key not in journal.finished:
-                    journal.add(key, run())
+                    with collected() as incidents:
+                        result = run()
+                    journal.add(key, {**result, "incidents": incidents} if incidents else result)
             except RobustPoliciesError as error:
                 last = error
                 notes.failures.append({"task": task, "perturbation": job, "reason": str(error)})
@@ -187,7 +186,7 @@ def _measure(
                     break
                 continue
             measured[task][job] = result = journal.finished[key]
-            said = [failed_episodes(one) for one in result.get("rows", [])]
+            said = [failed_episodes(one) for one in result.get("rows", [])] + result.get("incidents", [])
             notes.failures.extend({"task": task, "perturbation": job, "reason": reason} for reason in said if reason)
     if last is not None and not any(measured.values()):
         raise last
@@ -208,7 +207,7 @@ def _jobs(bench: Bench, done: dict[str, Any] | None) -> Iterator[tuple[str, Job]
         return nominal[0]
 
     yield "nominal", lambda: _nominal(unperturbed()[0], suite.record)
-    exact = None if measured(bench.policy.observation_space).any() else _EXACT
+    exact = None if can_be_off(bench.policy.observation_space).any() else _EXACT
     for name in suite.noise:
         yield name, exact or (lambda name=name: measure_noise(bench, name))
     for entry in suite.attacks:
@@ -249,7 +248,7 @@ def _shown(suite: Suite) -> list[float]:
 
 
 def _assembled(
-    folder: Path, facts: dict[str, Any], measured: dict[str, dict[str, Any]], notes: Notes, seconds: float
+    run: RunFolder, facts: dict[str, Any], measured: dict[str, dict[str, Any]], notes: Notes, seconds: float
 ) -> dict[str, Any]:
     """Return the content of evaluation.json after writing the files beside it."""
     measurements, rows, tuning, critical, worst, recordings = [], [], [], [], [], []
@@ -271,38 +270,38 @@ def _assembled(
         ]
         critical += [{"task": task, **one} for result in jobs.values() for one in result.get("critical", [])]
         rows, tuning, worst = rows + here, tuning + tuned, worst + lost
-    write_csv(folder / "evaluation.csv", facts, measurements)
-    index = write_trajectories(folder / "trajectories.npz", recordings)
+    write_csv(run.evaluation_csv, facts, measurements)
+    index = write_trajectories(run.trajectories, recordings)
     return {
-        "schema": SCHEMA, **facts, "rows": rows, "worst": worst, "critical_sizes": critical, "tuning": tuning,
-        "trajectories": index, "failures": notes.failures, "skipped": notes.skipped, "seconds": round(seconds, 1),
+        "schema": EVALUATION_SCHEMA,
+        **facts,
+        "rows": rows,
+        "worst": worst,
+        "critical_sizes": critical,
+        "tuning": tuning,
+        "trajectories": index,
+        "failures": notes.failures,
+        "skipped": notes.skipped,
+        "seconds": round(seconds, 1),
         "versions": versions(),
-    }  # fmt: skip
+    }
 
 
-def method_of(folder: Path) -> str:
-    """Return the name of the run folder without its training seed; runs of one method differ in the seed alone."""
-    path = folder.resolve()
-    return _SEED.sub("", path.name) or path.parent.name
+def _recipe_of(run: RunFolder) -> Recipe | None:
+    return run.read_recipe() if run.recipe.is_file() else None
 
 
-def _origin(folder: Path) -> _Origin:
-    path = folder / "recipe.yaml"
-    if not path.is_file():
-        return _Origin(None, {}, [], None)
-    content = read_yaml(path)
-    try:
-        task, seed = content["task"], content.get("seed")
-        wrappers = (content.get("evaluation") or {}).get("perturbations")
-        around = task.get("perturbations") or [] if wrappers is None else wrappers
-        return _Origin(str(task["id"]), dict(task.get("kwargs") or {}), parse(around), seed)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise CorruptFileError(f"{path} does not name a task ({error}); expected a resolved recipe.") from error
-
-
-def _default_tasks(recipe_task: str | None) -> list[str]:
-    if recipe_task is None:
+def _tasks_of(recipe: Recipe | None) -> list[str]:
+    if recipe is None:
         raise InvalidValueError(
             f"No task was given and the folder has no recipe.yaml; name tasks, such as {ENV_IDS[0]}."
         )
-    return list(PENDULUM_TWINS) if recipe_task in PENDULUM_TWINS else [recipe_task]
+    return recipe.evaluation.tasks or [recipe.task.id]
+
+
+def _wrappers_of(recipe: Recipe | None) -> list[Spec]:
+    """Return what is around the recipe's task while it is evaluated."""
+    if recipe is None:
+        return []
+    own = recipe.evaluation.perturbations
+    return parse(recipe.task.perturbations if own is None else own)

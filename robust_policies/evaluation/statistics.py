@@ -2,7 +2,8 @@
 
 Scores are an array (training seeds, episodes), or a list of such arrays, one a stratum (a task, a condition). What
 varies between repetitions of an experiment is the training seed, so the bootstrap resamples whole rows, in each stratum
-on its own; with one training seed everywhere it can only resample episodes, and `Interval.over` says so.
+on its own; with one training seed everywhere it can only resample episodes, and `Interval.over` says so. Two to four
+training seeds are too few to resample: the ends are then the least and the largest seed's own value.
 Source: R. Agarwal and others, "Deep reinforcement learning at the edge of the statistical precipice" (NeurIPS 2021).
 """
 
@@ -19,12 +20,14 @@ from robust_policies.errors import InvalidValueError, ShapeError
 
 RESAMPLES = 2000
 LEVEL = 0.95
-SEEDS, EPISODES = "training seeds", "episodes"
+SEEDS, EPISODES, RANGE = "training seeds", "episodes", "training seeds, least to largest"
+FEW = 5
+"""From so many training seeds on an interval is one; below it is the range of the seeds."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A number and its 95% interval; `over` names what was resampled."""
+    """A number and its 95% interval, or its range over few training seeds; `over` names what was resampled."""
 
     value: float
     low: float
@@ -38,7 +41,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Profile:
-    """The share of episodes whose score is above each threshold, with a pointwise 95% band; arrays (thresholds,)."""
+    """The share of episodes whose score is above each threshold, and a pointwise 95% band or range; (thresholds,)."""
 
     thresholds: np.ndarray
     value: np.ndarray
@@ -112,6 +115,8 @@ def performance_profile(scores: Any, thresholds: Any, *, resamples: int = RESAMP
     above = matrix[:, :, None] > levels
     single = len(matrix) == 1
     shares = above[0].astype(np.float64) if single else above.mean(axis=1)
+    if 1 < len(matrix) < FEW:
+        return Profile(levels, shares.mean(axis=0), shares.min(axis=0), shares.max(axis=0), RANGE)
     low, high = _bootstrap((shares,), lambda sample, axis=-1: sample.mean(axis=axis), resamples, seed, axis=0)
     return Profile(levels, shares.mean(axis=0), low, high, EPISODES if single else SEEDS)
 
@@ -186,6 +191,9 @@ def _interval(scores: Any, statistic: Callable[[np.ndarray], Any], resamples: in
     """Return the statistic of all scores (it reduces the last axis) and its interval."""
     strata = [_matrix(s) for s in scores] if _several(scores) else [_matrix(scores)]
     single = all(len(matrix) == 1 for matrix in strata)
+    if len(strata) == 1 and 1 < len(strata[0]) < FEW:
+        own = statistic(strata[0])
+        return Interval(float(statistic(strata[0].ravel())), float(own.min()), float(own.max()), RANGE)
     # Rows of a stratum are what is resampled: training seeds, or the episodes of the only one.
     units = [matrix.T if single else matrix for matrix in strata]
     value = float(statistic(np.concatenate([matrix.ravel() for matrix in strata])))
@@ -215,7 +223,14 @@ def _bootstrap(
     # scipy refuses a sample of one; twice the same one is the same distribution for means and ranks alike.
     padded = tuple(np.repeat(s, 2, axis=axis) if s.shape[axis] == 1 else s for s in samples)
     found = stats.bootstrap(
-        padded, statistic, n_resamples=resamples, confidence_level=LEVEL, method="percentile", vectorized=True,
-        axis=axis, batch=200, rng=np.random.default_rng(seed),
-    )  # fmt: skip
+        padded,
+        statistic,
+        n_resamples=resamples,
+        confidence_level=LEVEL,
+        method="percentile",
+        vectorized=True,
+        axis=axis,
+        batch=200,
+        rng=np.random.default_rng(seed),
+    )
     return found.confidence_interval.low, found.confidence_interval.high

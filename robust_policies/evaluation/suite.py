@@ -18,7 +18,6 @@ from robust_policies.files.yaml_text import read_yaml
 
 SUITE_SCHEMA = 1
 SUITES = ("quick", "standard", "paper")
-_ALIASES = {"default": "quick"}
 
 
 def _sizes(value: Any) -> Any:
@@ -226,10 +225,9 @@ def suite_named(name: str) -> Suite:
     name = str(name)
     if name.endswith((".yaml", ".yml")):
         return parse_suite(read_yaml(name), name)
-    own = _ALIASES.get(name, name)
-    if own not in SUITES:
-        raise UnknownNameError.among("suite", name, {*SUITES, *_ALIASES})
-    return parse_suite(read_yaml(Path(__file__).parent / "suites" / f"{own}.yaml"), f"{own}.yaml")
+    if name not in SUITES:
+        raise UnknownNameError.among("suite", name, SUITES)
+    return parse_suite(read_yaml(Path(__file__).parent / "suites" / f"{name}.yaml"), f"{name}.yaml")
 
 
 def suite_lines() -> dict[str, str]:

@@ -14,13 +14,26 @@ from robust_policies.evaluation.bench import read_recording
 from robust_policies.evaluation.statistics import summary
 from robust_policies.files.atomic import write_atomic
 
-SCHEMA = 2
 MONITORED = ("region_exits", "saturations")
 """Steps that a Youla policy's monitor counted in each episode."""
 COLUMNS = (
-    "policy", "method", "training_seed", "task", "group", "perturbation", "attack", "norm", "size", "unit", "point",
-    "seed", "episode", "return", "length", "deviation",
-)  # fmt: skip
+    "policy",
+    "method",
+    "training_seed",
+    "task",
+    "group",
+    "perturbation",
+    "attack",
+    "norm",
+    "size",
+    "unit",
+    "point",
+    "seed",
+    "episode",
+    "return",
+    "length",
+    "deviation",
+)
 
 
 def rows_of(policy: str, task: str, measured: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -33,12 +46,19 @@ def rows_of(policy: str, task: str, measured: Mapping[str, Any]) -> list[dict[st
         labels = {name: measured[name] for name in ("group", "perturbation", "attack", "norm", "size", "unit", "point")}
         rows.append(
             {
-                "policy": policy, "task": task, **labels, "seed": int(seed), "episodes": len(returns),
-                **summary(returns), "returns": returns, "lengths": found["lengths"],
-                "deviation": _over(np.mean, found["deviations"]), "measured_gain": _over(np.max, found["gains"]),
+                "policy": policy,
+                "task": task,
+                **labels,
+                "seed": int(seed),
+                "episodes": len(returns),
+                **summary(returns),
+                "returns": returns,
+                "lengths": found["lengths"],
+                "deviation": _over(np.mean, found["deviations"]),
+                "measured_gain": _over(np.max, found["gains"]),
                 **{name: found[name] for name in MONITORED if name in found},
             }
-        )  # fmt: skip
+        )
     return rows
 
 
@@ -75,10 +95,16 @@ def worst_rows(
             returns = [value for row in found for value in row["returns"]]
             worst.append(
                 {
-                    "task": task, "norm": norm, "size": size, "attack": chosen["perturbation"],
-                    "unit": found[0]["unit"], **summary(returns), "returns": returns, "tuning_mean": chosen["mean"],
+                    "task": task,
+                    "norm": norm,
+                    "size": size,
+                    "attack": chosen["perturbation"],
+                    "unit": found[0]["unit"],
+                    **summary(returns),
+                    "returns": returns,
+                    "tuning_mean": chosen["mean"],
                 }
-            )  # fmt: skip
+            )
     return worst
 
 

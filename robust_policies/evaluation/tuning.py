@@ -85,11 +85,16 @@ def measure_attack(
         rows.append(measurement(part, index, **labels, attack="" if nothing else entry.name, size=size))
         tuning.append(
             {
-                "perturbation": entry.shown, "norm": entry.norm, "size": size, "chosen": {**options, "size": used},
-                "mean": finite(choice.mean), "nominal": finite(base), "seeds": list(bench.suite.tuning.seeds),
+                "perturbation": entry.shown,
+                "norm": entry.norm,
+                "size": size,
+                "chosen": {**options, "size": used},
+                "mean": finite(choice.mean),
+                "nominal": finite(base),
+                "seeds": list(bench.suite.tuning.seeds),
                 "episodes": bench.suite.tuning.episodes,
             }
-        )  # fmt: skip
+        )
         if bench.suite.record and any(abs(size - one) < 1e-12 for one in shown):
             recordings.append(
                 {"perturbation": entry.shown, "norm": entry.norm, "size": size, "npz": recording(part, index)}
@@ -101,10 +106,17 @@ def attack_settings(bench: Bench, entry: AttackEntry, variant: Mapping[str, Any]
     """Return the arguments of `run_episodes` for an attack, prepared on tuning seeds if it must be."""
     options = {**entry.options, **variant}
     prepared = prepare_attack(
-        entry.name, bench.policy, bench.task, entry.norm, options, bench.suite.tuning.seeds,
-        sizes=entry.sizes or bench.suite.sizes, episodes=bench.suite.tuning.episodes,
-        env_kwargs=bench.env_kwargs, perturbations=bench.around,
-    )  # fmt: skip
+        entry.name,
+        bench.policy,
+        bench.task,
+        entry.norm,
+        options,
+        bench.suite.tuning.seeds,
+        sizes=entry.sizes or bench.suite.sizes,
+        episodes=bench.suite.tuning.episodes,
+        env_kwargs=bench.env_kwargs,
+        perturbations=bench.around,
+    )
     return {"norm": entry.norm, "options": options, "prepared": prepared}
 
 
@@ -127,9 +139,16 @@ def measure_critical(bench: Bench, entry: AttackEntry, found: dict[str, Any]) ->
         raise DivergedError("Unperturbed episodes gave NaN or infinity; there is no return of which a share is left.")
     threshold = nominal - (1.0 - critical.level) * abs(nominal)
     result: dict[str, Any] = {
-        "perturbation": entry.shown, "norm": entry.norm, "level": critical.level, "nominal": nominal,
-        "threshold": threshold, "size": None, "low": max(means), "high": None, "evaluations": 0,
-    }  # fmt: skip
+        "perturbation": entry.shown,
+        "norm": entry.norm,
+        "level": critical.level,
+        "nominal": nominal,
+        "threshold": threshold,
+        "size": None,
+        "low": max(means),
+        "high": None,
+        "evaluations": 0,
+    }
     tolerance = critical.tolerance * max(means)
     low, high = 0.0, None
     for size, mean in means.items():

@@ -205,3 +205,11 @@ def _union(field: Any, expected: str) -> str:
     members = [getattr(m, "__name__", str(m)) for m in get_args(field.annotation) if m is not type(None)]
     words = {"float": "a number", "str": "text", "list": "a list of numbers", "int": "a whole number"}
     return " or ".join(words.get(name.split("[")[0], name) for name in members) if len(members) > 1 else expected
+
+
+def flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings as {path: value}, such as {"policy.gamma": 4.0}."""
+    found: dict[str, Any] = {}
+    for key, value in data.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found

@@ -14,7 +14,7 @@ _LAYOUT = "@"
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors by name, each with the order of its dimensions in memory.
+    """Write tensors of any shape by name, each with the order of its dimensions in memory.
 
     That order decides how the library sums and vectorizes, hence the last bit of what is computed next.
     """
@@ -56,7 +56,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Let an optimizer go on from what `optimizer_tensors` returned; its rates stay as they are."""
+    """Let an optimizer go on from what `optimizer_tensors` returned, of the same shapes; its rates stay as they are."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, _, name = key.partition(".")

@@ -24,6 +24,7 @@ _OPTIONS = {
     "dissipative_ren": {"rate", "alpha_bar", "Q", "S", "R"},
     "lbdn": {"gamma", "linear_output"},
 }
+_NARROW = ("bfloat16",)
 Module = TypeVar("Module", bound=nn.Module)
 
 _LAYER = re.compile(r"^(?:network/)?layers_(\d+)/(XY|a|b|d)$")
@@ -32,6 +33,8 @@ _REN_UNUSED = {"contracting_ren": {"X3", "Y3", "Z3"}, "lipschitz_ren": {"D22"}, 
 
 def from_flax(kind: str, params: Mapping[str, Any], activation: str = "relu", **options: Any) -> R2DN | REN | LBDN:
     """Return the cell (for "lbdn" the LBDN) with the given weights, in their dtype; explicit matrices are the same.
+
+    Narrower numbers (bfloat16, float16) become float32, which holds each of them exactly.
 
     Args:
         kind: "contracting_r2dn", "contracting_ren", "lipschitz_ren", "dissipative_ren" or "lbdn".
@@ -147,13 +150,23 @@ def _flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:
         if isinstance(value, Mapping):
             flat |= _flatten(value, f"{name}/")
             continue
-        array = np.asarray(value)
-        if array.dtype.kind != "f":
-            raise ShapeError(f"Parameter {name} has dtype {array.dtype}; expected floating-point numbers.")
+        array = _numbers(name, value)
         if not np.isfinite(array).all():
             raise NonFiniteError(f"Parameter {name} holds NaN or infinity; expected finite numbers.")
         flat[name] = torch.from_numpy(array.copy())
     return flat
+
+
+def _numbers(name: str, value: Any) -> np.ndarray:
+    """Return an array of JAX, NumPy or torch as float32, or float64 where it is."""
+    if isinstance(value, Tensor):
+        # NumPy has no bfloat16 of its own, so torch cannot give it one.
+        value = value.detach().cpu().to(torch.float32 if value.dtype == torch.bfloat16 else value.dtype)
+    array = np.asarray(value)
+    # The dtypes of ml_dtypes, which JAX uses, are of NumPy's kind V, as are records; the name tells them apart.
+    if array.dtype.kind != "f" and array.dtype.name not in _NARROW:
+        raise ShapeError(f"Parameter {name} has dtype {array.dtype}; expected floating-point numbers.")
+    return array if array.dtype == np.float64 else array.astype(np.float32)
 
 
 def _require(arrays: Mapping[str, Any], *keys: str) -> None:

@@ -1,4 +1,5 @@
 from .deployed import DeployedPolicy as DeployedPolicy
+from .feedback import closed_loop_bound as closed_loop_bound
 from .sb3.certify import certify_model as certify_model
 from .sb3.deploy import deploy as deploy
 from .sb3.history import HistoryWrapper as HistoryWrapper

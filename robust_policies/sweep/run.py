@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from robust_policies.sweep.folder import SweepFolder
 from robust_policies.sweep.jobs import Ended, Job, Pool, Progressed
 from robust_policies.sweep.plan import Trial
-from robust_policies.train.run.stop import StopRequest
+from robust_policies.train import StopOnSignal
 
 _POLL_SECONDS = 0.2
 
@@ -81,7 +81,7 @@ def drive(source: Source, pool: Pool, folder: SweepFolder, display: Display, dev
     running: dict[str, Trial] = {}
     pruned: set[str] = set()
     stopping = False
-    with StopRequest() as stop:
+    with StopOnSignal() as stop:
         while True:
             if stop.requested and not stopping:
                 stopping = True

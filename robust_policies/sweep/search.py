@@ -88,9 +88,12 @@ class Search:
         direction = "maximize" if OBJECTIVES[self.objective] else "minimize"
         try:
             return optuna.create_study(
-                storage=f"sqlite:///{path.resolve()}", study_name=_STUDY, direction=direction, pruner=pruner,
+                storage=f"sqlite:///{path.resolve()}",
+                study_name=_STUDY,
+                direction=direction,
+                pruner=pruner,
                 load_if_exists=True,
-            )  # fmt: skip
+            )
         except Exception as error:
             raise CorruptFileError(
                 f"{path} cannot be read as the search's study ({type(error).__name__}); restore it, or delete it to "

@@ -1,4 +1,4 @@
-"""The table of all trials, and means with 95% intervals over the seeds of each setting."""
+"""The table of all trials, and means over the seeds of each setting with their intervals."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from rich.table import Table
 from scipy import stats
 
 from robust_policies.errors import RobustPoliciesError
-from robust_policies.files.atomic import read_json, write_atomic
+from robust_policies.evaluation.statistics import FEW
+from robust_policies.files.atomic import write_atomic
+from robust_policies.train import RunFolder
 
 # Name of the figure: what it is.
 METRICS = {
@@ -27,27 +30,23 @@ METRICS = {
     "steps": "environment steps of training",
     "seconds": "wall-clock time of training",
 }
-INTERVAL = "95% t interval of the mean over seeds"
+INTERVAL = f"95% t interval of the mean over seeds; below {FEW} seeds the least and the largest of them"
 
 
-def read_metrics(folder: Path) -> dict[str, float]:
-    """Return the figures that a run folder holds, by the names in `METRICS`; what is not there is left out."""
+def read_metrics(run: RunFolder) -> dict[str, float]:
+    """Return the figures that a run folder holds, by the names in `METRICS`; what cannot be read is left out."""
     found: dict[str, Any] = {}
-    provenance = _content(folder / "provenance.json", "provenance")
-    found["steps"], found["seconds"] = provenance.get("num_timesteps"), provenance.get("training_seconds")
-    found["best"] = provenance.get("best_mean_reward")
-    certificate = _content(folder / "certificate.json", "certificate")
-    found["gamma"], found["found"] = certificate.get("gamma_raw"), certificate.get("empirical_lower")
-    evaluation = _content(folder / "evaluation.json", "evaluation")
-    found |= _returns(evaluation.get("rows") or [], evaluation.get("tasks") or [])
+    with suppress(RobustPoliciesError):
+        provenance = run.read_provenance()
+        found["steps"], found["seconds"] = provenance.get("num_timesteps"), provenance.get("training_seconds")
+        found["best"] = provenance.get("best_mean_reward")
+    with suppress(RobustPoliciesError):
+        certificate = run.read_certificate()
+        found["gamma"], found["found"] = certificate.gamma_raw, certificate.empirical_lower
+    with suppress(RobustPoliciesError):
+        evaluation = run.read_evaluation()
+        found |= _returns(evaluation["rows"], evaluation.get("tasks") or [])
     return {name: float(found[name]) for name in METRICS if found.get(name) is not None}
-
-
-def _content(path: Path, kind: str) -> dict[str, Any]:
-    try:
-        return read_json(path, kind, newest_schema=2**31)
-    except RobustPoliciesError:
-        return {}
 
 
 def _returns(rows: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> dict[str, float]:
@@ -66,13 +65,28 @@ def _returns(rows: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> dict[st
 
 
 def interval(values: Sequence[float]) -> dict[str, float | None]:
-    """Return {"mean", "low", "high"}: the mean and its 95% interval by Student's t, which is None for one value."""
+    """Return {"mean", "low", "high", "seeds"}: the mean of the values (a seed each), its ends and how many there are.
+
+    The ends are those of the mean's 95% interval by Student's t from five values on, the least and the largest value
+    below, and None for one value.
+    """
     array = np.asarray(values, dtype=np.float64)
     mean = float(array.mean())
     if array.size < 2:
-        return {"mean": mean, "low": None, "high": None}
+        return {"mean": mean, "low": None, "high": None, "seeds": array.size}
+    if array.size < FEW:
+        return {"mean": mean, "low": float(array.min()), "high": float(array.max()), "seeds": array.size}
     half = float(stats.t.ppf(0.975, array.size - 1) * array.std(ddof=1) / math.sqrt(array.size))
-    return {"mean": mean, "low": mean - half, "high": mean + half}
+    return {"mean": mean, "low": mean - half, "high": mean + half, "seeds": array.size}
+
+
+def interval_text(found: Mapping[str, float | None], figure: Callable[[float], str]) -> str:
+    """Return "mean [low, high]" of an `interval`, "mean (least to largest)" of few values, "mean" of one."""
+    mean, *ends = (figure(value) for key in ("mean", "low", "high") if (value := found[key]) is not None)
+    if not ends:
+        return mean
+    low, high = ends
+    return f"{mean} ({low} to {high})" if (found["seeds"] or 0) < FEW else f"{mean} [{low}, {high}]"
 
 
 def settings(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -94,10 +108,13 @@ def settings(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         }
         found.append(
             {
-                "setting": group[0]["setting"], "trials": len(group), "done": len(done), "failed": failed,
+                "setting": group[0]["setting"],
+                "trials": len(group),
+                "done": len(done),
+                "failed": failed,
                 "metrics": metrics,
             }
-        )  # fmt: skip
+        )
     return found
 
 
@@ -174,8 +191,4 @@ def _figure(value: float | None) -> str:
 
 
 def _with_interval(found: Mapping[str, float | None] | None) -> str:
-    if found is None:
-        return "--"
-    if found["low"] is None:
-        return _figure(found["mean"])
-    return f"{_figure(found['mean'])} [{_figure(found['low'])}, {_figure(found['high'])}]"
+    return "--" if found is None else interval_text(found, _figure)

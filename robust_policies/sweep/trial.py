@@ -15,7 +15,7 @@ from robust_policies import evaluation
 from robust_policies import train as training
 from robust_policies.errors import RobustPoliciesError
 from robust_policies.files.atomic import remove_leftovers
-from robust_policies.files.lock import held
+from robust_policies.files.lock import contents, held
 from robust_policies.sweep.jobs import Job, Status
 
 # Pruning compares trials at these fractions of their steps; a message is due at each of them.
@@ -102,10 +102,11 @@ def _run(job: Job, messages: _Messages) -> None:
     with held(job.log, f"Run folder {str(job.folder)!r}", _PATIENCE):
         if not run.recipe.is_file() and job.folder.is_dir():
             _remove_unfinished_start(run)
-        if run.policy_json.is_file() and run.policy_safetensors.is_file():
+        if run.trained:
             run.begin(recipe, resume=True)
         else:
-            training.train(recipe, job.folder, device=job.device, resume=True, reporter=messages)
+            stop = training.StopOnSignal()
+            training.train(recipe, job.folder, device=job.device, resume=True, reporter=messages, stop=stop)
         if not job.evaluate:
             return
         if not run.certificate.is_file():
@@ -122,7 +123,7 @@ def _run(job: Job, messages: _Messages) -> None:
             )
 
 
-def _remove_unfinished_start(run: Any) -> None:
+def _remove_unfinished_start(run: training.RunFolder) -> None:
     """Delete what a process killed while it wrote the recipe left: a temporary file and nothing else."""
-    if all(path.name.startswith(".recipe.yaml.") for path in run.path.iterdir()):
+    if all(path.name.startswith(".recipe.yaml.") for path in contents(run.path)):
         remove_leftovers(run.path)

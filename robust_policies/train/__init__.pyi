@@ -3,8 +3,11 @@ from .ppo.algorithm import TensorRecurrentPPO as TensorRecurrentPPO
 from .recipe.recipe import Recipe as Recipe
 from .recipe.recipe import load_recipe as load_recipe
 from .recipe.recipe import parse_recipe as parse_recipe
+from .recipe.recipe import set_value as set_value
 from .run.folder import RunFolder as RunFolder
 from .run.folder import open_run as open_run
 from .run.job import TrainingInterruptedError as TrainingInterruptedError
 from .run.job import TrainResult as TrainResult
+from .run.stop import StopOnSignal as StopOnSignal
+from .run.stop import StopRequest as StopRequest
 from .runner import train as train

@@ -20,13 +20,13 @@ class InwardClip(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, action: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """Return the clamped action."""
+        """Return the action (..., na) within its limits, (na,) each."""
         ctx.save_for_backward(action, low, high)
         return action.clamp(low, high)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        """Return the gradient, zero where it would lead further outside."""
+        """Return the gradient (..., na) of the action, zero where it would lead further outside."""
         action, low, high = ctx.saved_tensors
         gradient = grads[0]
         outward = ((action > high) & (gradient < 0)) | ((action < low) & (gradient > 0))

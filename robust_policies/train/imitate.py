@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from robust_policies.errors import InvalidValueError
-from robust_policies.train.recipe.imitation import GIVEN, LQG
-from robust_policies.train.recipe.recipe import ImitationRecipe, Recipe, parse_recipe, set_value
+from robust_policies.train.recipe.imitation import GIVEN, LQG, ImitationSection
+from robust_policies.train.recipe.recipe import Recipe, parse_recipe, set_value
 from robust_policies.train.run.folder import RunFolder
 from robust_policies.train.run.job import TrainResult
 from robust_policies.train.run.progress import Reporter
+from robust_policies.train.run.stop import StopRequest
 from robust_policies.train.runner import train
 
 # Each cell has options of its own; these are what a small one needs.
@@ -35,6 +36,7 @@ def imitate(
     device: str = "cpu",
     resume: bool = False,
     reporter: Reporter | None = None,
+    stop: StopRequest | None = None,
     **sections: Mapping[str, Any],
 ) -> TrainResult:
     """Return the result of learning to do what a teacher does, into a run folder like that of `train`.
@@ -50,6 +52,7 @@ def imitate(
         device: `cpu`, `cuda` or `cuda:N`.
         resume: go on from the last checkpoint, with the numbers of a run that was not interrupted.
         reporter: shows progress.
+        stop: as of `train`.
         sections: other sections of a recipe, such as policy={"state_size": 4}, where the default is a small R2DN, and
             algorithm={"rounds": 20}, see `ImitationSection`.
 
@@ -59,7 +62,8 @@ def imitate(
     named = isinstance(teacher, str | Path)
     recipe = imitation_recipe(str(teacher) if named else GIVEN, task, sections, gamma=gamma, seed=seed)
     target = default_folder(recipe) if folder is None else folder
-    return train(recipe, target, device=device, resume=resume, reporter=reporter, teacher=None if named else teacher)
+    own = None if named else teacher
+    return train(recipe, target, device=device, resume=resume, reporter=reporter, teacher=own, stop=stop)
 
 
 def imitation_recipe(
@@ -71,7 +75,7 @@ def imitation_recipe(
     gamma: float | None = None,
     method: str | None = None,
     seed: int = 0,
-) -> ImitationRecipe:
+) -> Recipe[ImitationSection]:
     """Return the recipe of learning from `teacher`, with defaults for what is not given.
 
     Args:
@@ -98,7 +102,7 @@ def imitation_recipe(
     sizes = _SIZES.get(data["policy"].setdefault("cell", "r2dn"), {})
     data["policy"] = {**sizes, **data["policy"]}
     recipe = parse_recipe(data, "imitate")
-    if not isinstance(recipe, ImitationRecipe):
+    if not isinstance(recipe.algorithm, ImitationSection):
         raise InvalidValueError(f"algorithm.name is {recipe.algorithm.name!r}; expected 'imitation', as of `imitate`.")
     return recipe
 

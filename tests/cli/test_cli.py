@@ -143,7 +143,7 @@ def test_certify_says_what_is_proven_and_ends_with_1_where_nothing_is(ask, train
 
 
 def test_evaluate_report_export_and_enjoy(ask, trained, tmp_path):
-    done = ask("evaluate", trained, "--budget", "0,0.1", "--episodes", "2", "--seeds", "0-1")
+    done = ask("evaluate", trained, "--sizes", "0,0.1", "--episodes", "2", "--seeds", "0-1")
     assert done.returncode == 0, done.stderr
     found = json.loads((trained / "evaluation.json").read_text())
     assert (found["sizes"], found["seeds"], found["episodes"]) == ([0.0, 0.1], [0, 1], 2)
@@ -205,7 +205,7 @@ def test_list(ask, what, expected, tmp_path):
         (["certify", "nowhere", "--depth", "3"], "--depth"),
         (["evaluate", "nowhere"], "does not exist"),
         (["evaluate", "nowhere", "--siute", "quick"], "--suite"),
-        (["evaluate", "nowhere", "--budget", "a,b"], "numbers separated by commas"),
+        (["evaluate", "nowhere", "--sizes", "a,b"], "numbers separated by commas"),
         (["evaluate", "nowhere", "--episodes", "0"], "0"),
         (["evaluate", "nowhere", "--seeds", "3-1"], "names none"),
         (["report", "nowhere"], "does not exist"),
@@ -260,3 +260,9 @@ def test_help_and_version_answer(ask):
     assert "certify" in run("--help").stdout
     assert ask("--version").stdout.startswith("robust-policies ")
     assert "--resume" in ask("train", "--help").stdout
+
+
+def test_the_package_is_the_command_too():
+    done = subprocess.run([sys.executable, "-m", "robust_policies", "--version"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("robust-policies ")

@@ -84,6 +84,17 @@ def test_a_discrete_system_without_a_stated_step_takes_the_given_one():
     assert from_control(system, 0.2).time_step == 0.2
 
 
+@pytest.mark.parametrize("continuous", [True, False])
+def test_a_system_that_does_not_say_which_time_it_has_is_asked(continuous):
+    system = control.ss(A, B, C, 0, None)
+    with pytest.raises(InvalidValueError, match=r"dt is None.*continuous=True or continuous=False"):
+        from_control(system, 0.2)
+    model = from_control(system, 0.2, continuous=continuous)
+    expected = from_matrices(A, B, C, time_step=0.2, continuous=continuous)
+    np.testing.assert_array_equal(model.A, expected.A)
+    assert model.time_step == 0.2 and (np.array_equal(model.A, A) != continuous)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 4])
 @pytest.mark.parametrize("feedthrough", [False, True])
 def test_a_delayed_model_answers_like_the_model_some_steps_later(steps, feedthrough):
@@ -150,6 +161,9 @@ def test_integral_action_takes_a_cost_that_says_nothing_of_the_integral():
         (lambda: from_matrices(A, B, C, angles=(1,)), InvalidValueError, r"angles is \(1,\)"),
         (lambda: from_control(control.tf([1], [1, 1])), InvalidValueError, "expected a python-control StateSpace"),
         (lambda: from_control(control.ss(A, B, C, 0)), InvalidValueError, "time_step is missing"),
+        (lambda: from_control(control.ss(A, B, C, 0, None), 0.2), InvalidValueError, "dt is None, which leaves open"),
+        (lambda: from_control(control.ss(A, B, C, 0, 0), 0.2, continuous=False), InvalidValueError, "own dt is 0"),
+        (lambda: from_control(control.ss(A, B, C, 0, 0.2), continuous=True), InvalidValueError, "own dt is 0.2"),
         (lambda: from_control(control.ss(A, B, C, 0, 0.1), 0.2), InvalidValueError, "the system's own, 0.1 s"),
         (lambda: with_input_delay(from_matrices(A, B, C), 0), InvalidValueError, "steps is 0"),
         (lambda: with_integral_action(from_matrices(A, B, C), [1]), InvalidValueError, r"outputs is \[1\]"),

@@ -149,6 +149,119 @@ def test_a_contact_is_said_to_hold_only_while_it_does():
         linearize_mujoco(mujoco.MjModel.from_xml_string(falls.format(height=2.0)))
 
 
+PAIR = """
+<mujoco>
+  <option timestep="0.01" integrator="implicitfast" gravity="0 0 0">{flag}</option>
+  <worldbody>
+    <body name="hand" mocap="true"><geom size="0.05" contype="0" conaffinity="0"/></body>
+    <body name="first" {first}><joint name="s" type="slide" axis="1 0 0" damping="1"/>
+      <geom size="0.1" mass="1" contype="0" conaffinity="0"/></body>
+    <body name="second" pos="0 1 0"><joint name="r" type="slide" axis="1 0 0" damping="1"/>
+      <geom size="0.1" mass="1" contype="0" conaffinity="0"/></body>
+  </worldbody>
+  <equality>{equality}</equality>
+  <actuator>{actuators}</actuator>
+  <sensor>{sensors}</sensor>
+  <keyframe><key name="aside" mpos="0.3 0 0"/></keyframe>
+</mujoco>
+"""
+MOTORS = '<motor joint="s"/><motor joint="r"/>'
+
+
+def pair(flag="", first="", equality="", actuators=MOTORS, sensors=""):
+    return mujoco.MjModel.from_xml_string(
+        PAIR.format(flag=flag, first=first, equality=equality, actuators=actuators, sensors=sensors)
+    )
+
+
+@pytest.mark.parametrize(("in_file", "now"), [("true", 0), ("false", 1)])
+def test_an_equality_constraint_switched_in_the_data_is_seen(in_file, now):
+    model = pair(equality=f'<joint joint1="s" joint2="r" active="{in_file}"/>')
+    data = mujoco.MjData(model)
+    data.eq_active[0] = now
+    found = linearize_mujoco(model, data)
+    A, B = np.zeros((4, 4)), np.zeros((4, 2))
+    mujoco.mjd_transitionFD(model, data, 1e-6, True, A, B, None, None)
+    np.testing.assert_allclose(found.A, A, atol=1e-6)
+    np.testing.assert_allclose(found.B, B, atol=1e-6)
+    # Pushed together, each moves half as much.
+    assert found.B[2, 0] == pytest.approx(0.01 / (2.0 if now else 1.0), rel=0.15)
+    assert (abs(found.B[3, 0]) > 1e-3) == bool(now) and data.eq_active[0] == now
+
+
+def test_applied_forces_and_mocap_bodies_of_the_data_are_seen():
+    model = pair(equality='<weld body1="hand" body2="first"/>',
+                 actuators='<motor joint="s" ctrlrange="-1 1"/><motor joint="r" ctrlrange="-9 9"/>')  # fmt: skip
+    data = mujoco.MjData(model)
+    data.mocap_pos[0, 0] = 0.2
+    data.qfrc_applied[1] = 4.0
+    data.xfrc_applied[3, 0] = 1.5
+    found = linearize_mujoco(model, data)
+    assert found.u0[1] == pytest.approx(-5.5, abs=1e-6)
+    assert found.x0[0] == pytest.approx(0.2, abs=1e-3)
+    assert linearize_mujoco(model, key="aside").x0[0] == pytest.approx(0.3, abs=1e-3)
+    assert linearize_mujoco(model).x0[0] == pytest.approx(0.0, abs=1e-3)
+
+
+def test_the_equilibrium_is_given_exactly():
+    model = cartpole()
+    data = mujoco.MjData(model)
+    data.qpos[0] = 1.0 / 3.0
+    found = linearize_mujoco(model, data)
+    assert found.equilibrium is not None and found.equilibrium[0] == found.x0[0] == 1.0 / 3.0
+    again = mujoco.MjData(model)
+    again.qpos[:], again.qvel[:], again.ctrl[:] = found.equilibrium[:2], found.equilibrium[2:4], found.u0
+    mujoco.mj_step(model, again)
+    moved = np.concatenate((again.qpos, again.qvel)) - found.equilibrium
+    assert np.linalg.norm(moved) == pytest.approx(found.residual, abs=1e-15)
+    # A free joint has seven positions and six deviations.
+    hovering = linearize_mujoco(mujoco.MjModel.from_xml_string(HOVER))
+    assert hovering.n == 12 and not hovering.x0.any()
+    assert hovering.equilibrium is not None
+    np.testing.assert_array_equal(hovering.equilibrium[:7], [0, 0, 1, 1, 0, 0, 0])
+
+
+def test_controls_are_named_by_their_actuators():
+    plain = linearize_mujoco(cartpole())
+    assert plain.input_names == ("push",)
+    assert linearize_mujoco(pair()).input_names == ("control0", "control1")
+    pytest.importorskip("mujoco", minversion="4.0")
+    several = pair(actuators='<motor name="a" joint="s"/><pid name="servo" joint="r" kp="5" kv="1"/>'
+                   '<motor name="z" joint="s"/>')  # fmt: skip
+    found = linearize_mujoco(several)
+    assert found.input_names == ("a", "servo position", "servo velocity", "z")
+    # A target of the servo's position pulls with kp, one of its velocity with kv.
+    np.testing.assert_allclose(found.B[3], [0.0, 5.0 * found.B[3, 2], found.B[3, 2], 0.0], atol=1e-9)
+    assert found.B[3, 2] > 0 and found.B[2, 0] > 0 and found.B[2, 3] > 0
+
+
+@pytest.mark.parametrize(
+    ("late", "named"),
+    [({"actuators": '<motor name="far" joint="s" delay="0.05" nsample="8"/>'}, "actuator 'far'"),
+     ({"sensors": '<jointpos joint="s" delay="0.03" nsample="5"/>'}, "sensor 0")],
+)  # fmt: skip
+def test_delays_are_refused_with_what_to_use_instead(late, named):
+    pytest.importorskip("mujoco", minversion="4.0")
+    with pytest.raises(InvalidValueError, match=rf"delay or nsample of {named}.*with_input_delay"):
+        linearize_mujoco(pair(**late))
+
+
+def test_a_model_whose_bodies_sleep_is_linearized_awake():
+    pytest.importorskip("mujoco", minversion="4.0")
+    model = pair(flag='<flag sleep="enable"/>', first='sleep="init"')
+    np.testing.assert_allclose(linearize_mujoco(model).B, linearize_mujoco(pair()).B, atol=1e-12)
+    assert model.opt.enableflags & int(mujoco.mjtEnableBit.mjENBL_SLEEP)
+
+
+def test_an_unstable_place_to_begin_is_called_that(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # MuJoCo writes its warnings into a file there.
+    model = pair()
+    data = mujoco.MjData(model)
+    data.qpos[0] = 1e11
+    with pytest.raises(InvalidValueError, match="unstable within 1 time step"):
+        linearize_mujoco(model, data)
+
+
 def test_bad_places_to_begin_are_named():
     model = cartpole()
     with pytest.raises(InvalidValueError, match="data and key are both given"):

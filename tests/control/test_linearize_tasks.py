@@ -182,7 +182,8 @@ def test_an_equilibrium_beyond_the_end_of_the_episode_is_none():
 
 def test_a_plant_that_must_keep_moving_has_no_equilibrium():
     plant = load_plant("quadrotor_planar")
-    plant.parameters = plant.parameters.model_copy(update={"mass": 1.0})
+    heavy = plant.task.parameters.model_copy(update={"mass": 1.0})
+    plant.task = plant.task.model_copy(update={"parameters": heavy})
     with pytest.raises(InvalidValueError, match=r"No equilibrium was found.*actions from \[0, 0\] to \[0.3, 0.3\]"):
         linearize_plant(plant)
 

@@ -175,6 +175,19 @@ def test_a_semidefinite_program_finds_the_same_bounds(seed):
     assert least_gain(loop, ell) == pytest.approx(bounds.closed_loop.gain, rel=1e-4)
 
 
+@pytest.mark.parametrize("unit", [1e-9, 1e-5, 1e5, 1e9])
+def test_the_semidefinite_program_is_as_accurate_in_any_unit(unit):
+    pytest.importorskip("cvxpy")
+    pytest.importorskip("clarabel")
+    from robust_policies.control.semidefinite import least_gain
+
+    one, none = np.eye(1), np.zeros((1, 1))
+    for pole in (0.0, 0.9, 0.99):
+        for inward, outward in ((1.0, unit), (unit, 1.0), (unit, 1 / unit)):
+            loop = matrices(pole * one, none, inward * one, none, none, outward * one, none, none)
+            assert least_gain(loop, 0.0) == pytest.approx(inward * outward / (1 - pole), rel=1e-6)
+
+
 def test_a_static_youla_parameter_reaches_the_scaled_bound():
     """With scalar signals the worst Q of a given gain is linear: some phase at one frequency."""
     model = LinearModel(np.array([[1.05]]), np.array([[1.0]]), np.array([[1.0]]))

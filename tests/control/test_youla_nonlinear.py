@@ -79,7 +79,7 @@ def test_centring_the_sector_allows_more_and_a_large_region_allows_nothing():
     assert gains[True, 0.6] > 2.5 * gains[False, 0.6] > 0
     assert gains[True, 1.0] > 0 and gains[False, 1.0] == 0
     assert gains[True, 1.3] == 0 and gains[False, 1.3] == 0
-    # The table of docs/youla.md.
+    # The table of docs/youla_theory.md.
     assert list(gains.values()) == pytest.approx([480.6, 65.7, 0, 0, 1031.1, 202.7, 28.9, 0], rel=1e-3)
 
 
@@ -97,7 +97,7 @@ def test_the_hull_of_the_jacobians_allows_almost_as_much(estimator):
         assert hull.scaled <= scaled * (1 + 1e-6)
         assert hull.scaled == pytest.approx(scaled, rel=1e-2)
         assert hull.proven or hull.scaled == 0
-        if estimator == "predictor":  # the table of docs/youla.md
+        if estimator == "predictor":  # the table of docs/youla_theory.md
             assert hull.scaled == pytest.approx({0.6: 202.6, 1.0: 28.9, 1.3: 0}[angle], rel=1e-3)
     with pytest.raises(ShapeError, match="No Jacobians"):
         hull_gain(model, gains, [], residual.gains[0])

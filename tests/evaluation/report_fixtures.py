@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from robust_policies.train.run.logs import tensorboard_logger
+
 PENDULUM, CARTPOLE = "robust_policies/Pendulum-v0", "robust_policies/CartPole-v0"
 SIZES = (0.0, 0.06, 0.11, 0.15, 0.21, 0.3)
 ATTACKS = {"per_step_l2": ("mad_pgd", "sequence_pgd", "closed_loop_pgd"), "total_l2": ("sequence_pgd",)}
@@ -54,10 +56,11 @@ def write_run(
     }
     (folder / "provenance.json").write_text(json.dumps(provenance))
     (folder / "recipe.yaml").write_text(f"schema: 1\nseed: {seed}\ndescription: {method}\n")
-    lines = [
-        f"{step},{-1200 * np.exp(-step / 4e4) - 160 + random.normal(0, 12):.1f}" for step in range(2000, 200_001, 4000)
-    ]
-    (folder / "progress.csv").write_text("\n".join(["time/total_timesteps,rollout/ep_rew_mean", *lines]))
+    logger = tensorboard_logger(folder / "tensorboard", 0)
+    for step in range(2000, 200_001, 4000):
+        logger.record("rollout/ep_rew_mean", -1200 * np.exp(-step / 4e4) - 160 + random.normal(0, 12))
+        logger.dump(step)
+    logger.close()
     return folder
 
 

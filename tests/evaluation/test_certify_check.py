@@ -137,3 +137,15 @@ def test_policies_without_a_designed_gain_have_checkable_certificates(tmp_path, 
     assert certificate.status == {"lstm": "NOT_CERTIFIED", "mlp": "PASS"}[cell]
     assert check_run(folder) == []
     assert Certificate.from_json(folder / "certificate.json") == certificate
+
+
+def test_a_sentence_may_have_more_digits_but_no_other_numbers(run):
+    path = run / "certificate.json"
+    content = json.loads(path.read_text())
+    bound = content["gamma_raw"]
+    printed = content["claim"].split("is at most ")[1].split(" ")[0]
+    for value, differences in ((f"{bound * (1 + 1e-6):.6g}", 0), (f"{bound * 0.9:.4g}", 1)):
+        path.write_text(
+            json.dumps({**content, "claim": content["claim"].replace(f"at most {printed}", f"at most {value}")})
+        )
+        assert len(check_run(run)) == differences

@@ -88,7 +88,7 @@ def test_where_all_observations_are_choices_noise_and_attacks_are_left_out(tmp_p
     policy = policy_of(spaces.Discrete(16), spaces.Discrete(4))
     save_policy(policy, tmp_path)
     content = evaluate_run(tmp_path, tasks=["FrozenLake-v1"], sizes=[0, 0.1], episodes=1, seeds=[0])
-    assert not content["failures"] and [row["perturbation"] for row in content["rows"]][0] == "none"
+    assert not content["failures"] and content["rows"][0]["perturbation"] == "none"
     reasons = {one["perturbation"]: one["reason"] for one in content["skipped"]}
     assert "not off by a little" in reasons["uniform"] and "not off by a little" in reasons["mad_pgd (per_step_l2)"]
     assert "needs observations in one Box" in reasons["fault ObservationDelay"]

@@ -36,7 +36,7 @@ def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     for name in ("r2dn", "lstm"):
         save_policy(make_policy(name), root / name)
-        (root / name / "recipe.yaml").write_text(f"schema: 1\ntask:\n  id: {OURS}\n")
+        (root / name / "recipe.yaml").write_text(f"task: {{id: {OURS}}}\nalgorithm: {{total_steps: 1000}}\n")
         evaluate_run(root / name, suite=tiny_suite(), tasks=[OURS])
         certify_run(root / name, steps=5)
     return root

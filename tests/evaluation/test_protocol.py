@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,14 +14,17 @@ import pytest
 from tiny import OURS, SUITE, tiny_folder, tiny_policy, tiny_suite
 
 from robust_policies.cli import main
+from robust_policies.envs import incidents
 from robust_policies.errors import DivergedError, InvalidValueError
 from robust_policies.evaluation import evaluate_run
+from robust_policies.evaluation.faults import measure_nominal
 from robust_policies.evaluation.journal import Journal
-from robust_policies.evaluation.run import PARTIAL, method_of
 from robust_policies.evaluation.table import COLUMNS, worst_rows
 from robust_policies.evaluation.tuning import Choice, bracket, choose
+from robust_policies.files.lock import held
 from robust_policies.policies import save_policy
 from robust_policies.policies.actor import Scaling
+from robust_policies.train import RunFolder
 
 
 class EarlyEnd(gymnasium.Env):
@@ -102,6 +104,19 @@ def test_episodes_are_the_same_under_every_perturbation(content):
         ):
             (row,) = rows_of(content, seed=seed, **wanted)
             assert np.allclose(row["returns"], nominal, rtol=1e-5)
+
+
+def test_what_went_wrong_in_the_simulation_is_among_the_failures(tmp_path, monkeypatch):
+    def wrong(bench):
+        incidents.report("no room for contacts")
+        return measure_nominal(bench)
+
+    monkeypatch.setattr("robust_policies.evaluation.run.measure_nominal", wrong)
+    suite = tiny_suite(noise=[], attacks=[], faults=[], parameters=[], disturbances=[])
+    with pytest.warns(UserWarning, match="no room"):
+        content = evaluate_run(tiny_folder(tmp_path / "run"), suite=suite, tasks=[OURS])
+    assert content["failures"] == [{"task": OURS, "perturbation": "nominal", "reason": "no room for contacts"}]
+    assert content["rows"]
 
 
 def test_attacks_are_tuned_on_other_episodes_and_the_worst_is_reported(content):
@@ -198,7 +213,7 @@ def test_broken_episodes_are_named_and_kept_in_the_csv_and_the_rest_is_reported(
         broken = [line for line in csv.DictReader(file) if line["task"] == "protocol/BrokenEnd-v0"]
     nominal = [line for line in broken if line["perturbation"] == "l2" and line["size"] == "0.0"]
     assert len(nominal) == 6 and sum(line["return"] == "" for line in nominal) == 2
-    assert not (tmp_path / PARTIAL).exists()
+    assert not RunFolder(tmp_path).journal.exists()
 
 
 def test_a_policy_that_gives_nan_leaves_what_was_there(tmp_path):
@@ -225,7 +240,7 @@ def test_a_killed_evaluation_goes_on_where_it_was(tmp_path, content):
         "evaluate_run(sys.argv[1], suite=tiny_suite(), tasks=[OURS])"
     )
     process = subprocess.Popen([sys.executable, "-c", script, str(folder), str(Path(__file__).parent)])
-    partial = folder / PARTIAL
+    partial = RunFolder(folder).journal
     until = time.monotonic() + 900
     while time.monotonic() < until and (not partial.is_file() or len(partial.read_bytes().splitlines()) < 3):
         time.sleep(0.01)
@@ -260,20 +275,20 @@ def test_an_interruption_keeps_what_is_done_and_other_settings_begin_anew(tmp_pa
 
     with pytest.raises(KeyboardInterrupt):
         evaluate_run(tmp_path, suite=suite, tasks=[OURS], progress=stop)
-    kept = (tmp_path / PARTIAL).read_bytes().splitlines()
+    kept = RunFolder(tmp_path).journal.read_bytes().splitlines()
     assert len(kept) == 4 and not (tmp_path / "evaluation.json").exists()
     counts = []
 
     def count(done, text):
         if done < 1.0:
-            counts.append(len((tmp_path / PARTIAL).read_bytes().splitlines()))
+            counts.append(len(RunFolder(tmp_path).journal.read_bytes().splitlines()))
 
     evaluate_run(tmp_path, suite=suite.changed(episodes=2), tasks=[OURS], progress=count)
     assert counts[0] == 1
 
 
 def test_a_journal_of_other_settings_or_torn_is_begun_anew(tmp_path):
-    path = tmp_path / PARTIAL
+    path = RunFolder(tmp_path).journal
     first = Journal(path, {"a": 1})
     first.add("one", {"x": 0.1})
     first.close()
@@ -324,13 +339,9 @@ def test_the_command_line_takes_a_suite_of_ones_own_attacks_and_sizes(tmp_path, 
 
 
 def test_two_processes_do_not_evaluate_one_folder_at_a_time(tmp_path):
-    fcntl = pytest.importorskip("fcntl")
     tiny_folder(tmp_path)
-    handle = os.open(tmp_path, os.O_RDONLY)
-    fcntl.flock(handle, fcntl.LOCK_EX)
-    with pytest.raises(InvalidValueError, match="in use"):
+    with held(tmp_path, "It"), pytest.raises(InvalidValueError, match="in use"):
         evaluate_run(tmp_path, suite=tiny_suite(), tasks=[OURS])
-    os.close(handle)
 
 
 @pytest.mark.parametrize(
@@ -347,4 +358,4 @@ def test_two_processes_do_not_evaluate_one_folder_at_a_time(tmp_path):
     ],
 )
 def test_a_method_is_the_folders_name_without_the_seed(tmp_path, name, method):
-    assert method_of(tmp_path / "parent" / name) == method
+    assert RunFolder(tmp_path / "parent" / name).method == method

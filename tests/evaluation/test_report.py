@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -56,8 +57,9 @@ def write_small(folder, method="LSTM", gamma=None, seed=0, **options):
     write_run(folder, method, gamma, seed, **options)
     path = folder / "evaluation.json"
     path.write_text(json.dumps(small(json.loads(path.read_text()))))
-    for name in ("tightness.json", "progress.csv", "trajectories.npz"):
+    for name in ("tightness.json", "trajectories.npz"):
         (folder / name).unlink()
+    shutil.rmtree(folder / "tensorboard")
     return folder
 
 
@@ -186,7 +188,7 @@ def test_broken_and_missing_files_are_named_and_the_rest_is_shown(tmp_path):
     (broken / "tightness.json").write_text('{"schema": 1, "steps": [1, 2], "gain": [1.0]}')
     (broken / "trajectories.npz").write_bytes((broken / "trajectories.npz").read_bytes()[:200])
     (broken / "provenance.json").write_text("[1]")
-    (broken / "progress.csv").write_bytes(b"\xff\xfe\x00time/total_timesteps,rollout/ep_rew_mean\n")
+    next((broken / "tensorboard").glob("events*")).write_bytes(b"\xff\xfe\x00")
     content = small(json.loads((broken / "evaluation.json").read_text()))
     content |= {"trajectories": [{"key": "t0_0"}], "rows": [*content["rows"], {"task": "x"}, "y", None]}
     content["rows"][0] = {**content["rows"][0], "returns": [1.0, float("nan")]}
@@ -221,24 +223,15 @@ def test_mixed_tasks_have_a_part_each(undrawn, tmp_path):
     assert {trace["name"] for trace in both} == {"LSTM", "MLP"} and {trace["name"] for trace in one} == {"MLP"}
 
 
-def test_the_first_schema_is_still_shown(undrawn, tmp_path):
+def test_without_a_method_and_a_chosen_worst_attack_both_are_derived_and_said(undrawn, tmp_path):
     folder = write_small(tmp_path / "run")
-    rows = [
-        {"policy": "run", "task": PENDULUM, "perturbation": kind, "attack": "closed_loop" if kind == "pgd" else "",
-         "size": size, "seed": 0, "episodes": 3, "mean": -200.0, "low": -210.0, "high": -190.0,
-         "returns": [-190.0, -200.0 - 100 * size, -210.0]}
-        for kind in ("uniform", "l2", "pgd") for size in (0.0, 0.1)
-    ]  # fmt: skip
-    content = {"schema": 1, "policy": "run", "cell": "lstm", "suite": "quick", "tasks": [PENDULUM], "rows": rows}
+    content = json.loads((folder / "evaluation.json").read_text()) | {"cell": "lstm"}
+    del content["method"], content["worst"]
     (folder / "evaluation.json").write_text(json.dumps(content))
     page = write_report(folder).read_text()
-    charts = page_data(page)
-    assert charts["robust-policies-pendulum-v0-return-under-attack-l2-norm-of-each-step"][0]["data"][-1]["x"] == [
-        0,
-        0.1,
-    ]
-    assert "robust-policies-pendulum-v0-return-under-random-noise" in charts and "lstm (run)" in page
-    assert "it flatters the attack" in page
+    chart = page_data(page)["robust-policies-pendulum-v0-return-under-attack-l2-norm-of-each-step"]
+    assert chart[0]["data"][-1]["x"] == [0, 0.3]
+    assert "lstm (run)" in page and "it flatters the attack" in page
 
 
 def test_training_seeds_of_one_recipe_are_one_method_without_a_name_too(tmp_path):

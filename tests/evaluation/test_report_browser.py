@@ -90,6 +90,51 @@ def test_print_shows_the_static_figures_and_cuts_none(page, full_report):
     assert printed.startswith(b"%PDF") and len(re.findall(rb"/Type\s*/Page\b", printed)) > 5
 
 
+def test_print_has_two_figures_a_page(page, full_report):
+    page.open(full_report, 695, 1000)
+    page.call("Emulation.setEmulatedMedia", media="print")
+    heights = page.run(
+        "[...document.querySelectorAll('figure')].filter((e) => e.checkVisibility())"
+        ".map((e) => e.getBoundingClientRect().height)"
+    )
+    page.call("Emulation.setEmulatedMedia", media="")
+    # 269 mm of a page of A4 between its margins, at 96 pixels an inch.
+    assert len(heights) > 10 and max(heights) < 269 / 25.4 * 96 / 2
+
+
+def test_a_capture_at_any_moment_shows_every_figure(page, full_report):
+    shown = (
+        "(e) => [...e.querySelectorAll('.still')].some((s) => s.complete && s.checkVisibility()) || "
+        "[...e.querySelectorAll('.plot')].every((p) => p.querySelector('.main-svg') && p.checkVisibility("
+        "{visibilityProperty: true}) && p.getBoundingClientRect().height > 100)"
+    )
+    gaps = f"[...document.querySelectorAll('figure')].filter((e) => e.checkVisibility() && !({shown})(e)).length"
+    watch = (
+        "window.seen = [0, 0]; addEventListener('load', () => { const look = () => {"
+        f" window.seen[0] += 1; window.seen[1] += {gaps};"
+        " if (document.documentElement.dataset.drawn != 'all') setTimeout(look); }; look(); });"
+    )
+    script = page.call("Page.addScriptToEvaluateOnNewDocument", source=watch)["identifier"]
+    try:
+        page.open(full_report)
+    finally:
+        page.call("Page.removeScriptToEvaluateOnNewDocument", identifier=script)
+    looks, found = page.run("window.seen")
+    assert looks > 5 and found == 0 and page.run(gaps) == 0
+    assert page.run("document.querySelectorAll('figure.drawn').length") > 10
+
+
+def test_a_table_that_scrolls_says_so(page, full_report):
+    hints = (
+        "[...document.querySelectorAll('#glance .wide')].map((e) => [e.querySelector('.hint').checkVisibility(),"
+        " e.querySelector('.scroll').scrollWidth > e.querySelector('.scroll').clientWidth + 1])"
+    )
+    page.open(full_report, 390, 844, phone=True)
+    assert page.run(hints) == [[True, True]]
+    page.open(full_report, 1400)
+    assert page.run(hints) == [[False, False]]
+
+
 def test_without_scripts_the_static_figures_are_there(page, full_report, tmp_path):
     page.call("Emulation.setScriptExecutionDisabled", value=True)
     try:

@@ -10,7 +10,7 @@ from robust_policies.evaluation import statistics as st
 def test_the_interquartile_mean_leaves_out_a_quarter_on_each_side():
     scores = [[-1000.0, 1.0, 2.0, 3.0], [4.0, 5.0, 6.0, 9000.0]]
     found = st.iqm(scores)
-    assert found.value == (2 + 3 + 4 + 5) / 4 and found.over == "training seeds"
+    assert found.value == (2 + 3 + 4 + 5) / 4 and found.over == "training seeds, least to largest"
     # Rows whole: the only values a resample can have are those of row 1 twice, of row 2 twice, and of both.
     ones, twos = st.iqm(scores[:1]).value, st.iqm(scores[1:]).value
     assert (ones, twos) == (1.5, 5.5) and (found.low, found.high) == (1.5, 5.5)
@@ -21,6 +21,18 @@ def test_with_one_training_seed_the_episodes_are_resampled_and_it_is_said():
     assert found.over == "episodes" and found.value == 19.5 and found.low < 19.5 < found.high
     single = st.mean_interval([[3.0]])
     assert (single.value, single.low, single.high) == (3.0, 3.0, 3.0)
+
+
+def test_of_few_training_seeds_the_least_and_the_largest_are_given():
+    scores = np.array([[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0], [2.0, 2.0, 2.0, 2.0]])
+    found = st.mean_interval(scores)
+    assert (found.value, found.low, found.high) == (44.0 / 12.0, 2.0, 6.5)
+    assert found.over == st.RANGE
+    # From five on it is an interval of the mean, which is narrower than the range.
+    five = st.mean_interval(np.arange(5.0)[:, None].repeat(4, axis=1))
+    assert five.over == st.SEEDS and 0.0 < five.low < 2.0 < five.high < 4.0
+    shares = st.performance_profile(scores, [2.5])
+    assert (shares.low[0], shares.high[0]) == (0.0, 1.0) and shares.over == st.RANGE
 
 
 def test_strata_are_resampled_on_their_own():

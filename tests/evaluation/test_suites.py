@@ -6,6 +6,7 @@ import yaml
 from robust_policies.errors import CorruptFileError, InvalidValueError, MissingFileError, SchemaError, UnknownNameError
 from robust_policies.evaluation import SUITES, suite_named
 from robust_policies.evaluation.suite import parse_suite
+from robust_policies.train import parse_recipe
 
 
 @pytest.mark.parametrize("name", SUITES)
@@ -81,7 +82,13 @@ def test_mistakes_are_named_in_one_line(text, error, message):
 def test_an_unknown_suite_lists_those_there_are():
     with pytest.raises(UnknownNameError, match="Did you mean 'quick'"):
         suite_named("quik")
-    assert suite_named("default") == suite_named("quick")
+
+
+def test_recipes_of_earlier_runs_name_the_quick_suite_by_its_former_name():
+    data = {"task": {"id": "Pendulum-v1"}, "algorithm": {"total_steps": 1000}, "evaluation": {"suite": "default"}}
+    assert parse_recipe(data, "old").evaluation.suite == "quick"
+    with pytest.raises(UnknownNameError, match="suite 'default'"):
+        suite_named("default")
 
 
 def test_settings_of_the_command_line_replace_the_suites():

@@ -1,5 +1,6 @@
 """Every wrong value gives one UserError whose message says what would be right."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -118,6 +119,9 @@ def test_flax_parameters_that_do_not_fit_are_refused():
         from_flax("contracting_ren", {"B2": torch.zeros(3, 2).numpy()})
     with pytest.raises(UnknownNameError, match="gamma"):
         from_flax("lipschitz_ren", {}, gama=2.0)
+    for wrong in (np.zeros((3, 2), int), np.zeros(3, "V2"), np.array(["a"])):
+        with pytest.raises(ShapeError, match="B2 has dtype"):
+            from_flax("contracting_ren", {"B2": wrong})
 
 
 def test_shorthand_gamma_config_and_zero_output():

@@ -79,3 +79,20 @@ def test_reference_is_reproduced(path, dtype, tolerance):
 
 def test_all_files_are_here():
     assert len(FILES) == 13
+
+
+@pytest.mark.parametrize("kind", ["contracting_ren", "lbdn"])
+def test_narrow_numbers_are_taken_as_they_are(kind):
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    path = next(path for path in FILES if path.stem.startswith(kind))
+    cells = {dtype: load(path, dtype)[0] for dtype in (ml_dtypes.bfloat16, np.float16, np.float32)}
+    exact = load(path, np.float32)[0].state_dict()
+    for cell in cells.values():
+        assert all(value.dtype == torch.float32 for value in cell.state_dict().values())
+    for name, value in cells[ml_dtypes.bfloat16].state_dict().items():
+        assert torch.equal(value, exact[name].to(torch.bfloat16).float()), name
+    data = dict(np.load(path))
+    direct = {k.removeprefix("direct/"): torch.as_tensor(v).bfloat16() for k, v in data.items() if "direct/" in k}
+    options = {k: data[k].item() for k in ("alpha_bar", "gamma") if k in data}
+    torchs = from_flax(kind, direct, activation=str(data["activation"]), **options).state_dict()
+    assert all(torch.equal(value, torchs[name]) for name, value in cells[ml_dtypes.bfloat16].state_dict().items())

@@ -13,7 +13,6 @@ from robust_policies.envs import load_plant
 from robust_policies.policies import DeployedPolicy
 from robust_policies.train import load_recipe
 from robust_policies.train.apg.run import ApgRun
-from robust_policies.train.run.progress import Silent
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results" / "youla"
@@ -25,7 +24,7 @@ def tasks():
 
 
 def untrained(name, *changes):
-    return ApgRun(load_recipe(name, list(changes)), "cpu", Silent()).algorithm.deployed()
+    return ApgRun(load_recipe(name, list(changes)), "cpu").algorithm.deployed()
 
 
 def linear_loop(F, offset):

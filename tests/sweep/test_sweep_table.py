@@ -1,13 +1,16 @@
 import csv
 import json
+from dataclasses import replace
 
 import pytest
 
+from robust_policies.certificates import not_certified
 from robust_policies.errors import InvalidValueError
 from robust_policies.files.lock import held
 from robust_policies.sweep.folder import SweepFolder
 from robust_policies.sweep.jobs import Ended
-from robust_policies.sweep.table import interval, read_metrics, settings, write_csv
+from robust_policies.sweep.table import interval, interval_text, read_metrics, settings, write_csv
+from robust_policies.train import RunFolder
 
 
 def row(name, seed, setting, status="done", **metrics):
@@ -15,15 +18,21 @@ def row(name, seed, setting, status="done", **metrics):
 
 
 def test_the_interval_is_student_s():
-    # Mean 2, deviation 1, t(0.975, 2) = 4.302652730 (tables); 4.302652730 / sqrt(3) = 2.484138.
-    found = interval([1.0, 2.0, 3.0])
-    assert found["mean"] == 2.0
-    assert found["low"] == pytest.approx(2.0 - 2.484138, abs=1e-6)
-    assert found["high"] == pytest.approx(2.0 + 2.484138, abs=1e-6)
-    # Two values: t(0.975, 1) = 12.706205, deviation sqrt(2), so half the width is 12.706205 times half the distance 1.
-    assert interval([5.0, 7.0])["high"] == pytest.approx(6.0 + 12.706205, abs=1e-5)
-    assert interval([5.0]) == {"mean": 5.0, "low": None, "high": None}
-    assert interval([5.0, 5.0]) == {"mean": 5.0, "low": 5.0, "high": 5.0}
+    # Mean 3, deviation sqrt(2.5), t(0.975, 4) = 2.776445105 (tables); times sqrt(2.5 / 5) is 1.963243.
+    found = interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert found["mean"] == 3.0 and found["seeds"] == 5
+    assert found["low"] == pytest.approx(3.0 - 1.963243, abs=1e-6)
+    assert found["high"] == pytest.approx(3.0 + 1.963243, abs=1e-6)
+    assert interval([5.0] * 5) == {"mean": 5.0, "low": 5.0, "high": 5.0, "seeds": 5}
+    assert interval_text(found, lambda value: f"{value:.2f}") == "3.00 [1.04, 4.96]"
+
+
+def test_below_five_seeds_the_least_and_the_largest_stand_in_its_place():
+    found = interval([4.0, 1.0, 3.0, 2.0])
+    assert found == {"mean": 2.5, "low": 1.0, "high": 4.0, "seeds": 4}
+    assert interval_text(found, lambda value: f"{value:g}") == "2.5 (1 to 4)"
+    assert interval([5.0]) == {"mean": 5.0, "low": None, "high": None, "seeds": 1}
+    assert interval_text(interval([5.0]), str) == "5.0"
 
 
 def test_settings_pool_the_seeds_that_are_done():
@@ -36,8 +45,8 @@ def test_settings_pool_the_seeds_that_are_done():
     first, second = settings(rows)
     assert (first["trials"], first["done"], first["failed"]) == (3, 2, 1)
     assert first["metrics"]["return"]["mean"] == -150.0
-    assert first["metrics"]["return"]["low"] == pytest.approx(-150.0 - 50.0 * 12.706205, abs=1e-3)
-    assert second["metrics"] == {"return": {"mean": -50.0, "low": None, "high": None}}
+    assert first["metrics"]["return"] == {"mean": -150.0, "low": -200.0, "high": -100.0, "seeds": 2}
+    assert second["metrics"] == {"return": {"mean": -50.0, "low": None, "high": None, "seeds": 1}}
 
 
 def test_the_csv_files_say_the_same(tmp_path):
@@ -59,9 +68,9 @@ def test_the_csv_files_say_the_same(tmp_path):
 
 
 def test_the_figures_of_a_run_folder(tmp_path):
-    assert read_metrics(tmp_path) == {}
+    assert read_metrics(RunFolder(tmp_path)) == {}
     write(tmp_path, "provenance", num_timesteps=1600, training_seconds=2.5, best_mean_reward=-90.0)
-    write(tmp_path, "certificate", gamma_raw=None, empirical_lower=3.0)
+    replace(not_certified("an LSTM"), empirical_lower=3.0).to_json(tmp_path / "certificate.json")
     kinds = {
         "gaussian": [(0.0, [-10.0, -20.0]), (0.2, [-30.0, -50.0])],
         "attack": [(0.0, [-10.0, -20.0]), (0.2, [-99])],
@@ -73,7 +82,7 @@ def test_the_figures_of_a_run_folder(tmp_path):
         for size, returns in rows
     ]
     write(tmp_path, "evaluation", tasks=["Own-v0", "Other-v0"], rows=table)
-    assert read_metrics(tmp_path) == {
+    assert read_metrics(RunFolder(tmp_path)) == {
         "return": -15.0, "worst": -99.0, "best": -90.0, "found": 3.0, "steps": 1600.0, "seconds": 2.5,
     }  # fmt: skip
 
@@ -82,8 +91,13 @@ def write(folder, kind, **content):
     (folder / f"{kind}.json").write_text(json.dumps({"schema": 1, **content}))
 
 
+def algorithm(n_steps):
+    return {"total_steps": 1000, "n_steps": n_steps}
+
+
 def facts(**changed):
-    recipe = {"description": "x", "seed": 0, "policy": {"gamma": 4.0, "cell": "r2dn"}, "algorithm": {"n_steps": 10}}
+    recipe = {"description": "x", "seed": 0, "task": {"id": "Pendulum-v1"}, "policy": {"gamma": 4.0, "cell": "r2dn"}}
+    recipe["algorithm"] = algorithm(10)
     return {"recipe": recipe, "keys": ["policy.gamma"], "search": None, **changed}
 
 
@@ -97,7 +111,7 @@ def test_a_sweep_folder_goes_on_only_with_the_same_sweep(tmp_path):
     again.begin(facts(), resume=True)
     assert again.rows == folder.rows
     other = facts()
-    other["recipe"] = {**other["recipe"], "algorithm": {"n_steps": 20}, "policy": {"gamma": 9.0, "cell": "r2dn"}}
+    other["recipe"] = {**other["recipe"], "algorithm": algorithm(20), "policy": {"gamma": 9.0, "cell": "r2dn"}}
     with pytest.raises(InvalidValueError, match=r"algorithm\.n_steps was 10 and is now 20"):
         SweepFolder(folder.path).begin(other, resume=True)
     with pytest.raises(InvalidValueError, match="other keys"):

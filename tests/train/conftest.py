@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from stopping import StopAt
+from stopping import stop_at
 from tiny_recipe import TINY
 
 from robust_policies.train import TrainingInterruptedError, load_recipe, train
@@ -41,7 +41,7 @@ def stopped_once(tmp_path_factory):
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("stopped") / "run"
     with pytest.raises(TrainingInterruptedError, match="--resume"):
-        train(load_recipe("pendulum_r2dn_gamma6", TINY), folder, reporter=StopAt(900))
+        train(load_recipe("pendulum_r2dn_gamma6", TINY), folder, **stop_at(900))
     return folder
 
 

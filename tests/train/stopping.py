@@ -3,6 +3,7 @@
 import os
 import signal
 
+from robust_policies.train import StopOnSignal
 from robust_policies.train.run.progress import Silent
 
 
@@ -16,3 +17,8 @@ class StopAt(Silent):
         if steps >= self.steps:
             self.steps = float("inf")
             os.kill(os.getpid(), self.number)
+
+
+def stop_at(steps, number=signal.SIGINT):
+    """Return the arguments of `train` for a run that a signal asks to stop once `steps` are done."""
+    return {"reporter": StopAt(steps, number), "stop": StopOnSignal()}

@@ -8,6 +8,14 @@ import torch
 
 from robust_policies.envs.mujoco.parameters import MujocoParams
 
+LIMIT = 1e10
+"""MuJoCo's own (mjMAXVAL): a simulation with a position, velocity or acceleration beyond it, or NaN, is unstable."""
+
+
+def unstable(physics: torch.Tensor, moving: int) -> torch.Tensor:
+    """Return where (n,) states (n, nq + nv + na) are not finite, or one of the first `moving` is beyond `LIMIT`."""
+    return ~(torch.isfinite(physics).all(-1) & (physics[:, :moving].abs() <= LIMIT).all(-1))
+
 
 class Advanced(NamedTuple):
     """What follows after some time steps; tensors that are good until the backend's next call."""

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from mujoco import rollout
 
-from robust_policies.envs.mujoco.backend import Advanced, Evaluated
+from robust_policies.envs.mujoco.backend import Advanced, Evaluated, unstable
 from robust_policies.envs.mujoco.parameters import MujocoParams
 
 _CTRL = int(mujoco.mjtState.mjSTATE_CTRL.value)
 _PUSH = _CTRL | int(mujoco.mjtState.mjSTATE_XFRC_APPLIED.value)
-# A simulation that becomes unstable is reset by MuJoCo, and with it its clock, which starts above zero here.
+# A simulation that becomes unstable is reset by MuJoCo, and with it its clock, which starts above zero here. MuJoCo
+# looks before each step and at its acceleration, not at what the last step left: that is looked at here.
 _CLOCK = 1.0
 _INLINE = 8
 
@@ -88,10 +89,9 @@ class CBackend:
         )
         last = buffers.states[:, -1]
         late = _CLOCK + (steps - 0.5) * model.opt.timestep
-        failed = ~((last[:, 0] > late) & np.isfinite(last).all(-1))
-        return Advanced(
-            torch.from_numpy(last[:, 1:]), torch.from_numpy(buffers.sensors[:, -1]), torch.from_numpy(failed)
-        )
+        after = torch.from_numpy(last[:, 1:])
+        failed = torch.from_numpy(~(last[:, 0] > late)) | unstable(after, model.nq + model.nv)
+        return Advanced(after, torch.from_numpy(buffers.sensors[:, -1]), failed)
 
     def _crew(self, count: int) -> tuple[rollout.Rollout, list[mujoco.MjData]]:
         """Return who steps `count` rows: this thread where they are few, else a pool that starts when first needed."""

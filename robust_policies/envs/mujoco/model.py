@@ -119,6 +119,8 @@ def compile_model(spec: mujoco.MjSpec, path: Path, options: Options, readings: S
         if getattr(options, name) is not None:
             setattr(spec.option, name, getattr(options, name))
     model = compiled(spec, path)
+    # The reset of an unstable simulation, with its clock, is how the backend in C knows of it: see `c_backend`.
+    model.opt.disableflags &= ~int(mujoco.mjtDisableBit.mjDSBL_AUTORESET)
     state = mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_FULLPHYSICS.value)
     if state != 1 + model.nq + model.nv + model.na:
         raise InvalidValueError(
@@ -126,6 +128,17 @@ def compile_model(spec: mujoco.MjSpec, path: Path, options: Options, readings: S
             "and activations (a plugin, a delay or a history); expected a model without them."
         )
     return model
+
+
+def place_mocap(model: mujoco.MjModel, key: int) -> None:
+    """Put a model's mocap bodies where a keyframe has them: there they stand in every simulation of the model.
+
+    A step begins from positions and velocities alone, and MuJoCo then puts a mocap body where the model has it.
+    """
+    for body, mocap in enumerate(model.body_mocapid):
+        if mocap >= 0:
+            model.body_pos[body] = model.key_mpos[key].reshape(-1, 3)[mocap]
+            model.body_quat[body] = model.key_mquat[key].reshape(-1, 4)[mocap]
 
 
 def joint_named(model: mujoco.MjModel, name: str) -> int:

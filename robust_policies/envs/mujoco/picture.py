@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from mujoco.rendering.classic import gl_context
 
-from robust_policies.envs.mujoco.model import body_named, compiled, name_of, read
+from robust_policies.envs.mujoco.model import body_named, compiled, key_named, name_of, place_mocap, read
 from robust_policies.envs.mujoco.plant import MujocoPlant
 from robust_policies.envs.mujoco.task import View
 from robust_policies.errors import UnknownNameError
@@ -85,6 +85,9 @@ class Picture:
         if not any(texture.type == mujoco.mjtTexture.mjTEXTURE_SKYBOX for texture in spec.textures):
             _brighten(spec)
         self.model = compiled(spec, plant.model_file)
+        keyframe = plant.task.reset.keyframe  # type: ignore[attr-defined]
+        if keyframe is not None:
+            place_mocap(self.model, key_named(self.model, keyframe))
         self.model.vis.global_.offwidth = max(self.model.vis.global_.offwidth, width)
         self.model.vis.global_.offheight = max(self.model.vis.global_.offheight, height)
         self.data = mujoco.MjData(self.model)

@@ -15,7 +15,16 @@ import torch
 
 from robust_policies.envs.mujoco.backend import Backend
 from robust_policies.envs.mujoco.c_backend import CBackend
-from robust_policies.envs.mujoco.model import Reading, body_named, compile_model, model_path, name_of, read
+from robust_policies.envs.mujoco.model import (
+    Reading,
+    body_named,
+    compile_model,
+    key_named,
+    model_path,
+    name_of,
+    place_mocap,
+    read,
+)
 from robust_policies.envs.mujoco.parameters import UNITS, MujocoParams, ParameterTable
 from robust_policies.envs.mujoco.reset import Start
 from robust_policies.envs.mujoco.rewards import Judge
@@ -25,6 +34,7 @@ from robust_policies.envs.mujoco.task import MujocoTask
 from robust_policies.envs.mujoco.warp_backend import WarpBackend
 from robust_policies.envs.plant import Params, Plant
 from robust_policies.errors import InvalidValueError, ShapeError
+from robust_policies.mujoco_names import control_names
 
 BACKENDS = ("auto", "c", "warp")
 
@@ -36,8 +46,9 @@ class MujocoPlant(Plant):
     forces that the task's signals name), then 1 where the simulation failed. It is all there is: every step begins
     without the solver's warm start, so equal states and actions give equal steps, for any number of threads.
 
-    Where MuJoCo finds a simulation unstable (it would reset it silently), the state stays what it was, marked as
-    failed, and the episode terminates; MuJoCo notes it in MUJOCO_LOG.TXT in the working directory.
+    Where a simulation is unstable by MuJoCo's own limit (a position, velocity or acceleration beyond 1e10, or NaN; it
+    would reset it silently, whatever the model says of that here), the state stays what it was, marked as failed, and
+    the episode terminates; MuJoCo in C notes it in MUJOCO_LOG.TXT in the working directory.
 
     `readings: after` computes readings at the new state; `last_stage` takes those of the last evaluation in the step,
     as an environment sees them that reads MuJoCo's data right after mj_step, like Gymnasium's.
@@ -60,6 +71,8 @@ class MujocoPlant(Plant):
         wanted = list(dict.fromkeys(wanted))
         self.model = compile_model(read(self.model_file), self.model_file, task.options, wanted)
         self._check_model(task, wanted)
+        if task.reset.keyframe is not None:
+            place_mocap(self.model, key_named(self.model, task.reset.keyframe))
         self.layout = Layout(self.model, wanted)
         self.state_size, self.state_names = self.layout.size, self.layout.names()
         self.signals = [Signal(item, self.layout, place) for item, place in items]
@@ -69,9 +82,8 @@ class MujocoPlant(Plant):
         self.observation_size = len(self.output_names)
         self.observation_high = np.concatenate([signal.high for signal in self.signals])
         self.observation_low = -self.observation_high
-        actuator = mujoco.mjtObj.mjOBJ_ACTUATOR
         self.action_low, self.action_high = self.model.actuator_ctrlrange.T.copy()
-        self.action_names = tuple(f"control of {name_of(self.model, actuator, i)}" for i in range(self.model.nu))
+        self.action_names = tuple(f"control of {name}" for name in control_names(self.model))
         self.body = self._pushed_body(task)
         name = name_of(self.model, mujoco.mjtObj.mjOBJ_BODY, self.body)
         self.disturbance_names = tuple(
@@ -99,10 +111,9 @@ class MujocoPlant(Plant):
             raise InvalidValueError("observation is empty; expected at least one item, such as {positions: all}.")
         if not model.nu:
             raise InvalidValueError("the model has no actuator; expected at least one.")
-        for i in range(model.nu):
-            if not model.actuator_ctrllimited[i]:
-                name = name_of(model, mujoco.mjtObj.mjOBJ_ACTUATOR, i)
-                raise InvalidValueError(f"actuator {name!r} has no ctrlrange; expected one, which bounds the actions.")
+        for name, limited in zip(control_names(model), model.actuator_ctrllimited, strict=True):
+            if not limited:
+                raise InvalidValueError(f"control {name!r} has no ctrlrange; expected one, which bounds the actions.")
         self.by_stages = bool(
             wanted and task.readings == "last_stage" and model.opt.integrator == mujoco.mjtIntegrator.mjINT_RK4
         )
@@ -218,6 +229,8 @@ class MujocoPlant(Plant):
                 raise ShapeError(f"{len(before)} states come with {len(control)} actions; expected one each.")
             physics = before[:, : self.layout.physics].to(**there)
             after, read, failed = self._advance(physics, control, push, self._prepared(params))
+            if read.shape[-1]:
+                failed = failed | ~torch.isfinite(read).all(-1)
             to = {"device": state.device, "dtype": state.dtype}
             mark = failed.to(**to).unsqueeze(-1)
             following = torch.cat((after.to(**to), read.to(**to), mark), dim=-1)
@@ -250,14 +263,20 @@ class MujocoPlant(Plant):
         return after, evaluated.sensors[:, columns], failed | evaluated.failed
 
     def settle(self, state: torch.Tensor, params: Params) -> torch.Tensor:
-        """Return states (n, state_size) with readings computed from their positions and velocities, without action."""
+        """Return states (n, state_size) with readings computed from their positions and velocities, without action.
+
+        A start that is unstable has none: it is marked as failed, with zeros in their place.
+        """
         if not self.layout.sensor_columns:
             return state
         physics = state[:, : self.layout.physics].to("cpu", torch.float64)
         control = torch.zeros((len(state), self.action_size), dtype=torch.float64)
         evaluated = self._reader.evaluate(physics, control, None, self._prepared(params))
-        read = evaluated.sensors[:, self.layout.sensor_columns].to(state.device, state.dtype)
-        return torch.cat((state[:, : self.layout.physics], read, state[:, self.layout.failed :]), dim=-1)
+        read = evaluated.sensors[:, self.layout.sensor_columns]
+        failed = (evaluated.failed | ~torch.isfinite(read).all(-1)).unsqueeze(-1)
+        read = torch.where(failed, 0.0, read).to(state.device, state.dtype)
+        mark = torch.maximum(state[:, self.layout.failed :], failed.to(state.device, state.dtype))
+        return torch.cat((state[:, : self.layout.physics], read, mark), dim=-1)
 
     def initial(self, uniform: torch.Tensor, params: Params, options: Mapping[str, Any] | None = None) -> torch.Tensor:
         """Return start states as `reset` in task.yaml describes them, with their readings."""

@@ -37,6 +37,7 @@ class Scatter(Section):
 class Reset(Section):
     """The start: a pose (the model's own, or a keyframe's, with joints set by `pose`), scattered; then exceptions.
 
+    A keyframe also says where mocap bodies stand, in all episodes; its controls are not used, the policy gives them.
     `still` names joints that start without velocity; each item of `discs` puts two joints uniformly in a disc.
     """
 
@@ -55,9 +56,13 @@ class Disturbance(Section):
 
 
 class WarpSizes(Section):
-    """Room for contacts and constraints in each world on the Warp backend; left out: MuJoCo-Warp's guess."""
+    """Room on the Warp backend; left out: MuJoCo-Warp's guess.
 
-    contacts: PositiveInt | None = None
+    Contacts of all worlds share one pool of `pooled_contacts_per_world` times their number, so one world may have more
+    and leave less to the others; `constraints` is the room of each world.
+    """
+
+    pooled_contacts_per_world: PositiveInt | None = None
     constraints: PositiveInt | None = None
 
 

@@ -18,7 +18,8 @@ import mujoco
 import numpy as np
 import torch
 
-from robust_policies.envs.mujoco.backend import Advanced, Evaluated
+from robust_policies.envs import incidents
+from robust_policies.envs.mujoco.backend import LIMIT, Advanced, Evaluated, unstable
 from robust_policies.envs.mujoco.parameters import UNITS, MujocoParams
 from robust_policies.envs.mujoco.task import WarpSizes
 from robust_policies.errors import InvalidValueError
@@ -31,6 +32,14 @@ _DERIVED = (
     "tendon_invweight0",
     "actuator_acc0",
 )
+_KINDS = {
+    "BROADPHASE": "contacts",
+    "NARROWPHASE": "contacts",
+    "CCD": "contacts",
+    "NEFC": "constraints",
+    "NJMAX_NNZ": "constraints",
+}
+"""What each of MuJoCo-Warp's overflow flags is about; others go by their name."""
 
 
 def _load() -> tuple[Any, Any]:
@@ -44,11 +53,24 @@ def _load() -> tuple[Any, Any]:
         ) from error
 
 
+def _marker(wp: Any) -> Any:
+    """Return the kernel that marks the worlds with a value beyond MuJoCo's limit, or NaN."""
+
+    def mark(values: Any, limit: float, beyond: Any) -> None:
+        world, column = wp.tid()
+        # Written so that NaN is beyond the limit.
+        if not (wp.abs(values[world, column]) <= limit):
+            beyond[world] = 1
+
+    mark.__annotations__ = {"values": wp.array2d(dtype=float), "limit": float, "beyond": wp.array(dtype=int)}
+    return wp.kernel(mark)
+
+
 class _Worlds:
     """The memory of one number of worlds, and the graphs recorded on it."""
 
-    def __init__(self, data: Any, views: dict[str, torch.Tensor]) -> None:
-        self.data, self.views = data, views
+    def __init__(self, data: Any, beyond: Any, views: dict[str, torch.Tensor]) -> None:
+        self.data, self.beyond, self.views = data, beyond, views
         self.graphs: dict[int, Any] = {}
 
 
@@ -68,6 +90,10 @@ class WarpBackend:
         self._of: tuple[MujocoParams | None, int] = (None, 0)
         self._many = 1
         self._model = self._put(model)
+        # It is said below in words, once, and not by every kernel in every step.
+        self._model.opt.warn_overflow = 0
+        self._mark = _marker(self.wp)
+        self._runge_kutta = model.opt.integrator == mujoco.mjtIntegrator.mjINT_RK4
 
     def _put(self, model: mujoco.MjModel) -> Any:
         try:
@@ -86,7 +112,8 @@ class WarpBackend:
         worlds = self._fill(physics, control, push, params)
         self._run(worlds, steps)
         after, sensors = self._physics(worlds), worlds.views["sensordata"].to(torch.float64)
-        return Advanced(after, sensors, ~torch.isfinite(after).all(-1))
+        failed = worlds.views["beyond"].bool() | unstable(after, self.model.nq + self.model.nv)
+        return Advanced(after, sensors, failed)
 
     def evaluate(
         self, physics: torch.Tensor, control: torch.Tensor, push: torch.Tensor | None, params: MujocoParams
@@ -96,7 +123,7 @@ class WarpBackend:
         self._run(worlds, 0)
         acceleration = worlds.views["qacc"].to(torch.float64)
         sensors = worlds.views["sensordata"].to(torch.float64)
-        return Evaluated(acceleration, sensors, ~torch.isfinite(acceleration).all(-1))
+        return Evaluated(acceleration, sensors, worlds.views["beyond"].bool())
 
     def _physics(self, worlds: _Worlds) -> torch.Tensor:
         parts = [worlds.views[name] for name in ("qpos", "qvel", "act")[: 3 if self.model.na else 2]]
@@ -116,6 +143,7 @@ class WarpBackend:
             views["ctrl"].copy_(control)
         views["qacc_warmstart"].zero_()
         views["time"].zero_()
+        views["beyond"].zero_()
         pushed = views["xfrc_applied"][:, self.body]
         pushed.zero_() if push is None else pushed.copy_(push)
         return worlds
@@ -124,32 +152,79 @@ class WarpBackend:
         if count not in self._worlds:
             with self.wp.ScopedDevice(self._warp_device):
                 data = self.mjw.make_data(
-                    self.model, nworld=count, nconmax=self.sizes.contacts, njmax=self.sizes.constraints
+                    self.model, nworld=count, nconmax=self.sizes.pooled_contacts_per_world, njmax=self.sizes.constraints
                 )
+                beyond = self.wp.zeros(count, dtype=int)
             # Warp cleared this memory on its own stream; torch writes to it on another.
             self.wp.synchronize_device(self._warp_device)
-            names = ["qpos", "qvel", "qacc", "qacc_warmstart", "time", "xfrc_applied", "sensordata"]
+            names = ["qpos", "qvel", "qacc", "qacc_warmstart", "time", "xfrc_applied", "sensordata", "overflow"]
             names += (["act"] if self.model.na else []) + (["ctrl"] if self.model.nu else [])
-            self._worlds[count] = _Worlds(data, {name: self.wp.to_torch(getattr(data, name)) for name in names})
+            views = {name: self.wp.to_torch(getattr(data, name)) for name in names}
+            self._worlds[count] = _Worlds(data, beyond, views | {"beyond": self.wp.to_torch(beyond)})
         return self._worlds[count]
 
     def _run(self, worlds: _Worlds, steps: int) -> None:
         """Take `steps` time steps, or with 0 only evaluate; recorded as a graph the first time on a GPU."""
 
         def launch() -> None:
-            for _ in range(steps):
-                self.mjw.step(self._model, worlds.data)
-            if not steps:
-                self.mjw.forward(self._model, worlds.data)
+            for _ in range(max(1, steps)):
+                self._look(worlds, "qpos", "qvel")
+                if self._runge_kutta or not steps:
+                    # After a step of Runge and Kutta the acceleration is a mean of its stages: MuJoCo looks at the
+                    # first.
+                    self.mjw.forward(self._model, worlds.data)
+                    self._look(worlds, "qacc")
+                    if steps:
+                        self.mjw.rungekutta4(self._model, worlds.data)
+                else:
+                    self.mjw.step(self._model, worlds.data)
+                    self._look(worlds, "qacc")
 
         if self.device.type == "cpu":
             with self.wp.ScopedDevice(self._warp_device):
                 launch()
+        else:
+            if steps not in worlds.graphs:
+                worlds.graphs[steps] = self._record(worlds, launch)
+            stream = self.wp.stream_from_torch(torch.cuda.current_stream(self.device))
+            self.wp.capture_launch(worlds.graphs[steps], stream=stream)
+        self._report(worlds)
+
+    def _look(self, worlds: _Worlds, *names: str) -> None:
+        """Mark the worlds that MuJoCo would call unstable: it looks before each step, and at its acceleration."""
+        for name in names:
+            values = getattr(worlds.data, name)
+            self.wp.launch(self._mark, dim=values.shape, inputs=[values, LIMIT], outputs=[worlds.beyond])
+
+    def _report(self, worlds: _Worlds) -> None:
+        """Tell where room ran out in the last steps: forces are missing then, and the run is not MuJoCo's."""
+        flags = worlds.views["overflow"]
+        if not bool(flags.any()):
             return
-        if steps not in worlds.graphs:
-            worlds.graphs[steps] = self._record(worlds, launch)
-        stream = self.wp.stream_from_torch(torch.cuda.current_stream(self.device))
-        self.wp.capture_launch(worlds.graphs[steps], stream=stream)
+        bits = int(np.bitwise_or.reduce(flags.cpu().numpy()))
+        flags.zero_()
+        for kind in self._kinds(bits):
+            incidents.report(
+                f"MuJoCo-Warp had no room for all {kind}: forces are missing, so what it computed is wrong. "
+                + self._room(kind, worlds)
+            )
+
+    def _kinds(self, bits: int) -> list[str]:
+        """Return of what there was more than room, by MuJoCo-Warp's flags."""
+        # A solver that stops at its limit of iterations, as it does in C, is no lack of room.
+        others = {"ALL", "ITERATIONS", "LS_ITERATIONS"}
+        names = {str(flag.name) for flag in self.mjw.OverflowType if flag.value & bits} - others
+        return sorted({_KINDS.get(name, f"{name.lower()} entries") for name in names})
+
+    def _room(self, kind: str, worlds: _Worlds) -> str:
+        count = len(worlds.views["overflow"])
+        if kind == "contacts":
+            total = worlds.data.naconmax
+            return (f"All {count} worlds share one pool of {total}, {total // count} for each on average; set a larger "
+                    "warp.pooled_contacts_per_world in task.yaml.")  # fmt: skip
+        if kind == "constraints":
+            return f"Each world has room for {worlds.data.njmax}; set a larger warp.constraints in task.yaml."
+        return "Use backend='c' for this model."
 
     def _record(self, worlds: _Worlds, launch: Callable[[], None]) -> Any:
         """Return the graph of `launch`, recorded on Warp's own stream since torch's usual one cannot be.

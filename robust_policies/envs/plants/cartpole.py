@@ -108,7 +108,7 @@ class CartPolePlant(Plant):
 
     def __init__(self, task: CartPoleTask, folder: Path | None = None) -> None:
         super().__init__(task, folder)
-        self.limits, self.start, self.parameters = task.limits, task.reset, task.parameters
+        self.limits, self.start = task.limits, task.reset
         self.integration, self.reward_kind = task.integration, task.reward
         if task.cost is None and task.reward != "alive":
             raise InvalidValueError(f"cost is missing; expected its weights, which reward: {task.reward} needs.")

@@ -85,7 +85,7 @@ class HeldDisturbancePlant(Plant):
 
     def __init__(self, task: HeldDisturbanceTask, folder: Path | None = None) -> None:
         super().__init__(task, folder)
-        self.parameters, self.cost = task.parameters, task.cost
+        self.cost = task.cost
         self.limit, self.amplitude, self.hold = task.limits.action, task.disturbance.amplitude, task.disturbance.hold
         self.action_high = np.array([self.limit])
         self.observation_high = np.array([np.inf])

@@ -109,7 +109,7 @@ class MagLevPlant(Plant):
     def __init__(self, task: MagLevTask, folder: Path | None = None) -> None:
         super().__init__(task, folder)
         self.limits, self.cost, self.noise, self.start = task.limits, task.cost, task.noise, task.reset
-        self.parameters, self.substeps, self.setpoint = task.parameters, task.substeps, task.setpoint
+        self.substeps, self.setpoint = task.substeps, task.setpoint
         if task.setpoint >= task.limits.position:
             raise InvalidValueError(f"setpoint is {task.setpoint:g} m; expected less than limits.position, "
                                     f"{task.limits.position:g} m.")  # fmt: skip

@@ -89,7 +89,6 @@ class PendulumPlant(Plant):
     def __init__(self, task: PendulumTask, folder: Path | None = None) -> None:
         super().__init__(task, folder)
         self.limits, self.cost, self.start = task.limits, task.cost, task.reset
-        self.parameters = task.parameters
         self.action_high = np.array([task.limits.torque])
         self.observed = tuple(task.observed)
         if len(set(self.observed)) != len(self.observed):

@@ -127,7 +127,7 @@ class QuadrotorPlant(Plant):
 
     def __init__(self, task: QuadrotorTask, folder: Path | None = None) -> None:
         super().__init__(task, folder)
-        self.parameters, self.limits, self.cost, self.start = task.parameters, task.limits, task.cost, task.reset
+        self.limits, self.cost, self.start = task.limits, task.cost, task.reset
         self.substeps = task.substeps
         self.times = _times(task.reference)
         self.positions = task.reference.positions

@@ -127,7 +127,7 @@ class PlanarQuadrotorPlant(Plant):
 
     def __init__(self, task: PlanarQuadrotorTask, folder: Path | None = None) -> None:
         super().__init__(task, folder)
-        self.parameters, self.limits, self.cost, self.start = task.parameters, task.limits, task.cost, task.reset
+        self.limits, self.cost, self.start = task.limits, task.cost, task.reset
         self.substeps = task.substeps
         self.centre = task.reference.centre
         self.radius, self.turn_rate = _circle(task.reference)

@@ -110,7 +110,7 @@ class QubePlant(Plant):
     def __init__(self, task: QubeTask, folder: Path | None = None) -> None:
         super().__init__(task, folder)
         self.limits, self.cost, self.noise, self.start = task.limits, task.cost, task.noise, task.reset
-        self.parameters, self.substeps = task.parameters, task.substeps
+        self.substeps = task.substeps
         self.action_high = np.array([task.limits.voltage])
         self.observation_high = np.full(2, np.inf)
         self.action_low, self.observation_low = -self.action_high, -self.observation_high

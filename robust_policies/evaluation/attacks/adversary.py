@@ -120,7 +120,7 @@ class AdversaryVecEnv(VecEnvWrapper):
         return self.victim.seen(self.last).cpu().numpy()
 
     def step_async(self, actions: np.ndarray) -> None:
-        """Let the policy act on the perturbed observations."""
+        """Let the policy act on the observations perturbed by `actions`, (n, nu)."""
         raw = torch.as_tensor(actions, dtype=torch.float32, device=self.last.device)
         applied = self.victim.act(self.last, raw).cpu().numpy()
         self.venv.step_async(applied.reshape(len(applied), *(self.venv.action_space.shape or ())))

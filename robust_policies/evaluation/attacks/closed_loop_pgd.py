@@ -68,9 +68,13 @@ class ClosedLoopPGD(Planned):
         if options.search == "gradient":
             return self.searched(self._simulation(moment, options.restarts), ball, width)
         return cross_entropy(
-            self._simulation(moment, options.population), self.first_guesses(ball, width)[0], ball,
-            population=options.population, steps=options.steps, generator=self.generator,
-        )[0]  # fmt: skip
+            self._simulation(moment, options.population),
+            self.first_guesses(ball, width)[0],
+            ball,
+            population=options.population,
+            steps=options.steps,
+            generator=self.generator,
+        )[0]
 
     def _force(self, numbers: Tensor) -> Tensor:
         """Return the plant's action; that of a choice has the gradient of what its chances would do on average."""

@@ -102,10 +102,18 @@ def _recorded(actor: FrozenActor, tuning: Tuning, seed: int, options: CriticOpti
     largest = options.explore * max(tuning.sizes)
     yardstick = Random(RandomOptions(where="surface"))
     found = play_episodes(
-        tuning.policy, tuning.env_id, yardstick, [largest * share for share in (0.0, 0.25, 0.5, 1.0)],
-        tuning.episodes, seed, norm=tuning.norm, env_kwargs=tuning.env_kwargs, perturbations=tuning.perturbations,
-        max_steps=tuning.max_steps, record=tuning.episodes,
-    )  # fmt: skip
+        tuning.policy,
+        tuning.env_id,
+        yardstick,
+        [largest * share for share in (0.0, 0.25, 0.5, 1.0)],
+        tuning.episodes,
+        seed,
+        norm=tuning.norm,
+        env_kwargs=tuning.env_kwargs,
+        perturbations=tuning.perturbations,
+        max_steps=tuning.max_steps,
+        record=tuning.episodes,
+    )
     device = actor.low.device
     data = {name: torch.as_tensor(value, device=device).flatten(1, 2) for name, value in found.recorded.items()}
     time, batch = data["rewards"].shape

@@ -61,16 +61,27 @@ class Learned(Attack):
                 # Why another environment than ours takes the slower path is no news to the user of an attack.
                 warnings.filterwarnings("ignore", message="TensorRecurrentPPO trains by")
                 model = TensorRecurrentPPO(
-                    RecurrentCellPolicy, env, n_steps=options.rollout, n_epochs=6, seed=tuning.seeds[0],
+                    RecurrentCellPolicy,
+                    env,
+                    n_steps=options.rollout,
+                    n_epochs=6,
+                    seed=tuning.seeds[0],
                     batch_size=options.rollout * math.gcd(count, 8),
-                    gamma=options.discount, gae_lambda=0.95, device=tuning.policy.device,
+                    gamma=options.discount,
+                    gae_lambda=0.95,
+                    device=tuning.policy.device,
                     learning_rate=lambda left: options.learning_rate * left,
                     policy_kwargs={
-                        "cell": "lstm", "cell_kwargs": {"state_size": options.state_size}, "critic": "mlp",
-                        "observation_scale": scale, "observation_offset": offset, "log_std_init": -0.7,
+                        "cell": "lstm",
+                        "cell_kwargs": {"state_size": options.state_size},
+                        "critic": "mlp",
+                        "observation_scale": scale,
+                        "observation_offset": offset,
+                        "log_std_init": -0.7,
                     },
-                )  # fmt: skip
+                )
             model.learn(options.train_steps)
+            # `learn` was given a policy that has one.
             adversary = copy.deepcopy(model.policy.actor).eval().requires_grad_(False)  # type: ignore[union-attr]
         finally:
             env.close()
@@ -113,10 +124,18 @@ def _scales(tuning: Tuning) -> tuple[list[float], list[float], float]:
     """Return offset and scale of what the adversary reads, and 1 / the rewards' deviation, from random episodes."""
     yardstick = Random(RandomOptions(where="surface"))
     found = play_episodes(
-        tuning.policy, tuning.env_id, yardstick, list(tuning.sizes), tuning.episodes, tuning.seeds[0],
-        norm=tuning.norm, env_kwargs=tuning.env_kwargs, perturbations=tuning.perturbations, max_steps=tuning.max_steps,
+        tuning.policy,
+        tuning.env_id,
+        yardstick,
+        list(tuning.sizes),
+        tuning.episodes,
+        tuning.seeds[0],
+        norm=tuning.norm,
+        env_kwargs=tuning.env_kwargs,
+        perturbations=tuning.perturbations,
+        max_steps=tuning.max_steps,
         record=tuning.episodes,
-    )  # fmt: skip
+    )
     recorded = {
         name: torch.as_tensor(value).flatten(1, 2).to(tuning.policy.device)
         for name, value in found.recorded.items()

@@ -58,10 +58,17 @@ def _band(series: Series) -> dict[str, Any]:
     x = np.asarray(series.x, float)
     edge = np.concatenate([np.asarray(series.high, float), np.asarray(series.low, float)[::-1]])
     return {
-        "type": "scatter", "mode": "lines", "x": _numbers(np.concatenate([x, x[::-1]])), "y": _numbers(edge),
-        "fill": "toself", "fillcolor": _rgba(series.look.colour, 0.15), "line": {"width": 0}, "hoverinfo": "skip",
-        "name": series.name, "showlegend": False,
-    }  # fmt: skip
+        "type": "scatter",
+        "mode": "lines",
+        "x": _numbers(np.concatenate([x, x[::-1]])),
+        "y": _numbers(edge),
+        "fill": "toself",
+        "fillcolor": _rgba(series.look.colour, 0.15),
+        "line": {"width": 0},
+        "hoverinfo": "skip",
+        "name": series.name,
+        "showlegend": False,
+    }
 
 
 def _rgba(colour: str, alpha: float) -> str:
@@ -77,13 +84,18 @@ def _trace(panel: Panel, series: Series) -> dict[str, Any]:
     if series.faint:
         edge["width"] = 1.5 if bar else 0
     trace: dict[str, Any] = {
-        "type": "scatter", "mode": mode, "x": _numbers(series.x), "y": _numbers(series.y), "name": series.name,
-        "showlegend": False, "opacity": 0.4 if series.faint else 1.0,
+        "type": "scatter",
+        "mode": mode,
+        "x": _numbers(series.x),
+        "y": _numbers(series.y),
+        "name": series.name,
+        "showlegend": False,
+        "opacity": 0.4 if series.faint else 1.0,
         "line": {"color": look.colour, "width": 2, "dash": look.dash, **({"shape": "hv"} if series.step else {})},
         "marker": {"symbol": "line-ns" if bar else look.marker, "size": size, "color": look.colour, "line": edge},
         # A name may hold anything: plotly fills in `meta` without reading it as a template.
         "meta": _text(series.name),
-    }  # fmt: skip
+    }
     trace["hovertemplate"], custom = _hover(panel, series)
     if custom is not None:
         trace["customdata"] = custom
@@ -121,19 +133,35 @@ def _heat(heat: Heat) -> dict[str, Any]:
     text = [[f"{v:.{heat.digits}g}" if math.isfinite(v) else "" for v in row] for row in heat.values]
     notes = [[_text(note) for note in row] for row in heat.notes] if heat.notes else text
     return {
-        "type": "heatmap", "z": [_numbers(row) for row in heat.values], "x": list(range(len(heat.x))),
-        "y": list(range(len(heat.y))), "zmin": heat.low, "zmax": heat.high, "colorscale": [list(c) for c in CIVIDIS],
-        "showscale": heat.values.size > 120, "text": text, "texttemplate": "%{text}" if heat.values.size <= 120 else "",
-        "customdata": notes, "hovertemplate": "%{customdata}<extra></extra>", "xgap": 1, "ygap": 1,
-        "textfont": {"size": 11}, "colorbar": {"thickness": 12},
-    }  # fmt: skip
+        "type": "heatmap",
+        "z": [_numbers(row) for row in heat.values],
+        "x": list(range(len(heat.x))),
+        "y": list(range(len(heat.y))),
+        "zmin": heat.low,
+        "zmax": heat.high,
+        "colorscale": [list(c) for c in CIVIDIS],
+        "showscale": heat.values.size > 120,
+        "text": text,
+        "texttemplate": "%{text}" if heat.values.size <= 120 else "",
+        "customdata": notes,
+        "hovertemplate": "%{customdata}<extra></extra>",
+        "xgap": 1,
+        "ygap": 1,
+        "textfont": {"size": 11},
+        "colorbar": {"thickness": 12},
+    }
 
 
 def _layout(panel: Panel, shared: tuple[float, float] | None) -> dict[str, Any]:
     axis = {
-        "gridcolor": RULE, "zerolinecolor": RULE, "linecolor": "#8a9099", "automargin": True, "ticks": "outside",
-        "ticklen": 4, "tickcolor": "#8a9099",
-    }  # fmt: skip
+        "gridcolor": RULE,
+        "zerolinecolor": RULE,
+        "linecolor": "#8a9099",
+        "automargin": True,
+        "ticks": "outside",
+        "ticklen": 4,
+        "tickcolor": "#8a9099",
+    }
     x = {**axis, "title": {"text": _text(panel.x_label), "standoff": 8}}
     y = {**axis, "title": {"text": _text(panel.y_label), "standoff": 6}}
     for side, log, ticks in ((x, panel.log_x, panel.ticks_x), (y, panel.log_y, panel.ticks_y)):
@@ -159,10 +187,17 @@ def _layout(panel: Panel, shared: tuple[float, float] | None) -> dict[str, Any]:
             x["tickangle"] = -45
         height = max(240, 130 + 30 * len(panel.heat.y)) + 5 * min(16, max(map(len, panel.heat.x)))
     return {
-        "height": height, "margin": {"l": 52, "r": 12, "t": 26, "b": 44}, "xaxis": x, "yaxis": y, "showlegend": False,
-        "paper_bgcolor": "#fff", "plot_bgcolor": "#fff", "font": {"family": FONT, "size": 12, "color": INK},
-        "hovermode": "closest", "hoverlabel": {"bgcolor": "#fff", "bordercolor": "#8a9099", "font": {"color": INK}},
-    }  # fmt: skip
+        "height": height,
+        "margin": {"l": 52, "r": 12, "t": 26, "b": 44},
+        "xaxis": x,
+        "yaxis": y,
+        "showlegend": False,
+        "paper_bgcolor": "#fff",
+        "plot_bgcolor": "#fff",
+        "font": {"family": FONT, "size": 12, "color": INK},
+        "hovermode": "closest",
+        "hoverlabel": {"bgcolor": "#fff", "bordercolor": "#8a9099", "font": {"color": INK}},
+    }
 
 
 def _short(name: str, length: int) -> str:
@@ -192,8 +227,15 @@ def _polygon(sides: int, radius: float = 5.0, inner: float | None = None, turn: 
 
 
 _MARKS = {
-    "circle": _polygon(20, 4.3), "square": _polygon(4, 5.4, turn=math.pi / 4), "triangle-up": _polygon(3, 5.4),
-    "triangle-down": _polygon(3, 5.4, turn=math.pi), "diamond": _polygon(4, 5.2), "cross": _polygon(4, 5.4, 2.4),
-    "x": _polygon(4, 5.6, 2.4, math.pi / 4), "star": _polygon(5, 5.8, 2.4), "pentagon": _polygon(5, 5.0),
-    "hexagon": _polygon(6, 5.0), "bar": _polygon(4, 5.0),
-}  # fmt: skip
+    "circle": _polygon(20, 4.3),
+    "square": _polygon(4, 5.4, turn=math.pi / 4),
+    "triangle-up": _polygon(3, 5.4),
+    "triangle-down": _polygon(3, 5.4, turn=math.pi),
+    "diamond": _polygon(4, 5.2),
+    "cross": _polygon(4, 5.4, 2.4),
+    "x": _polygon(4, 5.6, 2.4, math.pi / 4),
+    "star": _polygon(5, 5.8, 2.4),
+    "pentagon": _polygon(5, 5.0),
+    "hexagon": _polygon(6, 5.0),
+    "bar": _polygon(4, 5.0),
+}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import math
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,22 +16,13 @@ from numpy.typing import NDArray
 
 from robust_policies.certificates import Certificate
 from robust_policies.errors import CorruptFileError, InvalidValueError, MissingFileError, UserError
-from robust_policies.files.atomic import read_json
+from robust_policies.evaluation.report.agreement import Agreement, agreement
 from robust_policies.files.yaml_text import read_yaml
+from robust_policies.train.run.folder import RunFolder
 
-EVALUATION_SCHEMA = 2
-PROVENANCE_SCHEMA = 1
-TIGHTNESS_SCHEMA = 1
 TRAINING_TAG = "rollout/ep_rew_mean"
 RUN_FILES = ("evaluation.json", "certificate.json", "policy.json", "recipe.yaml", "provenance.json")
 SIGNALS = ("observations", "perturbed", "actions", "rewards")
-# What the first schema measured, in the words of the second.
-_FIRST_SCHEMA = {
-    "pgd": ("attack", "per_step_l2"),
-    "l2": ("noise", "per_step_l2"),
-    "uniform": ("noise", "per_step_linf"),
-    "gaussian": ("noise", ""),
-}
 
 Array = NDArray[np.float64]
 
@@ -71,7 +61,10 @@ class Recording:
 
 @dataclass
 class Run:
-    """What a report shows of one run folder; parts that are missing are None or empty, and named in `notes`."""
+    """What a report shows of one run folder; parts that are missing are None or empty, and named in `notes`.
+
+    `asides` are notes about other tasks than the first, `agreement` is what was found by computing again.
+    """
 
     folder: Path
     name: str
@@ -87,6 +80,8 @@ class Run:
     provenance: dict[str, Any] = field(default_factory=dict)
     training: tuple[Array, Array] | None = None
     notes: list[str] = field(default_factory=list)
+    asides: list[str] = field(default_factory=list)
+    agreement: Agreement = field(default_factory=Agreement)
 
 
 def _runs_in(path: Path, depth: int = 2) -> list[Path]:
@@ -145,31 +140,40 @@ def load_runs(folders: Sequence[Path]) -> list[Run]:
 
 def _load(folder: Path, name: str) -> Run:
     run = Run(folder, name, name, str(folder.resolve()))
-    evaluation = _try(run, lambda: _evaluation(folder / "evaluation.json"))
+    files = RunFolder(folder)
+    evaluation = _try(run, lambda: _evaluation(files))
     if evaluation is not None:
         run.evaluation = evaluation
         run.rows = _rows(run, evaluation)
         run.critical = _objects(evaluation, "critical_sizes")
         for failure in _objects(evaluation, "failures"):
             under = f" under {failure['perturbation']}" if failure.get("perturbation") else ""
-            run.notes.append(f"{failure.get('task')} was not evaluated{under}: {failure.get('reason')}")
+            words = f"{failure.get('task')} was not evaluated{under}: {failure.get('reason')}"
+            (run.asides if _secondary(evaluation, failure) else run.notes).append(words)
         for left in _objects(evaluation, "skipped"):
-            run.notes.append(f"{left.get('task')}: {left.get('perturbation')} was left out: {left.get('reason')}")
+            words = f"{left.get('task')}: {left.get('perturbation')} was left out: {left.get('reason')}"
+            (run.asides if _secondary(evaluation, left) else run.notes).append(words)
         around = evaluation.get("perturbations")
         if isinstance(around, list) and around:
             run.notes.append(
                 f"evaluated inside wrappers, the first nearest to the plant: {', '.join(map(_wrapper, around))}"
             )
-        run.recordings = _try(run, lambda: _recordings(folder / "trajectories.npz", evaluation)) or []
-    run.certificate = _try(run, lambda: _certificate(folder / "certificate.json"))
-    if (folder / "tightness.json").exists():
-        run.tightness = _try(run, lambda: _tightness(folder / "tightness.json"))
-    if (folder / "provenance.json").exists():
-        path = folder / "provenance.json"
-        run.provenance = _try(run, lambda: read_json(path, "provenance", PROVENANCE_SCHEMA)) or {}
-    run.training = _try(run, lambda: training_curve(folder))
-    _name_method(run)
+        run.recordings = _try(run, lambda: _recordings(files.trajectories, evaluation)) or []
+    run.certificate = _try(run, lambda: _certificate(files))
+    if files.tightness.exists():
+        run.tightness = _try(run, lambda: _tightness(files))
+    if files.provenance.exists():
+        run.provenance = _try(run, files.read_provenance) or {}
+    run.training = _try(run, lambda: training_curve(files))
+    _name_method(run, files)
+    run.agreement = agreement(folder, run.certificate, run.evaluation or {}, run.provenance)
     return run
+
+
+def _secondary(evaluation: dict[str, Any], item: dict[str, Any]) -> bool:
+    """Return whether an item is of another task than the first."""
+    tasks = evaluation.get("tasks")
+    return isinstance(tasks, list) and item.get("task") in tasks[1:]
 
 
 def _objects(evaluation: dict[str, Any], key: str) -> list[dict[str, Any]]:
@@ -187,7 +191,7 @@ def _try(run: Run, read: Any) -> Any:
         return None
 
 
-def _name_method(run: Run) -> None:
+def _name_method(run: Run, files: RunFolder) -> None:
     """Set what the run is a training seed of: the evaluation's word for it, else the recipe without its seed."""
     evaluation = run.evaluation or {}
     seed = evaluation.get("training_seed", run.provenance.get("seed"))
@@ -200,23 +204,19 @@ def _name_method(run: Run) -> None:
     if isinstance(cell, str) and cell and cell not in run.name:
         run.method = f"{cell} ({run.name})"
     try:
-        recipe = read_yaml(run.folder / "recipe.yaml")
+        recipe = read_yaml(files.recipe)
         if isinstance(recipe, dict) and len(recipe) > 2:
             recipe = {key: value for key, value in recipe.items() if key not in ("seed", "description")}
             text = json.dumps(recipe, sort_keys=True, default=str)
             run.method_key = f"recipe {hashlib.sha256(text.encode()).hexdigest()}"
-    except (OSError, ValueError):
+    except UserError:
         return
 
 
-def _evaluation(path: Path) -> dict[str, Any]:
-    content = read_json(path, "evaluation", EVALUATION_SCHEMA)
-    if not isinstance(content.get("rows"), list):
-        raise CorruptFileError(
-            f"{path} has no table of rows; write it again with `robust-policies evaluate {path.parent}`."
-        )
+def _evaluation(files: RunFolder) -> dict[str, Any]:
+    content = files.read_evaluation()
     # Half a character (a lone surrogate) is valid JSON and cannot be drawn or written.
-    return _whole_characters(content) if b"\\ud" in path.read_bytes().lower() else content
+    return _whole_characters(content) if b"\\ud" in files.evaluation.read_bytes().lower() else content
 
 
 def _whole_characters(value: Any) -> Any:
@@ -257,8 +257,7 @@ def _row(raw: Any) -> Row | None:
     factors = [size, *(value for _, value in point)]
     if returns.ndim != 1 or not returns.size or not np.isfinite(returns).all() or not np.isfinite(factors).all():
         return None
-    old_group, old_norm = _FIRST_SCHEMA.get(perturbation, ("noise", ""))
-    group, norm = str(raw.get("group", old_group)), str(raw.get("norm", old_norm))
+    group, norm = str(raw.get("group") or "noise"), str(raw.get("norm") or "")
     gain = gain if gain is not None and math.isfinite(gain) and gain > 0 else None
     attack, unit = str(raw.get("attack") or ""), str(raw.get("unit") or "")
     return Row(task, group, perturbation, norm, size, point, seed, returns, attack, unit, gain)
@@ -287,28 +286,25 @@ def _recordings(path: Path, evaluation: dict[str, Any]) -> list[Recording]:
 
 
 def _signal(arrays: Any, key: str, name: str) -> Array | None:
-    """Return the array `name` of a recording, whatever separates the two in its name; None without one."""
-    for given in arrays.files:
-        rest = given[len(key) + 1 :]
-        if given.startswith(key) and not given[len(key) : len(key) + 1].isalnum() and rest.startswith(name):
-            value = np.asarray(arrays[given], dtype=np.float64)
-            if value.ndim == 2 and name != "rewards":
-                value = value[:, :, None]
-            if value.ndim == (2 if name == "rewards" else 3) and value.size:
-                return value
-    return None
+    """Return the array `name` of a recording, (time, episodes, n) or of rewards (time, episodes); None without one."""
+    if f"{key}_{name}" not in arrays.files:
+        return None
+    value = np.asarray(arrays[f"{key}_{name}"], dtype=np.float64)
+    return value if value.ndim == (2 if name == "rewards" else 3) and value.size else None
 
 
-def _certificate(path: Path) -> Certificate:
+def _certificate(files: RunFolder) -> Certificate:
     try:
-        return Certificate.from_json(path)
+        return files.read_certificate()
     except OverflowError as error:
-        raise CorruptFileError(f"{path} cannot be read ({error}); write it again with `certify`.") from error
+        raise CorruptFileError(
+            f"{files.certificate} cannot be read ({error}); write it again with `certify`."
+        ) from error
 
 
-def _tightness(path: Path) -> tuple[Array, Array, float | None]:
+def _tightness(files: RunFolder) -> tuple[Array, Array, float | None]:
     """Return (steps, gain found, proven gain or None)."""
-    content = read_json(path, "tightness", TIGHTNESS_SCHEMA)
+    content, path = files.read_tightness(), files.tightness
     try:
         steps, gain = (np.asarray(content[key], dtype=np.float64) for key in ("steps", "gain"))
         proven = None if content.get("gamma_raw") is None else float(content["gamma_raw"])
@@ -326,14 +322,10 @@ def _wrapper(item: Any) -> str:
     return ", ".join(f"{name}: {value}" for name, value in item.items()).replace("'", "")
 
 
-def training_curve(folder: Path) -> tuple[Array, Array] | None:
-    """Return (environment steps, mean return) from progress.csv or the TensorBoard events, None if there is neither."""
-    path = folder / "progress.csv"
-    if path.is_file():
-        with path.open(newline="") as file:
-            return _curve([(row.get("time/total_timesteps"), row.get(TRAINING_TAG)) for row in csv.DictReader(file)])
-    events = sorted((folder / "tensorboard").rglob("events.out.tfevents.*"))
-    points: dict[Any, Any] = {}
+def training_curve(files: RunFolder) -> tuple[Array, Array] | None:
+    """Return (environment steps, mean return), each (points,), from the TensorBoard events; None without them."""
+    events = sorted(files.tensorboard.rglob("events.out.tfevents.*"))
+    points: dict[int, float] = {}
     for event in events:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -342,15 +334,5 @@ def training_curve(folder: Path) -> tuple[Array, Array] | None:
         if TRAINING_TAG in accumulator.Tags()["scalars"]:
             # A resumed run repeats steps; the later file is what happened.
             points.update({scalar.step: scalar.value for scalar in accumulator.Scalars(TRAINING_TAG)})
-    return _curve(sorted(points.items()))
-
-
-def _curve(points: Iterable[tuple[Any, Any]]) -> tuple[Array, Array] | None:
-    numbers = []
-    for step, value in points:
-        try:
-            numbers.append((float(step), float(value)))
-        except (TypeError, ValueError):
-            continue
-    array = np.array([pair for pair in numbers if np.isfinite(pair).all()])
+    array = np.array([pair for pair in sorted(points.items()) if np.isfinite(pair).all()], dtype=np.float64)
     return (array[:, 0], array[:, 1]) if len(array) else None

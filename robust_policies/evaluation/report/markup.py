@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from robust_policies.evaluation.report.chart import Chart, Heat, Panel, Series
 from robust_policies.evaluation.report.interactive import sample
 from robust_policies.evaluation.report.methods import Method
 from robust_policies.evaluation.report.static import data_uri
+from robust_policies.files import numbers
 
 COLUMNS = 9
 
@@ -22,27 +23,37 @@ def escape(value: Any) -> str:
     return html.escape(str(value), quote=True)
 
 
-def number(value: float | None, digits: int = 4) -> str:
+def number(value: float | None, digits: int = numbers.DIGITS) -> str:
     """Return a number as a reader writes it, a dash for none."""
-    return "-" if value is None or not math.isfinite(value) else f"{value:.{digits}g}"
+    return "-" if value is None or not math.isfinite(value) else numbers.shown(value, digits)
 
 
-def interval(found: Sequence[float]) -> str:
+def proven(value: float | None) -> str:
+    """Return an upper bound, rounded up; a dash for none."""
+    return "-" if value is None or not math.isfinite(value) else numbers.upper(value)
+
+
+def found(value: float | None) -> str:
+    """Return what was found at least, rounded down; a dash for none."""
+    return "-" if value is None or not math.isfinite(value) else numbers.lower(value)
+
+
+def interval(ends: Sequence[float]) -> str:
     """Return value [low, high], a dash for none."""
-    value, low, high = found
-    return "-" if not math.isfinite(value) else f"{value:.4g} <span class='i'>[{low:.4g}, {high:.4g}]</span>"
+    value, low, high = ends
+    return number(value) if not math.isfinite(value) else f"{number(value)} {_range(number(low), number(high))}"
 
 
-def spread(values: Sequence[float]) -> str:
-    """Return the median of the values and, where there are several, their range."""
+def spread(values: Sequence[float], write: Callable[[float | None], str]) -> str:
+    """Return the median of the values and, where there are several, their range; `write` prints one."""
     if not values:
         return "-"
-    middle = f"{float(np.median(values)):.4g}"
-    return (
-        middle
-        if min(values) == max(values)
-        else f"{middle} <span class='i'>[{min(values):.4g}, {max(values):.4g}]</span>"
-    )
+    middle, low, high = (write(float(value)) for value in (np.median(values), min(values), max(values)))
+    return middle if low == high else f"{middle} {_range(low, high)}"
+
+
+def _range(low: str, high: str) -> str:
+    return f"<span class='i'>[{low}, {high}]</span>"
 
 
 def name_of(method: Method) -> str:
@@ -64,8 +75,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "",
     head_row = f"<thead><tr>{cells(head, 'th')}</tr></thead>"
     label = caption or "table"
     return (
-        f"{title}<div class='scroll' tabindex='0' role='region' aria-label='{label}'>"
-        f"<table>{head_row}<tbody>{body}</tbody></table></div>"
+        f"{title}<div class='wide'><p class='hint' hidden>Scroll the table sideways to see all {len(head)} columns.</p>"
+        f"<div class='scroll' tabindex='0' role='region' aria-label='{label}'>"
+        f"<table>{head_row}<tbody>{body}</tbody></table></div></div>"
     )
 
 
@@ -141,4 +153,4 @@ def _line_table(panel: Panel) -> str:
 def _ends(series: Series, index: int) -> str:
     if series.low is None or series.high is None:
         return ""
-    return f" <span class='i'>[{number(float(series.low[index]))}, {number(float(series.high[index]))}]</span>"
+    return f" {_range(number(float(series.low[index])), number(float(series.high[index])))}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -10,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from robust_policies.evaluation.bench import OBSERVATION
 from robust_policies.evaluation.report.chart import Look
 from robust_policies.evaluation.report.load import Array, Row, Run
 from robust_policies.evaluation.statistics import area_under_curve, cvar, iqm
+from robust_policies.train.run.folder import RunFolder
 
 NORMS = ("per_step_l2", "per_step_linf", "total_l2")
 NORM_WORDS = {
@@ -157,7 +158,10 @@ class Method:
 
 
 def interval(matrix: Array) -> tuple[float, float, float]:
-    """Return (interquartile mean, low, high) of returns (training seeds, episodes); one seed: over its episodes."""
+    """Return (interquartile mean, low, high) of returns of the shape (training seeds, episodes).
+
+    It is over training seeds, and over episodes where there is one seed.
+    """
     found = iqm(matrix if len(matrix) > 1 else matrix.T, resamples=RESAMPLES)
     return float(found.value), float(found.low), float(found.high)
 
@@ -197,11 +201,8 @@ def group_by_method(runs: Sequence[Run]) -> list[Method]:
 def _group_name(runs: Sequence[Run]) -> str:
     if len(runs) == 1 or runs[0].method_key.startswith("method "):
         return runs[0].method
-    first, last = min(run.name for run in runs), max(run.name for run in runs)
-    same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
-    common = re.sub(r"[\s_.-]*(seed|s)?[\s_.-]*\d*$", "", first[:same])
     cell = (runs[0].evaluation or {}).get("cell")
-    name = common or runs[0].name
+    name = RunFolder(runs[0].folder).method
     return f"{cell} ({name})" if isinstance(cell, str) and cell and cell not in name else name
 
 
@@ -212,8 +213,12 @@ def tasks_of(methods: Sequence[Method]) -> list[str]:
 
 def conditions_of(methods: Sequence[Method], task: str, groups: Sequence[str]) -> list[Condition]:
     """Return the conditions in a task that some method was measured under, by group and norm."""
-    found = dict.fromkeys(c for method in methods for c in method.conditions
-                          if c.task == task and c.group in groups and c.perturbation != UNPERTURBED)  # fmt: skip
+    found = dict.fromkeys(
+        c
+        for method in methods
+        for c in method.conditions
+        if c.task == task and c.group in groups and c.perturbation != UNPERTURBED
+    )
 
     def place(condition: Condition) -> tuple[int, int]:
         norm = NORMS.index(condition.norm) if condition.norm in NORMS else len(NORMS)
@@ -242,11 +247,18 @@ def shown_sizes(methods: Sequence[Method], condition: Condition, number: int = 3
 
 def unit_of(methods: Sequence[Method], condition: Condition) -> str:
     """Return the unit of the sizes of a condition."""
-    units = (r.unit for m in methods for run in m.runs for r in run.rows
-             if (r.task, r.group, r.perturbation, r.norm) == (condition.task, condition.group, condition.perturbation,
-                                                              condition.norm) and r.unit)  # fmt: skip
-    default = "observation units" if condition.group in ("noise", "attack", "worst") else ""
-    return next(units, default)
+    units = (
+        r.unit
+        for m in methods
+        for run in m.runs
+        for r in run.rows
+        if (r.task, r.group, r.perturbation, r.norm)
+        == (condition.task, condition.group, condition.perturbation, condition.norm)
+        and r.unit
+    )
+    default = OBSERVATION if condition.group in ("noise", "attack", "worst") else ""
+    unit = next(units, default)
+    return "observation units" if unit == OBSERVATION else unit
 
 
 def condition_title(condition: Condition) -> str:

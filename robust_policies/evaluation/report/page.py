@@ -10,7 +10,7 @@ from plotly.offline import get_plotlyjs
 
 from robust_policies import __version__
 from robust_policies.errors import InvalidValueError
-from robust_policies.evaluation.report import sections, static
+from robust_policies.evaluation.report import facts, sections, static
 from robust_policies.evaluation.report.chart import Chart
 from robust_policies.evaluation.report.gains import gains_chart, gains_panel, tightness_chart, training_chart
 from robust_policies.evaluation.report.interactive import embed, panels
@@ -36,6 +36,7 @@ from robust_policies.evaluation.report.returns import (
     slug,
 )
 from robust_policies.evaluation.report.trajectories import trajectory_charts
+from robust_policies.evaluation.report.verdict import marks, verdict
 from robust_policies.files.atomic import write_atomic
 
 # The page can load nothing at all: no address but those inside it.
@@ -127,12 +128,13 @@ def render(methods: Sequence[Method], parts: dict[str, list[Chart]], pictures: d
     resources = files("robust_policies.evaluation.report")
     css, script = (resources.joinpath(name).read_text() for name in ("report.css", "report.js"))
     data = embed({chart.key: panels(chart) for group in parts.values() for chart in group})
-    notes = sections.notes([run for method in methods for run in method.runs], tasks_of(methods))
+    notes = sections.notes([run for method in methods for run in method.runs])
     return (
         f"<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><title>Report: {escape(title)}</title>"
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         f"<meta name='viewport' content='width=device-width, initial-scale=1'><style>{css}</style></head><body><main>"
-        f"<header><h1>{escape(title)}</h1><p class='lead'>{LEAD}</p>{sections.subtitle(methods)}</header>"
+        f"<header><h1>{escape(title)}</h1>{marks(methods)}<div id='verdict'>{verdict(methods)}</div>"
+        f"<p class='lead'>{LEAD}</p>{sections.subtitle(methods)}</header>"
         f"<nav aria-label='Contents'>{menu}</nav>{notes}{content}"
         f"<footer>Written by robust-policies {escape(__version__)}. The pictures are in the folder figures beside this "
         f"page, as PNG and PDF.</footer></main>\n<script type='application/json' id='charts'>{data}</script>\n"
@@ -153,6 +155,7 @@ def _blocks(
         tables = [
             f"{f'<h3>{escape(task)}</h3>' if len(tasks) > 1 else ''}{sections.glance(methods, task)}" for task in tasks
         ]
+        tables.insert(1, sections.terms(methods))
         yield "glance", "At a glance", "".join(tables) + sections.worst_note(methods)
     if parts["gains"]:
         yield "proven-found", "Proven and found", draw("gains")
@@ -164,10 +167,14 @@ def _blocks(
         for number, chart in enumerate(episodes):
             picture = figure(chart, pictures[chart.key], heading=False)
             body += details(escape(chart.title), picture, opened=number == 0)
-        yield slug("task", task), f"Returns in {task}", body
+        yield slug("task", task), f"Returns in {task}", facts.task_table(here, task) + body
     yield "certificates", "What is proven", sections.certificates(methods)
     training = sections.targets(methods) + draw("training")
     if training:
         yield "training-part", "Training", training
+    yield "agreement", "What was checked", facts.check_table(methods)
     yield "reproduce", "How to reproduce", sections.reproduce(methods)
     yield "reading", "How to read this report", sections.reading()
+    secondary = sections.asides([run for method in methods for run in method.runs])
+    if secondary:
+        yield "notes", "Notes", secondary

@@ -16,7 +16,10 @@
     // A finger scrolls the page; dragging a picture would catch it.
     const layout = coarse ? { ...panel.layout, dragmode: false } : panel.layout;
     plot.replaceChildren();
-    return Plotly.newPlot(plot, panel.data, layout, config);
+    return Plotly.newPlot(plot, panel.data, layout, config).then(() => {
+      const figure = plot.closest("figure");
+      if (!figure.querySelector(".plot:not(.js-plotly-plot)")) figure.classList.add("drawn");
+    });
   };
   const next = () => {
     const plot = todo.shift();
@@ -44,6 +47,14 @@
       if (!folded(plot)) show(plot).then(apply);
     }
   }, true);
+  const hints = () => {
+    for (const table of document.querySelectorAll(".scroll")) {
+      table.parentElement.querySelector(".hint").hidden = table.scrollWidth <= table.clientWidth + 1;
+    }
+  };
+  addEventListener("resize", hints);
+  document.addEventListener("toggle", hints, true);
+  hints();
   document.documentElement.classList.add("live");
   next();
 })();

@@ -21,7 +21,9 @@ from robust_policies.evaluation.report.methods import (
 from robust_policies.evaluation.statistics import performance_profile, probability_of_improvement
 
 RETURN = "return"
-BAND = "Line: interquartile mean of the return; band: its 95% bootstrap interval over {over}."
+BAND = (
+    "Line: interquartile mean of the return; band: its 95% bootstrap interval over {over} (two to four: their range)."
+)
 
 
 def slug(*parts: str) -> str:
@@ -158,9 +160,7 @@ def pareto_chart(methods: Sequence[Method], task: str) -> Chart | None:
                 x, y = [zero[n] for n in both], [hit[n] for n in both]
                 series.append(Series(method.name, method.look, x, y, line=False, faint=True))
             (x, x_low, x_high), (y, low, high) = natural, attacked
-            series.append(
-                Series(method.name, method.look, [x], [y], [low], [high], [x_low], [x_high], line=False)
-            )  # fmt: skip
+            series.append(Series(method.name, method.look, [x], [y], [low], [high], [x_low], [x_high], line=False))
             middles.append((x, y))
         front = [p for p in middles if not any(q != p and q[0] >= p[0] and q[1] >= p[1] for q in middles)]
         if len(front) > 1:
@@ -185,8 +185,10 @@ def heat_charts(methods: Sequence[Method], task: str) -> list[Chart]:
     for condition in conditions_of(methods, task, ("parameter",)):
         names = {tuple(n for n, _ in point) for m in methods for point in m.points(condition)}
         for pair in sorted(pair for pair in names if len(pair) == 2):
-            points = {m.name: {p: size for p, size in m.points(condition).items() if tuple(n for n, _ in p) == pair}
-                      for m in methods}  # fmt: skip
+            points = {
+                m.name: {p: size for p, size in m.points(condition).items() if tuple(n for n, _ in p) == pair}
+                for m in methods
+            }
             xs = sorted({p[0][1] for found in points.values() for p in found})
             ys = sorted({p[1][1] for found in points.values() for p in found}, reverse=True)
             maps, notes = {}, {}
@@ -252,7 +254,8 @@ def profile_chart(methods: Sequence[Method], task: str) -> Chart | None:
         panels.append(Panel(title, "threshold of the return", "share of episodes above it", series))
     caption = (
         "Performance profiles: the share of all episodes (of all training seeds) whose return is above the threshold; "
-        "bands: 95% bootstrap intervals. Higher is better; the left end shows the failures that a mean hides."
+        "bands: 95% bootstrap intervals (of two to four seeds the range). Higher is better; the left end shows the "
+        "failures that a mean hides."
     )
     return Chart(slug(task, "performance profiles"), "Performance profiles", caption, panels, share_y=True)
 

@@ -9,10 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from robust_policies.certificates.certificate import Certificate, upward
+from robust_policies.certificates.certificate import Certificate, claim
 from robust_policies.evaluation.report.gains import found_gains, proven_gains
 from robust_policies.evaluation.report.load import Run
-from robust_policies.evaluation.report.markup import details, escape, interval, name_of, number, spread, table
+from robust_policies.evaluation.report.markup import (
+    details,
+    escape,
+    found,
+    interval,
+    name_of,
+    number,
+    proven,
+    spread,
+    table,
+)
 from robust_policies.evaluation.report.methods import (
     NORM_WORDS,
     Condition,
@@ -22,57 +32,89 @@ from robust_policies.evaluation.report.methods import (
     main_worst,
     shown_sizes,
     tasks_of,
+    unit_of,
     worst_was_derived,
 )
+from robust_policies.evaluation.report.methods import interval as intervals
+from robust_policies.evaluation.report.verdict import effect_at
+from robust_policies.evaluation.statistics import FEW
+from robust_policies.files import numbers
 
-STATUS_WORDS = {"PASS": "proven", "VIOLATED": "refuted", "NOT_CERTIFIED": "not certified"}
+STATUS_WORDS = {
+    "DISAGREES": "does not agree",
+    "VIOLATED": "refuted",
+    "MISSING": "no certificate",
+    "NOT_CERTIFIED": "not certified",
+    "PASS": "proven",
+}
 READING = (
     "A certificate is about the policy alone (a Youla policy's: about the linear closed loop): the gain from the "
     "observations it reads to its mean actions, in open "
     "loop. It says nothing about exploration noise, and <b>a gain in open loop does not bound a return in closed "
     "loop</b>: every return here is a measurement.",
-    "A found gain is a lower bound with a witness. A low ratio of found to proven means a loose bound <b>or</b> a weak "
-    "search; it cannot say which. “Not certified” never means unstable.",
+    "A low ratio of found to proven gain means a loose bound <b>or</b> a weak search; it cannot say which. "
+    "“Not certified” never means unstable.",
     "The worst attack is the worst of those that were run, chosen on other episodes than those reported. "
     "<b>A stronger attack may exist.</b>",
-    "The interquartile mean leaves out the best and the worst quarter of the episodes. What it hides is in the mean of "
-    "the worst tenth (CVaR 10%) and in the performance profiles.",
-    "Return per size: the mean return over perturbation sizes from 0 to the largest that all methods share (area under "
-    "the curve divided by its width). Size at 80%: the smallest size found by bisection at which the mean return has "
-    "lost a fifth of its nominal magnitude.",
+    "Numbers have four digits; proven gains are rounded up, found ones down.",
 )
+TERMS = {
+    "Proven gain": "what the actions for two sequences of observations can differ by, at most, over what the "
+    "observations differ by; both differences as l2 norms over all time steps and channels. Median of the training "
+    "seeds [smallest, largest]. A Youla policy's is of its linear closed loop, from disturbance to performance.",
+    "Found gain": "the largest such ratio that a search found, with its two sequences saved.",
+    "Nominal return": "the sum of the rewards of an episode that nothing perturbs; its interquartile mean (the best "
+    "and the worst quarter of the episodes left out) [95% interval; of two to four training seeds, least and largest].",
+    "Worst attack": "the same return under the attack that was worst for this policy on other episodes. Marked “does "
+    "nothing” where the loss cannot be told from chance.",
+    "CVaR 10%": "the mean return of the worst tenth of the episodes.",
+    "Return per size": "the mean return over attack sizes from 0 to the largest that all methods share.",
+    "Size at 80%": "the smallest attack size, found by bisection, at which the mean return has lost a fifth of its "
+    "nominal magnitude.",
+}
 
 
-def notes(runs: Sequence[Run], tasks: Sequence[str]) -> str:
+def notes(runs: Sequence[Run]) -> str:
     """Return what is missing or broken, the same words said once."""
+    return _listed([(run, note) for run in runs for note in run.notes])
+
+
+def asides(runs: Sequence[Run]) -> str:
+    """Return the notes about secondary tasks."""
+    several = len({frozenset(row.task for row in run.rows) for run in runs if run.rows}) > 1
+    text = "Not all of these policies were evaluated in the same tasks; each task's part shows those that were."
+    return f"<p>{text}</p>" * several + _listed([(run, note) for run in runs for note in run.asides], "aside")
+
+
+def _listed(items: Sequence[tuple[Run, str]], kind: str = "note") -> str:
     said: dict[str, list[str]] = {}
-    for run in runs:
-        for note in run.notes:
-            said.setdefault(note.replace(f"{run.folder}/", ""), []).append(run.name)
-    items = []
+    for run, note in items:
+        said.setdefault(note.replace(f"{run.folder}/", ""), []).append(run.name)
+    lines = []
     for note, names in said.items():
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        items.append(f"<p class='note'><b>{escape(', '.join(names[:3]))}{more}</b>: {escape(note)}</p>")
-    if len({frozenset(row.task for row in run.rows) for run in runs if run.rows}) > 1:
-        text = "Not all of these policies were evaluated in the same tasks; each task's part shows those that were."
-        items.insert(0, f"<p class='note'>{text}</p>")
-    if len(items) > 5:
-        return details(f"{len(items)} notes on what is missing, broken or particular", "".join(items))
-    return "".join(items)
+        lines.append(f"<p class='{kind}'><b>{escape(', '.join(names[:3]))}{more}</b>: {escape(note)}</p>")
+    if len(lines) > 5:
+        return details(f"{len(lines)} notes on what is missing, broken or particular", "".join(lines))
+    return "".join(lines)
 
 
-def badge(certificates: Sequence[Certificate | None]) -> str:
-    """Return the status of the certificates of a method: one word, and how many of how many where they differ."""
-    states = [certificate.status if certificate is not None else "MISSING" for certificate in certificates]
-    order = ("VIOLATED", "MISSING", "NOT_CERTIFIED", "PASS")
+def badge(runs: Sequence[Run]) -> str:
+    """Return the status of the certificates of some runs: one word, and how many of how many where they differ."""
+    states = [_state(run) for run in runs]
     parts = []
-    for state in order:
+    for state, words in STATUS_WORDS.items():
         count = states.count(state)
         if count:
-            words = STATUS_WORDS.get(state, "no certificate")
             several = f"{count} of {len(states)} " if count < len(states) else ""
             parts.append(f"<span class='badge {state}'>{several}{words}</span>")
     return " ".join(parts)
+
+
+def _state(run: Run) -> str:
+    if run.certificate is None:
+        return "MISSING"
+    return "DISAGREES" if run.agreement.certificate else run.certificate.status
 
 
 def glance(methods: Sequence[Method], task: str) -> str:
@@ -85,39 +127,54 @@ def glance(methods: Sequence[Method], task: str) -> str:
     up_to = max(set.intersection(*shared), default=0.0) if shared else 0.0
     rows = []
     for method in shown:
-        row = [name_of(method), str(len(method.runs)), badge([run.certificate for run in method.runs])]
-        row += [spread([upward(gain, 4) for gain in proven_gains(method)]), spread(found_gains(method))]
+        row = [name_of(method), str(len(method.runs)), badge(method.runs)]
+        row += [spread(proven_gains(method), proven), spread(found_gains(method), found)]
         nominal = method.nominal(task)
         if worst is None:
-            rows.append([*row, "-" if nominal is None else f"{float(np.mean(nominal)):.4g}"])
+            rows.append([*row, "-" if nominal is None else interval(intervals(nominal))])
             continue
         row.append(interval(method.interval(worst, 0.0)))
-        row += [interval(method.interval(worst, size)) for size in sizes]
+        row += [interval(method.interval(worst, size)) + _nothing(method, worst, size) for size in sizes]
         row += [number(method.tail(worst, middle)) if middle is not None else "-"]
         rows.append([*row, number(method.area(worst, up_to)), _critical(method, worst)])
     head = ["Method", "Seeds", "Certificate", "Proven gain", "Found gain", "Nominal return"]
     if worst is not None:
         head += [f"Worst attack, size {size:g}" for size in sizes]
         head += [f"CVaR 10%, size {middle:g}" if middle is not None else "CVaR 10%", "Return per size", "Size at 80%"]
-    norm = f" Attack sizes bound the {NORM_WORDS.get(worst.norm, worst.norm)}." if worst is not None else ""
+    norm = ""
+    if worst is not None:
+        norm = f" Attack sizes bound the {NORM_WORDS.get(worst.norm, worst.norm)}, in {unit_of(shown, worst)}."
     caption = (
         f"Returns: interquartile mean [95% interval]; gains: median of the training seeds [smallest, largest].{norm}"
     )
     return table(head, rows, escape(caption), (1, *range(3, len(head))))
 
 
+def terms(methods: Sequence[Method]) -> str:
+    """Return what the columns of the tables at a glance mean, those that are there."""
+    attacked = any(main_worst(methods, task) is not None for task in tasks_of(methods))
+    shown = {name: text for name, text in TERMS.items() if attacked or name in list(TERMS)[:3]}
+    return "<dl>" + "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in shown.items()) + "</dl>"
+
+
+def _nothing(method: Method, worst: Condition, size: float) -> str:
+    """Return a mark for an attack whose effect cannot be told from none."""
+    did = effect_at(method, worst, size)
+    return " <span class='i'>does nothing</span>" if did is not None and did.nothing else ""
+
+
 def _critical(method: Method, worst: Condition) -> str:
     """Return the size at which the return has fallen to its threshold: the median of the training seeds."""
-    found = []
+    critical = []
     for run in method.runs:
         items = [item for item in run.critical if (item.get("task"), item.get("norm")) == (worst.task, worst.norm)]
         if items:
             sizes = [item.get("size") for item in items]
-            found.append(min(float(s) if isinstance(s, int | float) else math.inf for s in sizes))
-    if not found:
+            critical.append(min(float(s) if isinstance(s, int | float) else math.inf for s in sizes))
+    if not critical:
         return "-"
-    middle = float(np.median(found))
-    return f"{middle:.3g}" if math.isfinite(middle) else f"&gt; {max(method.sizes(worst), default=0.0):g}"
+    middle = float(np.median(critical))
+    return number(middle) if math.isfinite(middle) else f"&gt; {max(method.sizes(worst), default=0.0):g}"
 
 
 def attack_tables(methods: Sequence[Method], task: str) -> str:
@@ -132,8 +189,10 @@ def attack_tables(methods: Sequence[Method], task: str) -> str:
                 values = [method.interval(attack, size) for attack in attacks]
                 if all(math.isnan(value) for value, _, _ in values):
                     continue
-                least = min((v for c, (v, _, _) in zip(attacks, values, strict=True) if c.group == "attack" and v == v),
-                            default=math.nan)  # fmt: skip
+                least = min(
+                    (v for c, (v, _, _) in zip(attacks, values, strict=True) if c.group == "attack" and v == v),
+                    default=math.nan,
+                )
                 cells = [interval(v) if v[0] != least else f"<b>{interval(v)}</b>" for v in values]
                 rows.append([name_of(method), *cells, _chosen(method, worst, size)])
             head = ["Method", *(escape(condition_title(attack)) for attack in attacks), "chosen as the worst"]
@@ -150,7 +209,8 @@ def _chosen(method: Method, worst: Condition, size: float) -> str:
     names = [rows[0].attack for rows in method.rows(worst, size).values() if rows[0].attack]
     order = sorted(set(names), key=lambda name: (-names.count(name), name))
     several = len(method.runs) > 1
-    return escape(", ".join(f"{name} ({names.count(name)})" if several else name for name in order)) or "-"
+    said = escape(", ".join(f"{name} ({names.count(name)})" if several else name for name in order)) or "-"
+    return said + _nothing(method, worst, size)
 
 
 def worst_note(methods: Sequence[Method]) -> str:
@@ -171,34 +231,46 @@ def certificates(methods: Sequence[Method]) -> str:
 
 def _certificate(method: Method) -> str:
     known = [(run, run.certificate) for run in method.runs if run.certificate is not None]
-    title = f"<h3>{name_of(method)} {badge([run.certificate for run in method.runs])}</h3>"
+    title = f"<h3>{name_of(method)} {badge(method.runs)}</h3>"
     if not known:
         return f"<section>{title}<p>No certificate; run <code>robust-policies certify</code>.</p></section>"
     # The weakest claim stands for the method; the others are in the table.
     rank = {"VIOLATED": 2, "NOT_CERTIFIED": 1, "PASS": 0}
     run, shown = max(known, key=lambda pair: (rank[pair[1].status], pair[1].gamma_raw or 0.0))
     seed = "" if len(method.runs) == 1 else f"<b>{escape(run.name)}</b>, the weakest claim of the training seeds: "
-    parts = [f"<p class='claim'>{seed}{escape(shown.claim)}</p>"]
+    parts = [f"<p class='claim'>{seed}{_claim(run, shown)}</p>"]
     if shown.closed_loop is not None:
         parts.append(_loop_table(shown.closed_loop, shown.gamma_raw))
     elif shown.factors:
-        rows = [[escape(f.name), number(f.gain, 7), escape(f.note)] for f in shown.factors]
-        total = "-" if shown.gamma_raw is None else number(upward(shown.gamma_raw, 7), 7)
-        rows.append(["<b>product</b>", f"<b>{total}</b>", "raw observation to raw mean action"])
+        rows = [[escape(f.name), proven(f.gain), escape(f.note)] for f in shown.factors]
+        rows.append(["<b>product</b>", f"<b>{proven(shown.gamma_raw)}</b>", "raw observation to raw mean action"])
         parts.append(table(["Factor", "Gain", "Where it comes from"], rows, "The gain, factor by factor", (1,)))
     head = ["Training seed", "Status", "Proven gain", "Found gain", "Ratio", "Rate", "Overshoot", "Margin"]
     rows = [
         [
-            escape(one.name), badge([c]), number(c.gamma_raw and upward(c.gamma_raw, 5), 5), number(c.empirical_lower),
-            number(c.ratio, 3), number(c.rate), number(c.overshoot), number(c.margin, 3),
+            escape(one.name),
+            badge([one]),
+            proven(c.gamma_raw),
+            found(c.empirical_lower),
+            number(c.ratio),
+            "-" if c.rate is None else numbers.rate(c.rate),
+            proven(c.overshoot),
+            number(c.margin),
         ]
         for one, c in known
-    ]  # fmt: skip
+    ]
     content = table(head, rows, "All training seeds", range(2, len(head)))
     if len(known) > 1:
-        claims = "".join(f"<p><b>{escape(one.name)}</b>: {escape(c.claim)}</p>" for one, c in known)
+        claims = "".join(f"<p><b>{escape(one.name)}</b>: {_claim(one, c)}</p>" for one, c in known)
         content = details(f"All {len(known)} training seeds", content + claims)
     return f"<section>{title}{''.join(parts)}{content}</section>"
+
+
+def _claim(run: Run, certificate: Certificate) -> str:
+    """Return the sentence of a certificate, that of its numbers where the file has another."""
+    if not run.agreement.certificate:
+        return escape(claim(certificate) if run.agreement.sentence else certificate.claim)
+    return f"<b>Not confirmed</b>, the files do not agree: {escape(certificate.claim)}"
 
 
 def _loop_table(loop: Mapping[str, Any], gain: float | None) -> str:
@@ -212,9 +284,8 @@ def _loop_table(loop: Mapping[str, Any], gain: float | None) -> str:
         ("scaled", "bound by the parameter's gain", "the best that uses nothing else of it"),
         ("closed_loop", "bound by the parameter's matrices", "plant, observer and parameter as one cell"),
     ]
-    rows = [[escape(what), number(loop.get(name), 7), escape(note)] for name, what, note in known]
-    total = "-" if gain is None else number(upward(gain, 7), 7)
-    rows.append(["<b>proven</b>", f"<b>{total}</b>", "disturbance to performance, linear closed loop"])
+    rows = [[escape(what), proven(loop.get(name)), escape(note)] for name, what, note in known]
+    rows.append(["<b>proven</b>", f"<b>{proven(gain)}</b>", "disturbance to performance, linear closed loop"])
     return table(["Map", "Gain", "From where to where"], rows, "The closed loop's gain", (1,))
 
 
@@ -223,8 +294,8 @@ def targets(methods: Sequence[Method]) -> str:
     rows = []
     for method in methods:
         for run in method.runs:
-            found = run.provenance.get("target")
-            row = _target(found) if isinstance(found, dict) else None
+            target = run.provenance.get("target")
+            row = _target(target) if isinstance(target, dict) else None
             if row is not None:
                 rows.append([name_of(method), escape(run.name), *row])
     if not rows:
@@ -238,15 +309,15 @@ def targets(methods: Sequence[Method]) -> str:
     return content if len(rows) <= 12 else details(f"Targets of {len(rows)} runs", content)
 
 
-def _target(found: dict[str, Any]) -> list[str] | None:
+def _target(target: dict[str, Any]) -> list[str] | None:
     """Return the cells about one target, None if they cannot be read."""
     try:
         state, at = "<span class='badge VIOLATED'>not reached</span>", ""
-        if found["reached_steps"] is not None:
+        if target["reached_steps"] is not None:
             state = "<span class='badge PASS'>reached</span>"
-            at = f" at {found['reached_steps']:,} steps, {found['reached_cpu_seconds']:.0f} CPU seconds"
-        best = "-" if found["best"] is None else f"{found['best']:.1f} at {found['best_steps']:,} steps"
-        return [f"{found['expected']:g}", f"{found['within']:,}", state + at, best]
+            at = f" at {target['reached_steps']:,} steps, {target['reached_cpu_seconds']:.0f} CPU seconds"
+        best = "-" if target["best"] is None else f"{target['best']:.1f} at {target['best_steps']:,} steps"
+        return [f"{target['expected']:g}", f"{target['within']:,}", state + at, best]
     except (KeyError, TypeError, ValueError, OverflowError):
         return None
 
@@ -307,7 +378,11 @@ def subtitle(methods: Sequence[Method]) -> str:
     least, most, tasks = min(counts), max(counts), len(tasks_of(methods))
     seeds = f"{least}" if least == most else f"{least} to {most}"
     if least > 1:
-        over = "Intervals are 95% bootstrap intervals over training seeds."
+        over = (
+            "Intervals are the least and the largest training seed's value, for they are few."
+            if most < FEW
+            else "Intervals are 95% bootstrap intervals over training seeds, of two to four seeds their range."
+        )
     elif most == 1:
         over = (
             "With one training seed, intervals (95% bootstrap) are over episodes: they say nothing of another training."

@@ -23,14 +23,31 @@ from robust_policies.files.atomic import read_json, write_atomic, write_json
 
 INDEX_SCHEMA = 1
 STYLE: Any = {
-    "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
-    "axes.titlesize": 9.5, "legend.fontsize": 8.5, "svg.fonttype": "path", "svg.hashsalt": "robust-policies",
-    "figure.constrained_layout.use": True, "text.parse_math": False,
-}  # fmt: skip
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "axes.titlesize": 9.5,
+    "legend.fontsize": 8.5,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "robust-policies",
+    "figure.constrained_layout.use": True,
+    "text.parse_math": False,
+}
 MARKERS = {
-    "circle": "o", "square": "s", "triangle-up": "^", "diamond": "D", "triangle-down": "v", "cross": "P", "x": "X",
-    "star": "*", "pentagon": "p", "hexagon": "h", "bar": "|",
-}  # fmt: skip
+    "circle": "o",
+    "square": "s",
+    "triangle-up": "^",
+    "diamond": "D",
+    "triangle-down": "v",
+    "cross": "P",
+    "x": "X",
+    "star": "*",
+    "pentagon": "p",
+    "hexagon": "h",
+    "bar": "|",
+}
 DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
 WIDTH = 8.2
 
@@ -82,13 +99,15 @@ def _style(series: Series) -> dict[str, Any]:
     look = series.look
     size = {"bar": 15.0, "star": 8.0}.get(look.marker, 5.0) * (0.62 if series.faint else 1.0)
     return {
-        "color": look.colour, "alpha": 0.4 if series.faint else 1.0, "markersize": size,
+        "color": look.colour,
+        "alpha": 0.4 if series.faint else 1.0,
+        "markersize": size,
         "linewidth": 1.6,
         "linestyle": DASHES[look.dash] if series.line or series.step else "none",
         "marker": MARKERS[look.marker] if series.points else "",
         "markeredgewidth": 2.2 if look.marker == "bar" else 0.5,
         "markeredgecolor": look.colour if look.marker == "bar" else "white",
-    }  # fmt: skip
+    }
 
 
 def draw_panel(axes: Axes, panel: Panel) -> None:

@@ -7,12 +7,18 @@ from collections.abc import Sequence
 import numpy as np
 
 from robust_policies.evaluation.report.chart import Chart, Look, Panel, Series
+from robust_policies.evaluation.report.facts import names_of
 from robust_policies.evaluation.report.load import Array, Recording
 from robust_policies.evaluation.report.methods import Method
 from robust_policies.evaluation.report.returns import slug
 
-LOOKS = (Look("#000000", "circle", "solid"), Look("#D55E00", "square", "solid"), Look("#0072B2", "triangle-up", "dash"),
-         Look("#009E73", "diamond", "dot"), Look("#CC79A7", "cross", "dashdot"))  # fmt: skip
+LOOKS = (
+    Look("#000000", "circle", "solid"),
+    Look("#D55E00", "square", "solid"),
+    Look("#0072B2", "triangle-up", "dash"),
+    Look("#009E73", "diamond", "dot"),
+    Look("#CC79A7", "cross", "dashdot"),
+)
 COMPONENTS = 4
 POINTS = 400
 
@@ -28,8 +34,8 @@ def trajectory_charts(methods: Sequence[Method], task: str) -> list[Chart]:
         norms = {recording.norm for recording in recordings if recording.size > 0}
         named = [(_name(recording, len(norms) > 1), recording) for recording in recordings[: len(LOOKS)]]
         panels = [
-            *_components(named, "observations", "observation"),
-            *_components(named, "actions", "action"),
+            *_components(named, "observations", "observation", names_of(methods, task, "observations")),
+            *_components(named, "actions", "action", names_of(methods, task, "actions")),
             *_return_panel(named),
         ]
         if panels:
@@ -49,15 +55,20 @@ def _name(recording: Recording, with_norm: bool) -> str:
     return f"{recording.perturbation.replace('_', ' ') or 'attack'}, size {recording.size:g}{norm}"
 
 
-def _components(named: Sequence[tuple[str, Recording]], signal: str, word: str) -> list[Panel]:
+def _components(named: Sequence[tuple[str, Recording]], signal: str, word: str, names: Sequence[str]) -> list[Panel]:
+    """Return a panel for each of the first components of a signal, under its name in the task where it has one."""
     arrays = [(i, name, r.signals[signal][:, 0]) for i, (name, r) in enumerate(named) if signal in r.signals]
     width = min((values.shape[1] for _, _, values in arrays), default=0)
-    return [
-        Panel(
-            f"{word} {k + 1}" if width > 1 else word, "step", word, [_line(i, name, v[:, k]) for i, name, v in arrays]
-        )
-        for k in range(min(width, COMPONENTS))
-    ]
+    panels = []
+    for k in range(min(width, COMPONENTS)):
+        lines = [_line(i, name, v[:, k]) for i, name, v in arrays]
+        own = names[k] if len(names) == width else word
+        title = f"{word} {k + 1}" if width > 1 and own == word else own if own == word else f"{word}: {own}"
+        drawn = np.concatenate([line.y for line in lines])
+        if word == "action" and drawn.size and np.ptp(drawn) <= 1e-6 * max(1.0, float(np.abs(drawn).max())):
+            title += " (constant)"
+        panels.append(Panel(title, "step", own, lines))
+    return panels
 
 
 def _return_panel(named: Sequence[tuple[str, Recording]]) -> list[Panel]:

@@ -9,7 +9,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from robust_policies.certificates import Certificate, Factor
-from robust_policies.certificates.certificate import array_hashes, claim, versions
+from robust_policies.certificates.certificate import array_hashes, claim
 from robust_policies.certificates.lmi import Array, Matrices
 from robust_policies.certificates.multipliers import LipschitzMultiplier
 from robust_policies.certificates.search import Search
@@ -24,6 +24,7 @@ from robust_policies.control.lqg import LQGDesign
 from robust_policies.control.norms import radius
 from robust_policies.control.scope import Scope
 from robust_policies.errors import InvalidValueError, NotCertifiableError
+from robust_policies.files.versions import versions
 from robust_policies.networks import R2DN
 from robust_policies.policies.actor import Actor
 from robust_policies.policies.certify import running_arrays

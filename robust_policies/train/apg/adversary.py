@@ -37,11 +37,11 @@ class Training(Protocol):
     high: Tensor
 
     def inputs(self, observation: Tensor) -> Tensor:
-        """Return what the cell reads of observations."""
+        """Return what the cell reads (n, nu) of observations (n, observation_size)."""
         ...
 
     def value_of(self, state: Tensor) -> Tensor | float:
-        """Return the value of plant states."""
+        """Return the value (n,) of plant states (n, state_size), 0 without one."""
         ...
 
 

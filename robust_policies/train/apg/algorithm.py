@@ -140,7 +140,7 @@ class AnalyticPolicyGradient:
         return found | {name: after - before for name, before, after in zip(names, clock, clock[1:], strict=False)}
 
     def rollout(self, world: World, perturbed: Tensor | None = None) -> tuple[Tensor, Experience, World]:
-        """Return the objective of one horizon from `world`, what it says about values, and the world at its end.
+        """Return the objective () of one horizon from `world`, what it says about values, and the world at its end.
 
         The objective is the mean over environments of the discounted rewards plus the discounted value at the
         horizon's end (and at time limits within it), divided by the number of steps. `perturbed` (horizon, n,
@@ -236,7 +236,7 @@ class AnalyticPolicyGradient:
         return {name: value.detach().cpu().clone() for name, value in found.items()}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from what `tensors` returned; raises KeyError or RuntimeError if it does not fit."""
+        """Go on from what `tensors` returned, of the same shapes; raises KeyError or RuntimeError elsewhere."""
         self.actor.load_state_dict(under("actor", tensors))
         self.world = World(**{name: value.to(self.device) for name, value in under("world", tensors).items()})
         load_optimizer(self.optimizer, under("optimizer", tensors))

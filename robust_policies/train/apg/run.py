@@ -7,37 +7,32 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from gymnasium.spaces import flatdim
-from stable_baselines3.common.logger import Logger
-from torch import Tensor
+from torch import Tensor, nn
 
 from robust_policies import checks
 from robust_policies.envs.batch import make_one, plant_of, spec_of
 from robust_policies.envs.plant import Plant
 from robust_policies.errors import InvalidValueError
-from robust_policies.policies import save_policy
 from robust_policies.policies.actor import Actor
+from robust_policies.policies.deployed import DeployedPolicy
 from robust_policies.policies.youla.base import BaseController
 from robust_policies.policies.youla.policy import YoulaCell
 from robust_policies.train.actor import new_actor
 from robust_policies.train.apg.algorithm import AnalyticPolicyGradient
 from robust_policies.train.environment import youla_wrapper
-from robust_policies.train.recipe.recipe import ApgRecipe
-from robust_policies.train.run.checkpoints import Progress, newest_state, reached, weights, write_state
-from robust_policies.train.run.folder import RunFolder
-from robust_policies.train.run.guard import diverged
-from robust_policies.train.run.logs import tensorboard_logger
-from robust_policies.train.run.monitor import certified
-from robust_policies.train.run.progress import Reporter
-from robust_policies.train.run.stop import StopRequest
+from robust_policies.train.recipe.apg import ApgSection
+from robust_policies.train.recipe.recipe import Recipe
+from robust_policies.train.run.checkpoints import Progress
+from robust_policies.train.run.job import Job, TrainResult
+from robust_policies.train.run.loop import RETURN, Updates, run_updates, trained
 
 
-def task_plant(recipe: ApgRecipe) -> tuple[Plant, int]:
+def task_plant(recipe: Recipe[ApgSection]) -> tuple[Plant, int]:
     """Return the plant of the recipe's task and its time limit.
 
     Raises:
@@ -80,7 +75,7 @@ def task_plant(recipe: ApgRecipe) -> tuple[Plant, int]:
     return plant, limit
 
 
-def make_actor(recipe: ApgRecipe, plant: Plant, device: str) -> Actor:
+def make_actor(recipe: Recipe[ApgSection], plant: Plant, device: str) -> Actor:
     """Return the untrained actor that the recipe describes; the same seed gives the same weights.
 
     With a `youla` section it is the whole controller, whose parameters are the Youla parameter's: gradients flow
@@ -96,7 +91,7 @@ def make_actor(recipe: ApgRecipe, plant: Plant, device: str) -> Actor:
     return (actor if base is None else YoulaCell(base, actor).as_actor()).to(device)
 
 
-def base_controller(recipe: ApgRecipe) -> BaseController | None:
+def base_controller(recipe: Recipe[ApgSection]) -> BaseController | None:
     """Return the base controller of the recipe's `youla` section; None without one.
 
     Raises:
@@ -110,125 +105,73 @@ def base_controller(recipe: ApgRecipe) -> BaseController | None:
     return env.controller
 
 
-class ApgRun:
-    """One training into a folder.
+class ApgRun(Updates):
+    """The analytic policy gradient on a recipe's task.
 
     Args:
         recipe: what to train.
         device: where.
-        reporter: shows progress.
+        eval_seed: of the episodes of evaluations.
 
     Raises:
-        UserError: the recipe's task or policy does not fit; nothing was written.
+        UserError: the recipe's task or policy does not fit.
     """
 
-    def __init__(self, recipe: ApgRecipe, device: str, reporter: Reporter) -> None:
-        self.recipe, self.reporter = recipe, reporter
+    updates = 1
+    shown = "rollout/ep_rew_mean"
+    timed = True
+
+    def __init__(self, recipe: Recipe[ApgSection], device: str, eval_seed: int = 0) -> None:
+        self.recipe, self.eval_seed = recipe, eval_seed
         plant, limit = task_plant(recipe)
         actor = make_actor(recipe, plant, device)
         self.algorithm = AnalyticPolicyGradient(
             plant, actor, recipe.algorithm, recipe.task.num_envs, recipe.seed, limit
         )
-        self.progress = Progress()
-        self.best: dict[str, Tensor] | None = None
+        self.steps = self.algorithm.steps_per_update
+        self._number = math.ceil(recipe.algorithm.total_steps / self.steps)
+        self._began: tuple[float, int] | None = None
 
     @property
-    def finished(self) -> bool:
-        """Whether all steps of the recipe are done, or the return was reached at which it stops."""
-        recipe, progress = self.recipe, self.progress
-        return progress.num_timesteps >= recipe.algorithm.total_steps or reached(recipe.checkpoints, progress)
+    def module(self) -> nn.Module:
+        """The actor."""
+        return self.algorithm.actor
 
-    def train(self, run: RunFolder, eval_seed: int) -> bool:
-        """Return whether training came to its end; False after Ctrl-C, with a checkpoint of where it was.
+    def update(self, progress: Progress) -> dict[str, Any]:
+        """Return the scalars of one update made at `progress`; raises `DivergedError`."""
+        began, first = self._began = self._began or (time.monotonic(), progress.num_timesteps)
+        found: dict[str, Any] = self.algorithm.update(1.0 - progress.n_updates / self._number)
+        steps = progress.num_timesteps + self.steps - first
+        found["time/fps"] = steps / max(time.monotonic() - began, 1e-9)
+        if self.algorithm.episodes:
+            mean, length = np.mean(np.array(self.algorithm.episodes), axis=0)
+            found |= {self.shown: float(mean), "rollout/ep_len_mean": float(length)}
+        return found
 
-        Raises:
-            DivergedError: the objective, its gradient or an evaluation is NaN or infinite; the last checkpoint stays.
-        """
-        algorithm, progress, section = self.algorithm, self.progress, self.recipe.checkpoints
-        total, saved = self.recipe.algorithm.total_steps, progress.num_timesteps
-        updates = math.ceil(total / algorithm.steps_per_update)
-        began, first = time.monotonic(), progress.num_timesteps
-        before, cpu_began = progress.seconds, time.process_time() - progress.cpu_seconds
-        logger = tensorboard_logger(run.tensorboard, first)
-        self.reporter.start(total, first)
-        try:
-            with StopRequest() as stop:
-                while not self.finished and not stop.requested:
-                    found: dict[str, Any] = algorithm.update(1.0 - progress.n_updates / updates)
-                    progress.n_updates += 1
-                    progress.num_timesteps += algorithm.steps_per_update
-                    progress.seconds = before + time.monotonic() - began
-                    progress.cpu_seconds = time.process_time() - cpu_began
-                    last = progress.num_timesteps >= total
-                    found["time/fps"] = (progress.num_timesteps - first) / max(time.monotonic() - began, 1e-9)
-                    if section.certify_every and (progress.n_updates % section.certify_every == 0 or last):
-                        found |= self._timed(found, "certificate", lambda: certified(algorithm.deployed()))
-                    if last or progress.num_timesteps - progress.last_evaluation >= section.evaluate_every:
-                        found |= self._timed(found, "evaluation", lambda: self._evaluate(run, eval_seed))
-                    if self.finished or progress.num_timesteps - saved >= section.every:
-                        self._timed(found, "checkpoint", lambda: self.save(run.checkpoints))
-                        saved = progress.num_timesteps
-                    self._log(logger, found)
-                if not self.finished:
-                    self.save(run.checkpoints)
-        finally:
-            self.reporter.stop()
-            logger.close()
-        return self.finished
+    def deployed(self) -> DeployedPolicy:
+        """Return a copy of the policy as it is, on the CPU."""
+        return self.algorithm.deployed()
 
-    def keep(self) -> None:
-        """Put the best weights into the actor if the recipe keeps the best."""
-        if self.recipe.checkpoints.keep == "best" and self.best is not None:
-            self.algorithm.actor.load_state_dict(self.best)
+    def evaluate(self) -> dict[str, float]:
+        """Return the scalars of an evaluation; its episodes begin the same every time."""
+        mean, length = self.algorithm.evaluate(self.recipe.checkpoints.evaluate_episodes, self.eval_seed)
+        return {RETURN: mean, "eval/mean_ep_length": length}
 
-    def save(self, folder: Path) -> None:
-        """Write a checkpoint; older ones than the last two are deleted."""
-        write_state(folder, self.progress, self.algorithm.tensors(), self.best, {})
+    def tensors(self) -> dict[str, Tensor]:
+        """Return weights, optimizers, plants, memories and the random generator, by name."""
+        return self.algorithm.tensors()
 
-    def load(self, run: RunFolder) -> None:
-        """Go on from the newest checkpoint of a run, if there is one; `checkpoints/best` becomes what it was then."""
-        found = newest_state(run.checkpoints)
-        if found is None:
-            return
-        try:
-            self.algorithm.load_tensors(found.tensors)
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            raise found.damaged(error) from error
-        self.progress, self.best = found.progress, found.best
-        if self.best is not None:
-            current = {name: value.clone() for name, value in self.algorithm.actor.state_dict().items()}
-            self.algorithm.actor.load_state_dict(self.best)
-            save_policy(self.algorithm.deployed(), run.checkpoints / "best")
-            self.algorithm.actor.load_state_dict(current)
+    def load_tensors(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], progress: Progress) -> None:
+        """Go on from what `tensors` returned, of the same shapes; raises KeyError or RuntimeError elsewhere."""
+        self.algorithm.load_tensors(tensors)
 
-    @staticmethod
-    def _timed(found: dict[str, Any], phase: str, what: Callable[[], Any]) -> Any:
-        """Return what `what` returns, with its duration in `found`."""
-        began = time.perf_counter()
-        result = what()
-        found[f"time/{phase}_seconds"] = time.perf_counter() - began
-        return result
 
-    def _log(self, logger: Logger, found: dict[str, Any]) -> None:
-        progress, episodes = self.progress, self.algorithm.episodes
-        mean = None
-        if episodes:
-            mean, length = (float(value) for value in np.mean(np.array(episodes), axis=0))
-            found |= {"rollout/ep_rew_mean": mean, "rollout/ep_len_mean": length}
-        for name, value in found.items():
-            logger.record(name, value)
-        logger.dump(progress.num_timesteps)
-        self.reporter.update(progress.num_timesteps, mean, progress.best_reward)
-
-    def _evaluate(self, run: RunFolder, seed: int) -> dict[str, float]:
-        """Return the scalars of an evaluation; the best policy so far is kept."""
-        algorithm, progress = self.algorithm, self.progress
-        mean, length = algorithm.evaluate(self.recipe.checkpoints.evaluate_episodes, seed)
-        if not math.isfinite(mean):
-            raise diverged(f"the evaluation's mean return was {mean}", progress.n_updates, progress.num_timesteps)
-        if self.recipe.checkpoints.policies:
-            save_policy(algorithm.deployed(), run.policy_at(progress.num_timesteps))
-        if progress.evaluated(mean):
-            self.best = weights(algorithm.actor)
-            save_policy(algorithm.deployed(), run.checkpoints / "best")
-        return {"eval/mean_reward": mean, "eval/mean_ep_length": length}
+def train_apg(job: Job) -> TrainResult:
+    """Return the result of training by analytic policy gradients; see `train`."""
+    return trained(
+        job,
+        lambda job, stack: ApgRun(job.recipe, job.device, job.eval_seed),
+        run_updates,
+        "task.num_envs",
+        "algorithm.horizon",
+    )

@@ -94,11 +94,14 @@ class Imitation:
         self.rounds += 1
         found = {} if self.margin is None else self._margins(self.margin)
         return found | {
-            "train/loss": loss, "train/gradient_norm": norm, "imitation/round": self.rounds,
-            "imitation/teacher_acts": chance, "imitation/demonstrations": self.data.count,
-            "train/learning_rate": self.optimizer.param_groups[0]["lr"], "train/n_updates": self.rounds
-            * settings.updates,
-        }  # fmt: skip
+            "train/loss": loss,
+            "train/gradient_norm": norm,
+            "imitation/round": self.rounds,
+            "imitation/teacher_acts": chance,
+            "imitation/demonstrations": self.data.count,
+            "train/learning_rate": self.optimizer.param_groups[0]["lr"],
+            "train/n_updates": self.rounds * settings.updates,
+        }
 
     def error(self, demonstrations: Demonstrations) -> Tensor:
         """Return the mean squared difference (na,) between the student's and the teacher's actions there.

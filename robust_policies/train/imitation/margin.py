@@ -68,9 +68,12 @@ class ClosedLoopMargin:
             C2, D21, D22 = (head.linear.weight.double() @ value for value in (C2, D21, D22))
         if head.scale is not None:
             C2, D21, D22 = (head.scale.double()[:, None] * value for value in (C2, D21, D22))
-        loop = torch.cat((
-            torch.cat((self.A + self.B @ D22 @ self.C, self.B @ C2), 1), torch.cat((B2 @ self.C, A), 1),
-        ))  # fmt: skip
+        loop = torch.cat(
+            (
+                torch.cat((self.A + self.B @ D22 @ self.C, self.B @ C2), 1),
+                torch.cat((B2 @ self.C, A), 1),
+            )
+        )
         into, out = torch.cat((self.B @ D21, B1)), torch.cat((D12 @ self.C, C1), 1)
         radius = torch.linalg.eigvals(loop).abs().max()
         shifted = self.circle[:, None, None] * torch.eye(len(loop), device=loop.device) - loop

@@ -28,6 +28,7 @@ class Demonstrations(NamedTuple):
     starts: Tensor
     """(T, n) bool: an episode starts here."""
 
+    # A tuple's + has another meaning and type; nothing adds these as tuples.
     def __add__(self, other: Demonstrations) -> Demonstrations:  # type: ignore[override]
         """Return the streams of both, side by side."""
         return Demonstrations(*(torch.cat(pair, dim=1) for pair in zip(self, other, strict=True)))
@@ -74,6 +75,7 @@ class Stage:
             if not isinstance(space, spaces.Box) or len(space.shape) != 1:
                 self.env.close()
                 raise InvalidValueError(f"{task.id} has {what} {space}; imitation needs a Box of vectors.")
+        # A Box by the check above, which no type checker takes from a loop.
         bounds = (self.action_space.low, self.action_space.high)  # type: ignore[attr-defined]
         self.low, self.high = (torch.as_tensor(bound, device=self.device) for bound in bounds)
         self.observation_size, self.action_size = spaces.flatdim(self.observation_space), len(self.low)

@@ -43,7 +43,7 @@ class LQGTeacher:
         self.base = base
 
     def act(self, observation: Tensor, state: Any, starts: Tensor) -> tuple[Tensor, Follow]:
-        """Return the actions and what gives the next state; see `Teacher`."""
+        """Return the actions (n, na) and what gives the next state; see `Teacher`."""
         base, state = self.base, _begun(state, self.base.initial_state(len(observation)), starts)
         innovation = base.innovation(observation, state)
         sent = base.command(innovation, base.u0.new_zeros(len(observation), base.model.m), state)
@@ -55,11 +55,12 @@ class PolicyTeacher:
 
     def __init__(self, policy: DeployedPolicy) -> None:
         self.policy = policy
+        # Teachers act in Boxes alone: `Stage` refuses other spaces before.
         low, high = policy.action_space.low, policy.action_space.high  # type: ignore[attr-defined]
         self.low, self.high = (torch.as_tensor(bound, device=policy.device).flatten() for bound in (low, high))
 
     def act(self, observation: Tensor, state: Any, starts: Tensor) -> tuple[Tensor, Follow]:
-        """Return the actions and what gives the next state; see `Teacher`."""
+        """Return the actions (n, na) and what gives the next state; see `Teacher`."""
         policy = self.policy
         state = _begun(state, policy.cell.initial_state(len(observation)), starts)
         actions, follow = policy.follow(observation, state)
@@ -73,7 +74,11 @@ class PredictTeacher:
         self.model = model
 
     def act(self, observation: Tensor, state: Any, starts: Tensor) -> tuple[Tensor, Follow]:
-        """Return the actions and what gives the next state; see `Teacher`."""
+        """Return the actions (n, na) and what gives the next state; see `Teacher`.
+
+        Raises:
+            ShapeError: the model's predict gave another number of actions than it was given observations.
+        """
         given = observation.cpu().numpy()
         begins = starts.cpu().numpy()
         actions, state = self.model.predict(given, state=state, episode_start=begins, deterministic=True)
@@ -123,6 +128,7 @@ def _controller(env: VectorEnv) -> BaseController:
             f"algorithm.teacher is {LQG!r}, and {env} has no equations known here to design it for; expected a task "
             "of this package (robust_policies/...), or the folder of a trained policy."
         )
+    # A Box: `Stage` refuses other spaces before.
     high = env.single_action_space.high  # type: ignore[attr-defined]
     # No Youla input is ever added, but where actions have no limits one has to be stated.
     return YoulaVectorWrapper(env, limit=None if np.isfinite(high).all() else 1.0).controller

@@ -119,6 +119,7 @@ class TensorRecurrentPPO(RecurrentPPO):
             )
             return
         self.minibatches = minibatch_count(self.n_envs, self.n_steps, self.batch_size)
+        # Only a `RecurrentCellPolicy` gets here: others have a `why_numpy`.
         self._tensors = TensorPolicy(self.policy)  # pyright: ignore[reportArgumentType]
         discrete = not self._tensors.gaussian
         self.rollout_buffer = TensorRolloutBuffer(
@@ -134,6 +135,7 @@ class TensorRecurrentPPO(RecurrentPPO):
         self._states = self._tensors.initial_states(self.n_envs)
         self._bounds = None
         if not discrete:
+            # A Box where actions are no choices.
             low, high = env.action_space.low, env.action_space.high  # pyright: ignore[reportAttributeAccessIssue]
             self._bounds = tuple(torch.as_tensor(bound, device=self.device) for bound in (low, high))
         self._make_scales()
@@ -142,6 +144,7 @@ class TensorRecurrentPPO(RecurrentPPO):
         kept = self.normalization_state()
         self._scales = {}
         if self.normalize_observation:
+            # A vector: other observations have a `why_numpy`.
             size = self.observation_space.shape[0]  # pyright: ignore[reportOptionalSubscript]
             self._scales["observation"] = ObservationScale(size, self.device)
         if self.normalize_reward:
@@ -243,6 +246,7 @@ class TensorRecurrentPPO(RecurrentPPO):
                 acting.begin(dones)
             starts = dones
         seconds["policy"] += clock() - before
+        # Tensors in the place of the base class's arrays.
         self._last_obs, self._last_episode_starts, self._states = observations, starts, acting.states  # pyright: ignore[reportAttributeAccessIssue]
         self._finish(acting, observations, cut_off)
         callback.on_rollout_end()
@@ -288,6 +292,7 @@ class TensorRecurrentPPO(RecurrentPPO):
         began = time.perf_counter()
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
+        # A schedule since `_setup_model`, as the learning rate is.
         clip_range = self.clip_range(self._current_progress_remaining)  # pyright: ignore[reportCallIssue]
         clip_range_vf = self.clip_range_vf and self.clip_range_vf(self._current_progress_remaining)  # pyright: ignore[reportCallIssue]
         steps: list[Tensor] = []

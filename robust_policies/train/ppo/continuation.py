@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from robust_policies.envs.bridges.sb3 import SB3VecEnv
 from robust_policies.envs.snapshot import Snapshot, capture, restore
 from robust_policies.files.tensors import load_optimizer, optimizer_tensors, under
 from robust_policies.train.ppo.algorithm import TensorRecurrentPPO
-from robust_policies.train.run.checkpoints import Best, Progress, newest_state, write_state
+from robust_policies.train.run.checkpoints import Progress
 
 
 def random_state() -> dict[str, Any]:
@@ -118,6 +117,7 @@ def _roots(model: OnPolicyAlgorithm) -> dict[str, Any]:
         session |= {"actor": model._states.actor, "critic": model._states.critic}
         roots["episodes"] = model._episodes
     else:
+        # Of `RecurrentPPO`, the other class of these models.
         states: Any = model._last_lstm_states  # pyright: ignore[reportAttributeAccessIssue]
         session |= {f"{part}_{i}": state for part in ("pi", "vf") for i, state in enumerate(getattr(states, part))}
         normalizer = model.get_vec_normalize_env()
@@ -148,24 +148,21 @@ def _restore_statistics(env: VecNormalize, state: Mapping[str, float]) -> None:
     env.ret_rms.count = state["count"]
 
 
-def write_checkpoint(folder: Path, model: OnPolicyAlgorithm, progress: Progress, best: Best, moment: Moment) -> Path:
-    """Return the new checkpoint's folder; `progress` and `moment` belong to the model's weights and optimizer."""
+def model_tensors(model: OnPolicyAlgorithm, moment: Moment) -> dict[str, Tensor]:
+    """Return all tensors that decide how training goes on, by name; `moment` belongs to weights and optimizer."""
     tensors = {f"policy.{name}": value for name, value in model.policy.state_dict().items()}
     tensors |= {f"optimizer.{name}": value for name, value in optimizer_tensors(model.policy.optimizer).items()}
-    tensors |= {f"moment.{name}": value for name, value in moment.tensors.items()}
-    return write_state(folder, progress, tensors, best, moment.facts)
+    return tensors | {f"moment.{name}": value for name, value in moment.tensors.items()}
 
 
-def read_checkpoint(folder: Path, model: OnPolicyAlgorithm) -> tuple[Progress, Best] | None:
-    """Put the newest checkpoint in `folder` into `model` and return its progress and best weights; None without one."""
-    found = newest_state(folder)
-    if found is None:
-        return None
-    try:
-        model.policy.load_state_dict(under("policy", found.tensors))
-        load_optimizer(model.policy.optimizer, under("optimizer", found.tensors))
-        Moment(under("moment", found.tensors), found.facts).resume(model)
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise found.damaged(error) from error
-    model.num_timesteps, model._n_updates = found.progress.num_timesteps, found.progress.n_updates
-    return found.progress, found.best
+def load_model(
+    model: OnPolicyAlgorithm, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], progress: Progress
+) -> None:
+    """Let a model go on from `model_tensors`, of the same shapes, and the facts of that moment.
+
+    Raises KeyError, RuntimeError, ValueError, TypeError or AttributeError where they do not fit.
+    """
+    model.policy.load_state_dict(under("policy", tensors))
+    load_optimizer(model.policy.optimizer, under("optimizer", tensors))
+    Moment(under("moment", tensors), facts).resume(model)
+    model.num_timesteps, model._n_updates = progress.num_timesteps, progress.n_updates

@@ -85,6 +85,7 @@ class TensorPolicy:
         elif self.shared:
             latent = torch.cat((outputs.detach(), self.actor.scaling(batch.observations)), dim=-1)
         else:
+            # There is a critic where actor and critic share nothing.
             latent = self.policy.critic(batch.observations)  # pyright: ignore[reportOptionalCall]
         values = self.values(latent)
         if self.gaussian:
@@ -153,6 +154,7 @@ class RolloutPolicy:
             inputs = self.actor.scaling(observations)
             outputs = self.actor.cell.step(self.actor_arrays, inputs, self.states.actor)[0]
             return torch.cat((outputs, inputs), dim=-1)
+        # As above.
         return self.policy.critic(observations)  # pyright: ignore[reportOptionalCall]
 
     def all_values(self, observations: Tensor) -> Tensor:

@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
-import torch
+import numpy as np
 from sb3_contrib import RecurrentPPO
+from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from torch import Tensor, nn
 
 from robust_policies.files.atomic import write_atomic
-from robust_policies.policies import RecurrentCellPolicy, save_policy
+from robust_policies.policies import RecurrentCellPolicy
+from robust_policies.policies.deployed import DeployedPolicy
+from robust_policies.policies.sb3.deploy import deploy
 from robust_policies.policies.youla.deploy import deploy_trained
 from robust_policies.train.environment import make_env
 from robust_policies.train.ppo.algorithm import TensorRecurrentPPO
 from robust_policies.train.ppo.callback import RunCallback
-from robust_policies.train.ppo.continuation import continues, read_checkpoint
+from robust_policies.train.ppo.continuation import Moment, continues, load_model, model_tensors
 from robust_policies.train.recipe.rates import schedule
 from robust_policies.train.recipe.recipe import Recipe
-from robust_policies.train.run.checkpoints import Progress, reached
+from robust_policies.train.run.checkpoints import Progress
 from robust_policies.train.run.folder import RunFolder
 from robust_policies.train.run.guard import LinAlgError, diverged, why_it_failed
-from robust_policies.train.run.job import SEEDS, Job, TrainResult, interrupted
+from robust_policies.train.run.job import SEEDS, Job, TrainResult
 from robust_policies.train.run.logs import tensorboard_logger
+from robust_policies.train.run.loop import RETURN, Learner, Training, trained
+from robust_policies.train.run.monitor import certified
 from robust_policies.train.run.resources import memory_of
-from robust_policies.train.run.stop import StopRequest
 
 
 def make_model(recipe: Recipe, env: VecEnv, device: str = "cpu") -> OnPolicyAlgorithm:
@@ -72,58 +78,101 @@ def make_model(recipe: Recipe, env: VecEnv, device: str = "cpu") -> OnPolicyAlgo
     )
 
 
-def train_ppo(job: Job) -> TrainResult:
-    """Return the result of training by recurrent PPO; see `train`."""
-    recipe, run, section = job.recipe, job.run, job.recipe.checkpoints
-    with ExitStack() as stack:
+class PpoRun(Learner):
+    """Recurrent PPO on a recipe's task.
+
+    Args:
+        job: what to train, and where.
+        stack: closes the environments.
+
+    Attributes:
+        model: the algorithm.
+        moment: what belongs to its weights and optimizer when a checkpoint is written.
+
+    Raises:
+        UserError: the recipe's task or policy does not fit.
+    """
+
+    def __init__(self, job: Job, stack: ExitStack) -> None:
+        recipe, self.eval_seed, self.episodes = job.recipe, job.eval_seed, job.recipe.checkpoints.evaluate_episodes
         with memory_of(recipe, "task.num_envs"):
             env = make_env(recipe, recipe.task.num_envs, recipe.seed, job.device, training=True)
             stack.callback(env.close)
-            eval_env = make_env(recipe, min(section.evaluate_episodes, 64), job.eval_seed, job.device, training=False)
-            stack.callback(eval_env.close)
-        stack.enter_context(memory_of(recipe, "task.num_envs", "algorithm.n_steps", "algorithm.batch_size"))
-        model = make_model(recipe, env, job.device)
-        continued = stack.enter_context(job.reserved())
-        progress, best = (read_checkpoint(run.checkpoints, model) if continued else None) or (Progress(), None)
-        if progress.num_timesteps and not continues(model):
-            env.seed((recipe.seed + progress.num_timesteps) % SEEDS)
-            warnings.warn(
-                f"The state of {recipe.task.id} cannot be read: its episodes begin anew, so the run will not be number "
-                "for number the one that was not interrupted.",
-                stacklevel=3,
-            )
-        if best is not None:
-            _restore_best(run, model, best)
-        remaining = recipe.algorithm.total_steps - progress.num_timesteps
-        if remaining > 0 and not reached(section, progress):
-            model.set_logger(tensorboard_logger(run.tensorboard, progress.num_timesteps))
-            job.reporter.start(recipe.algorithm.total_steps, progress.num_timesteps)
-            with StopRequest() as stop:
-                callback = RunCallback(run, section, job.eval_seed, eval_env, job.reporter, stop, progress, best)
-                try:
-                    model.learn(remaining, callback, reset_num_timesteps=False)
-                except (ValueError, LinAlgError) as error:
-                    found = why_it_failed(model, error)
-                    if found is None:
-                        raise
-                    raise diverged(found, callback.update, model.num_timesteps) from error
-                finally:
-                    job.reporter.stop()
-                    model.logger.close()
-            if callback.interrupted:
-                raise interrupted(run, recipe, progress)
-            best = callback.best
-        if section.keep == "best" and best is not None:
-            model.policy.load_state_dict(best)
-        write_atomic(run.policy_zip, lambda file: model.save(file))  # pyright: ignore[reportArgumentType]
-        result = job.finish(progress)
-        save_policy(deploy_trained(model), run.path)
-    return result
+            self.eval_env = make_env(recipe, min(self.episodes, 64), job.eval_seed, job.device, training=False)
+            stack.callback(self.eval_env.close)
+        self.env, self.model = env, make_model(recipe, env, job.device)
+        self.moment: Moment | None = None
+
+    @property
+    def module(self) -> nn.Module:
+        """Actor and critic."""
+        return self.model.policy
+
+    def deployed(self) -> DeployedPolicy:
+        """Return a copy of the policy as it is, on the CPU."""
+        return deploy_trained(self.model)
+
+    def certified(self) -> dict[str, float]:
+        """Return the scalars of what is proven of the network alone, in a Youla wrapper too."""
+        return certified(deploy(self.model))
+
+    def evaluate(self) -> dict[str, float]:
+        """Return the scalars of an evaluation; its episodes begin the same every time."""
+        # Two evaluations differ by the policy alone.
+        self.eval_env.seed(self.eval_seed)
+        returns, lengths = evaluate_policy(
+            self.model, self.eval_env, self.episodes, return_episode_rewards=True, warn=False
+        )
+        return {RETURN: float(np.mean(returns)), "eval/mean_ep_length": float(np.mean(lengths))}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return weights, optimizer and environments, by name."""
+        assert self.moment is not None
+        return model_tensors(self.model, self.moment)
+
+    def facts(self) -> dict[str, Any]:
+        """Return random generators, recent episodes and running statistics of the same moment."""
+        assert self.moment is not None
+        return dict(self.moment.facts)
+
+    def load_tensors(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], progress: Progress) -> None:
+        """Go on from what `tensors` returned, of the same shapes, and `facts`; raises as `Learner`'s."""
+        load_model(self.model, tensors, facts, progress)
+
+    def report(self, run: RunFolder) -> None:
+        """Write policy.zip, which Stable-Baselines3 loads."""
+        # It takes an open file too, which its annotation leaves out.
+        write_atomic(run.policy_zip, lambda file: self.model.save(file))  # pyright: ignore[reportArgumentType]
 
 
-def _restore_best(run: RunFolder, model: OnPolicyAlgorithm, best: dict[str, torch.Tensor]) -> None:
-    """Write `checkpoints/best` as of the checkpoint: the killed run may have gone on to a better one."""
-    current = {name: value.clone() for name, value in model.policy.state_dict().items()}
-    model.policy.load_state_dict(best)
-    save_policy(deploy_trained(model), run.checkpoints / "best")
-    model.policy.load_state_dict(current)
+def train_ppo(job: Job) -> TrainResult:
+    """Return the result of training by recurrent PPO; see `train`."""
+    return trained(job, PpoRun, _learn, "task.num_envs", "algorithm.n_steps", "algorithm.batch_size")
+
+
+def _learn(training: Training, learner: PpoRun) -> None:
+    """Let Stable-Baselines3 learn until the training is finished; raises as `run_updates`."""
+    job, progress, model = training.job, training.progress, learner.model
+    if progress.num_timesteps and not continues(model):
+        learner.env.seed((job.recipe.seed + progress.num_timesteps) % SEEDS)
+        warnings.warn(
+            f"The state of {job.recipe.task.id} cannot be read: its episodes begin anew, so the run will not be number "
+            "for number the one that was not interrupted.",
+            stacklevel=5,
+        )
+    model.set_logger(tensorboard_logger(training.run.tensorboard, progress.num_timesteps))
+    job.reporter.start(training.total, training.done)
+    with job.stop as stop:
+        callback = RunCallback(training, learner, stop)
+        try:
+            model.learn(training.total - training.done, callback, reset_num_timesteps=False)
+        except (ValueError, LinAlgError) as error:
+            found = why_it_failed(model, error)
+            if found is None:
+                raise
+            raise diverged(found, callback.update, model.num_timesteps) from error
+        finally:
+            job.reporter.stop()
+            model.logger.close()
+    if callback.interrupted:
+        raise job.interrupted(progress)

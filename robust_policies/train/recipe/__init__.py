@@ -1,5 +1,5 @@
 """What a recipe may say, section by section, and how one is read."""
 
-from robust_policies.train.recipe.recipe import ApgRecipe, ImitationRecipe, Recipe, load_recipe, parse_recipe, set_value
+from robust_policies.train.recipe.recipe import Recipe, load_recipe, parse_recipe, set_value
 
-__all__ = ["ApgRecipe", "ImitationRecipe", "Recipe", "load_recipe", "parse_recipe", "set_value"]
+__all__ = ["Recipe", "load_recipe", "parse_recipe", "set_value"]

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from robust_policies.files.settings import Strict
 from robust_policies.train.recipe.rates import rate_at
-
-if TYPE_CHECKING:
-    pass
-
-from typing import Literal
-
-from pydantic import field_validator
+from robust_policies.train.recipe.sections import Algorithm, PolicySection, TaskSection, refuse_settings_of_ppo
+from robust_policies.train.recipe.youla import YoulaSection
 
 
-class ApgSection(Strict):
+class ApgSection(Algorithm):
     """Settings of the analytic policy gradient; one update follows every `horizon` steps of all environments."""
 
     name: Literal["apg"] = "apg"
@@ -56,6 +51,16 @@ class ApgSection(Strict):
         if not value or min(value) < 1:
             raise ValueError("expected widths of at least 1, such as [64, 64]")
         return value
+
+    def check_fit(self, task: TaskSection, policy: PolicySection, youla: YoulaSection | None) -> None:
+        """Raise `ValueError` for inputs that gradients do not pass, and for what only PPO uses."""
+        # The section's keys are made of `YoulaOptions`, which a type checker does not see.
+        if quantum := getattr(youla, "quantum", 0.0):
+            raise ValueError(
+                f"youla.quantum is {quantum:g} with algorithm.name apg, whose gradients do not pass rounded "
+                "inputs; expected 0, or recurrent_ppo or tensor_ppo"
+            )
+        refuse_settings_of_ppo(policy, "with apg, whose value is set by algorithm.critic_sizes")
 
 
 class AdversarySection(Strict):

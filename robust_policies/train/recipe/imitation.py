@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from robust_policies.files.settings import Strict
 from robust_policies.train.recipe.rates import rate_at
-from robust_policies.train.recipe.sections import CheckpointSection
+from robust_policies.train.recipe.sections import Algorithm, PolicySection, TaskSection, refuse_settings_of_ppo
+from robust_policies.train.recipe.youla import YoulaSection
 
 GIVEN = "given"
 LQG = "lqg"
 
 
-class ImitationSection(Strict):
-    """Settings of imitation; in a round every environment of the task adds `horizon` demonstrated steps."""
+class ImitationSection(Algorithm):
+    """Settings of imitation; in a round every environment of the task adds `horizon` demonstrated steps.
+
+    Every round is evaluated and kept where the recipe does not say otherwise.
+    """
+
+    counted: ClassVar[Literal["num_timesteps", "n_updates"]] = "n_updates"
+    checkpoints: ClassVar[Mapping[str, Any]] = {"every": 1, "evaluate_every": 1}
 
     name: Literal["imitation"] = "imitation"
     teacher: str = Field(default=LQG, description="lqg: the task's own design; or a run folder, or a policy.json")
@@ -48,9 +55,11 @@ class ImitationSection(Strict):
         rate_at(value, 1.0)
         return value
 
-
-class ImitationCheckpoints(CheckpointSection):
-    """As for other algorithms; by default every round is evaluated and kept."""
-
-    every: int = Field(default=1, ge=1)
-    evaluate_every: int = Field(default=1, ge=1)
+    def check_fit(self, task: TaskSection, policy: PolicySection, youla: YoulaSection | None) -> None:
+        """Raise `ValueError` for a Youla parameter, and for what only PPO uses."""
+        if youla is not None:
+            raise ValueError(
+                "youla is given with algorithm.name imitation, which learns actions and no Youla parameter; expected "
+                "recurrent_ppo or tensor_ppo"
+            )
+        refuse_settings_of_ppo(policy, "with imitation, which learns no value")

@@ -6,11 +6,12 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from robust_policies.files.settings import Strict
 from robust_policies.train.recipe.rates import schedule
+from robust_policies.train.recipe.sections import Algorithm, PolicySection, TaskSection
+from robust_policies.train.recipe.youla import YoulaSection
 
 
-class AlgorithmSection(Strict):
+class PpoSection(Algorithm):
     """PPO's settings under Stable-Baselines3's names, except `discount`, which it calls gamma."""
 
     name: Literal["recurrent_ppo", "tensor_ppo"] = Field(
@@ -40,7 +41,7 @@ class AlgorithmSection(Strict):
     )
 
     @model_validator(mode="after")
-    def _fits_its_name(self) -> AlgorithmSection:
+    def _fits_its_name(self) -> PpoSection:
         for option in ("normalize_observation", "spread_episodes"):
             if getattr(self, option) and self.name != "tensor_ppo":
                 raise ValueError(f"algorithm.{option} is true and algorithm.name {self.name}; expected name tensor_ppo")
@@ -51,3 +52,12 @@ class AlgorithmSection(Strict):
     def _schedule(cls, value: float | str) -> float | str:
         schedule(value)
         return value
+
+    def check_fit(self, task: TaskSection, policy: PolicySection, youla: YoulaSection | None) -> None:
+        """Raise `ValueError` if a minibatch is larger than a rollout."""
+        rollout = task.num_envs * self.n_steps
+        if self.batch_size > rollout:
+            raise ValueError(
+                f"algorithm.batch_size is {self.batch_size}; expected at most task.num_envs * algorithm.n_steps = "
+                f"{rollout}, the samples of one update"
+            )

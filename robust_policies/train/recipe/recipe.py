@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Self, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -12,24 +12,33 @@ from robust_policies.files.assets import recipe_path
 from robust_policies.files.settings import Strict, one_line
 from robust_policies.files.yaml_text import dump_yaml, parse_yaml, read_yaml
 from robust_policies.train.recipe.apg import ApgSection
-from robust_policies.train.recipe.imitation import ImitationCheckpoints, ImitationSection
-from robust_policies.train.recipe.ppo import AlgorithmSection
+from robust_policies.train.recipe.imitation import ImitationSection
+from robust_policies.train.recipe.ppo import PpoSection
 from robust_policies.train.recipe.sections import (
+    Algorithm,
     CheckpointSection,
     EvaluationSection,
     PolicySection,
     TargetSection,
     TaskSection,
-    refuse_settings_of_ppo,
 )
 from robust_policies.train.recipe.youla import YoulaSection
 
 RECIPE_SCHEMA = 1
-ALGORITHMS = ("recurrent_ppo", "tensor_ppo", "apg", "imitation")
+ALGORITHMS: dict[str, type[Algorithm]] = {
+    "recurrent_ppo": PpoSection,
+    "tensor_ppo": PpoSection,
+    "apg": ApgSection,
+    "imitation": ImitationSection,
+}
+"""The section of each algorithm; the first is that of a recipe that names none."""
 
 
-class Recipe(Strict):
-    """A whole experiment."""
+A = TypeVar("A", bound=Algorithm)
+
+
+class Recipe(Strict, Generic[A]):
+    """A whole experiment; `Recipe[ApgSection]` is one with the analytic policy gradient."""
 
     schema_: int = Field(default=RECIPE_SCHEMA, alias="schema", ge=1)
     description: str = ""
@@ -38,21 +47,14 @@ class Recipe(Strict):
     task: TaskSection
     policy: PolicySection = Field(default_factory=PolicySection)
     youla: YoulaSection | None = None
-    algorithm: AlgorithmSection
+    algorithm: A
     checkpoints: CheckpointSection = Field(default_factory=CheckpointSection)
     evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
     target: TargetSection | None = None
 
     @model_validator(mode="after")
-    def _batch_fits(self) -> Recipe:
-        if not isinstance(self.algorithm, AlgorithmSection):
-            return self
-        rollout = self.task.num_envs * self.algorithm.n_steps
-        if self.algorithm.batch_size > rollout:
-            raise ValueError(
-                f"algorithm.batch_size is {self.algorithm.batch_size}; expected at most task.num_envs * "
-                f"algorithm.n_steps = {rollout}, the samples of one update"
-            )
+    def _algorithm_fits(self) -> Self:
+        self.algorithm.check_fit(self.task, self.policy, self.youla)
         return self
 
     def resolved(self) -> dict[str, Any]:
@@ -73,24 +75,24 @@ def parse_recipe(data: Any, source: str) -> Recipe:
         raise SchemaError(
             f"{source} has schema {version} and this version reads up to {RECIPE_SCHEMA}; update robust-policies."
         )
-    kind = _recipe_class(data, source)
+    section = _algorithm_of(data, source)
+    kind, checkpoints = Recipe[section], data.get("checkpoints", {})
+    if isinstance(checkpoints, dict):
+        data = {**data, "checkpoints": {**section.checkpoints, **checkpoints}}
     try:
         return kind.model_validate(data)
     except ValidationError as error:
         raise one_line(error, kind, source) from error
 
 
-def _recipe_class(data: dict[str, Any], source: str) -> type[Recipe]:
-    """Return the class of recipes whose algorithm `data` names: each algorithm has settings of its own."""
+def _algorithm_of(data: dict[str, Any], source: str) -> type[Algorithm]:
+    """Return the section of the algorithm that `data` names: each has settings of its own."""
     section = data.get("algorithm")
-    name = section.get("name", ALGORITHMS[0]) if isinstance(section, dict) else ALGORITHMS[0]
+    default = next(iter(ALGORITHMS))
+    name = section.get("name", default) if isinstance(section, dict) else default
     if isinstance(name, str) and name not in ALGORITHMS:
         raise UnknownNameError(f"{source}: {UnknownNameError.among('algorithm.name', name, ALGORITHMS)}")
-    if name == "apg":
-        return ApgRecipe
-    if name == "imitation":
-        return ImitationRecipe
-    return Recipe
+    return ALGORITHMS[name] if isinstance(name, str) else ALGORITHMS[default]
 
 
 def set_value(data: dict[str, Any], assignment: str) -> None:
@@ -128,37 +130,3 @@ def load_recipe(name: str | Path, overrides: list[str] | None = None, seed: int 
         if seed is not None:
             data["seed"] = seed
     return parse_recipe(data, str(name))
-
-
-class ApgRecipe(Recipe):
-    """A whole experiment with the analytic policy gradient."""
-
-    algorithm: ApgSection  # pyright: ignore[reportIncompatibleVariableOverride]
-
-    @model_validator(mode="after")
-    def _nothing_of_ppo(self) -> ApgRecipe:
-        # The section's keys are made of `YoulaOptions`, which a type checker does not see.
-        if quantum := getattr(self.youla, "quantum", 0.0):
-            raise ValueError(
-                f"youla.quantum is {quantum:g} with algorithm.name apg, whose gradients do not pass rounded inputs; "
-                "expected 0, or recurrent_ppo or tensor_ppo"
-            )
-        refuse_settings_of_ppo(self.policy, "with apg, whose value is set by algorithm.critic_sizes")
-        return self
-
-
-class ImitationRecipe(Recipe):
-    """A whole experiment with imitation."""
-
-    algorithm: ImitationSection  # pyright: ignore[reportIncompatibleVariableOverride]
-    checkpoints: ImitationCheckpoints = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
-        default_factory=ImitationCheckpoints
-    )
-
-    @model_validator(mode="after")
-    def _nothing_of_ppo(self) -> ImitationRecipe:
-        if self.youla is not None:
-            raise ValueError("youla is given with algorithm.name imitation, which learns actions and no Youla "
-                             "parameter; expected recurrent_ppo or tensor_ppo")  # fmt: skip
-        refuse_settings_of_ppo(self.policy, "with imitation, which learns no value")
-        return self

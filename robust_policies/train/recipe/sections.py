@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
 from robust_policies.envs.perturb import describe, parse
 from robust_policies.files.settings import Strict
+from robust_policies.train.recipe.youla import YoulaSection
 
 
 class TaskSection(Strict):
@@ -69,6 +71,21 @@ class CheckpointSection(Strict):
     )
 
 
+class Algorithm(Strict):
+    """Settings of an algorithm, whose `name` tells which; they say themselves what else of a recipe fits them.
+
+    Attributes:
+        counted: what of `Progress` total_steps counts.
+        checkpoints: defaults of the recipe's `checkpoints` that differ from those of other algorithms.
+    """
+
+    counted: ClassVar[Literal["num_timesteps", "n_updates"]] = "num_timesteps"
+    checkpoints: ClassVar[Mapping[str, Any]] = {}
+
+    def check_fit(self, task: TaskSection, policy: PolicySection, youla: YoulaSection | None) -> None:
+        """Raise `ValueError` where another section asks for what this algorithm does not do."""
+
+
 class TargetSection(Strict):
     """What training is expected to reach: `robust-policies train` says at its end whether it did."""
 
@@ -80,11 +97,17 @@ class EvaluationSection(Strict):
     """What `robust-policies evaluate` does with the trained policy when not told otherwise."""
 
     tasks: list[str] = Field(default_factory=list, description="Gymnasium ids; empty: the training task")
-    suite: str = "default"
+    suite: str = "quick"
     episodes: int = Field(default=50, ge=1)
     sizes: list[float] | None = Field(default=None, description="perturbation sizes; null: the suite's own")
     seeds: list[int] = Field(default_factory=lambda: [0, 1, 2], min_length=1)
     perturbations: list[Any] | None = Field(default=None, description="in place of the task's; null: those")
+
+    @field_validator("suite")
+    @classmethod
+    def _renamed(cls, value: str) -> str:
+        # What the suite was called in the recipes of earlier run folders.
+        return "quick" if value == "default" else value
 
     @field_validator("perturbations")
     @classmethod

@@ -28,8 +28,9 @@ class WeightsSection(Strict):
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the weights that are set, as matrices."""
         given = {name: value for name in "QRWV" if (value := getattr(self, name)) is not None}
-        return {name: np.diag(value) if not isinstance(value[0], list) else np.array(value)
-                for name, value in given.items()}  # fmt: skip
+        return {
+            name: np.diag(value) if not isinstance(value[0], list) else np.array(value) for name, value in given.items()
+        }
 
     @field_validator("Q", "R", "W", "V")
     @classmethod

@@ -85,7 +85,7 @@ def write_state(
     Args:
         folder: `checkpoints/` of the run.
         progress: the counters.
-        tensors: all that decides what comes next.
+        tensors: all that decides what comes next, of any shape.
         best: weights of the best policy so far.
         facts: JSON data of the same moment.
     """

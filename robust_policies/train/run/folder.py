@@ -2,40 +2,71 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from robust_policies.errors import InvalidValueError, MissingFileError
+from robust_policies.certificates import Certificate
+from robust_policies.envs.incidents import collected
+from robust_policies.errors import CorruptFileError, InvalidValueError, MissingFileError
 from robust_policies.files.atomic import read_json, remove_leftovers, write_atomic, write_json
-from robust_policies.files.lock import held
+from robust_policies.files.lock import contents, held
+from robust_policies.files.settings import flat
+from robust_policies.files.versions import versions
 from robust_policies.files.yaml_text import read_yaml
 from robust_policies.train.recipe.recipe import Recipe, parse_recipe
-from robust_policies.train.run.provenance import git_state, machine, versions
+from robust_policies.train.run.provenance import git_state, machine
 
 RUN_SCHEMA = 1
+EVALUATION_SCHEMA = 2
+TIGHTNESS_SCHEMA = 1
+# A training seed in the name of a run folder.
+_SEED = re.compile(r"(^|[-_., ]+)(seed[-_=]?|s)\d+$|^\d+$|^seed[-_=]?\d+[-_., ]+", re.IGNORECASE)
 _NOT_OF_TRAINING = ("description", "evaluation", "target")
 
 
 class RunFolder:
-    """The files of one training run, by name."""
+    """The files of one training run, by name, and what they say."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.recipe = self.path / "recipe.yaml"
-        self.policy_zip = self.path / "policy.zip"
+        self.provenance = self.path / "provenance.json"
         self.policy_json = self.path / "policy.json"
         self.policy_safetensors = self.path / "policy.safetensors"
+        self.policy_zip = self.path / "policy.zip"
+        self.imitation = self.path / "imitation.json"
+        self.closed_loop = self.path / "closed_loop.json"
         self.certificate = self.path / "certificate.json"
+        self.witness = self.path / "witness.npz"
+        self.tightness = self.path / "tightness.json"
         self.evaluation = self.path / "evaluation.json"
+        self.evaluation_csv = self.path / "evaluation.csv"
+        self.trajectories = self.path / "trajectories.npz"
+        self.journal = self.path / "evaluation.partial.jsonl"
+        self.report = self.path / "report.html"
+        self.videos = self.path / "videos"
         self.tensorboard = self.path / "tensorboard"
         self.checkpoints = self.path / "checkpoints"
-        self.report = self.path / "report.html"
-        self.provenance = self.path / "provenance.json"
+        self.best = self.checkpoints / "best"
+        self.incidents: list[str] = []
+        """What went wrong in the simulation since the folder was reserved (`envs.incidents`)."""
+
+    @property
+    def trained(self) -> bool:
+        """Whether its training has finished."""
+        return self.policy_json.is_file() and self.policy_safetensors.is_file()
+
+    @property
+    def method(self) -> str:
+        """Its name without the training seed: runs of one method differ in the seed alone."""
+        path = self.path.resolve()
+        return _SEED.sub("", path.name) or path.parent.name
 
     def policy_at(self, steps: int) -> Path:
         """Return the folder of the policy as it was evaluated after `steps`, with `checkpoints.policies`."""
@@ -49,6 +80,23 @@ class RunFolder:
         """Return provenance.json; raise `SchemaError` if a newer version wrote it."""
         return read_json(self.provenance, "provenance", RUN_SCHEMA)
 
+    def read_certificate(self) -> Certificate:
+        """Return certificate.json; raise `UserError` if it is missing, broken or of a newer version."""
+        return Certificate.from_json(self.certificate)
+
+    def read_tightness(self) -> dict[str, Any]:
+        """Return tightness.json; raise `UserError` if it is missing, broken or of a newer version."""
+        return read_json(self.tightness, "tightness", TIGHTNESS_SCHEMA)
+
+    def read_evaluation(self) -> dict[str, Any]:
+        """Return evaluation.json; raise `UserError` if it is missing, broken or of a newer version."""
+        content = read_json(self.evaluation, "evaluation", EVALUATION_SCHEMA)
+        if not isinstance(content.get("rows"), list):
+            raise CorruptFileError(
+                f"{self.evaluation} has no table of rows; write it again with `robust-policies evaluate {self.path}`."
+            )
+        return content
+
     @contextmanager
     def reserved(self, recipe: Recipe, resume: bool) -> Iterator[bool]:
         """Keep the folder to this process while it trains `recipe` into it; yield whether a run is being continued.
@@ -58,10 +106,16 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise InvalidValueError(f"Output {str(self.path)!r} is a file; expected a folder, new or empty.")
-        with _unwritable(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-        with held(self.path, f"Run folder {str(self.path)!r}"):
+        with ExitStack() as stack:
+            with _unwritable(self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(self.held())
+                self.incidents = stack.enter_context(collected())
             yield self.begin(recipe, resume)
+
+    def held(self) -> AbstractContextManager[None]:
+        """Keep the folder to this process for the block; raises `InvalidValueError` if another one has it."""
+        return held(self.path, f"Run folder {str(self.path)!r}")
 
     def begin(self, recipe: Recipe, resume: bool) -> bool:
         """Make the folder ready for training `recipe`; return whether an earlier run is being continued.
@@ -69,7 +123,7 @@ class RunFolder:
         Raises:
             InvalidValueError: the folder holds files and `resume` is off, or holds a run of another recipe.
         """
-        used = self.path.is_dir() and any(self.path.iterdir())
+        used = bool(contents(self.path))
         if used and not resume:
             raise InvalidValueError(
                 f"Output folder {str(self.path)!r} is not empty; add --resume to continue the run in it, "
@@ -97,6 +151,7 @@ class RunFolder:
             "command": shlex.join(["robust-policies", *sys.argv[1:]]),
             "written": datetime.now(UTC).isoformat(timespec="seconds"),
             **facts,
+            "incidents": self.incidents,
             "versions": versions(),
             **git_state(),
             "machine": machine(),
@@ -130,7 +185,7 @@ def open_run(path: str | Path) -> RunFolder:
         run.read_provenance()
     if run.recipe.is_file():
         run.read_recipe()
-    if not run.policy_json.is_file() or not run.policy_safetensors.is_file():
+    if not run.trained:
         hint = (
             "its training has not finished: continue it with --resume"
             if run.recipe.is_file()
@@ -140,15 +195,8 @@ def open_run(path: str | Path) -> RunFolder:
     return run
 
 
-def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in data.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return flat
-
-
 def _same_recipe(old: Recipe, new: Recipe, path: Path) -> None:
-    before, after = _flat(old.resolved()), _flat(new.resolved())
+    before, after = flat(old.resolved()), flat(new.resolved())
     # How a finished policy is evaluated, and what is expected of it, does not touch its training.
     changed = sorted(
         key

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from robust_policies.errors import DivergedError
 
+# PyTorch documents it under this name, and exports it from a private module.
 LinAlgError: type[Exception] = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsage]
 """What PyTorch's linear algebra raises where it cannot compute."""
 
@@ -60,8 +61,8 @@ def in_update(losses: Sequence[Tensor], norms: Sequence[Tensor]) -> str | None:
     """Return what was not finite first in the gradient steps of an update; None if all is, or there was none.
 
     Args:
-        losses: of each step, with further numbers behind the loss, or without.
-        norms: of the gradients, one for each step; the last may be missing.
+        losses: () of each step, or (n,) with further numbers behind the loss.
+        norms: () of the gradients, one for each step; the last may be missing.
     """
     if not norms:
         return None
@@ -75,7 +76,7 @@ def in_update(losses: Sequence[Tensor], norms: Sequence[Tensor]) -> str | None:
 
 
 def in_weights(weights: Mapping[str, Tensor]) -> str | None:
-    """Return which of the weights is not finite, None if all are."""
+    """Return which of the weights, tensors of any shape by name, is not finite; None if all are."""
     real = {name: value.detach() for name, value in weights.items() if value.is_floating_point() and value.numel()}
     if not real or bool(torch.isfinite(torch.stack([value.sum(dtype=torch.float64) for value in real.values()])).all()):
         return None

@@ -6,21 +6,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 from robust_policies.errors import DivergedError, RobustPoliciesError
-from robust_policies.train.recipe.recipe import ImitationRecipe, Recipe
+from robust_policies.train.recipe.recipe import Recipe
 from robust_policies.train.run.checkpoints import Progress, last_checkpoint, reached
 from robust_policies.train.run.folder import RunFolder
 from robust_policies.train.run.progress import Reporter
 from robust_policies.train.run.resources import disk_of
+from robust_policies.train.run.stop import StopRequest
 from robust_policies.train.run.target import Outcome, outcome
 
 SEEDS = 2**31
 
 
 class TrainingInterruptedError(RobustPoliciesError):
-    """Training was stopped by Ctrl-C or SIGTERM after a checkpoint was written."""
+    """Training was stopped on request (of a command: by Ctrl-C or SIGTERM) after a checkpoint was written."""
 
     exit_status = 1
 
@@ -39,15 +40,29 @@ class TrainResult:
     target: Outcome | None = None
 
 
-class Job(NamedTuple):
-    """What a training is given."""
+@dataclass(frozen=True)
+class Job:
+    """What a training is given.
+
+    Attributes:
+        recipe: what to train.
+        run: into which folder.
+        device: where.
+        resume: go on with the run that is there.
+        reporter: shows progress.
+        stop: may ask for an end between two updates.
+        eval_seed: of the episodes of evaluations.
+        teacher: an object to learn from, of imitation.
+    """
 
     recipe: Recipe
     run: RunFolder
     device: str
     resume: bool
     reporter: Reporter
+    stop: StopRequest
     eval_seed: int
+    teacher: Any = None
 
     @contextmanager
     def reserved(self) -> Iterator[bool]:
@@ -80,11 +95,10 @@ class Job(NamedTuple):
         best = progress.best_reward, progress.best_timesteps
         return TrainResult(self.run.path, progress.num_timesteps, progress.seconds, *best, stopped, found)
 
-
-def interrupted(run: RunFolder, recipe: Recipe, progress: Progress) -> TrainingInterruptedError:
-    """Return the error that says how to go on."""
-    done = progress.n_updates if isinstance(recipe, ImitationRecipe) else progress.num_timesteps
-    return TrainingInterruptedError(
-        f"Stopped after {done} of {recipe.algorithm.total_steps} steps; the checkpoint is in "
-        f"{run.checkpoints}. To go on, run the same command with --resume."
-    )
+    def interrupted(self, progress: Progress) -> TrainingInterruptedError:
+        """Return the error that says how to go on."""
+        algorithm = self.recipe.algorithm
+        return TrainingInterruptedError(
+            f"Stopped after {getattr(progress, algorithm.counted)} of {algorithm.total_steps} steps; the checkpoint is "
+            f"in {self.run.checkpoints}. To go on, run the same command with --resume."
+        )

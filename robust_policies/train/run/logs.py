@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
+
+# The module's classes are made from a protocol file when it is loaded.
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 
 

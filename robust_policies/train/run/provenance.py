@@ -1,26 +1,12 @@
-"""Where a run comes from: versions, commit and machine."""
+"""Where a run comes from: commit and machine."""
 
 from __future__ import annotations
 
 import os
 import platform
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-
-_PACKAGES = ("robust-policies", "torch", "numpy", "gymnasium", "stable-baselines3", "sb3-contrib", "safetensors")
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that decide what a run computes."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def git_state() -> dict[str, Any]:

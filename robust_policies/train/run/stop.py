@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request to stop between two updates."""
+"""Requests to stop between two updates, among them Ctrl-C and SIGTERM."""
 
 from __future__ import annotations
 
@@ -10,10 +10,29 @@ from typing import Any, Self
 
 
 class StopRequest:
-    """Turns the first Ctrl-C (or SIGTERM) into a request to stop at the next step; a second one acts at once."""
+    """What may ask a training to stop: it does, with a checkpoint, once `requested` is True.
+
+    It is entered while the training's loop runs.
+    """
 
     def __init__(self) -> None:
         self.requested = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        return
+
+
+class StopOnSignal(StopRequest):
+    """Turns the first Ctrl-C (or SIGTERM) into a request to stop at the next step; a second one acts at once.
+
+    For a command, which has the process to itself: it replaces the process's signal handlers while it is entered.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:

@@ -208,3 +208,98 @@ def test_stages_need_joints_whose_positions_follow_their_velocities(write):
     model = model[: model.index("  <keyframe>")] + "</mujoco>"
     with pytest.raises(InvalidValueError, match="hinges and slides only"):
         load_plant(write(model, readings="last_stage", reset={}))
+
+
+STIFF = """<mujoco><option timestep="0.02" gravity="0 0 0" integrator="{integrator}">{flag}</option><worldbody>
+<body><joint name="s" type="slide" axis="1 0 0" stiffness="20000"/><geom size="0.1" mass="1"/></body></worldbody>
+<actuator><motor joint="s" ctrlrange="-5 5"/></actuator>
+<sensor><accelerometer name="felt" site="at"/></sensor></mujoco>""".replace(
+    '<geom size="0.1" mass="1"/>', '<geom size="0.1" mass="1"/><site name="at"/>'
+)
+SLIDE = {
+    "model": "slide.xml", "frame_skip": 1, "time_step": 0.02,
+    "observation": [{"positions": "all"}, {"velocities": "all"}],
+    "reward": [{"term": "alive", "weight": 1.0}], "termination": [], "reset": {}, "disturbance": {}, "randomize": {},
+}  # fmt: skip
+
+
+def slide(folder, integrator="Euler", flag="", **changes):
+    """Return a task's folder: a spring that is too stiff for the time step of its simulation."""
+    (folder / "slide.xml").write_text(STIFF.format(integrator=integrator, flag=flag))
+    (folder / "task.yaml").write_text(yaml.safe_dump(TASK | SLIDE | changes))
+    return folder
+
+
+@pytest.mark.parametrize("readings", [[], [{"sensor": "felt"}]], ids=["state", "sensor"])
+@pytest.mark.parametrize("flag", ["", '<flag autoreset="disable"/>'], ids=["autoreset", "no autoreset"])
+@pytest.mark.parametrize("frame_skip", [1, 2])
+def test_an_unstable_simulation_ends_by_mujocos_own_limit(tmp_path, monkeypatch, flag, frame_skip, readings):
+    monkeypatch.chdir(tmp_path)  # MuJoCo writes its warnings into a file there.
+    task = slide(tmp_path, flag=flag, frame_skip=frame_skip, time_step=0.02 * frame_skip,
+                 observation=SLIDE["observation"] + readings)  # fmt: skip
+    env = TorchVectorEnv(task, num_envs=3, autoreset_mode="Disabled", seed=0)
+    before, _ = env.reset()
+    step, terminated, observation = 0, torch.zeros(3, dtype=torch.bool), before
+    while step < 15 and not terminated.any():
+        step, before = step + 1, observation
+        observation, reward, terminated, _, _ = env.step(torch.ones(3, 1))
+        assert torch.isfinite(observation).all() and torch.isfinite(reward).all()
+    # The acceleration of the 14th time step is the first beyond 1e10; an accelerometer would show it after the 13th.
+    last = 13 if readings else 14
+    assert terminated.all() and step == -(-last // frame_skip)
+    # What the policy sees last is the state before, and all of it is within the limit.
+    assert torch.equal(observation, before) and (observation.abs() < 1e10).all()
+    env.close()
+
+
+def test_a_state_beyond_the_limit_is_a_failure_whether_mujoco_looked_or_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    # Far out the spring is off: the state alone is what is wrong, after the last look in a step.
+    plant = load_plant(slide(tmp_path, observation=SLIDE["observation"] + [{"sensor": "felt"}]))
+    params = plant.prepare(plant.nominal() | {"jnt_stiffness": torch.zeros(1, dtype=torch.float64)})
+    state = torch.zeros((3, plant.state_size), dtype=torch.float64)
+    state[0, 0], state[0, 1] = 9.9e9, 9.9e9
+    state[1, 0], state[1, 1] = 9.9e9, 1e9
+    following = plant.advance(state, torch.zeros((3, 1)), params)
+    assert plant.terminated(following, params).tolist() == [True, False, False]
+    # A start that is unstable has no readings; the episode is over before it begins.
+    start = plant.settle(torch.tensor([[1e11] + [0.0] * (plant.state_size - 1)], dtype=torch.float64), params)
+    assert plant.terminated(start, params).all() and torch.isfinite(start).all()
+
+
+def test_a_keyframe_also_places_mocap_bodies(write):
+    model = MODEL.replace('<body name="mark" pos="0.5 0 0.6">', '<body name="mark" mocap="true" pos="0.5 0 0.6">')
+    model = model.replace('qpos="-0.5 0.2"/>', 'qpos="-0.5 0.2" mpos="-0.7 0 0.4" mquat="0 0 0 1"/>')
+    there = TASK["observation"] + [{"point": {"site": "goal"}}]
+    plant = load_plant(write(model, observation=there))
+    state = plant.initial(torch.zeros((2, plant.reset_size), dtype=torch.float64), plant.prepare(plant.nominal()))
+    heavier = plant.prepare(plant.nominal() | {"body_mass": 2.0 * plant.nominal()["body_mass"]})
+    for params in (plant.prepare(plant.nominal()), heavier):
+        following = plant.advance(state, torch.zeros((2, 1)), params)
+        torch.testing.assert_close(
+            plant.observe(following, params)[:, -3:], torch.tensor([[-0.7, 0.0, 0.4]] * 2, dtype=torch.float64)
+        )
+    np.testing.assert_array_equal(plant.model.body("mark").quat, [0, 0, 0, 1])
+    # Without the keyframe it stands where the model has it.
+    plain = load_plant(write(model, observation=there, reset={}))
+    assert plain.model.body("mark").pos.tolist() == [0.5, 0.0, 0.6]
+
+
+def test_controls_are_named_by_their_actuators(write):
+    pytest.importorskip("mujoco", minversion="4.0")
+    several = '<pid name="servo" joint="swing" kp="1" kv="1" {ranges}/><motor name="last" joint="rail" ' \
+              'ctrllimited="true" ctrlrange="-1 1"/></actuator>'  # fmt: skip
+    unbounded = MODEL.replace("</actuator>", several.format(ranges='posrange="-1 1"'))
+    with pytest.raises(InvalidValueError, match="control 'servo velocity' has no ctrlrange"):
+        load_plant(write(unbounded))
+    bounded = load_plant(write(MODEL.replace("</actuator>", several.format(ranges='posrange="-1 1" velrange="-2 2"'))))
+    assert bounded.action_names == tuple(
+        f"control of {name}" for name in ("drive", "servo position", "servo velocity", "last")
+    )
+    assert bounded.action_high.tolist() == [1.0, 1.0, 2.0, 1.0]
+
+
+def test_the_room_for_contacts_is_named_as_what_it_is(write):
+    with pytest.raises(UnknownNameError, match="pooled_contacts_per_world"):
+        load_plant(write(warp={"contacts": 8}))
+    assert load_plant(write(warp={"pooled_contacts_per_world": 8})).task.warp.pooled_contacts_per_world == 8

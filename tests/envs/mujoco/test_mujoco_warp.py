@@ -5,8 +5,10 @@ import sys
 
 import pytest
 import torch
+import yaml
 
-from robust_policies.envs import load_plant
+from robust_policies.envs import TorchVectorEnv, load_plant
+from robust_policies.envs.incidents import collected
 from robust_policies.errors import InvalidValueError
 
 # Not imported here: MuJoCo-Warp takes five seconds, of every process that collects the tests.
@@ -93,3 +95,63 @@ def test_a_missing_package_is_named_with_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "mujoco_warp", None)
     with pytest.raises(InvalidValueError, match=r"pip install robust-policies\[warp\]"):
         load_plant("hopper").use("warp", CPU, 2)
+
+
+STIFF = """<mujoco><option timestep="0.02" gravity="0 0 0"><flag autoreset="disable"/></option><worldbody>
+<body><joint name="s" type="slide" axis="1 0 0" stiffness="20000"/><geom size="0.1" mass="1"/></body></worldbody>
+<actuator><motor joint="s" ctrlrange="-5 5"/></actuator></mujoco>"""
+BOXES = """<mujoco><option timestep="0.002"/><worldbody><geom type="plane" size="1 1 1"/>
+<body pos="0 0 0.1"><freejoint name="box"/><geom type="box" size="0.1 0.1 0.1" mass="1"/></body>
+<body pos="5 0 5"><joint name="s" type="slide" axis="1 0 0"/><geom size="0.1" mass="1" contype="0"/></body>
+</worldbody><actuator><motor joint="s" ctrlrange="-5 5"/></actuator></mujoco>"""
+
+
+def task(folder, model, time_step, **more):
+    content = {"schema": 1, "plant": "mujoco", "description": "A test.", "model": "model.xml", "frame_skip": 1,
+               "time_step": time_step, "max_episode_steps": 200, "observation": [{"positions": "all"}],
+               "reward": [{"term": "alive", "weight": 1.0}]}  # fmt: skip
+    (folder / "model.xml").write_text(model)
+    (folder / "task.yaml").write_text(yaml.safe_dump(content | more))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(FOR_TESTING, "ignore:compiler attribute")
+def test_an_unstable_simulation_ends_in_the_same_step_as_in_c(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # MuJoCo writes its warnings into a file there.
+    ends = {}
+    for backend in ("c", "warp"):
+        env = TorchVectorEnv(task(tmp_path, STIFF, 0.02), num_envs=2, backend=backend, autoreset_mode="Disabled")
+        observation, _ = env.reset()
+        step, terminated = 0, torch.zeros(2, dtype=torch.bool)
+        while step < 60 and not terminated.any():
+            observation, _, terminated, _, _ = env.step(torch.ones(2, 1))
+            step += 1
+        ends[backend] = step, observation
+        env.close()
+    assert ends["c"][0] == ends["warp"][0] == 14
+    torch.testing.assert_close(ends["warp"][1], ends["c"][1], rtol=1e-5, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(FOR_TESTING, "ignore:compiler attribute")
+def test_room_that_runs_out_is_said_and_counted(tmp_path):
+    def height(**warp):
+        env = TorchVectorEnv(task(tmp_path, BOXES, 0.002, warp=warp), num_envs=2, backend="warp")
+        env.reset()
+        for _ in range(100):
+            observation = env.step(torch.zeros(2, 1))[0]
+        env.close()
+        return observation[:, 2]
+
+    with collected() as enough:
+        rests = height(pooled_contacts_per_world=8)
+    assert not enough and (rests > 0.0995).all()
+    with collected() as found, pytest.warns(UserWarning, match="no room for all contacts"):
+        sinks = height(pooled_contacts_per_world=2)
+    assert sinks.min() < 0.099
+    assert len(found) == 1 and "All 2 worlds share one pool of 4" in found[0]
+    assert "warp.pooled_contacts_per_world" in found[0]
+    with collected() as found, pytest.warns(UserWarning, match="no room for all constraints"):
+        height(constraints=4)
+    assert len(found) == 1 and "Each world has room for 4" in found[0]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from event_files import scalars
-from stopping import StopAt
+from stopping import stop_at
 
 from robust_policies.envs.task import load_plant
 from robust_policies.errors import DivergedError, InvalidValueError, UnknownNameError
@@ -287,7 +287,7 @@ def test_an_interrupted_and_resumed_run_ends_with_the_numbers_of_an_uninterrupte
     recipe = recipe_named()
     train(recipe, tmp_path / "whole")
     with pytest.raises(TrainingInterruptedError, match="--resume"):
-        train(recipe, tmp_path / "run", reporter=StopAt(600))
+        train(recipe, tmp_path / "run", **stop_at(600))
     checkpoint = checkpoints_in(tmp_path / "run" / "checkpoints")[-1]
     assert checkpoint.name == "step_000000000640"
     assert not (tmp_path / "run" / "policy.json").exists()

@@ -120,7 +120,7 @@ def test_dagger_learns_to_recover_where_cloning_drifts(tmp_path):
     assert np.mean(own["dagger"]) < 0.8 * np.mean(own["bc"])
 
 
-def test_a_run_that_was_stopped_goes_on_with_the_same_numbers(tmp_path, monkeypatch):
+def test_a_run_that_was_stopped_goes_on_with_the_same_numbers(tmp_path):
     given = dict(gamma=3.0, policy=SMALL, algorithm={**QUICK, "rounds": 3}, checkpoints=FEW)
     imitate("lqg", SHORT, tmp_path / "whole", **given)
     asked = []
@@ -135,10 +135,8 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_numbers(tmp_path, monkeypa
         def requested(self, value):
             pass
 
-    with monkeypatch.context() as patch:
-        patch.setattr("robust_policies.train.imitation.run.StopRequest", Stops)
-        with pytest.raises(TrainingInterruptedError, match="10 of 30"):
-            imitate("lqg", SHORT, tmp_path / "parts", **given)
+    with pytest.raises(TrainingInterruptedError, match="10 of 30"):
+        imitate("lqg", SHORT, tmp_path / "parts", stop=Stops(), **given)
     assert not (tmp_path / "parts" / "policy.json").exists()
     imitate("lqg", SHORT, tmp_path / "parts", resume=True, **given)
     one, other = (load_policy(tmp_path / name).actor.state_dict() for name in ("whole", "parts"))

@@ -5,7 +5,7 @@ import json
 import gymnasium
 import pytest
 import torch
-from stopping import StopAt
+from stopping import stop_at
 from typer.testing import CliRunner
 
 from robust_policies.certificates import Certificate
@@ -73,7 +73,7 @@ def test_a_stopped_run_ends_with_the_same_numbers(case, tmp_path):
     recipe = load_recipe("cartpole_youla_r2dn", [*TINY, *OWN[case]])
     train(recipe, tmp_path / "whole")
     with pytest.raises(TrainingInterruptedError):
-        train(recipe, tmp_path / "stopped", reporter=StopAt(200))
+        train(recipe, tmp_path / "stopped", **stop_at(200))
     train(recipe, tmp_path / "stopped", resume=True)
     whole, stopped = (load_policy(tmp_path / name) for name in ("whole", "stopped"))
     for name, value in whole.actor.state_dict().items():
@@ -84,7 +84,7 @@ def test_a_stopped_run_ends_with_the_same_numbers(case, tmp_path):
 
 def test_the_commands_work_on_the_folder(trained):
     _, folder = trained
-    suite = ["--attack", "mad_pgd", "--budget", "0,0.1"]
+    suite = ["--attack", "mad_pgd", "--sizes", "0,0.1"]
     certificate = Certificate.from_json(folder / "certificate.json")
     assert certificate.claim.startswith("Proven for the linear model of the closed loop")
     assert "The plant is this linear model" in certificate.claim and certificate.ratio <= 1
@@ -188,7 +188,7 @@ def test_analytic_gradients_learn_through_the_base_controller_and_continue_exact
     recipe = load_recipe("doyle_lqg_youla_r2dn_apg", APG)
     train(recipe, tmp_path / "whole")
     with pytest.raises(TrainingInterruptedError):
-        train(recipe, tmp_path / "stopped", reporter=StopAt(200))
+        train(recipe, tmp_path / "stopped", **stop_at(200))
     train(recipe, tmp_path / "stopped", resume=True)
     whole, stopped = (load_policy(tmp_path / name) for name in ("whole", "stopped"))
     assert isinstance(whole, YoulaPolicy) and whole.design.estimator == "predictor"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from soak_cases import some_soak
-from stopping import StopAt
+from stopping import stop_at
 from tiny_recipe import TINY
 
 from robust_policies.errors import CorruptFileError, SchemaError
@@ -90,7 +90,7 @@ def test_it_ends_with_the_same_numbers(case, tmp_path):
     # In the first rollout, and in a later one.
     for steps in (1, 900):
         with pytest.raises(TrainingInterruptedError, match="--resume"):
-            train(recipe, stopped, resume=True, reporter=StopAt(steps))
+            train(recipe, stopped, resume=True, **stop_at(steps))
     train(recipe, stopped, resume=True)
     expected, found = end_of(tmp_path / "whole"), end_of(stopped)
     for name, value in expected.items():
@@ -128,7 +128,7 @@ def test_it_does_after_a_kill_too(case, tmp_path):
 def test_other_environments_begin_anew_and_a_warning_says_so(tmp_path):
     recipe = load_recipe("pendulum_r2dn_gamma6", [*TINY, "task.id=Pendulum-v1", "algorithm.total_steps=800"])
     with pytest.raises(TrainingInterruptedError):
-        train(recipe, tmp_path / "run", reporter=StopAt(500))
+        train(recipe, tmp_path / "run", **stop_at(500))
     with pytest.warns(UserWarning, match=r"The state of Pendulum-v1 cannot be read: its episodes begin anew"):
         assert train(recipe, tmp_path / "run", resume=True).num_timesteps == 800
 
@@ -149,7 +149,7 @@ def test_a_checkpoint_holds_no_pickle_and_reads_none(tiny, stopped, monkeypatch)
 def test_a_damaged_checkpoint_is_named(tmp_path):
     recipe = recipe_of("apg")
     with pytest.raises(TrainingInterruptedError):
-        train(recipe, tmp_path / "run", reporter=StopAt(900))
+        train(recipe, tmp_path / "run", **stop_at(900))
     checkpoint = checkpoints_in(tmp_path / "run" / "checkpoints")[-1]
     weights = checkpoint / "training.safetensors"
     whole = weights.read_bytes()

@@ -14,7 +14,8 @@ from tiny_recipe import TINY
 from robust_policies.envs import TorchVectorEnv
 from robust_policies.errors import DiskError, DivergedError, InvalidValueError, NotEnoughMemoryError
 from robust_policies.policies import load_policy
-from robust_policies.train import RunFolder, load_recipe, runner, train
+from robust_policies.train import RunFolder, load_recipe, train
+from robust_policies.train.ppo import run as ppo_run
 from robust_policies.train.run.checkpoints import checkpoints_in
 from robust_policies.train.run.guard import GradientNorms, diverged, in_rollout, in_update, in_weights
 from robust_policies.train.run.resources import memory_of
@@ -66,7 +67,7 @@ def test_a_learning_rate_beyond_all_reason_ends_in_one_clear_line(algorithm, tmp
 
 @pytest.mark.parametrize("algorithm", ["recurrent_ppo", "tensor_ppo"])
 def test_nan_from_the_environment_is_named_and_the_last_checkpoint_stays(algorithm, tmp_path, monkeypatch):
-    make = runner.make_env
+    make = ppo_run.make_env
 
     def poisoned(recipe, num_envs, seed, device, training):
         env = make(recipe, num_envs, seed, device, training)
@@ -76,7 +77,7 @@ def test_nan_from_the_environment_is_named_and_the_last_checkpoint_stays(algorit
             Poisoned.calls = 400
         return env
 
-    monkeypatch.setattr(runner, "make_env", poisoned)
+    monkeypatch.setattr(ppo_run, "make_env", poisoned)
     # 330 steps of each environment: the fourth rollout of 100.
     with pytest.raises(DivergedError, match=r"in update 4, after \d+ steps: the (observation|reward) .*nan") as caught:
         train(recipe_of(algorithm), tmp_path / "run")

@@ -8,13 +8,14 @@ import torch
 from event_files import scalars
 from tiny_recipe import TINY
 
+from robust_policies.envs import incidents
 from robust_policies.errors import DeviceError, InvalidValueError, SchemaError, UnknownNameError
 from robust_policies.policies import load_policy
 from robust_policies.train import RunFolder, load_recipe, open_run, train
 from robust_policies.train.environment import make_env
-from robust_policies.train.ppo.continuation import read_checkpoint
+from robust_policies.train.ppo.continuation import load_model
 from robust_policies.train.ppo.run import make_model
-from robust_policies.train.run.checkpoints import checkpoints_in
+from robust_policies.train.run.checkpoints import checkpoints_in, newest_state
 
 
 def test_a_run_folder_has_its_files_and_sb3s_scalars(tiny, finished_once):
@@ -27,13 +28,21 @@ def test_a_run_folder_has_its_files_and_sb3s_scalars(tiny, finished_once):
     provenance = run.read_provenance()
     assert provenance["seed"] == tiny.seed
     assert provenance["num_timesteps"] == 1600
-    assert provenance["versions"]["torch"]
+    assert provenance["versions"]["torch"] and provenance["incidents"] == []
     tags = scalars(run)
     for tag in ("rollout/ep_rew_mean", "rollout/ep_len_mean", "train/loss", "train/approx_kl", "train/value_loss",
                 "train/std", "time/fps", "eval/mean_reward", "eval/mean_ep_length"):  # fmt: skip
         assert tags[tag], tag
     assert [step for step, _ in tags["eval/mean_reward"]] == [800, 1600]
     assert result.best_reward == pytest.approx(max(value for _, value in tags["eval/mean_reward"]), rel=1e-5)
+
+
+def test_what_went_wrong_in_the_simulation_marks_the_run(tiny, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    with run.reserved(tiny, resume=False), pytest.warns(UserWarning, match="no room"):
+        incidents.report("no room for contacts")
+    run.write_provenance()
+    assert run.read_provenance()["incidents"] == ["no room for contacts"]
 
 
 def test_the_kept_policy_is_the_best_one(finished_once):
@@ -86,7 +95,9 @@ def test_an_interrupted_run_is_continued_to_its_end(tiny, stopped):
 def test_a_continued_run_starts_from_the_weights_and_optimizer_of_the_checkpoint(tiny, stopped):
     env = make_env(tiny, 4, 0, "cpu", training=True)
     model = make_model(tiny, env)
-    progress, _ = read_checkpoint(RunFolder(stopped).checkpoints, model)
+    found = newest_state(RunFolder(stopped).checkpoints)
+    load_model(model, found.tensors, found.facts, found.progress)
+    progress = found.progress
     assert (progress.num_timesteps, model.num_timesteps, model._n_updates) == (800, 800, 4)
     assert model.policy.optimizer.state_dict()["state"]
     assert model.get_vec_normalize_env().ret_rms.count > 700

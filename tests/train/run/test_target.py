@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from stopping import StopAt
+from stopping import stop_at
 from tiny_recipe import TINY
 
 from robust_policies.errors import InvalidValueError, UnknownNameError
@@ -92,7 +92,7 @@ def test_the_report_shows_it_and_a_recipe_without_one_has_none(results):
 def test_evaluations_from_before_an_interruption_count(tmp_path):
     recipe = recipe_with(-1e4, 800)
     with pytest.raises(TrainingInterruptedError):
-        train(recipe, tmp_path / "run", reporter=StopAt(900))
+        train(recipe, tmp_path / "run", **stop_at(900))
     result = train(recipe, tmp_path / "run", resume=True)
     assert result.target is not None
     assert result.target.reached_steps == 800

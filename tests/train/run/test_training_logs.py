@@ -7,7 +7,7 @@ import pytest
 from event_files import scalars
 from rich.console import Console
 from soak_cases import some_soak
-from stopping import StopAt
+from stopping import stop_at
 from tiny_recipe import TINY
 
 from robust_policies.certificates import empirical_gain
@@ -105,7 +105,7 @@ def test_choices_have_no_gain(tmp_path):
 def test_the_log_of_a_resumed_run_has_each_step_once(algorithm, tmp_path):
     recipe = recipe_of(algorithm, "checkpoints.every=800")
     with pytest.raises(TrainingInterruptedError):
-        train(recipe, tmp_path / "run", reporter=StopAt(900, signal.SIGTERM))
+        train(recipe, tmp_path / "run", **stop_at(900, signal.SIGTERM))
     train(recipe, tmp_path / "run", resume=True)
     train(recipe, tmp_path / "whole")
     resumed, whole = (scalars(open_run(tmp_path / name)) for name in ("run", "whole"))

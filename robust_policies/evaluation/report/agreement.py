@@ -1,0 +1,160 @@
+"""Whether the files of a run folder agree: the policy as it is here, its certificate and its evaluation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from robust_policies.certificates import Certificate
+from robust_policies.certificates.certificate import VIOLATION_MARGIN, array_hashes, digest
+from robust_policies.envs.batch import ours
+from robust_policies.errors import UserError
+from robust_policies.evaluation.certify import SENTENCE, check_run
+from robust_policies.evaluation.task_numbers import task_numbers
+from robust_policies.files.yaml_text import read_yaml
+from robust_policies.policies import load_policy
+
+_TOLERANCE = 1e-9
+
+
+@dataclass
+class Agreement:
+    """What was found by computing again.
+
+    Attributes:
+        policy: sha256 of the arrays of the policy in the folder, None: it cannot be read.
+        evaluated: sha256 of the policy's arrays that evaluation.json states, None: not stated.
+        certificate: what in certificate.json is not so; None: it could not be checked.
+        others: what in the other files is not so.
+        reason: why the certificate could not be checked.
+        sentence: whether the certificate's sentence is another than its numbers make, though they are right.
+    """
+
+    policy: str | None = None
+    evaluated: str | None = None
+    certificate: list[str] | None = None
+    others: list[str] = field(default_factory=list)
+    reason: str = ""
+    sentence: bool = False
+
+    @property
+    def differences(self) -> list[str]:
+        """All that does not agree."""
+        return [*(self.certificate or []), *self.others]
+
+    @property
+    def weights(self) -> str | None:
+        """The sha256 by which two policies are known to be one, None for none."""
+        return self.policy or self.evaluated
+
+
+def agreement(
+    folder: Path, certificate: Certificate | None, evaluation: Mapping[str, Any], provenance: Mapping[str, Any]
+) -> Agreement:
+    """Return what agrees in a run folder, given what could be read of its files ({} for nothing)."""
+    stated = evaluation.get("policy_sha256")
+    found = Agreement(evaluated=stated if isinstance(stated, str) else None)
+    try:
+        found.policy = digest(array_hashes(load_policy(folder).running_arrays()))
+    except (UserError, OSError) as error:
+        found.reason = f"the policy cannot be read: {error}"
+    if certificate is not None:
+        _certificate(folder, certificate, found)
+    if found.policy is not None and found.evaluated not in (None, found.policy):
+        found.others.append(
+            "evaluation.json: its returns are of another policy; the sha256 it states is not this one's"
+        )
+    found.others += _returns(evaluation)
+    found.others += _seeds(folder, evaluation, provenance)
+    found.others += _tasks(evaluation)
+    return found
+
+
+def _certificate(folder: Path, certificate: Certificate, found: Agreement) -> None:
+    gain, lower = certificate.gamma_raw, certificate.empirical_lower
+    beyond = gain is not None and lower is not None and lower > gain * (1 + VIOLATION_MARGIN)
+    if certificate.status == "PASS" and beyond:
+        found.certificate = [f"certificate.json: the gain {lower:.9g} that was found is above the proven {gain:.9g}"]
+    if found.policy is None:
+        return
+    said = check_run(folder)
+    found.sentence = SENTENCE in said
+    found.certificate = [*(found.certificate or []), *(f"certificate.json: {one}" for one in said if one != SENTENCE)]
+
+
+def _returns(evaluation: Mapping[str, Any]) -> list[str]:
+    """Return what in the tables of an evaluation does not follow from its returns."""
+    rows, worst = (_readable(evaluation.get(key)) for key in ("rows", "worst"))
+    wrong = sum(not math.isclose(mean, returns.mean(), rel_tol=_TOLERANCE) for _, mean, returns in (*rows, *worst))
+    found = []
+    if wrong:
+        found.append(
+            f"evaluation.json: {wrong} of {len(rows) + len(worst)} means are not those of the returns beside them"
+        )
+    attacks: dict[tuple[str, ...], list[np.ndarray]] = {}
+    for row, _, returns in rows:
+        if row.get("group") == "attack":
+            attacks.setdefault(_labels(row, "perturbation"), []).append(returns)
+    other = 0
+    for row, _, returns in worst:
+        own = attacks.get(_labels(row, "attack"))
+        other += own is not None and not np.array_equal(np.concatenate(own), returns)
+    if other:
+        found.append(f"evaluation.json: {other} of {len(worst)} worst attacks have other returns than the same attack")
+    return found
+
+
+def _labels(row: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    return tuple(str(row.get(key)) for key in ("task", name, "norm", "size"))
+
+
+def _readable(items: Any) -> list[tuple[dict[str, Any], float, np.ndarray]]:
+    """Return (row, its mean, its returns) of the rows that state a mean."""
+    found = []
+    for item in items if isinstance(items, list) else []:
+        try:
+            mean, returns = float(item["mean"]), np.asarray(item["returns"], dtype=np.float64)
+        except (KeyError, TypeError, ValueError, OverflowError):
+            continue
+        if returns.ndim == 1 and returns.size and np.isfinite([mean, *returns]).all():
+            found.append((item, mean, returns))
+    return found
+
+
+def _seeds(folder: Path, evaluation: Mapping[str, Any], provenance: Mapping[str, Any]) -> list[str]:
+    try:
+        recipe = read_yaml(folder / "recipe.yaml")
+    except UserError:
+        recipe = None
+    given = {
+        "recipe.yaml": recipe.get("seed") if isinstance(recipe, dict) else None,
+        "provenance.json": provenance.get("seed"),
+        "evaluation.json": evaluation.get("training_seed"),
+    }
+    known = {name: seed for name, seed in given.items() if isinstance(seed, int)}
+    if len(set(known.values())) < 2:
+        return []
+    return [f"the training seed is {', '.join(f'{seed} in {name}' for name, seed in known.items())}"]
+
+
+def _tasks(evaluation: Mapping[str, Any]) -> list[str]:
+    """Return the tasks that are not what they were when the policy was evaluated."""
+    stated = evaluation.get("task_numbers")
+    found = []
+    for task, numbers in stated.items() if isinstance(stated, dict) else ():
+        options = numbers.get("options") if isinstance(numbers, dict) else None
+        # A folder or module that a file names may hold code, and making a report runs none.
+        if ":" in task or not ours(task) or not isinstance(options, dict) or "task" in options:
+            continue
+        now = task_numbers(task, options)
+        changed = [key for key in now if numbers.get(key) != now[key]]
+        if changed:
+            found.append(
+                f"evaluation.json: {', '.join(changed)} of {task} are other numbers here than when it was evaluated"
+            )
+    return found
