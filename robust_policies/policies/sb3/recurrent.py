@@ -158,6 +158,8 @@ class RecurrentCellPolicy(RecurrentActorCriticPolicy):
         return super().predict_values(from_zero(self.observation_space, obs), *args, **kwargs)
 
     def _build_mlp_extractor(self) -> None:
+        # Of MultiDiscrete observations Stable-Baselines3 has NumPy's number, which no JSON holds.
+        self.features_dim = int(self.features_dim)
         outputs = self._options["cell_output_size"]
         if outputs is None:
             outputs = parameter_count(self.action_space)
