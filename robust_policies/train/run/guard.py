@@ -63,7 +63,11 @@ def in_rollout(**quantities: Any) -> str | None:
 
 def in_buffer(buffer: Any) -> str | None:
     """Return what was not finite first in a rollout buffer, tensors or arrays (time, env, ...); None if all is."""
-    return in_rollout(observation=buffer.observations, action=buffer.actions, reward=buffer.rewards)
+    seen = buffer.observations
+    if isinstance(seen, Mapping):
+        entries = {f"observation {name!r}": value for name, value in seen.items()}
+        return in_rollout(**entries, action=buffer.actions, reward=buffer.rewards)
+    return in_rollout(observation=seen, action=buffer.actions, reward=buffer.rewards)
 
 
 def in_update(losses: Sequence[Tensor], norms: Sequence[Tensor]) -> str | None:
@@ -102,11 +106,13 @@ def too_large(module: nn.Module) -> str:
 def why_it_failed(model: OnPolicyAlgorithm, error: Exception) -> str | None:
     """Return what was not finite when a library refused to compute (`error`); None if it was something else."""
     last = getattr(model, "_last_obs", None)
-    if isinstance(last, Tensor | np.ndarray) and not bool(torch.isfinite(torch.as_tensor(last)).all()):
-        return f"{THEIRS}observation was NaN or infinite"
+    for seen in last.values() if isinstance(last, Mapping) else [last]:
+        if isinstance(seen, Tensor | np.ndarray) and not bool(torch.isfinite(torch.as_tensor(seen)).all()):
+            return f"{THEIRS}observation was NaN or infinite"
     buffer: Any = model.rollout_buffer
     # An update leaves NumPy's buffer in another shape, of a rollout that has been looked at already.
-    found = in_buffer(buffer) if buffer.observations.ndim > 2 else None
+    seen = buffer.observations
+    found = in_buffer(buffer) if (next(iter(seen.values())) if isinstance(seen, Mapping) else seen).ndim > 2 else None
     found = found or in_weights(model.policy.state_dict())
     if found is None and isinstance(error, LinAlgError):
         found = too_large(model.policy)
