@@ -224,7 +224,8 @@ def test_stable_baselines3s_own_policies_on_choices_and_dicts():
 def test_an_entry_of_a_dict_far_from_zero_keeps_its_digits_in_training_and_deployment():
     space = spaces.Dict(at=spaces.Box(-1e8, 1e8, (1,), np.float64), floor=spaces.Discrete(3, start=2))
     offset = [5e6, 0.0, 0.0, 0.0]
-    model = model_of(space, observation_offset=offset)
+    # Wide actions: none of them is at its limit.
+    model = model_of(space, spaces.Box(-100.0, 100.0, (2,)), observation_offset=offset)
     policy = deploy(randomize(model.policy))
     given = {"at": 5e6 + np.array([[0.0], [0.05], [0.1], [0.2]]), "floor": np.full(4, 3)}
     actions, _ = policy.predict(given)
