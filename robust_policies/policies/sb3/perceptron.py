@@ -35,7 +35,8 @@ def perceptron(policy: Any) -> Actor:
     elif isinstance(policy, TD3Policy):
         parts, squash = list(policy.actor.mu)[:-1], True
     elif type(policy) in (ActorCriticPolicy, MultiInputActorCriticPolicy):
-        parts, squash = [*policy.mlp_extractor.policy_net, policy.action_net], False
+        heads: Any = policy.mlp_extractor
+        parts, squash = [*heads.policy_net, policy.action_net], False
     else:
         raise InvalidValueError(
             f"A {type(policy).__name__} cannot be deployed; expected a RecurrentCellPolicy, an MlpPolicy of PPO, A2C, "
