@@ -107,8 +107,8 @@ def _proven(method: Method) -> str:
         )
     else:
         what = (
-            f"its {_given(known)} for two sequences of {_read(known)} differ by at most {numbers.upper(max(gains))} times "
-            "what these differ by"
+            f"its {_given(known)} for two sequences of {_read(known)} differ by at most "
+            f"{numbers.upper(max(gains))} times what these differ by"
         )
     norm = " (l2 norm over all time steps and channels)" if gains and not constant else ""
     unchecked = (
