@@ -10,9 +10,13 @@ import torch
 
 from robust_policies.errors import DeviceError, InvalidValueError, NonFiniteError, ShapeError
 
+_LONGEST = 80
+
 
 def positive_int(name: str, value: Any, minimum: int = 1) -> int:
-    """Return `value` as an int of at least `minimum`."""
+    """Return `value` as an int of at least `minimum`; 1e5 is a whole number."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < minimum:
         raise InvalidValueError(f"{name} is {value!r}; expected a whole number of at least {minimum}.")
     return int(value)
@@ -68,6 +72,16 @@ def device(name: str | torch.device) -> torch.device:
         if (wanted.index or 0) >= count:
             raise DeviceError(f"Device {str(name)!r} was asked for and PyTorch sees {count} CUDA device(s); use 'cpu'.")
     return wanted
+
+
+def space_text(space: Any) -> str:
+    """Return a Gymnasium space in a few words: bounds that differ would fill pages, so they are left out."""
+    text = " ".join(str(space).split())
+    if len(text) <= _LONGEST:
+        return text
+    keys = getattr(space, "spaces", None)
+    inside = f"the keys {', '.join(map(str, keys))}" if keys else f"shape {space.shape} and dtype {space.dtype}"
+    return f"{type(space).__name__} with {inside}"
 
 
 def seed_list(name: str, text: str) -> list[int]:

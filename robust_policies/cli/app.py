@@ -16,7 +16,7 @@ from robust_policies import __version__
 from robust_policies.cli.errors import exit_status, short_warnings
 from robust_policies.cli.imitate import imitate
 from robust_policies.cli.listing import Listing, entries_of
-from robust_policies.cli.steps import certify_evaluate_report, certify_folder, check_evaluation, report_on
+from robust_policies.cli.steps import ask_first, certify_evaluate_report, certify_folder, report_on, said_of_dry_run
 from robust_policies.cli.sweep import sweep
 from robust_policies.errors import InvalidValueError
 
@@ -101,6 +101,9 @@ def train(
         bool, typer.Option("--deterministic", help="deterministic algorithms only; the same as deterministic=true")
     ] = False,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads; small networks are fastest with one")] = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="make one update in a scratch folder with all that follows, and stop")
+    ] = False,
     evaluation: Annotated[bool, typer.Option("--evaluate/--no-evaluate", help="certify and evaluate it too")] = True,
     report_: Annotated[
         bool, typer.Option("--report/--no-report", help="write report.html (needs the evaluation)")
@@ -116,7 +119,10 @@ def train(
     torch.set_num_threads(threads)
     resolved = training.load_recipe(recipe, [*(set_ or []), *["deterministic=true"] * deterministic], seed)
     folder = output or Path("results") / Path(recipe).stem
-    check_evaluation(resolved.evaluation)
+    ask_first(resolved, folder, device, resume, evaluation, dry_run)
+    if dry_run:
+        typer.echo(said_of_dry_run(folder))
+        return
     shown, stop = reporter_for(Console()), training.StopOnSignal()
     result = training.train(resolved, folder, device=device, resume=resume, reporter=shown, stop=stop)
     best = "" if result.best_reward is None else f", best mean return {result.best_reward:.1f}"

@@ -37,6 +37,7 @@ from robust_policies.evaluation.tuning import measure_attack, measure_critical
 from robust_policies.files.atomic import write_json
 from robust_policies.files.versions import versions
 from robust_policies.policies import load_policy
+from robust_policies.policies.observations import measured as can_be_off
 from robust_policies.policies.storage import stored_task
 from robust_policies.train.recipe.recipe import Recipe
 from robust_policies.train.run.folder import EVALUATION_SCHEMA, RunFolder
@@ -44,6 +45,7 @@ from robust_policies.train.run.folder import EVALUATION_SCHEMA, RunFolder
 Progress = Callable[[float, str], None]
 Job = Callable[[], dict[str, Any]] | str
 """What measures, or why that is not done in a task."""
+_EXACT = "its observations are choices, which are not off by a little"
 
 
 @dataclass(frozen=True)
@@ -207,10 +209,11 @@ def _jobs(bench: Bench, done: dict[str, Any] | None) -> Iterator[tuple[str, Job]
         return nominal[0]
 
     yield "nominal", lambda: _nominal(unperturbed()[0], suite.record)
+    exact = None if can_be_off(bench.policy.observation_space).any() else _EXACT
     for name in suite.noise:
-        yield name, lambda name=name: measure_noise(bench, name)
+        yield name, exact or (lambda name=name: measure_noise(bench, name))
     for entry in suite.attacks:
-        reason = why_not(entry.name, bench.task, bench.env_kwargs)
+        reason = exact or why_not(entry.name, bench.task, bench.env_kwargs)
         yield _job_of(entry), reason or (lambda e=entry: measure_attack(bench, e, unperturbed(), _shown(suite)))
     for group, entries in (("fault", suite.faults), ("disturbance", suite.disturbances)):
         for entry in entries:

@@ -23,6 +23,7 @@ from robust_policies.train.environment import make_env
 from robust_policies.train.ppo.algorithm import TensorRecurrentPPO
 from robust_policies.train.ppo.callback import RunCallback
 from robust_policies.train.ppo.continuation import Moment, continues, load_model, model_tensors
+from robust_policies.train.ppo.minibatches import merge_remainders
 from robust_policies.train.recipe.rates import schedule
 from robust_policies.train.recipe.recipe import Recipe
 from robust_policies.train.run.checkpoints import Progress
@@ -57,7 +58,7 @@ def make_model(recipe: Recipe, env: VecEnv, device: str = "cpu") -> OnPolicyAlgo
         options["normalize_observation"] = algorithm.normalize_observation
         options["spread_episodes"] = algorithm.spread_episodes
         options["normalize_reward"] = algorithm.normalize_reward and not isinstance(env, VecNormalize)
-    return kind(
+    model = kind(
         RecurrentCellPolicy,
         env,
         learning_rate=schedule(algorithm.learning_rate),
@@ -77,6 +78,8 @@ def make_model(recipe: Recipe, env: VecEnv, device: str = "cpu") -> OnPolicyAlgo
         device=device,
         **options,
     )
+    merge_remainders(model)
+    return model
 
 
 class PpoRun(Learner):

@@ -104,8 +104,7 @@ class RunFolder:
         Raises:
             InvalidValueError: another process trains into the folder, or as `begin`; nothing was touched then.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise InvalidValueError(f"Output {str(self.path)!r} is a file; expected a folder, new or empty.")
+        self._no_file()
         with ExitStack() as stack:
             with _unwritable(self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
@@ -113,17 +112,22 @@ class RunFolder:
                 self.incidents = stack.enter_context(collected())
             yield self.begin(recipe, resume)
 
+    def _no_file(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise InvalidValueError(f"Output {str(self.path)!r} is a file; expected a folder, new or empty.")
+
     def held(self) -> AbstractContextManager[None]:
         """Keep the folder to this process for the block; raises `InvalidValueError` if another one has it."""
         return held(self.path, f"Run folder {str(self.path)!r}")
 
-    def begin(self, recipe: Recipe, resume: bool) -> bool:
-        """Make the folder ready for training `recipe`; return whether an earlier run is being continued.
+    def continues(self, recipe: Recipe, resume: bool) -> bool:
+        """Return whether training `recipe` here would continue an earlier run; nothing is written.
 
         Raises:
             InvalidValueError: the folder holds files and `resume` is off, or holds a run of another recipe.
         """
-        used = bool(contents(self.path))
+        self._no_file()
+        used = self.path.is_dir() and bool(contents(self.path))
         if used and not resume:
             raise InvalidValueError(
                 f"Output folder {str(self.path)!r} is not empty; add --resume to continue the run in it, "
@@ -138,6 +142,15 @@ class RunFolder:
             if self.provenance.is_file():
                 self.read_provenance()
             _same_recipe(self.read_recipe(), recipe, self.path)
+        return used
+
+    def begin(self, recipe: Recipe, resume: bool) -> bool:
+        """Make the folder ready for training `recipe`; return whether an earlier run is being continued.
+
+        Raises:
+            InvalidValueError: the folder holds files and `resume` is off, or holds a run of another recipe.
+        """
+        if self.continues(recipe, resume):
             remove_leftovers(self.checkpoints)
             return True
         with _unwritable(self.path):
