@@ -10,6 +10,9 @@ import difflib
 from collections.abc import Iterable
 
 
+_MOST_LISTED = 24
+
+
 class RobustPoliciesError(Exception):
     """Base of all errors raised on purpose by this package."""
 
@@ -46,7 +49,12 @@ class UnknownNameError(UserError, KeyError):
         names = sorted(known)
         close = difflib.get_close_matches(str(given), names, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        return cls(f"Unknown {kind} {given!r}.{hint} Known: {', '.join(names) or 'none'}.")
+        listed = ", ".join(names) or "none"
+        if len(names) > _MOST_LISTED:
+            # Nobody reads so many: those alike, however little.
+            alike = difflib.get_close_matches(str(given), names, n=3, cutoff=0.0)
+            listed = f"{', '.join(alike)} and {len(names) - len(alike)} more"
+        return cls(f"Unknown {kind} {given!r}.{hint} Known: {listed}.")
 
 
 class MissingFileError(UserError, FileNotFoundError):

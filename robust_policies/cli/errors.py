@@ -15,6 +15,7 @@ import typer
 from robust_policies.errors import RobustPoliciesError
 
 # Typer carries its own copy of click in newer versions; this is the base of every wrong option or argument in both.
+_LONGEST = 600
 _UsageError: Any = typer.BadParameter.__bases__[0]
 
 
@@ -54,7 +55,11 @@ def short_warnings(asked: bool) -> Iterator[None]:
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    line = " ".join(message.split())
+    if len(line) > _LONGEST:
+        # What was given may be long; what was wrong with it stands before, what is expected behind.
+        line = f"{line[: _LONGEST * 2 // 3]} [...] {line[-_LONGEST // 3 :]}"
+    print(f"error: {line}", file=sys.stderr)
     return status
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from robust_policies.cli.steps import certify_evaluate_report, check_evaluation
+from robust_policies.cli.steps import MOST_THREADS, certify_evaluate_report, check_evaluation
 from robust_policies.files import numbers
 
 
@@ -35,7 +35,7 @@ def imitate(
         Path | None, typer.Option("-o", "--output", metavar="DIR", help="run folder [default: results/TASK_imitation]")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue the run in DIR from its last checkpoint")] = False,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads; small networks are fastest with one")] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=MOST_THREADS, help="CPU threads; small networks are fastest with one")] = 1,
     evaluation: Annotated[bool, typer.Option("--evaluate/--no-evaluate", help="certify and evaluate it too")] = True,
     report: Annotated[
         bool, typer.Option("--report/--no-report", help="write report.html (needs the evaluation)")

@@ -10,6 +10,8 @@ import typer
 
 from robust_policies.files import numbers
 
+MOST_THREADS = 1024
+
 
 def check_evaluation(section: Any) -> None:
     """Raise for an evaluation that could not run, before hours of training."""

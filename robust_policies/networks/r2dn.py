@@ -81,7 +81,7 @@ class R2DN(RobustCell):
         super().__init__(input_size, state_size, output_size, features, activation, guarantee, rate, init, eps)
         nu, nx, ny, nv = self.input_size, self.state_size, self.output_size, self.features
         self.hidden_sizes = hidden_widths(hidden_sizes)
-        self.linear_output = bool(linear_output)
+        self.linear_output = checks.flag("linear_output", linear_output)
         if self.linear_output and not self.hidden_sizes:
             raise InvalidValueError(
                 "hidden_sizes is empty; a phi with a linear last layer needs a hidden layer: (32,)."

@@ -101,7 +101,7 @@ def load_policy(path: str | Path, *, allow_pickle: bool = False) -> DeployedPoli
         return KINDS[content["type"]].from_parts(content, stored, weights_path)
     except UserError:
         raise
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise CorruptFileError(f"{json_path} lacks or garbles the entry {error}; save the policy again.") from error
 
 
