@@ -92,7 +92,7 @@ def seed_list(name: str, text: str) -> list[int]:
             first, dash, last = part.partition("-")
             begin, end = int(first), int(last if dash else first) + 1
             if end > SEEDS or end - begin > _MOST_SEEDS:
-                raise InvalidValueError(f"{name} is {text!r}; {expected}, below 2^31 and at most {_MOST_SEEDS} of them.")
+                raise InvalidValueError(f"{name} is {text!r}; {expected}, below 2^31, at most {_MOST_SEEDS}.")
             seeds += range(begin, end)
     except UserError:
         raise

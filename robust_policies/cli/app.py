@@ -100,7 +100,9 @@ def train(
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="deterministic algorithms only; the same as deterministic=true")
     ] = False,
-    threads: Annotated[int, typer.Option(min=1, max=MOST_THREADS, help="CPU threads; small networks are fastest with one")] = 1,
+    threads: Annotated[
+        int, typer.Option(min=1, max=MOST_THREADS, help="CPU threads; small networks are fastest with one")
+    ] = 1,
     evaluation: Annotated[bool, typer.Option("--evaluate/--no-evaluate", help="certify and evaluate it too")] = True,
     report_: Annotated[
         bool, typer.Option("--report/--no-report", help="write report.html (needs the evaluation)")

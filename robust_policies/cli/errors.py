@@ -14,8 +14,9 @@ import typer
 
 from robust_policies.errors import RobustPoliciesError
 
-# Typer carries its own copy of click in newer versions; this is the base of every wrong option or argument in both.
+# Characters of a line.
 _LONGEST = 600
+# Typer carries its own copy of click in newer versions; this is the base of every wrong option or argument in both.
 _UsageError: Any = typer.BadParameter.__bases__[0]
 
 

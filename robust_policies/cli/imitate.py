@@ -35,7 +35,9 @@ def imitate(
         Path | None, typer.Option("-o", "--output", metavar="DIR", help="run folder [default: results/TASK_imitation]")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue the run in DIR from its last checkpoint")] = False,
-    threads: Annotated[int, typer.Option(min=1, max=MOST_THREADS, help="CPU threads; small networks are fastest with one")] = 1,
+    threads: Annotated[
+        int, typer.Option(min=1, max=MOST_THREADS, help="CPU threads; small networks are fastest with one")
+    ] = 1,
     evaluation: Annotated[bool, typer.Option("--evaluate/--no-evaluate", help="certify and evaluate it too")] = True,
     report: Annotated[
         bool, typer.Option("--report/--no-report", help="write report.html (needs the evaluation)")

@@ -62,7 +62,9 @@ def recipe_path(name: str | Path) -> Path:
     if packaged.is_file() and (path.parent == Path(".") or path.parent.name == "train"):
         return packaged
     if path.suffix in {".yaml", ".yml"} and path.parent not in {Path("."), Path("train")}:
-        raise MissingFileError(f"Recipe file {str(path)!r} does not exist; `robust-policies list recipes` names those of the package.")
+        raise MissingFileError(
+            f"Recipe file {str(path)!r} does not exist; `robust-policies list recipes` names those of the package."
+        )
     if path.is_dir():
         raise InvalidValueError(f"Recipe {str(path)!r} is a folder; expected a YAML file, or a name (`list recipes`).")
     raise UnknownNameError.among("recipe", str(name), recipe_names())

@@ -215,12 +215,13 @@ class DeployedPolicy:
         cell = stored_cell(content["cell"])
         size, numbers = cell.input_size, parameter_count(action_space)
         scale, offset, action_scale = (
-            1.0 if checks.flag(key, content[key]) else None for key in ("observation_scale", "observation_offset", "action_scale")
+            1.0 if checks.flag(key, content[key]) else None
+            for key in ("observation_scale", "observation_offset", "action_scale")
         )
         squash = checks.flag("squash", content.get("squash", False))
         linear = checks.flag("linear_head", content["linear_head"])
-        centre = 0.0 if checks.flag("action_offset", content.get("action_offset", False)) else None
-        head = MeanHead(cell.output_size, numbers, linear, action_scale, centre, squash=squash)
+        centred = checks.flag("action_offset", content.get("action_offset", False))
+        head = MeanHead(cell.output_size, numbers, linear, action_scale, 0.0 if centred else None, squash=squash)
         scaling = Scaling(size, scale, offset)
         actor = Actor(ScaledCell(cell, scaling), head).to(DTYPES[content["dtype"]])
         if checks.flag("exact_offset", content.get("exact_offset", False)) and scaling.offset is not None:

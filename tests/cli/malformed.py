@@ -317,7 +317,10 @@ _PLANTS = {
         "plant.py:Thing",
         "from robust_policies.envs.plant import Plant, TaskFile\nclass Thing(Plant):\n    Task = TaskFile\n",
     ),
-    "a class without a task": ("plant.py:Thing", "from robust_policies.envs.plant import Plant\nclass Thing(Plant):\n    pass\n"),
+    "a class without a task": (
+        "plant.py:Thing",
+        "from robust_policies.envs.plant import Plant\nclass Thing(Plant):\n    pass\n",
+    ),
 }
 
 

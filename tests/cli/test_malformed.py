@@ -1,8 +1,6 @@
 """Malformed input of every kind: one short line, status 2, no traceback, and nothing written."""
 
 import hashlib
-import subprocess
-import sys
 
 import malformed
 import pytest
@@ -31,7 +29,9 @@ def base(tmp_path_factory):
     from robust_policies.train.actor import new_actor
 
     folder = tmp_path_factory.mktemp("base") / "run"
-    recipe = load_recipe("pendulum_r2dn_gamma6", ["policy.state_size=3", "policy.features=3", "policy.hidden_sizes=[3]"])
+    recipe = load_recipe(
+        "pendulum_r2dn_gamma6", ["policy.state_size=3", "policy.features=3", "policy.hidden_sizes=[3]"]
+    )
     env = make_one(recipe.task.id)
     assert isinstance(env, gymnasium.Env)
     actor = new_actor(recipe.policy, 3, env.action_space, 0)
