@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import itertools
 import sys
 import warnings
@@ -16,6 +17,8 @@ from robust_policies.errors import RobustPoliciesError
 
 # Characters of a line.
 _LONGEST = 600
+# Characters of a name that is too long.
+_SHOWN = 60
 # Typer carries its own copy of click in newer versions; this is the base of every wrong option or argument in both.
 _UsageError: Any = typer.BadParameter.__bases__[0]
 
@@ -39,6 +42,9 @@ def exit_status(error: BaseException, given: Sequence[str]) -> int:
         return _fail(str(error), error.exit_status)
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
         return _fail("interrupted", 1)
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        name = str(error.filename)
+        return _fail(f"{name[:_SHOWN]!r}... has {len(name)} characters, too many for a file; give a shorter name.", 2)
     return _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1)
 
 

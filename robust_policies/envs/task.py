@@ -117,6 +117,8 @@ def _module_beside(file: Path, path: Path) -> ModuleType:
 
 def task_file(task: str | Path) -> Path:
     """Return the task.yaml that `task`, a name or a folder, means."""
+    if not isinstance(task, (str, Path)):
+        raise InvalidValueError(f"task is {task!r}; expected the name of a task or the path of its folder.")
     if isinstance(task, str) and "/" not in task and "\\" not in task and not Path(task).is_dir():
         return assets.task_folder(task) / "task.yaml"
     folder = Path(task)

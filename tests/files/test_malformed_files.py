@@ -18,6 +18,7 @@ from robust_policies.errors import (
 from robust_policies.files.assets import recipe_names, recipe_path
 from robust_policies.files.atomic import output_folder, read_json
 from robust_policies.files.yaml_text import parse_yaml, read_yaml
+from robust_policies.policies import load_policy
 from robust_policies.train import load_recipe
 
 
@@ -58,6 +59,23 @@ def test_seeds_are_counted_before_they_are_listed():
             checks.seed_list("--seeds", text)
     with pytest.raises(UserError, match=r"evaluation\.seeds\.0|evaluation\.seeds"):
         load_recipe("pendulum_gru", [f"evaluation.seeds=[{2**70}]"])
+
+
+def test_sizes_of_perturbations_are_not_negative():
+    with pytest.raises(UserError, match=r"evaluation\.sizes.* is -1"):
+        load_recipe("pendulum_gru", ["evaluation.sizes=[0.1, -1.0]"])
+
+
+def test_a_task_that_is_no_name_and_no_path_is_refused():
+    for task in (5, None, ["pendulum"]):
+        with pytest.raises(InvalidValueError, match="expected the name of a task or the path"):
+            load_plant(task)
+
+
+def test_a_policy_of_a_type_that_is_no_name_is_unknown(tmp_path):
+    (tmp_path / "policy.json").write_text(json.dumps({"schema": 1, "type": []}))
+    with pytest.raises(UnknownNameError, match="policy type"):
+        load_policy(tmp_path)
 
 
 def test_a_device_that_holds_no_numbers_is_none():

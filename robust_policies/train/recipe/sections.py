@@ -105,7 +105,9 @@ class EvaluationSection(Strict):
     tasks: list[str] = Field(default_factory=list, description="Gymnasium ids; empty: the training task")
     suite: str = "quick"
     episodes: int = Field(default=50, ge=1)
-    sizes: list[float] | None = Field(default=None, description="perturbation sizes; null: the suite's own")
+    sizes: list[Annotated[float, Field(ge=0)]] | None = Field(
+        default=None, description="perturbation sizes; null: the suite's own"
+    )
     seeds: list[Annotated[int, Field(ge=0, lt=SEEDS)]] = Field(default_factory=lambda: [0, 1, 2], min_length=1)
     perturbations: list[Any] | None = Field(default=None, description="in place of the task's; null: those")
 
