@@ -1,6 +1,9 @@
 """Malformed input of every kind: one short line, status 2, no traceback, and nothing written."""
 
 import hashlib
+import os
+import subprocess
+import sys
 
 import malformed
 import pytest
@@ -106,3 +109,18 @@ def test_malformed_input_is_one_line_and_status_2(seed, count, base, stopped, tm
     found = [taken(case, tmp_path / str(number), monkeypatch, capsys) for number, case in enumerate(cases)]
     wrong = [f"{number}: {one}" for number, one in enumerate(found) if one]
     assert not wrong, f"{len(wrong)} of {count}:\n" + "\n".join(wrong)
+
+
+@pytest.mark.parametrize("number", [0, *(pytest.param(number, marks=pytest.mark.soak) for number in range(1, 10))])
+def test_a_process_takes_malformed_input_alike(number, base, tmp_path):
+    case = malformed.make(0, number, base)
+    case.write(tmp_path)
+    before = listing(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "robust_policies", *case.arguments],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+    )
+    assert not complaint(case, done.returncode, done.stderr, before, listing(tmp_path)), done.stderr
