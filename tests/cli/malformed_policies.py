@@ -104,7 +104,9 @@ def description(random_: random.Random, base: Path) -> Case:
         keys = [
             (path, value)
             for path, value in leaves(content)
-            if path[0] != "version" and not (path[0].endswith("space") and isinstance(value, int | float))
+            if path[0] != "version"
+            and path[-1] != "eps"
+            and not (path[0].endswith("space") and isinstance(value, int | float))
         ]
         path, value = random_.choice(keys)
         at: Any = content
@@ -113,7 +115,7 @@ def description(random_: random.Random, base: Path) -> Case:
         if (
             way < 0.4
             and isinstance(path[-1], str)
-            and path[-1] not in ("eps", "init", "linear_output", "raw_observations")
+            and path[-1] not in ("eps", "init", "linear_output", "activation", "raw_observations")
         ):
             del at[path[-1]]
             what = f"policy.json without {path}"

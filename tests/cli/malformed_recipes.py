@@ -83,7 +83,6 @@ _NAMES: dict[str, list[Any]] = {
     "algorithm.clip_range": ["fast", "lin_x", 0.0, "lin_nan"],
     "algorithm.betas": [[], [0.9], [0.9, 1.0], [0.9, -1], ["a", "b"], [NAN, 0.9]],
     "algorithm.critic_sizes": [[], [0], [-1], ["a"], [1.5]],
-    "algorithm.batch_size": [10**30],
     "algorithm.teacher": ["nowhere", "", ".", "policy.json"],
 }  # fmt: skip
 
@@ -114,7 +113,8 @@ def _wrong(random_: random.Random, path: str, field: Any) -> Any:
         values += [1.5, 1e-3, "1.5"]
     if Literal in kinds:
         values += ["text", 3, NAN]
-    return random_.choice(values)
+    # A default is right, whatever its type says.
+    return random_.choice([value for value in values if value is not None or field.default is not None])
 
 
 def recipe(random_: random.Random, base: Path) -> Case:

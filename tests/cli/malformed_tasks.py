@@ -58,7 +58,9 @@ def task(random_: random.Random, base: Path) -> Case:
         put(data, wrong, value)
         what, content = f"key {wrong}", dump_yaml(data).encode()
     else:
-        path, value = random_.choice([one for one in leaves(data) if one[0] != ("description",)])
+        path, value = random_.choice(
+            [one for one in leaves(data) if one[0] != ("description",) and one[0][0] != "termination"]
+        )
         wrong = spoilt(random_, value)
         put(data, path, wrong)
         what, content = f"{path} {wrong!r:.80}", dump_yaml(data).encode()
