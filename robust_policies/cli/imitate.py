@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from robust_policies.cli.steps import ask_first, certify_evaluate_report, said_of_dry_run
+from robust_policies.cli.steps import MOST_THREADS, ask_first, certify_evaluate_report, said_of_dry_run
 from robust_policies.files import numbers
 
 
@@ -35,7 +35,9 @@ def imitate(
         Path | None, typer.Option("-o", "--output", metavar="DIR", help="run folder [default: results/TASK_imitation]")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue the run in DIR from its last checkpoint")] = False,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads; small networks are fastest with one")] = 1,
+    threads: Annotated[
+        int, typer.Option(min=1, max=MOST_THREADS, help="CPU threads; small networks are fastest with one")
+    ] = 1,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="make one update in a scratch folder with all that follows, and stop")
     ] = False,

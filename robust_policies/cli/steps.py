@@ -10,6 +10,8 @@ import typer
 
 from robust_policies.files import numbers
 
+MOST_THREADS = 1024
+
 
 def ask_first(recipe: Any, folder: Path, device: str, resume: bool, evaluate: bool, dry_run: bool) -> None:
     """Raise for whatever would be refused after hours of training, a second or two before it begins."""

@@ -240,14 +240,16 @@ class DeployedPolicy:
         cell = stored_cell(content["cell"])
         size, numbers = cell.input_size, parameter_count(action_space)
         scale, offset, action_scale = (
-            1.0 if content[key] else None for key in ("observation_scale", "observation_offset", "action_scale")
+            1.0 if checks.flag(key, content[key]) else None
+            for key in ("observation_scale", "observation_offset", "action_scale")
         )
-        squash, linear = bool(content.get("squash", False)), bool(content["linear_head"])
-        centre = 0.0 if content.get("action_offset", False) else None
-        head = MeanHead(cell.output_size, numbers, linear, action_scale, centre, squash=squash)
+        squash = checks.flag("squash", content.get("squash", False))
+        linear = checks.flag("linear_head", content["linear_head"])
+        centred = checks.flag("action_offset", content.get("action_offset", False))
+        head = MeanHead(cell.output_size, numbers, linear, action_scale, 0.0 if centred else None, squash=squash)
         scaling = Scaling(size, scale, offset)
         actor = Actor(ScaledCell(cell, scaling), head).to(DTYPES[content["dtype"]])
-        if content.get("exact_offset", False) and scaling.offset is not None:
+        if checks.flag("exact_offset", content.get("exact_offset", False)) and scaling.offset is not None:
             scaling.offset = scaling.offset.double()
         if (clip := content["normalizer_clip"]) is not None:
             actor.normalizer = FrozenNormalizer(torch.zeros(size), torch.ones(size), clip)
@@ -255,9 +257,9 @@ class DeployedPolicy:
             actor,
             space_from_json(content["observation_space"]),
             action_space,
-            torch.zeros(numbers) if content["log_std"] else None,
-            state_dependent_noise=bool(content["state_dependent_noise"]),
-            raw=content.get("raw_observations") is True,
+            torch.zeros(numbers) if checks.flag("log_std", content["log_std"]) else None,
+            state_dependent_noise=checks.flag("state_dependent_noise", content["state_dependent_noise"]),
+            raw=checks.flag("raw_observations", content.get("raw_observations", False)),
         )
         policy._take(dict(tensors), source)
         return policy

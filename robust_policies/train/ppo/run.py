@@ -14,6 +14,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import Tensor, nn
 
+from robust_policies.checks import SEEDS
 from robust_policies.files.atomic import write_atomic
 from robust_policies.policies import RecurrentCellPolicy
 from robust_policies.policies.deployed import DeployedPolicy
@@ -29,7 +30,7 @@ from robust_policies.train.recipe.recipe import Recipe
 from robust_policies.train.run.checkpoints import Progress
 from robust_policies.train.run.folder import RunFolder
 from robust_policies.train.run.guard import LinAlgError, diverged, why_it_failed
-from robust_policies.train.run.job import SEEDS, Job, TrainResult
+from robust_policies.train.run.job import Job, TrainResult
 from robust_policies.train.run.logs import tensorboard_logger
 from robust_policies.train.run.loop import RETURN, Learner, Training, trained
 from robust_policies.train.run.monitor import certified

@@ -14,7 +14,7 @@ from typing import Any
 from robust_policies.certificates import Certificate
 from robust_policies.envs.incidents import collected
 from robust_policies.errors import CorruptFileError, InvalidValueError, MissingFileError
-from robust_policies.files.atomic import read_json, remove_leftovers, write_atomic, write_json
+from robust_policies.files.atomic import output_folder, read_json, remove_leftovers, write_atomic, write_json
 from robust_policies.files.lock import contents, held
 from robust_policies.files.settings import flat
 from robust_policies.files.versions import versions
@@ -106,7 +106,7 @@ class RunFolder:
         """
         self._no_file()
         with ExitStack() as stack:
-            with _unwritable(self.path):
+            with output_folder(self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(self.held())
                 self.incidents = stack.enter_context(collected())
@@ -153,7 +153,7 @@ class RunFolder:
         if self.continues(recipe, resume):
             remove_leftovers(self.checkpoints)
             return True
-        with _unwritable(self.path):
+        with output_folder(self.path):
             write_atomic(self.recipe, lambda file: file.write(recipe.to_yaml().encode()))
         return False
 
@@ -170,16 +170,6 @@ class RunFolder:
             "machine": machine(),
         }
         write_json(self.provenance, content)
-
-
-@contextmanager
-def _unwritable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InvalidValueError(
-            f"Output folder {str(path)!r} cannot be written ({error.strerror}); choose another with -o."
-        ) from error
 
 
 def open_run(path: str | Path) -> RunFolder:
