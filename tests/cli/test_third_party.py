@@ -1,0 +1,63 @@
+"""Environments of other packages go through every command: train, certify, evaluate, report, enjoy."""
+
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+import yaml
+from in_process import answer
+
+needs_box2d = pytest.mark.skipif(importlib.util.find_spec("Box2D") is None, reason="gymnasium[box2d] is not installed")
+# Memory, gain and what the environment is: choices and continuous actions, one-hot states, Boxes with and without ends.
+ENVIRONMENTS = {
+    "CartPole-v1": "recurrent_ppo",
+    "Acrobot-v1": "recurrent_ppo",
+    "MountainCar-v0": "recurrent_ppo",
+    "MountainCarContinuous-v0": "recurrent_ppo",
+    "Pendulum-v1": "tensor_ppo",
+    "FrozenLake-v1": "recurrent_ppo",
+    "LunarLander-v3": "recurrent_ppo",
+    "BipedalWalker-v3": "recurrent_ppo",
+    "HalfCheetah-v5": "recurrent_ppo",
+    "InvertedPendulum-v5": "tensor_ppo",
+}
+SUITE = {"CartPole-v1"}
+
+
+def marks(env_id):
+    found = [] if env_id in SUITE else [pytest.mark.soak]
+    return found + [needs_box2d] * env_id.startswith(("LunarLander", "Bipedal"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("env_id", [pytest.param(name, marks=marks(name)) for name in ENVIRONMENTS])
+def test_an_environment_of_another_package_goes_through_every_command(env_id, tmp_path):
+    recipe = {
+        "schema": 1,
+        "seed": 0,
+        "task": {"id": env_id, "num_envs": 2, "kwargs": {"max_episode_steps": 50}},
+        "policy": {"cell": "r2dn", "gamma": 5.0, "state_size": 4, "features": 4, "hidden_sizes": [8]},
+        "algorithm": {
+            "name": ENVIRONMENTS[env_id], "total_steps": 400, "n_steps": 100, "batch_size": 100, "n_epochs": 1,
+        },
+        "checkpoints": {"every": 200, "evaluate_every": 400, "evaluate_episodes": 2},
+    }  # fmt: skip
+    path, folder = tmp_path / "recipe.yaml", tmp_path / "run"
+    path.write_text(yaml.safe_dump(recipe))
+    done = answer("train", path, "-o", folder, "--no-evaluate")
+    assert done.returncode == 0, done.stderr
+    done = answer("certify", folder)
+    assert done.returncode == 0 and "PASS" in done.stdout, done.stdout + done.stderr
+    certificate = json.loads((folder / "certificate.json").read_text())
+    assert certificate["empirical_lower"] <= certificate["gamma_raw"]
+    done = answer("evaluate", folder, "--episodes", "2", "--seeds", "0", "--sizes", "0,0.1", "--attack", "mad_pgd")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((folder / "evaluation.json").read_text())["rows"]
+    (attacked,) = [row for row in rows if (row["perturbation"], row["size"]) == ("mad_pgd", 0.1)]
+    assert len(attacked["returns"]) == 2 and np.isfinite(attacked["returns"]).all()
+    done = answer("report", folder, "-o", tmp_path / "report.html")
+    assert done.returncode == 0, done.stderr
+    assert env_id in (tmp_path / "report.html").read_text()
+    done = answer("enjoy", folder, "--render", "none", "--episodes", "1")
+    assert done.returncode == 0 and "episode 1: return" in done.stdout, done.stdout + done.stderr
