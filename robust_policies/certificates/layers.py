@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from robust_policies.certificates.lmi import Array, Matrices, growth
-from robust_policies.certificates.multipliers import Multiplier, SortMultiplier
 from robust_policies.errors import NonFiniteError
 
 
@@ -71,8 +70,8 @@ def chain_model(weights: Sequence[Array]) -> Matrices:
     )
 
 
-def chain_start(weights: Sequence[Array], family: Multiplier) -> Array:
-    """Return a multiplier (size,) of the family with which some gain of `chain_model(weights)` is proven.
+def chain_start(weights: Sequence[Array]) -> Array:
+    """Return multipliers (nv,) with which some gain of `chain_model(weights)` is proven.
 
     Each layer's is the one before over twice the squared norm of the weight between them, so that every pivot of the
     block elimination keeps at least half of its own.
@@ -82,8 +81,7 @@ def chain_start(weights: Sequence[Array], family: Multiplier) -> Array:
         if index:
             size /= 2 * max(float(np.linalg.norm(weight, 2)) ** 2, 1e-12)
         theta.append(np.full(weight.shape[0], size))
-    flat = np.concatenate(theta) if theta else np.zeros(0)
-    return np.concatenate([flat[::2], np.zeros(family.nv // 2)]) if isinstance(family, SortMultiplier) else flat
+    return np.concatenate(theta) if theta else np.zeros(0)
 
 
 def norm_product(weights: Sequence[Array]) -> float:

@@ -15,8 +15,9 @@ from robust_policies import checks
 from robust_policies.certificates import Certificate
 from robust_policies.certificates.lmi import Array, Matrices
 from robust_policies.certificates.multipliers import Multiplier
+from robust_policies.certificates.neurons import Neurons
 from robust_policies.certificates.signals import BEFORE_NORMALISATION, GIVEN, RAW
-from robust_policies.certificates.verify import running_model
+from robust_policies.certificates.verify import running_model, running_neurons
 from robust_policies.control.bounded import between
 from robust_policies.errors import (
     CorruptFileError,
@@ -132,6 +133,21 @@ class DeployedPolicy:
         Raises:
             NotCertifiableError: it is no linear system around neurons; the message names the reason.
         """
+        self._refuse_beside()
+        model, family, theta = running_model(self)
+        folded = self.actor.folded()
+        return between(model, folded.inward, folded.outward), family, theta
+
+    def neurons(self) -> Neurons | None:
+        """Return the policy from raw observation to raw mean action around its single neurons, None if not known.
+
+        Raises NotCertifiableError as `matrices`.
+        """
+        self._refuse_beside()
+        found, folded = running_neurons(self), self.actor.folded()
+        return None if found is None else found.mapped(lambda model: between(model, folded.inward, folded.outward))
+
+    def _refuse_beside(self) -> None:
         found = (
             ("an observation normalizer, which clips", self.actor.normalizer),
             ("tanh", self.head.squash),
@@ -140,9 +156,6 @@ class DeployedPolicy:
         for what, there in found:
             if there:
                 raise NotCertifiableError(f"The policy has {what}, beside its cell; train without it.")
-        model, family, theta = running_model(self)
-        folded = self.actor.folded()
-        return between(model, folded.inward, folded.outward), family, theta
 
     def running_arrays(self) -> dict[str, Any]:
         """Return the arrays that decide what it does, by name."""
