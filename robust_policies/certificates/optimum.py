@@ -11,6 +11,7 @@ Nothing here is a proof: what it returns is a candidate.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +33,18 @@ class Candidate:
     P: Array
     theta: Array
     gamma: float | None = None
+
+
+@dataclass(frozen=True)
+class PeakCandidate:
+    """Metric P (nx, nx), multipliers theta1 and theta2 and r, s (nu,) of the two inequalities of `peak`."""
+
+    rate: float
+    P: Array
+    theta1: Array
+    r: Array
+    theta2: Array
+    s: Array
 
 
 def small_enough(model: Matrices, family: Multiplier) -> bool:
@@ -80,8 +93,105 @@ def contraction(model: Matrices, family: Multiplier, rate: float) -> Candidate |
     return Candidate(_symmetric(found, nx), found[nx * (nx + 1) // 2 : -1])
 
 
+def least_peak(
+    model: Matrices,
+    family: Multiplier,
+    rate: float,
+    output: int,
+    units: Array,
+    start: Candidate,
+    gap: float = 1e-5,
+) -> PeakCandidate | None:
+    """Return the candidate of the least bound of one output at every step (`peak`), None from a start that is none.
+
+    Args:
+        model: the matrices.
+        family: what is known of the neurons.
+        rate: of the ellipsoid's inequality, its mu = rate^2.
+        output: whose bound is wanted.
+        units: (nu,) how far each input may differ at every step.
+        start: a metric and multipliers that prove contraction with this rate, with some slack.
+        gap: relative distance from the least.
+    """
+    nx, nv, nu, _ = model.sizes
+    n, count = nx + nv + nu, family.size
+    F_x, F_r = signal_maps(model, True)
+    v, w, u = F_r[:nv], F_r[nv : 2 * nv], F_r[len(F_r) - nu :] / units[:, None]
+    y = F_r[2 * nv + output]
+    first, second = (lambda rows: np.hstack([rows, 0 * rows])), (lambda rows: np.hstack([0 * rows, rows]))
+    storage = _storage(F_x, nx, rate)
+    held = _storage(np.vstack([F_x[:nx], np.zeros((nx, n))]), nx, 1.0)
+    related = _negative(family.pairs(v, w))
+    each = Pairs(u, u, np.full(nu, 0.5), np.arange(nu))
+    parts = [_moved(held, second), _moved(related, second), _moved(each, second)]
+    bound = np.concatenate([np.zeros(nx * (nx + 1) // 2 + count), np.ones(nu)])
+    if nx:
+        # M1 stands first in the matrix and its own multipliers and r last among the variables.
+        parts += [_moved(related, first), _moved(each, first)]
+        bound = np.concatenate([bound, np.zeros(count), np.full(nu, 1 / (1 - rate * rate))])
+    pairs = _stack(parts)
+    if nx:
+        shared = _moved(storage, first)
+        pairs = Pairs(*(np.concatenate([a, b]) for a, b in zip(pairs, shared, strict=True)))
+    constant = -np.outer(second(y), second(y))
+    theta = _peak_start(F_x, F_r, family, rate, y, u, start)
+    if theta is None:
+        return None
+    if not nx:
+        keep = np.r_[n : 2 * n]
+        pairs, constant = pairs._replace(a=pairs.a[:, keep], b=pairs.b[:, keep]), constant[n:, n:]
+        theta = theta[: count + nu]
+    found = _Path(pairs, constant, theta.size).follow(theta, bound, gap=gap)
+    if found is None:
+        return None
+    P, rest = _symmetric(found, nx), found[nx * (nx + 1) // 2 :]
+    theta2, s, theta1, r = np.split(np.concatenate([rest, np.zeros(0 if nx else count + nu)]), _ends(count, nu))
+    return PeakCandidate(rate, P, theta1, r, theta2, s)
+
+
+def _ends(count: int, nu: int) -> list[int]:
+    return [count, count + nu, 2 * count + nu]
+
+
+def _moved(pairs: Pairs, into: Callable[[Array], Array]) -> Pairs:
+    return pairs._replace(a=into(pairs.a), b=into(pairs.b))
+
+
+def _peak_start(
+    F_x: Array, F_r: Array, family: Multiplier, rate: float, y: Array, u: Array, start: Candidate
+) -> Array | None:
+    """Return an interior point (variables of `least_peak`) made of a proof of contraction, None where that is none."""
+    nx, nv = len(F_x) // 2, family.nv
+    n = nx + nv
+    related = F_r[: 2 * nv].T @ family.matrix(start.theta) @ F_r[: 2 * nv]
+    stored = F_x[:nx].T @ start.P @ F_x[:nx]
+    try:
+        M2 = stored - related
+        factor = np.linalg.cholesky(M2[:n, :n])
+        reach = np.linalg.solve(factor, y[:n]) if n else np.zeros(0)
+        size = 2.0 * float(reach @ reach) + 1e-6
+        M2 = size * M2 - np.outer(y, y)
+        s = _room(M2, n, u)
+        r = np.zeros(len(u))
+        if nx:
+            r = _room(size * (rate * rate * stored - F_x[nx:].T @ start.P @ F_x[nx:] - related), n, u)
+    except np.linalg.LinAlgError:
+        return None
+    multiplier = size * start.theta
+    return np.concatenate([size * start.P[np.triu_indices(nx)], multiplier, s, multiplier, r])
+
+
+def _room(M: Array, n: int, u: Array) -> Array:
+    """Return what to add to each input's square, in its unit, so that M (n of it and the inputs) is positive."""
+    np.linalg.cholesky(M[:n, :n])
+    schur = M[n:, :n] @ np.linalg.solve(M[:n, :n], M[:n, n:]) - M[n:, n:] if n else -M
+    scale = 1 / np.diagonal(u[:, n:])
+    largest = max(float(np.linalg.eigvalsh(schur * np.outer(scale, scale))[-1]), 1e-12)
+    return np.full(len(u), 2.0 * largest)
+
+
 class _Path:
-    """Minimization of one entry of theta over M(theta) > 0."""
+    """Minimization of one entry of theta, or of a linear function of it, over M(theta) > 0."""
 
     def __init__(self, pairs: Pairs, constant: Array, size: int) -> None:
         self.pairs, self.constant = pairs, constant
@@ -98,21 +208,32 @@ class _Path:
         half = (a * (c * theta[variable])[:, None]).T @ b
         return half + half.T + (self.constant if constant else 0.0)
 
-    def follow(self, theta: Array, objective: int, stop_below: float = -np.inf) -> Array | None:
+    def follow(
+        self, theta: Array, objective: int | Array, stop_below: float = -np.inf, gap: float = _GAP
+    ) -> Array | None:
+        """Return the end of the central path from an interior theta (size,), None where that is not one.
+
+        Args:
+            theta: where it starts.
+            objective: the place of what is minimized, or (size,) its coefficients.
+            stop_below: a value at which the path may end.
+            gap: relative distance from the least value.
+        """
         n = self.constant.shape[0]
-        scale = max(abs(float(theta[objective])), 1e-300)
+        cost = np.eye(theta.size)[objective] if isinstance(objective, int) else objective
+        scale = max(abs(float(cost @ theta)), 1e-300)
         weight = 0.1 * n / scale
         while True:
-            step = self._centre(theta, objective, weight, stop_below)
+            step = self._centre(theta, cost, weight, stop_below)
             if step is None:
                 return None
             theta = step
-            reached = abs(float(theta[objective]))
-            if theta[objective] < stop_below or n / weight < _GAP * reached or weight > 1e30 / scale:
+            reached = float(cost @ theta)
+            if reached < stop_below or n / weight < gap * abs(reached) or weight > 1e30 / scale:
                 return theta
             weight *= 15.0
 
-    def _centre(self, theta: Array, objective: int, weight: float, stop_below: float) -> Array | None:
+    def _centre(self, theta: Array, cost: Array, weight: float, stop_below: float) -> Array | None:
         c, (i, j) = self.pairs.c, self.places
         for _ in range(40):
             try:
@@ -123,7 +244,7 @@ class _Path:
             between = whitened.T @ whitened
             ab, aa, bb = (between[np.ix_(*places)] for places in ((i, j), (i, i), (j, j)))
             gradient = np.asarray(self.collect @ (-2 * c * np.diag(ab)))
-            gradient[objective] += weight
+            gradient += weight * cost
             hessian = 2 * (ab * ab.T + aa * bb) * np.outer(c, c)
             hessian = self.collect @ (self.collect @ hessian).T
             scaling = 1 / np.sqrt(np.maximum(np.diag(hessian), 1e-300))
@@ -137,8 +258,8 @@ class _Path:
                 return theta
             moved = scipy.linalg.solve_triangular(L, self.matrix(direction, constant=False), lower=True)
             values = np.linalg.eigvalsh(scipy.linalg.solve_triangular(L, moved.T, lower=True))
-            theta = theta + _line(values, weight * direction[objective]) * direction
-            if theta[objective] < stop_below:
+            theta = theta + _line(values, weight * float(cost @ direction)) * direction
+            if cost @ theta < stop_below:
                 return theta
         return theta
 

@@ -48,6 +48,8 @@ SLOPE_RESTRICTED = frozenset(
 )
 SORTING = "maxmin"
 REFLECTING = "householder"
+# A designed gain stays where a search finds the same one but for its own accuracy.
+ROUNDING_OF_SEARCHES = 1e-6
 LARGEST_CHAIN = MOST_NEURONS
 _NAMES = ("A", "B1", "B2", "C1", "D12", "C2", "D21", "D22")
 
@@ -116,7 +118,7 @@ def _with_neurons(found: Verification, neurons: Neurons | None, P: Array | None)
     if found.status != "PASS" or neurons is None:
         return found
     gamma = least_by_neurons(neurons, P)
-    if gamma is None or (found.gamma is not None and gamma >= found.gamma):
+    if gamma is None or (found.gamma is not None and gamma >= found.gamma * (1 - ROUNDING_OF_SEARCHES)):
         return found
     return replace(found, gamma=gamma, method=METHOD)
 

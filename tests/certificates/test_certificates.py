@@ -161,7 +161,7 @@ def test_certificate_round_trips_and_refuses_what_it_cannot_read(tmp_path):
     )
     path = certificate.to_json(tmp_path / "certificate.json")
     assert Certificate.from_json(path) == certificate
-    assert certificate.gamma_raw == pytest.approx(3.0) and certificate.gamma_raw >= found.gamma
+    assert certificate.gamma_raw == pytest.approx(found.gamma) and found.gamma <= certificate.gamma_raw <= 3.0
     assert "mean action" in certificate.claim and "same initial state" in certificate.claim
     assert "does not bound the return" in certificate.claim
     assert [p.name for p in tmp_path.iterdir()] == ["certificate.json"]
