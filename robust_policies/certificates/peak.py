@@ -17,6 +17,7 @@ Int. J. Robust and Nonlinear Control 6 (1996), for the ellipsoid; M. Fazlyab et 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import scipy.linalg
@@ -31,10 +32,14 @@ from robust_policies.certificates.search import Search
 
 METHOD = "invariant ellipsoid with a multiplier for each neuron, rounding-error bound"
 # Shares of the way from 1 to the least mu, on a logarithmic scale; then how often the best one is refined.
-_SHARES = (0.8, 0.55, 0.35, 0.2, 0.1, 0.03)
-_REFINED, _SMALL = (3, 12), 60
+_SHARES = (0.8, 0.5, 0.3, 0.15, 0.05)
+_REFINED, _SMALL, _FINE = (2, 14), 60, 1.01
 # More variables than this take minutes.
 MOST = 420
+# Relative gaps of the search on the line, and of what is then proven.
+_NEAR, _LAST = (3e-2, 1e-3), (1e-4, 1e-6)
+# Of the Riccati equation, the larger the better to start from.
+_SLACKS = (0.3, 0.1, 1e-2, 1e-4, 1e-6)
 _LIFTS = (1.0, 1 + 1e-7, 1 + 1e-5, 1 + 1e-3)
 
 
@@ -80,10 +85,10 @@ def _contraction(neurons: Neurons, P: Array | None) -> tuple[float, Array] | Non
     return None if decay is None else (decay.rate, decay.metric)
 
 
-def _metric(model: Matrices, family: SlopeMultiplier, theta: Array, rate: float) -> Array | None:
+def _metric(model: Matrices, family: SlopeMultiplier, theta: Array, rate: float, slack: float = 1e-6) -> Array | None:
     """Return a metric in which the system contracts with this rate, None where none is found."""
     if family.size:
-        return recover_metric(model, rate, family.matrix(theta), None, 1e-6)
+        return recover_metric(model, rate, family.matrix(theta), None, slack)
     found = scipy.linalg.solve_discrete_lyapunov(model.A.T / rate, np.eye(len(model.A)))
     return found if np.isfinite(found).all() and np.linalg.eigvalsh(found)[0] > 0 else None
 
@@ -92,7 +97,7 @@ def proven_peak(
     model: Matrices, family: SlopeMultiplier, output: int, units: Array, found: PeakCandidate
 ) -> float | None:
     """Return the bound of one output that a candidate proves for the exact matrices, None where it proves none."""
-    nx, nv, _, ny = model.sizes
+    nx, _, _, ny = model.sizes
     for lift in _LIFTS:
         r, s = lift * found.r, lift * found.s
         if not (admissible(family, found.theta1) and admissible(family, found.theta2)):
@@ -126,36 +131,53 @@ class _Line:
     ) -> None:
         self.model, self.family, self.output, self.units = model, family, output, units
         self.start, self.slow = start, 1.0 - least * least
+        self.found: dict[float, PeakCandidate] = {}
+        nx, nv, _, _ = model.sizes
+        self.small = nx * (nx + 1) // 2 + nv <= _SMALL
 
     def at(self, share: float) -> float:
-        """Return the bound proven with 1 - mu this share of the largest, infinity without one."""
+        """Return nearly the least bound with 1 - mu this share of the largest, infinity without one; nothing proven."""
         rate = math.sqrt(1.0 - share * self.slow)
-        metric = _metric(self.model, self.family, self.start.theta, rate) if self.model.A.size else None
-        recovered = [] if metric is None else [Candidate(metric, self.start.theta)]
-        for start in (*recovered, self.start):
-            found = least_peak(self.model, self.family, rate, self.output, self.units, start)
+        slower = [other for other in self.found if other > share]
+        # What holds for a smaller mu holds for this one, with some room.
+        starts: list[Any] = [self.found[min(slower)]] if slower else []
+        if not starts:
+            slacks = _SLACKS if self.model.A.size and self.family.size else ()
+            metrics = [_metric(self.model, self.family, self.start.theta, rate, slack) for slack in slacks]
+            starts = [Candidate(metric, self.start.theta) for metric in metrics if metric is not None]
+        for start in (*starts, self.start):
+            found = least_peak(self.model, self.family, rate, self.output, self.units, start, _NEAR[self.small])
+            if found is not None:
+                self.found[share] = found
+                return found.bound
+        return math.inf
+
+    def proven(self, share: float) -> float | None:
+        """Return the bound that is proven there."""
+        near = self.found[share]
+        for gap in (_LAST[self.small], 1e-3, _NEAR[0]):
+            found = least_peak(self.model, self.family, near.rate, self.output, self.units, near, gap)
             bound = None if found is None else proven_peak(self.model, self.family, self.output, self.units, found)
             if bound is not None:
                 return bound
-        return math.inf
+        return None
 
     def least(self, near: float | None) -> tuple[float | None, float | None]:
         """Return the least bound found and its share; `near` is where another output had its own."""
-        nx, nv, _, _ = self.model.sizes
-        if not nx:
-            bound = self.at(0.0)
-            return (bound if math.isfinite(bound) else None), None
+        if not self.model.A.size:
+            return (self.proven(0.0) if math.isfinite(self.at(0.0)) else None), None
         shares = _SHARES if near is None else (near * 1.5, near, near / 1.5)
         values = {share: self.at(share) for share in shares if share < 1}
-        small = nx * (nx + 1) // 2 + nv <= _SMALL
-        for _ in range(_REFINED[small]):
+        for _ in range(_REFINED[self.small]):
             best = min(values, key=lambda share: values[share])
             if not math.isfinite(values[best]):
                 return None, None
             share = _between(best, sorted(values))
             values[share] = self.at(share)
+            if max(share / best, best / share) < _FINE:
+                break
         best = min(values, key=lambda share: values[share])
-        return (values[best], best) if math.isfinite(values[best]) else (None, None)
+        return (self.proven(best), best) if math.isfinite(values[best]) else (None, None)
 
 
 def _between(best: float, known: list[float]) -> float:
