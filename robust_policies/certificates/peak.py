@@ -6,9 +6,10 @@ step, for some mu = rate^2 < 1, P > 0, r, s >= 0 and multipliers with N_L = 2 su
     M1 = mu x'Px - x+'P x+ + sum r_l (u_l / units_l)^2 - N_L1  >= 0
     M2 = x'Px + sum s_l (u_l / units_l)^2 - y_i^2 - N_L2       >= 0
 
-give V+ <= mu V + sum r, so V = x'Px never exceeds a = sum r / (1 - mu), and then |y_i| <= sqrt(a + sum s) at every step.
-A system without a state has M2 alone, with a = 0: LipSDP for the largest entry. Both forms are the F' K F that `lmi`
-proves with its rounding allowed for; the search over P, r, s, L for a given mu is convex, and mu is searched on a line.
+give V+ <= mu V + sum r, so V = x'Px never exceeds a = sum r / (1 - mu), and then |y_i| <= sqrt(a + sum s) at every
+step. A system without a state has M2 alone, with a = 0: LipSDP for the largest entry. Both forms are the F' K F that
+`lmi` proves with its rounding allowed for; the search over P, r, s, L for a given mu is convex, and mu is searched on a
+line.
 
 Sources: J. Abedor, K. Nagpal and K. Poolla, "A linear matrix inequality approach to peak-to-peak gain minimization",
 Int. J. Robust and Nonlinear Control 6 (1996), for the ellipsoid; M. Fazlyab et al. (LipSDP, NeurIPS 2019) for N.
@@ -31,6 +32,7 @@ from robust_policies.certificates.riccati import recover_metric
 from robust_policies.certificates.search import Search
 
 METHOD = "invariant ellipsoid with a multiplier for each neuron, rounding-error bound"
+METHOD_MEMORYLESS = "LipSDP for the largest entry, rounding-error bound"
 # Shares of the way from 1 to the least mu, on a logarithmic scale; then how often the best one is refined.
 _SHARES = (0.8, 0.5, 0.3, 0.15, 0.05)
 _REFINED, _SMALL, _FINE = (2, 14), 60, 1.01
@@ -67,12 +69,19 @@ def peak_bounds(neurons: Neurons, units: Array, P: Array | None = None) -> Array
     start = Candidate(metric, theta)
     bounds, share = [], None
     for output in range(ny):
+        if not any(getattr(model, name)[output].any() for name in ("C2", "D21", "D22")) and _exact_row(model, output):
+            bounds.append(0.0)
+            continue
         line = _Line(model, family, output, units, start, least)
         bound, share = line.least(share)
         if bound is None:
             return None
         bounds.append(bound)
     return np.array(bounds)
+
+
+def _exact_row(model: Matrices, output: int) -> bool:
+    return model.error is None or not any(getattr(model.error, name)[output].any() for name in ("C2", "D21", "D22"))
 
 
 def _contraction(neurons: Neurons, P: Array | None) -> tuple[float, Array] | None:
