@@ -22,6 +22,7 @@ import numpy as np
 
 from robust_policies.certificates.lmi import Array, Matrices, product, zeros
 from robust_policies.certificates.multipliers import SlopeMultiplier
+from robust_policies.certificates.optimum import small_enough
 from robust_policies.certificates.search import Search
 
 METHOD = "matrix inequality with a multiplier for each neuron, rounding-error bound"
@@ -111,7 +112,8 @@ def least_by_neurons(
         inputs: (nu,) units as of `lmi.gain_supply`; None: ones.
         outputs: (ny,) likewise.
     """
-    if neurons.family.size > MOST_NEURONS:
+    if neurons.family.size > MOST_NEURONS or not small_enough(neurons.model, neurons.family):
+        # Without a search the neurons prove what the norm of phi proves.
         return None
     nx = neurons.model.sizes[0]
     P = np.zeros((nx, nx)) if P is None and not nx else P
