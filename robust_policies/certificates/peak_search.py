@@ -19,8 +19,8 @@ from robust_policies.certificates.gain_search import generated_bases, input_unit
 from robust_policies.errors import CorruptFileError, MissingFileError
 from robust_policies.files.atomic import write_atomic
 
-_BASES, _TURNS = 24, 3
-_SIZES = (1e-3, 0.1, 1.0)
+_BASES, _TURNS = 24, 2
+_SIZES = (1e-3, 1.0)
 
 
 @dataclass(frozen=True)

@@ -171,14 +171,13 @@ def running_neurons(cell_or_policy: Any, explicit: Any = None) -> Neurons | None
     Arguments as for `verify`. A REN's are its own, an R2DN's, an LBDN's and a perceptron's are those of their layers;
     pairs that are sorted (MaxMin) are written with one ReLU each.
     """
-    cell, explicit = _explicit(cell_or_policy, explicit)
-    if hasattr(explicit, "scale"):
-        if cell.network.activation.name not in SLOPE_RESTRICTED:
-            return None
-        return chain_of_layers(explicit.layers, float(explicit.scale.double()))
     try:
-        return _neurons(_running(cell, explicit))
-    except (NonFiniteError, ShapeError, _UnknownFormError):
+        cell, explicit = _explicit(cell_or_policy, explicit)
+        if not hasattr(explicit, "scale"):
+            return _neurons(_running(cell, explicit))
+        known = cell.network.activation.name in SLOPE_RESTRICTED
+        return chain_of_layers(explicit.layers, float(explicit.scale.double())) if known else None
+    except (NonFiniteError, NotCertifiableError, ShapeError, _UnknownFormError):
         return None
 
 
