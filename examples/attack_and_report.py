@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=50, help="episodes for each size")
     parser.add_argument("--output", type=Path, default=Path("results/attacked"), help="folder of runs and report")
     parser.add_argument("--suite", help="name or file of a suite in place of the one here")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="other keys of the recipes")
     given = parser.parse_args()
     given.output.mkdir(parents=True, exist_ok=True)
     own = given.output / "suite.yaml"
@@ -44,7 +45,7 @@ def main() -> None:
     folders = []
     for recipe in ("pendulum_r2dn_gamma6", "pendulum_mlp"):
         folder = given.output / recipe
-        train(load_recipe(recipe, [f"algorithm.total_steps={given.steps}"]), folder)
+        train(load_recipe(recipe, [f"algorithm.total_steps={given.steps}", *given.set]), folder)
         policy = load_policy(folder)
         found = run_episodes(
             policy, TASK, "mad_pgd", [0.0, 0.1, 0.2], episodes=given.episodes, seed=7, options={"steps": 3}

@@ -20,10 +20,11 @@ def main() -> None:
     parser.add_argument("--gammas", default="3,6,12", help="gains of the cell")
     parser.add_argument("--seeds", default="0-4", help="training seeds")
     parser.add_argument("--output", type=Path, default=Path("results/gains"), help="sweep folder")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="other keys of the recipe")
     given = parser.parse_args()
     command = [sys.executable, "-m", "robust_policies", "sweep", "pendulum_r2dn_gamma6", "-o", str(given.output)]
     command += ["--seeds", given.seeds, "--resume", "--no-evaluate"]
-    command += ["--set", f"policy.gamma={given.gammas}", f"algorithm.total_steps={given.steps}"]
+    command += ["--set", f"policy.gamma={given.gammas}", f"algorithm.total_steps={given.steps}", *given.set]
     subprocess.run(command, check=True)
     with (given.output / "settings.csv").open() as file:
         for row in csv.DictReader(file):

@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+from in_process import answer, one_line
 from safetensors.numpy import load_file, save_file
 
-from robust_policies.cli.app import main
 from robust_policies.policies import load_policy
 
 TINY_SUITE = Path(__file__).parents[1] / "tiny_suite.yaml"
@@ -31,34 +31,10 @@ def run(*arguments, cwd=None):
     return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, env=ENVIRONMENT, cwd=cwd)
 
 
-def one_line(done, status=2):
-    assert done.returncode == status, done.stdout + done.stderr
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1, done.stderr
-    assert lines[0].startswith("error: ")
-    return lines[0]
-
-
-@pytest.fixture
-def ask(capsys, monkeypatch):
-    """Return a function that does what `run` does within this process: the imports of one take seconds."""
-
-    def inside(*arguments, cwd=None):
-        capsys.readouterr()
-        with monkeypatch.context() as patch, pytest.raises(SystemExit) as caught:
-            if cwd is not None:
-                patch.chdir(cwd)
-            main([*map(str, arguments)])
-        said = capsys.readouterr()
-        return subprocess.CompletedProcess(arguments, caught.value.code, said.out, said.err)
-
-    return inside
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "first"
-    done = run("train", "pendulum_r2dn_gamma6", *TINY, "algorithm.total_steps=800", "-o", folder)
+    done = answer("train", "pendulum_r2dn_gamma6", *TINY, "algorithm.total_steps=800", "-o", folder)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -79,14 +55,14 @@ def test_train_writes_the_whole_run_folder(trained):
     assert not [name for name in names if name.startswith(".")]
 
 
-def test_the_recipe_it_wrote_trains_again(ask, trained, tmp_path):
-    done = ask("train", trained / "recipe.yaml", "-o", tmp_path / "again", "--no-evaluate")
+def test_the_recipe_it_wrote_trains_again(trained, tmp_path):
+    done = answer("train", trained / "recipe.yaml", "-o", tmp_path / "again", "--no-evaluate")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "again" / "policy.safetensors").read_bytes() == (trained / "policy.safetensors").read_bytes()
 
 
-def test_every_option_of_train_may_follow_set(ask, trained, tmp_path):
-    done = ask(
+def test_every_option_of_train_may_follow_set(trained, tmp_path):
+    done = answer(
         "train",
         trained / "recipe.yaml",
         "--set",
@@ -101,7 +77,7 @@ def test_every_option_of_train_may_follow_set(ask, trained, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill -9"])
-def test_a_run_that_was_stopped_goes_on(ask, number, tmp_path):
+def test_a_run_that_was_stopped_goes_on(number, tmp_path):
     folder = tmp_path / "run"
     command = ["train", "pendulum_r2dn_gamma6", *TINY, "algorithm.total_steps=2000", "-o", folder, "--no-evaluate"]
     process = subprocess.Popen(
@@ -119,49 +95,49 @@ def test_a_run_that_was_stopped_goes_on(ask, number, tmp_path):
         assert "--resume" in errors
     else:
         assert process.returncode == -signal.SIGKILL
-    done = ask("certify", folder)
+    done = answer("certify", folder)
     assert "continue it with --resume" in one_line(done)
-    done = ask(*command, "--resume")
+    done = answer(*command, "--resume")
     assert done.returncode == 0, done.stderr
     assert json.loads((folder / "provenance.json").read_text())["num_timesteps"] == 2000
     assert not list(folder.rglob(".*"))
     load_policy(folder)
 
 
-def test_certify_says_what_is_proven_and_ends_with_1_where_nothing_is(ask, trained, tmp_path):
-    done = ask("certify", trained)
+def test_certify_says_what_is_proven_and_ends_with_1_where_nothing_is(trained, tmp_path):
+    done = answer("certify", trained)
     assert done.returncode == 0
     assert "PASS: Proven" in done.stdout
     lstm = tmp_path / "lstm"
     options = [option for option in TINY if not option.startswith(("policy.features", "policy.hidden"))]
-    done = ask("train", "pendulum_lstm", *options, "algorithm.total_steps=400", "-o", lstm, "--no-evaluate")
+    done = answer("train", "pendulum_lstm", *options, "algorithm.total_steps=400", "-o", lstm, "--no-evaluate")
     assert done.returncode == 0, done.stderr
-    done = ask("certify", lstm)
+    done = answer("certify", lstm)
     assert done.returncode == 1
     assert "NOT_CERTIFIED" in done.stdout
     assert json.loads((lstm / "certificate.json").read_text())["status"] == "NOT_CERTIFIED"
 
 
-def test_evaluate_report_export_and_enjoy(ask, trained, tmp_path):
-    done = ask("evaluate", trained, "--sizes", "0,0.1", "--episodes", "2", "--seeds", "0-1")
+def test_evaluate_report_export_and_enjoy(trained, tmp_path):
+    done = answer("evaluate", trained, "--sizes", "0,0.1", "--episodes", "2", "--seeds", "0-1")
     assert done.returncode == 0, done.stderr
     found = json.loads((trained / "evaluation.json").read_text())
     assert (found["sizes"], found["seeds"], found["episodes"]) == ([0.0, 0.1], [0, 1], 2)
-    done = ask("report", trained, "-o", tmp_path / "page.html")
+    done = answer("report", trained, "-o", tmp_path / "page.html")
     assert done.returncode == 0, done.stderr
     assert "<html" in (tmp_path / "page.html").read_text()
     assert (tmp_path / "overview.png").is_file()
-    done = ask("export", trained, "--format", "safetensors", "-o", tmp_path / "exported")
+    done = answer("export", trained, "--format", "safetensors", "-o", tmp_path / "exported")
     assert done.returncode == 0, done.stderr
     assert load_policy(tmp_path / "exported").cell.config() == load_policy(trained).cell.config()
-    done = ask("enjoy", trained, "--render", "none", "--env", "Pendulum-v1", "--episodes", "2")
+    done = answer("enjoy", trained, "--render", "none", "--env", "Pendulum-v1", "--episodes", "2")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("return -") == 2
 
 
-def test_enjoy_records_a_video(ask, trained, tmp_path):
+def test_enjoy_records_a_video(trained, tmp_path):
     folder = copied(trained, tmp_path / "run")
-    done = ask("enjoy", folder, "--render", "video", "--episodes", "1")
+    done = answer("enjoy", folder, "--render", "video", "--episodes", "1")
     assert done.returncode == 0, done.stderr
     (video,) = (folder / "videos").glob("*.mp4")
     assert video.stat().st_size > 1000
@@ -177,8 +153,8 @@ def test_enjoy_records_a_video(ask, trained, tmp_path):
         ("perturbations", "gaussian"),
     ],
 )
-def test_list(ask, what, expected, tmp_path):
-    done = ask("list", what, cwd=tmp_path)
+def test_list(what, expected, tmp_path):
+    done = answer("list", what, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert any(line.split()[0] == expected for line in done.stdout.splitlines())
 
@@ -215,51 +191,51 @@ def test_list(ask, what, expected, tmp_path):
         (["enjoy", "nowhere", "--episode", "1"], "--episodes"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_status_2(ask, arguments, words, tmp_path):
-    line = one_line(ask(*arguments, cwd=tmp_path))
+def test_a_mistake_is_one_line_and_exit_status_2(arguments, words, tmp_path):
+    line = one_line(answer(*arguments, cwd=tmp_path))
     assert words in line
     assert not list(tmp_path.iterdir()), "something was written"
 
 
-def test_a_process_ends_alike_and_debug_shows_the_traceback(ask, tmp_path):
+def test_a_process_ends_alike_and_debug_shows_the_traceback(tmp_path):
     assert "does not exist" in one_line(run("certify", "nowhere", cwd=tmp_path))
-    done = ask("certify", "nowhere", "--debug", cwd=tmp_path)
+    done = answer("certify", "nowhere", "--debug", cwd=tmp_path)
     assert done.returncode == 2
     assert "Traceback" in done.stderr
     assert "MissingFileError" in done.stderr
 
 
-def test_a_corrupt_policy_is_refused_by_every_command_that_reads_it(ask, trained, tmp_path):
+def test_a_corrupt_policy_is_refused_by_every_command_that_reads_it(trained, tmp_path):
     folder = copied(trained, tmp_path / "run")
     path = folder / "policy.safetensors"
     path.write_bytes(path.read_bytes()[:100])
     for command in (["certify", folder], ["evaluate", folder], ["enjoy", folder, "--render", "none"]):
-        assert "policy.safetensors" in one_line(ask(*command))
+        assert "policy.safetensors" in one_line(answer(*command))
 
 
-def test_an_edited_policy_is_noticed(ask, trained, tmp_path):
+def test_an_edited_policy_is_noticed(trained, tmp_path):
     folder = copied(trained, tmp_path / "run")
     weights = load_file(folder / "policy.safetensors")
     name = next(name for name in weights if name.endswith("C2"))
     weights[name] = weights[name] + 1
     save_file(weights, folder / "policy.safetensors")
-    assert "sha256" in one_line(ask("certify", folder))
+    assert "sha256" in one_line(answer("certify", folder))
 
 
-def test_a_run_folder_of_a_newer_schema_is_refused(ask, trained, tmp_path):
+def test_a_run_folder_of_a_newer_schema_is_refused(trained, tmp_path):
     folder = copied(trained, tmp_path / "run")
     path = folder / "provenance.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 99}))
     for command in ("certify", "evaluate"):
-        line = one_line(ask(command, folder))
+        line = one_line(answer(command, folder))
         assert "99" in line
         assert "upgrade" in line.lower()
 
 
-def test_help_and_version_answer(ask):
-    assert "certify" in ask("--help").stdout
-    assert ask("--version").stdout.startswith("robust-policies ")
-    assert "--resume" in ask("train", "--help").stdout
+def test_help_and_version_answer():
+    assert "certify" in answer("--help").stdout
+    assert answer("--version").stdout.startswith("robust-policies ")
+    assert "--resume" in answer("train", "--help").stdout
 
 
 def test_the_package_is_the_command_too():

@@ -14,9 +14,13 @@ from robust_policies.evaluation.suite import parse_suite
 
 ROOT = Path(__file__).parents[2]
 CLAIM, RETURN = "Proven for the arrays that run", r"return .*\d"
+SHORT = [
+    "task.num_envs=4", "algorithm.n_steps=100", "algorithm.batch_size=200", "algorithm.n_epochs=1",
+    "checkpoints.evaluate_every=400", "checkpoints.evaluate_episodes=2",
+]  # fmt: skip
 EXAMPLES = {
     "attack_and_report": (
-        ["--steps", "8192", "--episodes", "2", "--suite", str(ROOT / "tests/tiny_suite.yaml")],
+        ["--steps", "800", "--episodes", "2", "--suite", str(ROOT / "tests/tiny_suite.yaml"), "--set", *SHORT],
         [CLAIM, r"mlp return against", r"report\.html"],
     ),
     "own_environment": (["--steps", "200"], [CLAIM, RETURN, "policy in"]),
@@ -25,7 +29,7 @@ EXAMPLES = {
     "plain_pytorch": (["--steps", "5"], ["PASS: gain at most 2.000", "largest gain found"]),
     "sac_with_a_window": (["--steps", "110"], [CLAIM, RETURN]),
     "sweep_gains": (
-        ["--steps", "8192", "--gammas", "4,6", "--seeds", "0"],
+        ["--steps", "400", "--gammas", "4,6", "--seeds", "0", "--set", *SHORT],
         [r"gamma 4: best return -\d+, 1 seed", r"gamma 6: best return"],
     ),
     "youla_around_lqg": (

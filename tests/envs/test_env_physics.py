@@ -214,7 +214,26 @@ def test_choices_are_whole_numbers_within_the_table():
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiled steps need a C++ compiler on the CPU")
-@pytest.mark.parametrize("task", ["cartpole", pytest.param("linear", marks=pytest.mark.soak)])
+def test_a_compiled_step_gives_the_same_results():
+    # Without an end of an episode the start is not compiled; the long form below has both.
+    plain = TorchVectorEnv("cartpole", 24, max_episode_steps=30)
+    compiled = TorchVectorEnv("cartpole", 24, max_episode_steps=30, compile=True)
+    plain.action_space.seed(0)
+    for env in (plain, compiled):
+        env.reset(seed=0)
+    kept = []
+    for _ in range(5):
+        actions = torch.as_tensor(plain.action_space.sample())
+        first, second = plain.step(actions)[:4], compiled.step(actions)[:4]
+        for mine, theirs in zip(first, second, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-6)
+        kept += [(value, value.clone()) for value in second]
+    assert all(torch.equal(*pair) for pair in kept)
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiled steps need a C++ compiler on the CPU")
+@pytest.mark.parametrize("task", ["cartpole", "linear"])
 def test_compiled_steps_and_starts_give_the_same_results_and_a_copy_compiles_its_own(task):
     plain = TorchVectorEnv(task, 24, max_episode_steps=30)
     compiled = TorchVectorEnv(task, 24, max_episode_steps=30, compile=True)

@@ -6,9 +6,9 @@ import signal
 from pathlib import Path
 
 import pytest
-from sweep_command import TINY, begin, rows, sweep, trial_process, wait_for
+from in_process import one_line
+from sweep_command import begin, rows, sweep, trial_process, wait_for
 
-from robust_policies.cli.app import main
 from robust_policies.policies import load_policy
 
 SHORT = "algorithm.total_steps=400"
@@ -25,19 +25,14 @@ def swept(tmp_path_factory):
     return folder, done
 
 
-@pytest.fixture
-def answer(capsys):
-    """Return a function that gives a wrong command's line, asked within this process."""
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
 
-    def ask(*arguments):
-        with pytest.raises(SystemExit) as caught:
-            main(["sweep", "pendulum_r2dn_gamma6", "--set", *TINY, *map(str, arguments)])
-        (line,) = capsys.readouterr().err.strip().splitlines()
-        assert caught.value.code == 2
-        assert line.startswith("error: ")
-        return line
 
-    return ask
+def refused(*arguments):
+    """Return the line that a wrong sweep gets."""
+    return one_line(sweep(*arguments))
 
 
 def test_a_failed_trial_is_reported_and_the_rest_goes_on(swept):
@@ -78,7 +73,7 @@ def test_the_tables_hold_what_the_run_folders_say(swept):
     assert [row["name"] for row in table["trials"]] == list(rows(folder))
 
 
-def test_resume_runs_only_what_is_not_done(swept, answer):
+def test_resume_runs_only_what_is_not_done(swept):
     folder, _ = swept
     finished = {
         name: (folder / "trials" / name / "provenance.json").stat().st_mtime_ns
@@ -86,10 +81,10 @@ def test_resume_runs_only_what_is_not_done(swept, answer):
         if row["status"] == "done"
     }
     options = [SHORT, "algorithm.learning_rate=1e-3", "--seeds", "0-1", "--jobs", 2, "--no-evaluate", "-o", folder]
-    assert "other keys" in answer(*options, "--resume")
+    assert "other keys" in refused(*options, "--resume")
     options[1] = "algorithm.learning_rate=1e-3,2e-3"
-    assert "add --resume" in answer(*options)
-    assert "algorithm.n_epochs was 2 and is now 3" in answer(*options, "--set", "algorithm.n_epochs=3", "--resume")
+    assert "add --resume" in refused(*options)
+    assert "algorithm.n_epochs was 2 and is now 3" in refused(*options, "--set", "algorithm.n_epochs=3", "--resume")
     done = sweep(*options, "--resume")
     assert done.returncode == 1, "the failed trials of earlier are still in the table"
     table = rows(folder)
@@ -107,36 +102,37 @@ def checkpoints(folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "jobs"),
+    ("number", "jobs", "trials"),
     [
-        (signal.SIGINT, 1),
-        pytest.param(signal.SIGKILL, 1, marks=pytest.mark.soak),
-        *(pytest.param(number, 2, marks=pytest.mark.soak) for number in STOPS),
+        (signal.SIGINT, 1, 1),
+        pytest.param(signal.SIGINT, 1, 2, marks=pytest.mark.soak),
+        pytest.param(signal.SIGKILL, 1, 2, marks=pytest.mark.soak),
+        *(pytest.param(number, 2, 3, marks=pytest.mark.soak) for number in STOPS),
     ],
     ids=lambda value: getattr(value, "name", str(value)),
 )
-def test_a_sweep_that_was_stopped_goes_on(number, jobs, tmp_path, answer):
-    # One trial more than run at once; long enough that none ends before all of those have begun.
+def test_a_sweep_that_was_stopped_goes_on(number, jobs, trials, tmp_path):
+    # In the long forms one trial more than run at once; long enough that none ends before all of those have begun.
     folder, steps = tmp_path / "sweep", 2000 * jobs**2
     options = [
-        f"algorithm.total_steps={steps}", f"checkpoints.evaluate_every={steps}", "--seeds", f"0-{jobs}",
+        f"algorithm.total_steps={steps}", f"checkpoints.evaluate_every={steps}", "--seeds", f"0-{trials - 1}",
         "--jobs", jobs, "--no-evaluate", "-o", folder,
     ]  # fmt: skip
     process = begin(*options)
     wait_for(lambda: len({path.parts[-4] for path in checkpoints(folder)}) == jobs, process)
-    assert "in use by another process" in answer(*options, "--resume")
+    assert "in use by another process" in refused(*options, "--resume")
     process.send_signal(number)
     _, errors = process.communicate(timeout=900)
     if number == signal.SIGKILL:
         assert process.returncode == -signal.SIGKILL
     else:
         assert process.returncode == 1
-        assert f"Stopped with 0 of {jobs + 1} trials done" in errors
+        assert f"Stopped with 0 of {trials} trials done" in errors
         assert "--resume" in errors
         assert {row["status"] for row in rows(folder).values()} == {"stopped"}
     done = sweep(*options, "--resume")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert [row["status"] for row in rows(folder).values()] == ["done"] * (jobs + 1)
+    assert [row["status"] for row in rows(folder).values()] == ["done"] * trials
     for seed in range(jobs):
         log = (folder / "logs" / f"seed={seed}.log").read_text()
         assert log.count("the checkpoint is in") == 1, "it ended with a checkpoint when the sweep did"
@@ -216,9 +212,9 @@ def test_a_search_finds_resumes_and_names_its_best(count, tmp_path):
         (["--prune"], "--prune is for a search"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_status_2(arguments, words, tmp_path, monkeypatch, answer):
+def test_a_mistake_is_one_line_and_exit_status_2(arguments, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert words in answer(*arguments)
+    assert words in refused(*arguments)
     assert not list(tmp_path.iterdir()), "something was written"
 
 
@@ -232,8 +228,8 @@ def test_a_mistake_is_one_line_and_exit_status_2(arguments, words, tmp_path, mon
         (["--search", "policy.gamma=3..9", "--objective", "gamma", "--prune"], "--prune"),
     ],
 )
-def test_a_mistake_in_a_search_is_one_line_and_exit_status_2(arguments, words, tmp_path, monkeypatch, answer):
+def test_a_mistake_in_a_search_is_one_line_and_exit_status_2(arguments, words, tmp_path, monkeypatch):
     pytest.importorskip("optuna", reason="the extra sweep is not installed")
     monkeypatch.chdir(tmp_path)
-    assert words in answer(*arguments)
+    assert words in refused(*arguments)
     assert not list(tmp_path.iterdir()), "something was written"
