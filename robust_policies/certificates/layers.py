@@ -32,9 +32,26 @@ def layer_bound(inner: Array, outer: Array, psi: Array | None = None) -> float:
     return max(1.0, _largest_eigenvalue(np.hstack([A, B])))
 
 
+def layers_bound(layers: Any) -> float:
+    """Return a Lipschitz bound of the chain of layers from the maps that run, never less than 1."""
+    bound = 1.0
+    for layer in layers:
+        inner = exactly(layer.in_map())
+        if layer.psi is None:
+            bound *= max(1.0, spectral_bound(inner))
+        else:
+            bound *= layer_bound(inner, exactly(layer.out_map()), exactly(layer.psi))
+    return bound * (1 + 1e-15 * (len(layers) + 1))
+
+
 def spectral_bound(weight: Array) -> float:
     """Return an upper bound of the spectral norm of `weight` (rows, columns), rounding included."""
     return math.sqrt(_largest_eigenvalue(weight if weight.shape[0] <= weight.shape[1] else weight.T)) * (1 + 1e-15)
+
+
+def exactly(value: Any) -> Array:
+    """Return a tensor's numbers as float64, an exact conversion."""
+    return value.detach().cpu().double().numpy()
 
 
 def _largest_eigenvalue(stacked: Array) -> float:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from robust_policies.certificates.layers import exactly
 from robust_policies.certificates.lmi import Array, Matrices, product, zeros
 from robust_policies.certificates.multipliers import SlopeMultiplier
 from robust_policies.certificates.optimum import small_enough
@@ -132,14 +133,14 @@ def _written(around: dict[str, Rounded], layers: Any) -> Neurons | None:
     theta: list[Array] = []
     pending: Rounded | None = None
     for layer in layers:
-        inner = Rounded.exact(_array(layer.in_map()))
+        inner = Rounded.exact(exactly(layer.in_map()))
         inner = inner if pending is None else inner.after(pending)
         if layer.psi is None:
             pending = inner
         else:
             reads.append(inner)
-            theta.append(np.square(_array(layer.psi)))
-            pending = Rounded.exact(_array(layer.out_map()))
+            theta.append(np.square(exactly(layer.psi)))
+            pending = Rounded.exact(exactly(layer.out_map()))
     if not reads or pending is None:
         return None
     offsets = np.cumsum([0, *(len(read.value) for read in reads)])
@@ -155,7 +156,3 @@ def _written(around: dict[str, Rounded], layers: Any) -> Neurons | None:
     values: dict[str, Any] = {name: part.value for name, part in made.items()}
     bounds: dict[str, Any] = {name: part.error for name, part in made.items()}
     return Neurons(Matrices(**values, error=Matrices(**bounds)), np.concatenate(theta))
-
-
-def _array(tensor: Any) -> Array:
-    return tensor.detach().cpu().double().numpy()

@@ -105,7 +105,10 @@ def _metric(model: Matrices, family: SlopeMultiplier, theta: Array, rate: float,
 def proven_peak(
     model: Matrices, family: SlopeMultiplier, output: int, units: Array, found: PeakCandidate
 ) -> float | None:
-    """Return the bound of one output that a candidate proves for the exact matrices, None where it proves none."""
+    """Return the bound of one output that a candidate proves for the exact matrices, None where it proves none.
+
+    `units` (nu,) is how far each input may differ at every step.
+    """
     nx, _, _, ny = model.sizes
     for lift in _LIFTS:
         r, s = lift * found.r, lift * found.s
@@ -114,7 +117,7 @@ def proven_peak(
         if not (np.isfinite([*r, *s]).all() and (r >= 0).all() and (s >= 0).all()):
             return None
         shape = np.zeros((ny, ny))
-        supply = scipy.linalg.block_diag(shape, np.diag(r / np.square(units)))
+        supply = np.asarray(scipy.linalg.block_diag(shape, np.diag(r / np.square(units))))
         F, first, error = assemble(model, found.P, found.rate, family.matrix(found.theta1), supply)
         shape[output, output] = -1.0
         blocks = [found.P, np.zeros((nx, nx)), -family.matrix(found.theta2), shape, np.diag(s / np.square(units))]

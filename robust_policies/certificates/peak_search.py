@@ -37,8 +37,7 @@ class PeakWitness:
 
     def save(self, path: str | Path) -> Path:
         """Return `path` after writing the witness there as npz, whole or not at all."""
-        arrays = {"inputs": self.inputs, "units": self.units, "found": self.found}
-        return write_atomic(path, lambda file: np.savez(file, **arrays))
+        return write_atomic(path, lambda file: np.savez(file, inputs=self.inputs, units=self.units, found=self.found))
 
     @classmethod
     def load(cls, path: str | Path) -> PeakWitness:

@@ -26,7 +26,10 @@ HOUSEHOLDER = 2.0
 
 
 def maxmin_chain(weights: Sequence[Array]) -> Neurons:
-    """Return u -> W_L maxmin(.. maxmin(W_0 u)) around its ReLU neurons; `weights` as for `layers.chain_model`."""
+    """Return u -> W_L maxmin(.. maxmin(W_0 u)) around its ReLU neurons.
+
+    `weights` are (rows, columns), as for `layers.chain_model`. Raises ShapeError where a layer cannot be paired.
+    """
     for weight in weights[:-1]:
         if len(weight) % 2:
             raise ShapeError(f"A layer before a maxmin has {len(weight)} rows; expected an even number.")
@@ -37,7 +40,7 @@ def householder_chain(weights: Sequence[Array], normals: Sequence[Array]) -> Neu
     """Return u -> W_L act(.. act(W_0 u)) around its ReLU neurons, act(v) = v - 2 n min(n'v, 0) group by group.
 
     Args:
-        weights: as for `layers.chain_model`.
+        weights: (rows, columns), as for `layers.chain_model`.
         normals: for each layer but the last, (groups, group size): the n of each group, of norm 1.
 
     Raises:

@@ -20,9 +20,8 @@ from robust_policies.certificates.layers import (
     chain_model,
     chain_start,
     is_r2dn,
-    layer_bound,
+    layers_bound,
     norm_product,
-    spectral_bound,
 )
 from robust_policies.certificates.lmi import Array, Matrices, matrices
 from robust_policies.certificates.multipliers import (
@@ -324,6 +323,8 @@ def verify_layers(
         weights: float32 or float64 arrays (rows, columns), with as many columns as the one before has rows.
         activation: a name in `SLOPE_RESTRICTED`, "maxmin", or "householder": v -> v - 2 n min(n'v, 0) in groups.
         normals: for "householder", of each layer but the last the n of each group, (groups, group size).
+
+    Raises InvalidValueError where the normals do not go with the activation or are not of norm 1.
     """
     if (activation == REFLECTING) != (normals is not None):
         raise InvalidValueError("`normals` are those of the activation 'householder'; give them with it, and only so.")
@@ -363,18 +364,6 @@ def _chain_neurons(weights: Sequence[Array], activation: str, normals: Sequence[
 
 def _unknown(activation: Any) -> str:
     return f"the slope of the activation {activation!r} is not known to be in [0, 1]"
-
-
-def layers_bound(layers: Any) -> float:
-    """Return a Lipschitz bound of the chain of layers from the maps that run, never less than 1."""
-    bound = 1.0
-    for layer in layers:
-        inner = _array(layer.in_map())
-        if layer.psi is None:
-            bound *= max(1.0, spectral_bound(inner))
-        else:
-            bound *= layer_bound(inner, _array(layer.out_map()), _array(layer.psi))
-    return bound * (1 + 1e-15 * (len(layers) + 1))
 
 
 def _layers_gain(cell: Any, explicit: Any) -> float:
