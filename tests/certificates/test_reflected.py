@@ -27,7 +27,7 @@ def reflect(v, normals):
     return (groups - 2 * below * normals).reshape(-1)
 
 
-def slopes(weights, normals, rng, count=400):
+def slopes(weights, normals, rng, count=100):
     """Return the largest sampled norm of the net's Jacobian."""
     largest = 0.0
     for _ in range(count):
@@ -57,7 +57,7 @@ def test_the_gain_of_maxmin_nets_is_what_their_increments_allow():
         weights = weights_of(widths, rng)
         found = verify_layers(weights, "maxmin")
         assert found.status == "PASS" and found.gamma == pytest.approx(gain, rel=1e-3)
-        assert slopes(weights, pairs_of(weights), np.random.default_rng(1), 50) <= found.gamma * (1 + 1e-9)
+        assert slopes(weights, pairs_of(weights), np.random.default_rng(1), 10) <= found.gamma * (1 + 1e-9)
         if widths[1] < 16:
             same = verify_layers(weights, "householder", pairs_of(weights))
             assert same.gamma == pytest.approx(found.gamma, rel=1e-6)
