@@ -8,14 +8,29 @@ from typing import Any
 
 import torch
 
-from robust_policies.errors import DeviceError, InvalidValueError, NonFiniteError, ShapeError
+from robust_policies.errors import DeviceError, InvalidValueError, NonFiniteError, ShapeError, UserError
+
+SEEDS = 2**31
+"""Seeds are whole numbers from 0 to below it."""
+_MOST_SEEDS = 100_000
+
+_LONGEST = 80
 
 
 def positive_int(name: str, value: Any, minimum: int = 1) -> int:
-    """Return `value` as an int of at least `minimum`."""
+    """Return `value` as an int of at least `minimum`; 1e5 is a whole number."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < minimum:
         raise InvalidValueError(f"{name} is {value!r}; expected a whole number of at least {minimum}.")
     return int(value)
+
+
+def flag(name: str, value: Any) -> bool:
+    """Return `value` if it is true or false, which what merely counts as one of them is not."""
+    if not isinstance(value, bool):
+        raise InvalidValueError(f"{name} is {value!r}; expected true or false.")
+    return value
 
 
 def finite_float(
@@ -63,11 +78,23 @@ def device(name: str | torch.device) -> torch.device:
         wanted = torch.device(name)
     except RuntimeError as error:
         raise DeviceError(f"Device {name!r} is not one PyTorch knows; expected 'cpu', 'cuda' or 'cuda:N'.") from error
+    if wanted.type not in ("cpu", "cuda", "mps") or (wanted.type == "mps" and not torch.backends.mps.is_available()):
+        raise DeviceError(f"Device {str(name)!r} is not one that can be used here; expected 'cpu', 'cuda' or 'cuda:N'.")
     if wanted.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (wanted.index or 0) >= count:
             raise DeviceError(f"Device {str(name)!r} was asked for and PyTorch sees {count} CUDA device(s); use 'cpu'.")
     return wanted
+
+
+def space_text(space: Any) -> str:
+    """Return a Gymnasium space in a few words: bounds that differ would fill pages, so they are left out."""
+    text = " ".join(str(space).split())
+    if len(text) <= _LONGEST:
+        return text
+    keys = getattr(space, "spaces", None)
+    inside = f"the keys {', '.join(map(str, keys))}" if keys else f"shape {space.shape} and dtype {space.dtype}"
+    return f"{type(space).__name__} with {inside}"
 
 
 def seed_list(name: str, text: str) -> list[int]:
@@ -77,8 +104,13 @@ def seed_list(name: str, text: str) -> list[int]:
     try:
         for part in text.split(","):
             first, dash, last = part.partition("-")
-            seeds += range(int(first), int(last) + 1) if dash else [int(first)]
-    except (ValueError, OverflowError, MemoryError) as error:
+            begin, end = int(first), int(last if dash else first) + 1
+            if end > SEEDS or end - begin > _MOST_SEEDS:
+                raise InvalidValueError(f"{name} is {text!r}; {expected}, below 2^31, at most {_MOST_SEEDS}.")
+            seeds += range(begin, end)
+    except UserError:
+        raise
+    except ValueError as error:
         raise InvalidValueError(f"{name} is {text!r}; {expected}.") from error
     if not seeds:
         raise InvalidValueError(f"{name} is {text!r}, which names none; {expected}.")

@@ -34,6 +34,9 @@ class NonFiniteError(UserError):
     """An array that holds NaN or infinity."""
 
 
+_LISTED = 24
+
+
 class UnknownNameError(UserError, KeyError):
     """A name that is not in a registry; the message lists what is, and the closest one."""
 
@@ -42,10 +45,13 @@ class UnknownNameError(UserError, KeyError):
 
     @classmethod
     def among(cls, kind: str, given: str, known: Iterable[str]) -> UnknownNameError:
-        """Return the error for `given`, which is none of `known`, suggesting the closest of them."""
+        """Return the error for `given`, which is none of `known`: these, or the closest three where they are many."""
         names = sorted(known)
         close = difflib.get_close_matches(str(given), names, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
+        if len(names) > _LISTED:
+            nearest = difflib.get_close_matches(str(given), names, n=3, cutoff=0.0)
+            return cls(f"Unknown {kind} {given!r}.{hint} The closest of {len(names)}: {', '.join(nearest)}.")
         return cls(f"Unknown {kind} {given!r}.{hint} Known: {', '.join(names) or 'none'}.")
 
 

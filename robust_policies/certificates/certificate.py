@@ -79,6 +79,9 @@ class Certificate:
     sequences that show it, `ratio` = empirical_lower / gamma_raw. PASS with gamma_raw None proves contraction only.
     With `closed_loop` (a Youla policy's; see `loop`) gamma_raw, rate and the search are of the closed loop, disturbance
     to performance, and there are no `signals`. A file of an older version has none either, and no `forgets`.
+    With `choices` (of a policy whose actions are choices) the gains are those to the logits: "divisor"
+    times gamma_raw is what a gap between logits shrinks by at most per unit of the observations' change, "memory"
+    whether earlier observations count.
     """
 
     status: Status
@@ -102,6 +105,7 @@ class Certificate:
     signals: Signals | None = None
     forgets: dict[str, Any] | None = None
     peak: dict[str, Any] | None = None
+    choices: dict[str, Any] | None = None
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -120,6 +124,10 @@ class Certificate:
             raise InvalidValueError(f"Certificate forgets is {entry!r}; expected percent and steps, or nothing.")
         if self.peak is not None and not is_peak(self.peak):
             raise InvalidValueError(f"Certificate peak is {self.peak!r}; expected units, gamma and method, or nothing.")
+        if self.choices is not None and not (
+            isinstance(self.choices, dict) and {"space", "divisor", "memory"} <= set(self.choices)
+        ):
+            raise InvalidValueError(f"Certificate choices is {self.choices!r}; expected space, divisor, memory in it.")
         for name in _NUMBERS:
             value = getattr(self, name)
             if value is not None and not _is_number(value):
@@ -212,6 +220,7 @@ def compose(
     weighted: float | None = None,
     arrays: Mapping[str, Any] | None = None,
     cell_note: str = "",
+    choices: dict[str, Any] | None = None,
 ) -> Certificate:
     """Return the certificate of the chain `before` -> cell -> `after`; its gain is the product of the factors'.
 
@@ -225,6 +234,7 @@ def compose(
         weighted: the gain proven in these units.
         arrays: those that run, by name.
         cell_note: the cell's name.
+        choices: of a policy whose actions are choices: "space", "divisor", "memory"; see `Certificate`.
     """
     factors = (*before, Factor("cell", verification.gamma, _note(cell_note, verification.method)), *after)
     gains = [factor.gain for factor in factors]
@@ -260,6 +270,7 @@ def compose(
         reason=verification.reason,
         signals=signals,
         forgets=forgotten(verification.forgets),
+        choices=choices,
     )
     return replace(certificate, claim=claim(certificate))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from robust_policies.certificates.loop import loop_claim
 from robust_policies.certificates.phrases import OVER_ALL, STEPS, forgetting
-from robust_policies.certificates.signals import MEAN_ACTIONS, RAW, Signals
+from robust_policies.certificates.signals import LOGITS, MEAN_ACTIONS, RAW, Signals
 from robust_policies.files import numbers
 
 ERROR = 0.1
@@ -36,6 +36,8 @@ def claim(certificate: Any) -> str:
         parts.append(f"the {gives} are constant: they are the same whatever the policy observes")
     elif gamma is not None:
         parts.append(_gain(certificate, gamma, reads, gives))
+        if certificate.choices is not None:
+            parts.append(_choice(certificate.choices, gamma, reads))
     if certificate.rate is not None:
         parts.append(
             forgetting(certificate, "under the same observations, the states of two copies started differently")
@@ -81,6 +83,18 @@ def _gain(certificate: Any, gamma: float, reads: str, gives: str) -> str:
     return f"{said} ({numbers.upper(certificate.gamma_weighted)} times, with the sensors in units of {units})"
 
 
+def _choice(choices: Mapping[str, Any], gamma: float, reads: str) -> str:
+    """Return how far observations must move before another choice is the most likely."""
+    bits = choices["space"] == "MultiBinary"
+    gap = "size of the smallest logit" if bits else "gap between the best and the second logit"
+    gap += ", the least over all choices," if choices["space"] == "MultiDiscrete" else ""
+    over = ", summed over all steps so far," if choices["memory"] else " at that step"
+    return (
+        f"before the choice at a step can change, the l2 norm of the difference of the {reads}{over} must be at least "
+        f"the {gap} at that step divided by {numbers.upper(choices['divisor'] * gamma)}"
+    )
+
+
 def _example(gamma: float, signals: Signals) -> str:
     """Return the worked number: what an error on every sensor in some steps may do, as a norm and as a share."""
     norm = ERROR * math.sqrt(signals.inputs * STEPS)
@@ -115,6 +129,11 @@ def _example(gamma: float, signals: Signals) -> str:
 
 
 def _limits(gives: str) -> str:
+    if gives == LOGITS:
+        return (
+            "This is about the logits and the most likely choice only (exploration is not part of it) and about "
+            "the policy alone, open loop: it does not bound the return or prove stability of the closed loop."
+        )
     if gives != MEAN_ACTIONS:
         return f"This is about the {gives} alone: it bounds no action and no return and proves no stability."
     return (

@@ -18,6 +18,7 @@ BEFORE_NORMALISATION = "observations as the policy's normaliser is given them, b
 WINDOWED = "observations that fill the policy's windows"
 FEATURES = "features that the extractor gives"
 MEAN_ACTIONS = "mean actions"
+LOGITS = "logits of the choices"
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,13 @@ class Signals:
 
     @classmethod
     def between(cls, reads: str, inputs: int, action_space: spaces.Space) -> Self:
-        """Return the signals from what a policy reads to its mean actions in a Box."""
+        """Return the signals from what a policy reads to its mean actions in a Box, or to the logits of its choices."""
+        if not isinstance(action_space, spaces.Box):
+            return cls(reads, LOGITS, inputs, int(spaces.flatdim(action_space)))
         outputs = int(np.prod(action_space.shape or (1,)))
         ranges: Sequence[float] = ()
-        if isinstance(action_space, spaces.Box):
-            widths = (action_space.high.astype(np.float64) - action_space.low).reshape(-1)
-            ranges = widths.tolist() if np.isfinite(widths).all() else ()
+        widths = (action_space.high.astype(np.float64) - action_space.low).reshape(-1)
+        ranges = widths.tolist() if np.isfinite(widths).all() else ()
         return cls(reads, MEAN_ACTIONS, inputs, outputs, ranges=tuple(ranges))
 
     @classmethod

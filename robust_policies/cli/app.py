@@ -16,7 +16,14 @@ from robust_policies import __version__
 from robust_policies.cli.errors import exit_status, short_warnings
 from robust_policies.cli.imitate import imitate
 from robust_policies.cli.listing import Listing, entries_of
-from robust_policies.cli.steps import certify_evaluate_report, certify_folder, check_evaluation, report_on
+from robust_policies.cli.steps import (
+    MOST_THREADS,
+    ask_first,
+    certify_evaluate_report,
+    certify_folder,
+    report_on,
+    said_of_dry_run,
+)
 from robust_policies.cli.sweep import sweep
 from robust_policies.errors import InvalidValueError
 
@@ -100,7 +107,12 @@ def train(
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="deterministic algorithms only; the same as deterministic=true")
     ] = False,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads; small networks are fastest with one")] = 1,
+    threads: Annotated[
+        int, typer.Option(min=1, max=MOST_THREADS, help="CPU threads; small networks are fastest with one")
+    ] = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="make one update in a scratch folder with all that follows, and stop")
+    ] = False,
     evaluation: Annotated[bool, typer.Option("--evaluate/--no-evaluate", help="certify and evaluate it too")] = True,
     report_: Annotated[
         bool, typer.Option("--report/--no-report", help="write report.html (needs the evaluation)")
@@ -116,7 +128,10 @@ def train(
     torch.set_num_threads(threads)
     resolved = training.load_recipe(recipe, [*(set_ or []), *["deterministic=true"] * deterministic], seed)
     folder = output or Path("results") / Path(recipe).stem
-    check_evaluation(resolved.evaluation)
+    ask_first(resolved, folder, device, resume, evaluation, dry_run)
+    if dry_run:
+        typer.echo(said_of_dry_run(folder))
+        return
     shown, stop = reporter_for(Console()), training.StopOnSignal()
     result = training.train(resolved, folder, device=device, resume=resume, reporter=shown, stop=stop)
     best = "" if result.best_reward is None else f", best mean return {result.best_reward:.1f}"
@@ -216,13 +231,16 @@ def export(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="folder [default: DIR/export]")] = None,
 ) -> None:
     """Write the policy for use elsewhere."""
+    from robust_policies.files.atomic import output_folder
     from robust_policies.policies import load_policy, save_policy
     from robust_policies.train import open_run
 
-    open_run(folder)
+    run = open_run(folder)
     if format is Format.onnx:
         raise InvalidValueError("Export to onnx was asked for and is not available yet; use --format safetensors.")
-    typer.echo(f"Exported: {save_policy(load_policy(folder), output or folder / 'export').parent}")
+    policy, target = load_policy(run.path), output or folder / "export"
+    with output_folder(target):
+        typer.echo(f"Exported: {save_policy(policy, target).parent}")
 
 
 @app.command()

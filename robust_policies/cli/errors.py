@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import itertools
 import sys
 import warnings
@@ -14,6 +15,10 @@ import typer
 
 from robust_policies.errors import RobustPoliciesError
 
+# Characters of a line.
+_LONGEST = 600
+# Characters of a name that is too long.
+_SHOWN = 60
 # Typer carries its own copy of click in newer versions; this is the base of every wrong option or argument in both.
 _UsageError: Any = typer.BadParameter.__bases__[0]
 
@@ -37,6 +42,9 @@ def exit_status(error: BaseException, given: Sequence[str]) -> int:
         return _fail(str(error), error.exit_status)
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
         return _fail("interrupted", 1)
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        name = str(error.filename)
+        return _fail(f"{name[:_SHOWN]!r}... has {len(name)} characters, too many for a file; give a shorter name.", 2)
     return _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1)
 
 
@@ -54,7 +62,11 @@ def short_warnings(asked: bool) -> Iterator[None]:
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    line = " ".join(message.split())
+    if len(line) > _LONGEST:
+        # What was given may be long; what was wrong with it stands before, what is expected behind.
+        line = f"{line[: _LONGEST * 2 // 3]} [...] {line[-_LONGEST // 3 :]}"
+    print(f"error: {line}", file=sys.stderr)
     return status
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from robust_policies.cli.steps import certify_evaluate_report, check_evaluation
+from robust_policies.cli.steps import MOST_THREADS, ask_first, certify_evaluate_report, said_of_dry_run
 from robust_policies.files import numbers
 
 
@@ -35,7 +35,12 @@ def imitate(
         Path | None, typer.Option("-o", "--output", metavar="DIR", help="run folder [default: results/TASK_imitation]")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue the run in DIR from its last checkpoint")] = False,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads; small networks are fastest with one")] = 1,
+    threads: Annotated[
+        int, typer.Option(min=1, max=MOST_THREADS, help="CPU threads; small networks are fastest with one")
+    ] = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="make one update in a scratch folder with all that follows, and stop")
+    ] = False,
     evaluation: Annotated[bool, typer.Option("--evaluate/--no-evaluate", help="certify and evaluate it too")] = True,
     report: Annotated[
         bool, typer.Option("--report/--no-report", help="write report.html (needs the evaluation)")
@@ -56,8 +61,11 @@ def imitate(
 
     torch.set_num_threads(threads)
     recipe = imitation_recipe(teacher, task, None, set_ or [], gamma=gamma, method=method.value, seed=seed)
-    check_evaluation(recipe.evaluation)
     folder = output or default_folder(recipe)
+    ask_first(recipe, folder, device, resume, evaluation, dry_run)
+    if dry_run:
+        typer.echo(said_of_dry_run(folder))
+        return
     shown, run = reporter_for(Console()), RunFolder(folder)
     result = train(recipe, folder, device=device, resume=resume, reporter=shown, stop=StopOnSignal())
     found = read_json(run.imitation, "imitation", SCHEMA)

@@ -10,12 +10,25 @@ import typer
 
 from robust_policies.files import numbers
 
+MOST_THREADS = 1024
 
-def check_evaluation(section: Any) -> None:
-    """Raise for an evaluation that could not run, before hours of training."""
+
+def ask_first(recipe: Any, folder: Path, device: str, resume: bool, evaluate: bool, dry_run: bool) -> None:
+    """Raise for whatever would be refused after hours of training, a second or two before it begins."""
+    from robust_policies import checks
+    from robust_policies.evaluation.rehearsal import rehearse
     from robust_policies.evaluation.suite import suite_named
+    from robust_policies.train import RunFolder
 
-    suite_named(section.suite)
+    suite_named(recipe.evaluation.suite)
+    checks.device(device)
+    if not RunFolder(folder).continues(recipe, resume) or dry_run:
+        rehearse(recipe, device, evaluate=evaluate)
+
+
+def said_of_dry_run(folder: Path) -> str:
+    """Return what a dry run has shown."""
+    return f"One update was made, saved, loaded, certified and evaluated; nothing was written into {folder}."
 
 
 def certify_folder(folder: Path, weights: list[float] | None = None) -> bool:

@@ -40,7 +40,8 @@ def spec_of(env_id: str) -> EnvSpec:
     if module:
         try:
             importlib.import_module(module)
-        except Exception as error:
+        # Somebody's module may end the process too.
+        except (Exception, SystemExit) as error:
             raise UnknownNameError(
                 f"{env_id!r} names the module {module!r}, which cannot be imported ({type(error).__name__}: {error}); "
                 f"expected one on Python's path that registers {name!r}."

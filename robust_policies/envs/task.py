@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -76,6 +77,9 @@ def plant_class(name: Any, path: Path) -> type[Plant]:
     found = getattr(module, class_name, None)
     if not (isinstance(found, type) and issubclass(found, Plant)):
         raise UnknownNameError(f"{path}: {place} has no class {class_name!r} that is a robust_policies.envs.Plant.")
+    if inspect.isabstract(found) or not isinstance(getattr(found, "Task", None), type):
+        lacks = ", ".join(sorted(found.__abstractmethods__)) or "Task, the model of its task.yaml"
+        raise InvalidValueError(f"{path}: {class_name} in {place} is not a whole plant; it lacks {lacks}.")
     return found
 
 
@@ -86,6 +90,9 @@ def _module(name: str, path: Path) -> ModuleType:
         raise MissingFileError(
             f"{path}: plant names the module {name!r}, which cannot be imported: {error}."
         ) from error
+    # Somebody's code may also end the process, which is no way out of a wrong task file.
+    except (Exception, SystemExit) as error:
+        raise CorruptFileError(f"{path}: module {name!r} does not run: {type(error).__name__}: {error}.") from error
 
 
 def _module_beside(file: Path, path: Path) -> ModuleType:
@@ -102,7 +109,7 @@ def _module_beside(file: Path, path: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise CorruptFileError(f"{path}: {file.name} does not run: {type(error).__name__}: {error}.") from error
     return module
@@ -110,6 +117,8 @@ def _module_beside(file: Path, path: Path) -> ModuleType:
 
 def task_file(task: str | Path) -> Path:
     """Return the task.yaml that `task`, a name or a folder, means."""
+    if not isinstance(task, (str, Path)):
+        raise InvalidValueError(f"task is {task!r}; expected the name of a task or the path of its folder.")
     if isinstance(task, str) and "/" not in task and "\\" not in task and not Path(task).is_dir():
         return assets.task_folder(task) / "task.yaml"
     folder = Path(task)

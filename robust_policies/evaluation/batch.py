@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
+from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
@@ -15,6 +15,8 @@ from robust_policies.envs.batch import Environment, make_batch, name_of, time_li
 from robust_policies.envs.vector import TorchVectorEnv
 from robust_policies.errors import InvalidValueError, ShapeError
 from robust_policies.policies.deployed import DeployedPolicy
+from robust_policies.policies.observations import encode
+from robust_policies.policies.spaces import different, given, short
 
 
 class Task:
@@ -45,34 +47,41 @@ class Task:
         inner = self.env.unwrapped
         self.torch_env = inner if isinstance(inner, TorchVectorEnv) else None
         self.limit = time_limit(self.env)
-        self.action_shape = self.env.single_action_space.shape
+        self.space, self.action_space = self.env.single_observation_space, self.env.single_action_space
         self.count = count
 
     def check_fit(self, policy: DeployedPolicy) -> None:
         """Raise ShapeError if the policy cannot act here."""
-        observations, actions = self.env.single_observation_space, self.env.single_action_space
-        if not isinstance(actions, gymnasium.spaces.Box):
-            raise ShapeError(f"{self.name} has the action space {actions}; evaluation needs a Box.")
-        for name, given, wanted in (
-            ("observations", observations, policy.observation_space),
-            ("actions", actions, policy.action_space),
-        ):
-            if given.shape != wanted.shape:
+        pairs = {
+            "observations": (self.env.single_observation_space, policy.observation_space),
+            "actions": (self.env.single_action_space, policy.action_space),
+        }
+        for name, (here, trained) in pairs.items():
+            if different(here, trained):
                 raise ShapeError(
-                    f"{self.name} has {name} of shape {given.shape}; the policy was trained for {wanted.shape}."
+                    f"{self.name} has {name} in a {short(here)}; the policy was trained for a {short(trained)}."
                 )
+        # Entries of a Dict are read in the policy's order, whatever the environment's.
+        self.space = policy.observation_space
 
     def reset(self, seeds: list[int]) -> Tensor:
         """Return the first observations (count, nu)."""
         return self._flat(self.env.reset(seed=seeds)[0])
 
     def step(self, actions: Tensor, ended: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return (observations, rewards float64, newly ended); environments in `ended` (count,) are reset first."""
+        """Return (observations, rewards float64, newly ended); environments in `ended` (count,) are reset first.
+
+        `actions` is (count, k), numbers or choices.
+        """
         if bool(ended.any()):
             # Both contracts refuse to step an ended episode; its new one is never counted.
             self.env.reset(options={"reset_mask": ended.cpu().numpy()})
-        given = actions if self.torch_env is not None else actions.cpu().numpy().reshape(self.count, *self.action_shape)
-        observation, reward, terminated, truncated, _ = self.env.step(given)
+        sent: Any = actions
+        if self.torch_env is None or not isinstance(self.action_space, spaces.Box):
+            sent = given(self.action_space, actions)
+        if self.torch_env is None:
+            sent = sent.cpu().numpy().astype(self.action_space.dtype, copy=False)
+        observation, reward, terminated, truncated, _ = self.env.step(sent)
         reward = torch.as_tensor(reward, device=self.device).double()
         done = torch.as_tensor(terminated, device=self.device) | torch.as_tensor(truncated, device=self.device)
         return self._flat(observation), reward, done
@@ -92,6 +101,8 @@ class Task:
         self.env.close()
 
     def _flat(self, observation: Any) -> Tensor:
+        if not isinstance(self.space, spaces.Box):
+            return encode(self.space, observation, precise=self.precise).to(self.device)
         if not isinstance(observation, Tensor):
             observation = torch.as_tensor(np.asarray(observation))
         double = self.precise and observation.dtype == torch.float64

@@ -165,7 +165,7 @@ def _differences(stored: Certificate, expected: Certificate) -> list[str]:
     changed = [name for name in names if stored.arrays_sha256.get(name) != expected.arrays_sha256.get(name)]
     if changed:
         found.append(f"the sha256 of {', '.join(changed)} is not that of the policy's arrays")
-    for name in ("status", "method", "reason"):
+    for name in ("status", "method", "reason", "choices"):
         if (given := getattr(stored, name)) != (again := getattr(expected, name)):
             found.append(f"{name} is {given!r} in the file and {again!r} when computed again")
     old = stored.closed_loop is None and stored.signals is None and expected.signals is not None

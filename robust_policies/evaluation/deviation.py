@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from torch import Tensor
 
 from robust_policies.certificates.gain_search import running_map
 from robust_policies.policies.deployed import DeployedPolicy
+from robust_policies.policies.spaces import limits, one_hot
 
 _ROWS_AT_ONCE = 100_000
 
@@ -20,7 +22,7 @@ def action_deviation(
     The clean actions are those of a twin with its own recurrent state that reads the unperturbed observations of the
     same visited states. So what is measured is one pair of input sequences of the policy as an open loop: before
     clipping the ratio is a lower bound of the incremental l2 gain and cannot exceed a proven one. It says nothing about
-    returns. NaN where nothing was perturbed.
+    returns. Of choices the second is of the logits, the first of vectors of 0 and 1. NaN where nothing was perturbed.
 
     Args:
         policy: whose arrays are upcast exactly to float64.
@@ -29,12 +31,8 @@ def action_deviation(
         lengths: (batch,) numbers of steps that count.
     """
     run = running_map(policy).run
-    # `Task.check_fit` refuses other spaces than Boxes.
-    low, high = (
-        torch.as_tensor(bound, dtype=torch.float64).flatten()
-        # A Box: deviations are of numbers.
-        for bound in (policy.action_space.low, policy.action_space.high)  # type: ignore[attr-defined]
-    )
+    space = policy.action_space
+    low, high = (torch.as_tensor(bound, dtype=torch.float64) for bound in limits(space))
     time, batch = clean.shape[:2]
     counted = torch.arange(time).unsqueeze(1) < torch.as_tensor(lengths)
     found = np.full((2, batch), np.nan)
@@ -46,7 +44,8 @@ def action_deviation(
         with torch.no_grad():
             actions = run(torch.cat(pair, dim=1)).chunk(2, dim=1)
         spent = _norm(pair[1] - pair[0])
-        for i, values in enumerate(([a.clamp(low, high) for a in actions], actions)):
+        applied = [a.clamp(low, high) if isinstance(space, spaces.Box) else one_hot(space, a) for a in actions]
+        for i, values in enumerate((applied, actions)):
             moved = _norm(torch.where(mask, values[1] - values[0], 0.0))
             found[i, rows] = torch.where(spent > 0, moved / spent, torch.nan).numpy()
     return found[0], found[1]

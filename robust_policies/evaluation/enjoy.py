@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
-import numpy as np
 
 from robust_policies.envs.batch import make_one
 from robust_policies.envs.perturb import parse, perturb
@@ -46,7 +45,7 @@ def enjoy_run(
             observation, _ = env.reset(seed=seed + episode)
             state, total, done = None, 0.0, False
             while not done:
-                action, state = policy.predict(np.asarray(observation), state=state)
+                action, state = policy.predict(observation, state=state)
                 observation, reward, terminated, truncated, _ = env.step(action)
                 total += float(reward)
                 done = terminated or truncated

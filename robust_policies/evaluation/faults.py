@@ -5,11 +5,14 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+from gymnasium import spaces
+
 from robust_policies.envs.batch import ours, plant_of
 from robust_policies.envs.perturb import Spec
 from robust_policies.envs.perturb.specs import DynamicsShift
 from robust_policies.evaluation.bench import OBSERVATION, Bench, Part, measurement
 from robust_policies.evaluation.suite import FaultEntry, GridEntry
+from robust_policies.policies.spaces import short
 
 RELATIVE = "relative change"
 # The unperturbed observation: a noise of size 0.
@@ -51,6 +54,11 @@ def measure_fault(bench: Bench, entry: FaultEntry, group: str) -> dict[str, Any]
 
 def unsuited(bench: Bench, entry: FaultEntry) -> str | None:
     """Return why a task cannot have a fault, None if it can."""
+    sensors, actuators = bench.policy.observation_space, bench.policy.action_space
+    if entry.perturbation.startswith("Observation") and not isinstance(sensors, spaces.Box):
+        return f"{entry.perturbation} needs observations in one Box; those of {bench.task} are a {short(sensors)}"
+    if entry.perturbation == "ActionNoise" and not isinstance(actuators, spaces.Box):
+        return f"nothing can be added to the choices {actuators} of {bench.task}"
     if entry.perturbation != "ForceDisturbance":
         return None
     plant = plant_of(bench.task, bench.env_kwargs)

@@ -32,8 +32,9 @@ class Episodes:
     Attributes:
         returns: sums of rewards; NaN where `failed`.
         lengths: numbers of steps.
-        deviations: |applied actions - clean actions| / |perturbation|, l2 over the episode; NaN if none was made.
-        gains: the same before clipping: what a proven gain of the policy bounds.
+        deviations: |applied actions - clean actions| / |perturbation|, l2 over the episode, choices as vectors of 0
+            and 1; NaN if none was made.
+        gains: the same before clipping, of choices of the logits: what a proven gain of the policy bounds.
         failed: the policy or the environment gave NaN or infinity there.
         attack: the name of the attack, "" for noise.
         monitored: of a Youla policy "region_exits" and "saturations", in numbers of steps; else empty.
@@ -127,11 +128,14 @@ def attacked(setting: Setting, attack: Attack | None, kind: str, sizes: list[flo
         if attack is None:
             noise = unit_noise(kind, (horizon, setting.episodes, nu), setting.seed + 1).to(exact.device)
 
+            if actor.measured is not None:
+                noise = noise * actor.measured
+
             def perturbed(moment: Moment) -> Tensor:
                 return moment.observation + noise[moment.t].repeat(len(sizes), 1) * exact.float().unsqueeze(-1)
 
             return _play(setting, task, actor, perturbed)
-        budget = Budget(norm, exact, horizon)
+        budget = Budget(norm, exact, horizon, actor.measured)
         task.check_fit(setting.policy)
         attack.begin(Scene(actor, budget, len(sizes), setting.episodes, nu, task.torch_env, setting.seed + 1, rehearse))
         return _play(setting, task, actor, lambda m: budget.apply(m.observation, attack.perturbation(m)))
@@ -155,10 +159,10 @@ def _play(setting: Setting, task: Task, actor: FrozenActor, perturb: Perturb) ->
         perturbed = torch.where(ended.unsqueeze(-1), observation, perturb(Moment(t, observation, hidden)))
         with torch.no_grad():
             mean, hidden = actor.step(perturbed, hidden)
-            action = actor.clip(mean).float()
+            action, finite = actor.applied(mean)
         # A failed or ended episode's environment goes on uncounted, whatever its state.
-        broken = ~ended & ~torch.isfinite(action).all(dim=-1)
-        action, hidden = torch.nan_to_num(action), torch.nan_to_num(hidden)
+        broken = ~ended & ~finite
+        hidden = torch.nan_to_num(hidden)
         following, reward, done = task.step(action, fresh)
         broken = broken | (~ended & ~torch.isfinite(reward))
         failed = failed | broken

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from robust_policies.certificates.certificate import array_hashes, digest
+from robust_policies.envs.batch import spec_of
 from robust_policies.envs.incidents import collected
 from robust_policies.envs.perturb import Spec, describe, parse
 from robust_policies.envs.registration import ENV_IDS
@@ -37,6 +38,7 @@ from robust_policies.evaluation.tuning import measure_attack, measure_critical
 from robust_policies.files.atomic import write_json
 from robust_policies.files.versions import versions
 from robust_policies.policies import load_policy
+from robust_policies.policies.observations import measured as can_be_off
 from robust_policies.policies.storage import stored_task
 from robust_policies.train.recipe.recipe import Recipe
 from robust_policies.train.run.folder import EVALUATION_SCHEMA, RunFolder
@@ -44,6 +46,7 @@ from robust_policies.train.run.folder import EVALUATION_SCHEMA, RunFolder
 Progress = Callable[[float, str], None]
 Job = Callable[[], dict[str, Any]] | str
 """What measures, or why that is not done in a task."""
+_EXACT = "its observations are choices, which are not off by a little"
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,8 @@ def evaluate_run(
     tasks = list(tasks or _tasks_of(recipe, home))
     benches: dict[str, Bench] = {}
     for task in tasks:
+        # A name that nobody knows is said before the others are measured.
+        spec_of(task)
         # What the recipe says of its own task is not said of another.
         options, around = (home[1], own) if home is not None and task == home[0] else ({}, [])
         benches[task] = Bench(policy, task, options, around if wrappers is None else wrappers, chosen)
@@ -207,10 +212,11 @@ def _jobs(bench: Bench, done: dict[str, Any] | None) -> Iterator[tuple[str, Job]
         return nominal[0]
 
     yield "nominal", lambda: _nominal(unperturbed()[0], suite.record)
+    exact = None if can_be_off(bench.policy.observation_space).any() else _EXACT
     for name in suite.noise:
-        yield name, lambda name=name: measure_noise(bench, name)
+        yield name, exact or (lambda name=name: measure_noise(bench, name))
     for entry in suite.attacks:
-        reason = why_not(entry.name, bench.task, bench.env_kwargs)
+        reason = exact or why_not(entry.name, bench.task, bench.env_kwargs)
         yield _job_of(entry), reason or (lambda e=entry: measure_attack(bench, e, unperturbed(), _shown(suite)))
     for group, entries in (("fault", suite.faults), ("disturbance", suite.disturbances)):
         for entry in entries:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from robust_policies.errors import MissingFileError, UnknownNameError
+from robust_policies.errors import InvalidValueError, MissingFileError, UnknownNameError
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -62,5 +62,9 @@ def recipe_path(name: str | Path) -> Path:
     if packaged.is_file() and (path.parent == Path(".") or path.parent.name == "train"):
         return packaged
     if path.suffix in {".yaml", ".yml"} and path.parent not in {Path("."), Path("train")}:
-        raise MissingFileError(f"Recipe file {str(path)!r} does not exist; known recipes: {', '.join(recipe_names())}.")
+        raise MissingFileError(
+            f"Recipe file {str(path)!r} does not exist; `robust-policies list recipes` names those of the package."
+        )
+    if path.is_dir():
+        raise InvalidValueError(f"Recipe {str(path)!r} is a folder; expected a YAML file, or a name (`list recipes`).")
     raise UnknownNameError.among("recipe", str(name), recipe_names())

@@ -11,7 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from robust_policies.errors import CorruptFileError, MissingFileError, SchemaError
+from robust_policies.errors import (
+    CorruptFileError,
+    InvalidValueError,
+    MissingFileError,
+    RobustPoliciesError,
+    SchemaError,
+)
 
 
 def write_atomic(path: str | Path, write: Callable[[BinaryIO], object]) -> Path:
@@ -51,17 +57,32 @@ def read_json(path: str | Path, kind: str, newest_schema: int) -> dict[str, Any]
         raise MissingFileError(f"{path} does not exist; expected a {kind} file.")
     try:
         content = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptFileError(f"{path} is not JSON ({error}); expected a {kind} file. Write it again.") from error
     schema = content.get("schema") if isinstance(content, dict) else None
-    if not isinstance(schema, int) or isinstance(schema, bool):
-        raise CorruptFileError(f"{path} has no whole-number 'schema'; expected a {kind} file. Write it again.")
+    if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
+        raise CorruptFileError(
+            f"{path} has no whole-number 'schema' of at least 1; expected a {kind} file. Write it again."
+        )
     if schema > newest_schema:
         raise SchemaError(
             f"{path} has schema {schema}; this version reads {kind} files up to schema {newest_schema}. "
             "Upgrade robust-policies."
         )
     return content
+
+
+@contextmanager
+def output_folder(path: Path, option: str = "-o") -> Iterator[None]:
+    """Raise `InvalidValueError` where the block cannot write into a folder; `option` chooses another."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, RobustPoliciesError):
+            raise
+        raise InvalidValueError(
+            f"Output folder {str(path)!r} cannot be written ({error.strerror}); choose another with {option}."
+        ) from error
 
 
 @contextmanager

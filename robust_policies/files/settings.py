@@ -8,7 +8,7 @@ import types
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from robust_policies.errors import InvalidValueError, UnknownNameError, UserError
 
@@ -18,11 +18,31 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_numbers(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        known = fields(cls)
+        return {key: whole(value, known[key].annotation) if key in known else value for key, value in data.items()}
+
 
 class Strict(Section):
     """Strict types too: a recipe that parses means what it says."""
 
     model_config = ConfigDict(strict=True)
+
+
+def whole(value: Any, kind: Any) -> Any:
+    """Return `value` with whole numbers that were written as 1e5 or 2.0 as ints where `kind` has ints and no floats."""
+    choices = list(_choices(kind))
+    if isinstance(value, float):
+        return int(value) if int in choices and float not in choices and value.is_integer() else value
+    if isinstance(value, list):
+        return [whole(entry, _inside(choices, index)) for index, entry in enumerate(value)]
+    if isinstance(value, dict) and not any(map(_is_section, choices)):
+        return {key: whole(entry, _inside(choices, key)) for key, entry in value.items()}
+    return value
 
 
 # What people type who know the key under another name.

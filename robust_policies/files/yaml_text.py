@@ -43,7 +43,17 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_representer(list, _Dumper.represent_list)
 
 
-def _problem(error: yaml.YAMLError) -> str:
+# PyYAML lets through what Python says of a date such as 2020-13-45, of `!!int abc`, of `!!bool abc`, of a number of
+# thousands of digits, and of a list a thousand levels deep.
+_NOT_YAML = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
+_SHOWN = 100
+
+
+def _problem(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, KeyError):
+        return f"{error} is no value of its tag"
     mark = getattr(error, "problem_mark", None)
     text = getattr(error, "problem", None) or str(error).splitlines()[0]
     return f"line {mark.line + 1}, column {mark.column + 1}: {text}" if mark else text
@@ -60,7 +70,7 @@ def read_yaml(path: str | Path) -> Any:
         raise CorruptFileError(f"File {str(path)!r} cannot be read as text: {error}.") from error
     try:
         return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+    except _NOT_YAML as error:
         raise CorruptFileError(f"File {str(path)!r} is not YAML, {_problem(error)}.") from error
 
 
@@ -68,8 +78,9 @@ def parse_yaml(text: str, where: str) -> Any:
     """Return what `text` means in YAML (`4`, `1e-3`, `[32, 32]`, `null`, `relu`); `where` begins the error's line."""
     try:
         return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise InvalidValueError(f"{where} was given {text!r}, which is not YAML, {_problem(error)}.") from error
+    except _NOT_YAML as error:
+        given = repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
+        raise InvalidValueError(f"{where} was given {given}, which is not YAML, {_problem(error)}.") from error
 
 
 def dump_yaml(data: Any) -> str:

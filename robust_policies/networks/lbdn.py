@@ -113,7 +113,7 @@ class LBDN(nn.Module):
         self.input_size = checks.positive_int("input_size", input_size)
         self.hidden_sizes = hidden_widths(hidden_sizes)
         self.output_size = checks.positive_int("output_size", output_size)
-        self.linear_output = bool(linear_output)
+        self.linear_output = checks.flag("linear_output", linear_output)
         self.activation = activation_named(activation)
         self._gamma = checks.finite_float("gamma", gamma, above=0.0)
         self.log_gamma = nn.Parameter(torch.tensor([math.log(self._gamma)])) if trainable_gamma else None
@@ -171,7 +171,7 @@ class LBDNCell(Cell):
     ) -> None:
         super().__init__(input_size, 0, output_size, memoryless=True)
         self.network = LBDN(input_size, hidden_sizes, output_size, gamma, activation, linear_output, trainable_gamma)
-        self.guarantee = Lipschitz(gamma, trainable=bool(trainable_gamma))
+        self.guarantee = Lipschitz(gamma, trainable=checks.flag("trainable_gamma", trainable_gamma))
         self.rate = 1.0
 
     @property

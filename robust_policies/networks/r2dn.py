@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from robust_policies import checks
 from robust_policies.errors import InvalidValueError
 from robust_policies.networks import r2dn_forms as forms
 from robust_policies.networks.cell import hidden_widths
@@ -81,7 +82,7 @@ class R2DN(RobustCell):
         super().__init__(input_size, state_size, output_size, features, activation, guarantee, rate, init, eps)
         nu, nx, ny, nv = self.input_size, self.state_size, self.output_size, self.features
         self.hidden_sizes = hidden_widths(hidden_sizes)
-        self.linear_output = bool(linear_output)
+        self.linear_output = checks.flag("linear_output", linear_output)
         if self.linear_output and not self.hidden_sizes:
             raise InvalidValueError(
                 "hidden_sizes is empty; a phi with a linear last layer needs a hidden layer: (32,)."

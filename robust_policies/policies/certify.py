@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -55,7 +56,7 @@ def certify_actor(
     reads: str,
     state_dependent_noise: bool = False,
 ) -> Certificate:
-    """Return the certificate of the gain from what an actor reads to its raw mean action.
+    """Return the certificate of the gain from what an actor reads to its raw mean action, of choices to the logits.
 
     Args:
         actor: its mean action is judged.
@@ -76,11 +77,10 @@ def certify_actor(
             "The policy explores with state-dependent noise (gSDE), which is a function of the observation with a gain "
             "of its own; train with use_sde=False."
         )
-    refuse_discrete(action_space)
     if isinstance(cell, WindowCell):
-        return _certify_window(actor, cell, units, Signals.between(reads, cell.input_size, action_space))
+        return _certify_window(actor, cell, units, reads, action_space)
     verification = verify(cell)
-    scales, after = scales_of(actor), _after(actor)
+    scales, after = scales_of(actor), _after(actor, action_space)
     joint = weighted = None
     if verification.gamma is not None:
         head, sizes = actor.folded().head, _sizes(actor)
@@ -101,12 +101,16 @@ def certify_actor(
         weighted=weighted,
         arrays=running_arrays(actor),
         cell_note=cell.name,
+        choices=choices(action_space, cell.state_size > 0),
     )
 
 
-def _certify_window(actor: Actor, cell: WindowCell, units: np.ndarray | None, signals: Signals) -> Certificate:
+def _certify_window(
+    actor: Actor, cell: WindowCell, units: np.ndarray | None, reads: str, action_space: spaces.Space
+) -> Certificate:
     """Return the certificate of an actor whose cell runs anew over a window at every step."""
-    found, scales, after = verify(cell.inner), scales_of(actor), _after(actor)
+    signals = Signals.between(reads, cell.input_size, action_space)
+    found, scales, after = verify(cell.inner), scales_of(actor), _after(actor, action_space)
     layers = [layer for layer in cell.perceptron.layers if isinstance(layer, nn.Linear)]
     net = verify_layers([layer.weight.detach().cpu().double().numpy() for layer in layers])
     if net.status != "PASS":
@@ -126,6 +130,7 @@ def _certify_window(actor: Actor, cell: WindowCell, units: np.ndarray | None, si
         weighted=weighted,
         arrays=running_arrays(actor),
         cell_note=cell.inner.name,
+        choices=choices(action_space, True),
     )
 
 
@@ -182,13 +187,15 @@ def observation_weights(weights: Sequence[float], size: int) -> np.ndarray:
     return units
 
 
-def refuse_discrete(space: spaces.Space) -> None:
-    """Raise unless the actions are numbers."""
-    if not isinstance(space, spaces.Box):
-        raise NotCertifiableError(
-            f"The action space {space} is discrete: the action jumps where two logits cross, so no "
-            "gain bounds it; use a Box action space."
-        )
+def choices(space: spaces.Space, memory: bool) -> dict[str, Any] | None:
+    """Return what a certificate of a gain to logits says of the choices, None where the actions are numbers.
+
+    Two logits approach each other by at most sqrt(2) times the norm of the change of all; a bit has one logit.
+    """
+    if isinstance(space, spaces.Box):
+        return None
+    bits = isinstance(space, spaces.MultiBinary)
+    return {"space": type(space).__name__, "divisor": 1.0 if bits else math.sqrt(2.0) * UP, "memory": memory}
 
 
 def running_arrays(actor: Actor) -> dict[str, Any]:
@@ -218,15 +225,15 @@ def _sizes(actor: Actor) -> np.ndarray:
     return np.ones(len(folded.head)) if folded.sizes is None else np.abs(folded.sizes)
 
 
-def _after(actor: Actor) -> list[Factor]:
-    weight, sizes = actor.folded().head, _sizes(actor)
-    none = "none: the cell's output is the mean action"
+def _after(actor: Actor, action_space: spaces.Space) -> list[Factor]:
+    weight, sizes, numbers = actor.folded().head, _sizes(actor), isinstance(action_space, spaces.Box)
+    none = "none: the cell's output is the mean action" if numbers else "none: the cell's output is the logits"
     head = actor.head.linear is not None
     return [
         Factor("head", spectral_bound(weight) if head else 1.0, "spectral norm of the linear head" if head else none),
         *([Factor("squashing", 1.0, "tanh is 1-Lipschitz")] if actor.head.squash else []),
         Factor("action scale", float(sizes.max()), _scale_note(actor)),
-        Factor("action clip", 1.0, "clipping to the action space is 1-Lipschitz"),
+        *([Factor("action clip", 1.0, "clipping to the action space is 1-Lipschitz")] if numbers else []),
     ]
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from robust_policies import checks
 from robust_policies.certificates import Certificate
+from robust_policies.certificates.gain_search import running_map
 from robust_policies.certificates.lmi import Array, Matrices
 from robust_policies.certificates.multipliers import Multiplier
 from robust_policies.certificates.neurons import Neurons
@@ -30,8 +31,9 @@ from robust_policies.errors import (
 from robust_policies.networks import Cell
 from robust_policies.policies.actor import Actor, FrozenNormalizer, MeanHead, ScaledCell, Scaling
 from robust_policies.policies.certify import certify_actor, observation_weights
+from robust_policies.policies.observations import flat_size, read
 from robust_policies.policies.peak import action_peaks
-from robust_policies.policies.spaces import choose, parameter_count, space_from_json, space_to_json
+from robust_policies.policies.spaces import choose, gaps, parameter_count, space_from_json, space_to_json
 from robust_policies.policies.window import WindowCell, stored_cell
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -42,7 +44,8 @@ class DeployedPolicy:
 
     Attributes:
         actor: module; actor(observations (time, batch, nu), state, starts) -> (mean actions (time, batch, na), state).
-        observation_space, action_space: of the environment it was trained for; observations are a Box.
+        observation_space, action_space: of the environment it was trained for; `observations` says in which order
+            observations of several parts are read.
         log_std: (na,) of the Gaussian exploration, None if there is none to sample from.
         state_dependent_noise: it was trained with gSDE, so only its deterministic actions are stored.
         raw: whether what it reads is known to be what its environment's sensors give, with nothing else before its
@@ -62,9 +65,7 @@ class DeployedPolicy:
         state_dependent_noise: bool = False,
         raw: bool = False,
     ) -> None:
-        if not isinstance(observation_space, spaces.Box):
-            raise InvalidValueError(f"The observation space is {observation_space}; a deployed policy needs a Box.")
-        size = int(np.prod(observation_space.shape))
+        size = flat_size(observation_space)
         if size != actor.cell.input_size:
             raise ShapeError(f"The cell reads {actor.cell.input_size} numbers and an observation has {size}.")
         numbers = parameter_count(action_space)
@@ -108,7 +109,9 @@ class DeployedPolicy:
         return self.cell.initial_state(batch_size).cpu().numpy()
 
     def certificate(self, weights: Sequence[float] | None = None) -> Certificate:
-        """Return the certificate of the gain from what the policy reads to its raw mean action; it says what that is.
+        """Return the certificate of the gain from what the policy reads, which it names, to its raw mean action.
+
+        Of choices it is the gain to the logits.
 
         Args:
             weights: (nu,) the size of one unit of each observation, for a second gain in these units.
@@ -140,6 +143,28 @@ class DeployedPolicy:
         units = np.ones(size) if weights is None else observation_weights(weights, size)
         found = action_peaks(self.actor, units)
         return None if found is None else {"units": units.tolist(), "gamma": found[0].tolist(), "method": found[1]}
+
+    def choice_radii(self, observations: Tensor) -> np.ndarray:
+        """Return how far observations must move before another choice is the most likely, (time, batch).
+
+        The l2 norm over all steps up to that one of the change of flat observations, of a policy without memory over
+        that step alone: where it is smaller, the choice is the same. 0 where two logits are equal.
+
+        Args:
+            observations: (time, batch, nu), flat, from an episode's start on.
+
+        Raises:
+            NotCertifiableError: no gain to the logits is proven. InvalidValueError: the actions are no choices.
+        """
+        if isinstance(self.action_space, spaces.Box):
+            raise InvalidValueError("The actions are a Box; only choices have a radius in which they stay the same.")
+        certificate = self.certificate()
+        if certificate.gamma_raw is None or certificate.choices is None:
+            raise NotCertifiableError(f"No gain to the logits is proven: {certificate.claim}")
+        with torch.no_grad():
+            logits = running_map(self).run(observations.detach().cpu().double())
+        share = certificate.choices["divisor"] * certificate.gamma_raw
+        return (gaps(self.action_space, logits) / max(share, 1e-300)).numpy()
 
     def matrices(self) -> tuple[Matrices, Multiplier, Array]:
         """Return the explicit matrices from raw observation to raw mean action, and what is known of their neurons.
@@ -245,14 +270,16 @@ class DeployedPolicy:
         cell = stored_cell(content["cell"])
         size, numbers = cell.input_size, parameter_count(action_space)
         scale, offset, action_scale = (
-            1.0 if content[key] else None for key in ("observation_scale", "observation_offset", "action_scale")
+            1.0 if checks.flag(key, content[key]) else None
+            for key in ("observation_scale", "observation_offset", "action_scale")
         )
-        squash, linear = bool(content.get("squash", False)), bool(content["linear_head"])
-        centre = 0.0 if content.get("action_offset", False) else None
-        head = MeanHead(cell.output_size, numbers, linear, action_scale, centre, squash=squash)
+        squash = checks.flag("squash", content.get("squash", False))
+        linear = checks.flag("linear_head", content["linear_head"])
+        centred = checks.flag("action_offset", content.get("action_offset", False))
+        head = MeanHead(cell.output_size, numbers, linear, action_scale, 0.0 if centred else None, squash=squash)
         scaling = Scaling(size, scale, offset)
         actor = Actor(ScaledCell(cell, scaling), head).to(DTYPES[content["dtype"]])
-        if content.get("exact_offset", False) and scaling.offset is not None:
+        if checks.flag("exact_offset", content.get("exact_offset", False)) and scaling.offset is not None:
             scaling.offset = scaling.offset.double()
         if (clip := content["normalizer_clip"]) is not None:
             actor.normalizer = FrozenNormalizer(torch.zeros(size), torch.ones(size), clip)
@@ -260,9 +287,9 @@ class DeployedPolicy:
             actor,
             space_from_json(content["observation_space"]),
             action_space,
-            torch.zeros(numbers) if content["log_std"] else None,
-            state_dependent_noise=bool(content["state_dependent_noise"]),
-            raw=content.get("raw_observations") is True,
+            torch.zeros(numbers) if checks.flag("log_std", content["log_std"]) else None,
+            state_dependent_noise=checks.flag("state_dependent_noise", content["state_dependent_noise"]),
+            raw=checks.flag("raw_observations", content.get("raw_observations", False)),
         )
         policy._take(dict(tensors), source)
         return policy
@@ -277,7 +304,8 @@ class DeployedPolicy:
         """Return (actions, next state (batch, nx)), as Stable-Baselines3's `predict` does.
 
         Args:
-            observation: one observation, or a batch (n, *shape); the action has a batch dimension if this has.
+            observation: as the environment gives it, or a batch (n, *shape), of a Dict in every entry; the action has a
+                batch dimension if this has.
             state: what the last call returned; None at the start.
             episode_start: (n,) bool or one bool; where True that entry's state is reset first.
             deterministic: the mean (most likely) action, or a sample of the stored exploration.
@@ -289,7 +317,7 @@ class DeployedPolicy:
         hidden = self._hidden(state, episode_start, values.shape[0])
         with torch.no_grad():
             actions, hidden = self._act(torch.as_tensor(values, device=self.device), hidden, deterministic)
-        return (actions.squeeze(0) if single else actions), hidden.cpu().numpy()
+        return (actions[0] if single else actions), hidden.cpu().numpy()
 
     @property
     def _double(self) -> bool:
@@ -325,24 +353,9 @@ class DeployedPolicy:
 
     def _checked(self, observation: Any) -> tuple[np.ndarray, bool]:
         """Return the observations as numbers (batch, nu), and whether there was only one, without a batch dimension."""
-        shape = self.observation_space.shape or ()
-        try:
-            array = np.asarray(observation)
-            # An offset is subtracted in the observation's own precision.
-            own = self.actor.body.scaling.offset is not None and array.dtype != np.float32
-            array = array.astype(np.float64 if self._double or own else np.float32, copy=False)
-        except (TypeError, ValueError) as error:
-            raise ShapeError(f"The observation is not an array of numbers of shape {shape} ({error}).") from error
-        if array.shape != shape and (array.shape[1:] != shape or array.ndim != len(shape) + 1 or array.shape[0] == 0):
-            raise ShapeError(
-                f"The observation has shape {array.shape}; expected {shape}, or (n, ...) of it for a batch."
-            )
-        if not np.isfinite(array).all():
-            raise NonFiniteError(
-                f"The observation holds NaN or infinite values: {array.tolist()}; expected finite numbers."
-            )
-        single = array.shape == shape
-        return array.reshape(1 if single else array.shape[0], -1), single
+        # An offset is subtracted in the observation's own precision.
+        own = None if self.actor.body.scaling.offset is not None else np.float32
+        return read(self.observation_space, observation, np.float64 if self._double else own)
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {name: value.detach().cpu().contiguous().clone() for name, value in self.actor.state_dict().items()}

@@ -93,15 +93,15 @@ def load_policy(path: str | Path, *, allow_pickle: bool = False) -> DeployedPoli
         hint = f" There is a {zipped.name}: load it with allow_pickle=True." if zipped.is_file() else ""
         raise MissingFileError(f"{json_path} does not exist; expected a policy saved with save_policy.{hint}")
     content = read_json(json_path, "policy", SCHEMA)
-    if content.get("type") not in KINDS:
-        raise UnknownNameError.among("policy type", str(content.get("type")), KINDS)
+    if not isinstance(kind := content.get("type"), str) or kind not in KINDS:
+        raise UnknownNameError.among("policy type", str(kind), KINDS)
     try:
         weights_path = json_path.with_name(Path(content["weights"]["file"]).name)
         stored = _stored(weights_path, content["weights"]["sha256"])
-        return KINDS[content["type"]].from_parts(content, stored, weights_path)
+        return KINDS[kind].from_parts(content, stored, weights_path)
     except UserError:
         raise
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise CorruptFileError(f"{json_path} lacks or garbles the entry {error}; save the policy again.") from error
 
 

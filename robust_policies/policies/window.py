@@ -40,7 +40,7 @@ class WindowCell(Cell):
     blank: Tensor
 
     def __init__(self, inner: Cell, perceptron: MLPCell, window: int, masked: bool) -> None:
-        self.window, self.masked = checks.positive_int("window", window), bool(masked)
+        self.window, self.masked = checks.positive_int("window", window), checks.flag("masked", masked)
         super().__init__(inner.input_size, self.window * (inner.input_size + 1), perceptron.output_size)
         self.inner = inner
         self.perceptron = perceptron

@@ -14,7 +14,7 @@ from robust_policies.train.ppo.run import train_ppo
 from robust_policies.train.recipe.recipe import Recipe
 from robust_policies.train.run.determinism import deterministic
 from robust_policies.train.run.folder import RunFolder
-from robust_policies.train.run.job import SEEDS, Job, TrainResult
+from robust_policies.train.run.job import Job, TrainResult
 from robust_policies.train.run.progress import Reporter, Silent
 from robust_policies.train.run.stop import StopRequest
 
@@ -64,7 +64,7 @@ def train(
     checks.device(device)
     for task in recipe.evaluation.tasks:
         spec_of(task)
-    eval_seed = (recipe.seed + _EVALUATION_SEED) % SEEDS
+    eval_seed = (recipe.seed + _EVALUATION_SEED) % checks.SEEDS
     job = Job(recipe, run, device, resume, reporter or Silent(), stop or StopRequest(), eval_seed, teacher)
     with deterministic(recipe.deterministic):
         return RUNS[recipe.algorithm.name](job)

@@ -1,5 +1,7 @@
 """The bridge says to Stable-Baselines3 what its own DummyVecEnv with a Monitor says."""
 
+import importlib
+
 import gymnasium
 import numpy as np
 import pytest
@@ -118,3 +120,8 @@ def test_wrong_input_is_refused():
     with pytest.raises(UserError, match="NaN"):
         env.step(np.full((2, 1), np.nan, np.float32))
     assert torch.isfinite(env.env.state).all()
+
+
+def test_the_bridge_has_its_earlier_name_too():
+    earlier = importlib.import_module("robust_policies.envs.sb3")
+    assert earlier.make_sb3_vec_env is make_sb3_vec_env and earlier.SB3VecEnv is SB3VecEnv

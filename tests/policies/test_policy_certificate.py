@@ -7,6 +7,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
 from robust_policies.errors import NotCertifiableError
+from robust_policies.files import numbers
 from robust_policies.policies import load_policy, save_policy
 
 CERTIFIED = ("r2dn", "ren", "lbdn")
@@ -68,10 +69,16 @@ def test_state_dependent_noise_is_refused():
         model.policy.certificate()
 
 
-def test_discrete_actions_are_refused():
+def test_of_choices_the_gain_to_the_logits_and_a_margin_are_proven():
     env = make_vec_env(lambda: ShortEpisodes(spaces.Discrete(3)), 1)
-    with pytest.raises(NotCertifiableError, match="discrete"):
-        short_model(env=env).policy.certificate()
+    policy = short_model(env=env).policy
+    # The first output of an untrained policy is 0 whatever it reads.
+    assert "the logits of the choices are constant" in policy.certificate().claim
+    certificate = randomize(policy).certificate()
+    assert certificate.status == "PASS" and certificate.choices["memory"]
+    assert f"is at most {numbers.upper(certificate.gamma_raw)} times" in certificate.claim
+    divisor = numbers.upper(2**0.5 * certificate.gamma_raw)
+    assert f"best and the second logit at that step divided by {divisor}" in certificate.claim
 
 
 def test_normalisation_is_a_factor_once_frozen_and_refused_before():

@@ -120,6 +120,6 @@ def test_wrong_spaces_are_refused():
     with pytest.raises(InvalidValueError, match="Box"):
         WindowedExtractor(spaces.Discrete(4), "gru", SMALL["gru"])
     with pytest.raises(InvalidValueError, match="Box"):
-        HistoryWrapper(gymnasium.make("FrozenLake-v1"))
+        HistoryWrapper(gymnasium.make("Blackjack-v1"))
     with pytest.raises(InvalidValueError, match="window"):
         HistoryWrapper(ShortEpisodes(), 0)

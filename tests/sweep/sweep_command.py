@@ -15,15 +15,9 @@ TINY = runpy.run_path(str(Path(__file__).parents[1] / "train" / "tiny_recipe.py"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "NO_COLOR": "1"}
 
 
-def sweep(*arguments):
+def sweep(*arguments, cwd=None):
     """Return what a sweep says that ends by itself; its trials are processes."""
-    return answer("sweep", "pendulum_r2dn_gamma6", "--set", *TINY, *arguments)
-
-
-def in_new_process(*arguments, cwd=None):
-    """Return what a process of a sweep says that ends by itself."""
-    command = [*COMMAND, "--set", *TINY, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=cwd)
+    return answer("sweep", "pendulum_r2dn_gamma6", "--set", *TINY, *arguments, cwd=cwd)
 
 
 def begin(*arguments):

@@ -9,6 +9,7 @@ import torch
 from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from robust_policies import checks
 from robust_policies.envs.wrappers.base import torch_env
 from robust_policies.errors import InvalidValueError
 
@@ -50,7 +51,9 @@ class RslRlVecEnv(VecEnv):
             )
         space = env.single_action_space
         if not isinstance(space, Box):
-            raise InvalidValueError(f"The action space is {space}; expected a Box, rsl_rl's actions are continuous.")
+            raise InvalidValueError(
+                f"The action space is {checks.space_text(space)}; expected a Box, rsl_rl's actions are continuous."
+            )
         self.env = env
         self.states = states
         self.num_envs = env.num_envs

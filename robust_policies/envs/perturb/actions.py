@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from robust_policies import checks
 from robust_policies.envs.perturb.core import Added, NoiseSource, Perturbation, Signal, Site
 from robust_policies.errors import InvalidValueError
 
@@ -35,8 +36,9 @@ class Noise(ActionPerturbation):
         super().__init__(spec, site)
         if self.signal.discrete:
             raise InvalidValueError(
-                f"ActionNoise was given discrete actions {site.action_space}, to which nothing can be added; expected "
-                "a Box of floating numbers (StickyAction, ActionDelay and ActionDropout work with choices)."
+                f"ActionNoise was given discrete actions {checks.space_text(site.action_space)}, to which "
+                "nothing can be added; expected a Box of floating numbers (StickyAction, ActionDelay and "
+                "ActionDropout work with choices)."
             )
         added = Added(spec, self.signal, site.action_space, self.device, "size")
         self.source = NoiseSource(spec.kind, added, self.random)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
+from robust_policies import checks
 from robust_policies.envs.perturb.randomness import Randomness
 from robust_policies.envs.perturb.specs import Spec
 from robust_policies.envs.streams import normals, uniforms_for_normals
@@ -40,7 +41,7 @@ class Signal:
         self.discrete = isinstance(space, (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary))
         if not self.discrete and not isinstance(space, spaces.Box):
             raise InvalidValueError(
-                f"{perturbation} was given an environment whose {what}s are {space}; expected a Box"
+                f"{perturbation} was given an environment whose {what}s are {checks.space_text(space)}; expected a Box"
                 + (" or a discrete space." if what == "action" else " (flatten them first).")
             )
         self.shape: tuple[int, ...] = tuple(space.shape or ())

@@ -23,7 +23,7 @@ class _ActionWrapper(TensorWrapper):
         space = env.single_action_space
         if not isinstance(space, Box) or len(space.shape) != 1:
             raise InvalidValueError(
-                f"The action space is {space}; expected a Box of vectors for {type(self).__name__}."
+                f"The action space is {checks.space_text(space)}; expected a Box of vectors for {type(self).__name__}."
             )
         self._inner = space
         self.action_size = space.shape[0]

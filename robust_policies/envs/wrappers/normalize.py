@@ -65,7 +65,7 @@ class NormalizeObservation(_Normalizer):
         torch_env(env)
         space = env.single_observation_space
         if not isinstance(space, Box) or len(space.shape) != 1:
-            raise InvalidValueError(f"The observation space is {space}; expected a Box of vectors.")
+            raise InvalidValueError(f"The observation space is {checks.space_text(space)}; expected a Box of vectors.")
         super().__init__(env, space.shape, epsilon)
         self.clip = None if clip is None else checks.finite_float("clip", clip, above=0.0)
         limit = np.inf if self.clip is None else self.clip

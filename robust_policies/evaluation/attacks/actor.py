@@ -1,35 +1,45 @@
-"""A policy's mean action as attacks see it: differentiable in the observation, explicit arrays computed once."""
+"""A policy as attacks see it: differentiable in the observation, its explicit arrays computed once."""
 
 from __future__ import annotations
 
 import torch
+from gymnasium import spaces
 from torch import Tensor
 
 from robust_policies.policies.deployed import DeployedPolicy
+from robust_policies.policies.observations import choices_of, measured
+from robust_policies.policies.spaces import likeliest, limits
 
 
 class FrozenActor:
-    """A policy's mean action, differentiable in the observation; its weights stay as they are."""
+    """A policy's mean action, of choices the logits; its weights stay as they are.
+
+    Attributes:
+        low, high: (na,) the limits of its numbers; logits have none.
+        choices: its actions are choices.
+        measured: (nu,) bool, which observations can be off by a little; None: all of them.
+    """
 
     def __init__(self, policy: DeployedPolicy) -> None:
         self.policy = policy
         self.actor = policy.actor
         self.precise = policy.actor.body.scaling.offset is not None
+        self.space = policy.action_space
+        self.choices = not isinstance(self.space, spaces.Box)
         with torch.no_grad():
             self.explicit = policy.actor.body.explicit()
-        # `Task.check_fit` refuses other spaces than Boxes.
         self.low, self.high = (
-            torch.as_tensor(bound, dtype=torch.float32, device=policy.device).flatten()
-            # A Box: attacks on other spaces are refused before.
-            for bound in (policy.action_space.low, policy.action_space.high)  # type: ignore[attr-defined]
+            torch.as_tensor(bound, dtype=torch.float32, device=policy.device) for bound in limits(self.space)
         )
+        mask = measured(policy.observation_space)
+        self.measured = None if mask.all() else torch.as_tensor(mask, device=policy.device)
 
     def initial_state(self, batch: int) -> Tensor:
         """Return the state (batch, nx) at an episode's start."""
         return self.actor.cell.initial_state(batch)
 
     def step(self, observations: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (mean actions (batch, na) before clipping, next state (batch, nx)) for observations (batch, nu)."""
+        """Return (mean actions (batch, na) before clipping, or logits, next state (batch, nx)) of inputs."""
         inputs = self.actor.body.scaling(self.actor.normalized(observations))
         output, state = self.actor.cell.step(self.explicit, inputs, state)
         return self.actor.head(output), state
@@ -40,10 +50,12 @@ class FrozenActor:
         return self.actor.head(self.actor.cell.run(self.explicit, inputs, state, None)[0])
 
     def clip(self, action: Tensor) -> Tensor:
-        """Return the action (..., na) within the action space.
+        """Return what attacks take for the action: within the action space; of a choice the logits about their mean.
 
         Beyond the limits a small gradient is left, else a search could not leave saturation again.
         """
+        if self.choices:
+            return self._centred(action)
         clipped = torch.minimum(torch.maximum(action, self.low), self.high).detach()
         if not torch.is_grad_enabled():
             return clipped
@@ -52,3 +64,25 @@ class FrozenActor:
         return clipped + slope * (action - action.detach())
 
     leak = 0.1
+
+    def applied(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the actions (batch, k) float32 that the environment is sent, and which of them are finite (batch,)."""
+        if not self.choices:
+            action = self.clip(numbers).float()
+            return torch.nan_to_num(action), torch.isfinite(action).all(dim=-1)
+        return likeliest(self.space, torch.nan_to_num(numbers)).float(), torch.isfinite(numbers).all(dim=-1)
+
+    def seen(self, recorded: dict[str, Tensor]) -> Tensor:
+        """Return the actions (time, batch, na) of recorded episodes, (time, batch, n) each, as `clip` has them."""
+        if not self.choices:
+            return recorded["actions"]
+        perturbed = recorded["perturbed"]
+        with torch.no_grad():
+            return self.clip(self.run(perturbed, self.initial_state(perturbed.shape[1])))
+
+    def _centred(self, logits: Tensor) -> Tensor:
+        """Return the logits, of each choice without what they have in common, which decides nothing."""
+        if isinstance(self.space, spaces.MultiBinary):
+            return logits
+        pieces = logits.split(choices_of(self.space)[1], dim=-1)
+        return torch.cat([piece - piece.mean(dim=-1, keepdim=True) for piece in pieces], dim=-1)

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from robust_policies.evaluation.attacks.actor import FrozenActor
 from robust_policies.evaluation.attacks.budget import Budget
+from robust_policies.policies.observations import alone, encode
+from robust_policies.policies.spaces import given
 
 _SPENDING = 3.0
 _AMPLIFIED = 3.0
@@ -50,7 +52,7 @@ class Victim:
 
     def begin_all(self) -> None:
         """Begin new episodes everywhere."""
-        self.budget = Budget(self.norm, self.size, self.horizon)
+        self.budget = Budget(self.norm, self.size, self.horizon, self.actor.measured)
         self.hidden = self.actor.initial_state(len(self.size))
 
     def begin(self, ended: Tensor) -> None:
@@ -63,11 +65,13 @@ class Victim:
         return seen(self.actor, observation, self.hidden, self.budget)
 
     def act(self, observation: Tensor, raw: Tensor) -> Tensor:
-        """Return the policy's actions (batch, na) on observations perturbed as the adversary's actions say."""
+        """Return what the environments are sent, (batch, *shape), by the policy on perturbed observations."""
         perturbed = self.budget.apply(observation, wish(self.norm, raw, self.size, self.horizon))
         with torch.no_grad():
-            action, self.hidden = self.actor.step(perturbed, self.hidden)
-        return self.actor.clip(action).float()
+            numbers, self.hidden = self.actor.step(perturbed, self.hidden)
+        if self.actor.choices:
+            return given(self.actor.space, self.actor.applied(numbers)[0])
+        return self.actor.clip(numbers).float()
 
     def spaces(self) -> tuple[spaces.Box, spaces.Box]:
         """Return the adversary's observation and action space."""
@@ -126,7 +130,7 @@ class AdversaryVecEnv(VecEnvWrapper):
         observation, reward, done, infos = self.venv.step_wait()
         final = self._tensor(observation).clone()
         for row in np.flatnonzero(done):
-            final[row] = self._tensor(infos[row]["terminal_observation"][None])[0]
+            final[row] = self._tensor(alone(infos[row]["terminal_observation"]))[0]
         if done.any():
             terminal = self.victim.seen(final).cpu().numpy()
             for row in np.flatnonzero(done):
@@ -136,7 +140,10 @@ class AdversaryVecEnv(VecEnvWrapper):
         return self.victim.seen(self.last).cpu().numpy(), (-self.scale * reward).astype(np.float32), done, infos
 
     def _tensor(self, observation: Any) -> Tensor:
+        space, precise = self.victim.actor.policy.observation_space, self.victim.actor.precise
+        if not isinstance(space, spaces.Box):
+            return encode(space, observation, precise=precise).to(self.victim.size.device)
         array = np.asarray(observation)
-        if not (self.victim.actor.precise and array.dtype == np.float64):
+        if not (precise and array.dtype == np.float64):
             array = array.astype(np.float32, copy=False)
         return torch.as_tensor(array, device=self.victim.size.device).reshape(len(array), -1)

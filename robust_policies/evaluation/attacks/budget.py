@@ -19,14 +19,16 @@ class Ball:
     Attributes:
         norm: one of `NORMS`; for "total_l2" the size is that of the whole sequence.
         size: (batch,).
+        measured: (nu,) bool, where a perturbation may be; None: everywhere.
     """
 
     norm: str
     size: Tensor
+    measured: Tensor | None = None
 
     def repeated(self, times: int) -> Ball:
         """Return the ball of `times` copies of the batch, one after the other."""
-        return Ball(self.norm, self.size.repeat(times))
+        return Ball(self.norm, self.size.repeat(times), self.measured)
 
     def length(self, delta: Tensor) -> Tensor:
         """Return the norm that the ball limits, (time, batch, 1) or (1, batch, 1) for the total."""
@@ -38,20 +40,23 @@ class Ball:
 
     def project(self, delta: Tensor) -> Tensor:
         """Return the point of the ball nearest to `delta` in the l2 norm."""
-        size = self.size.reshape(1, -1, 1)
+        delta, size = self._kept(delta), self.size.reshape(1, -1, 1)
         if self.norm == "per_step_linf":
             return torch.minimum(torch.maximum(delta, -size), size)
         return delta * (size / self.length(delta).clamp(min=1e-30)).clamp(max=1.0)
 
     def steepest(self, gradient: Tensor) -> Tensor:
         """Return the point of the ball furthest along `gradient`."""
-        gradient = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
+        gradient = self._kept(torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0))
         size = self.size.reshape(1, -1, 1)
         if self.norm == "per_step_linf":
             return gradient.sign() * size
         # Gradients of long windows can be far below float32's smallest square.
         scaled = gradient / gradient.abs().amax(dim=(0, 2), keepdim=True).clamp(min=1e-30)
         return scaled / self.length(scaled).clamp(min=1e-12) * size
+
+    def _kept(self, delta: Tensor) -> Tensor:
+        return delta if self.measured is None else torch.where(self.measured, delta, 0.0)
 
 
 def unit(norm: str, noise: Tensor) -> Tensor:
@@ -66,12 +71,13 @@ class Budget:
         norm: one of `NORMS`.
         size: (batch,) of each step or of the whole episode; the limit is kept in float64.
         horizon: the number of steps an episode can last.
+        measured: (nu,) bool, which observations can be perturbed; None: all.
     """
 
-    def __init__(self, norm: str, size: Tensor, horizon: int) -> None:
+    def __init__(self, norm: str, size: Tensor, horizon: int, measured: Tensor | None = None) -> None:
         if norm not in NORMS:
             raise UnknownNameError.among("norm", norm, NORMS)
-        self.norm, self.horizon = norm, horizon
+        self.norm, self.horizon, self.measured = norm, horizon, measured
         self.size = size.float()
         # Whoever adds up what was spent in another order must not find more either.
         self.limit = size.double() * (1 - 1e-12)
@@ -83,9 +89,9 @@ class Budget:
         Of a total budget's energy that is the window's share of the steps to come, `hurry` times, at most all of it.
         """
         if self.norm != "total_l2":
-            return Ball(self.norm, self.size)
+            return Ball(self.norm, self.size, self.measured)
         share = min(1.0, hurry * width / max(1, self.horizon - t)) ** 0.5
-        return Ball(self.norm, (self.left * share).to(self.size.dtype))
+        return Ball(self.norm, (self.left * share).to(self.size.dtype), self.measured)
 
     def apply(self, observation: Tensor, delta: Tensor) -> Tensor:
         """Return observation + delta (batch, nu) in the observation's dtype, delta shrunk to what is left, and book it.
@@ -95,6 +101,8 @@ class Budget:
         clean = observation.double()
         limit = self.left if self.norm == "total_l2" else self.limit
         wanted = torch.nan_to_num(delta.double())
+        if self.measured is not None:
+            wanted = torch.where(self.measured, wanted, 0.0)
         allowed = Ball("per_step_l2" if self.norm == "total_l2" else self.norm, limit)
         whole = (clean + wanted).to(observation.dtype)
         fits = allowed.length((whole.double() - clean).unsqueeze(0)).squeeze(0) <= limit.unsqueeze(-1)

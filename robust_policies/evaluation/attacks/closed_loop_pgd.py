@@ -76,6 +76,18 @@ class ClosedLoopPGD(Planned):
             generator=self.generator,
         )[0]
 
+    def _force(self, numbers: Tensor) -> Tensor:
+        """Return the plant's action; that of a choice has the gradient of what its chances would do on average."""
+        actor, table = self.scene.actor, self.plant.discrete_actions
+        if not actor.choices or table is None:
+            return actor.clip(numbers)
+        actions = torch.as_tensor(table, dtype=numbers.dtype, device=numbers.device)
+        chosen = actions[numbers.argmax(dim=-1)]
+        # Sure of its choice, a policy would leave no gradient.
+        spread = (numbers.amax(-1, keepdim=True) - numbers.amin(-1, keepdim=True)).detach().clamp(min=1.0)
+        mean = torch.softmax(numbers / spread, dim=-1) @ actions
+        return chosen + (mean - mean.detach())
+
     def _simulation(self, moment: Moment, count: int) -> Objective:
         """Return delta (time, count * batch, nu) -> minus the simulated rewards (count * batch,)."""
         plant, actor = self.plant, self.scene.actor
@@ -90,7 +102,7 @@ class ClosedLoopPGD(Planned):
             alive = torch.ones_like(total)
             for perturbation in delta:
                 action, memory = actor.step(plant.observe(state, params) + perturbation, memory)
-                action = actor.clip(action)
+                action = self._force(action)
                 following = plant.advance(state, action, params)
                 reward = plant.reward(state, action, following, params) * alive
                 total = reward if only_last else total + reward

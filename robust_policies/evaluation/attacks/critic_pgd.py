@@ -126,7 +126,7 @@ def _recorded(actor: FrozenActor, tuning: Tuning, seed: int, options: CriticOpti
     for reward in reversed(data["rewards"]):
         following = reward + options.discount * following
         values.append(following)
-    inputs = torch.cat((data["observations"], data["actions"], torch.stack(states)), dim=-1)
+    inputs = torch.cat((data["observations"], actor.seen(data), torch.stack(states)), dim=-1)
     lengths = torch.as_tensor(found.lengths, device=device).flatten()
     counted = torch.arange(time, device=device).unsqueeze(1) < lengths
     # What a time limit cuts off is missing from the returns of the last steps.

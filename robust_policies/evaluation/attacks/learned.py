@@ -136,8 +136,13 @@ def _scales(tuning: Tuning) -> tuple[list[float], list[float], float]:
         max_steps=tuning.max_steps,
         record=tuning.episodes,
     )
-    parts = [found.recorded[name].reshape(-1, found.recorded[name].shape[-1]) for name in ("observations", "actions")]
-    values = np.concatenate(parts, axis=1)
+    recorded = {
+        name: torch.as_tensor(value).flatten(1, 2).to(tuning.policy.device)
+        for name, value in found.recorded.items()
+        if name != "rewards"
+    }
+    actions = FrozenActor(tuning.policy).seen(recorded)
+    values = torch.cat((recorded["observations"], actions), dim=-1).flatten(0, 1).cpu().numpy()
     values = values[np.isfinite(values).all(axis=1)]
     rewards = found.recorded["rewards"]
     spread = float(np.nanstd(rewards))

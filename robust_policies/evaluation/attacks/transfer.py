@@ -20,6 +20,7 @@ from robust_policies.evaluation.attacks.closed_loop_pgd import ClosedLoopPGD
 from robust_policies.evaluation.attacks.mad_pgd import MADPGD
 from robust_policies.evaluation.attacks.sequence_pgd import SequencePGD
 from robust_policies.policies.deployed import DeployedPolicy
+from robust_policies.policies.spaces import different, short
 from robust_policies.policies.storage import load_policy
 
 
@@ -58,11 +59,11 @@ class Transfer(Attack):
         given, here = self.options.policy, scene.actor.policy
         other = given if isinstance(given, DeployedPolicy) else load_policy(given)
         for name in ("observation_space", "action_space"):
-            shapes = [getattr(policy, name).shape for policy in (other, here)]
-            if shapes[0] != shapes[1]:
+            pair = [getattr(policy, name) for policy in (other, here)]
+            if different(*pair):
                 raise ShapeError(
-                    f"The other policy of transfer has the {name.replace('_', ' ')} shape {shapes[0]} and the attacked "
-                    f"one {shapes[1]}; expected a policy of the same task."
+                    f"The other policy of transfer has the {name.replace('_', ' ')} {short(pair[0])} and the attacked "
+                    f"one {short(pair[1])}; expected a policy of the same task."
                 )
         if other.device != here.device:
             other = other.to(here.device)

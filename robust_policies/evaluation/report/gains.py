@@ -62,7 +62,8 @@ def gains_chart(methods: Sequence[Method]) -> Chart | None:
     if panel is None:
         return None
     caption = (
-        "The incremental l2 gain from observations (each certificate says which) to mean actions. Upright stroke: the "
+        "The incremental l2 gain from observations (each certificate says which) to mean actions, or to the "
+        "logits of choices. Upright stroke: the "
         "gain that is proven, an upper bound. Point: the largest gain a search found, a lower bound with its two input "
         "sequences saved in "
         "float64. A distance between the two means a loose bound or a weak search: the picture cannot say which. A "

@@ -37,7 +37,7 @@ from robust_policies.evaluation.report.returns import (
 )
 from robust_policies.evaluation.report.trajectories import trajectory_charts
 from robust_policies.evaluation.report.verdict import marks, verdict
-from robust_policies.files.atomic import write_atomic
+from robust_policies.files.atomic import output_folder, write_atomic
 
 # The page can load nothing at all: no address but those inside it.
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
@@ -70,6 +70,8 @@ def write_report(folders: Sequence[str | Path] | str | Path, output: str | Path 
     target = Path(output) if output is not None else paths[0] / "report.html"
     if target.suffix.lower() != ".html":
         target = target / "report.html"
+    with output_folder(target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
     methods = group_by_method(runs)
     parts = _charts(methods)
     charts = list({chart.key: chart for group in parts.values() for chart in group}.values())

@@ -49,7 +49,7 @@ STATUS_WORDS = {
 }
 READING = (
     "A certificate is about the policy alone (a Youla policy's: about the linear closed loop): the gain from the "
-    "observations it reads to its mean actions, in open "
+    "observations it reads to its mean actions (of choices: to their logits), in open "
     "loop. It says nothing about exploration noise, and <b>a gain in open loop does not bound a return in closed "
     "loop</b>: every return here is a measurement.",
     "A low ratio of found to proven gain means a loose bound <b>or</b> a weak search; it cannot say which. "

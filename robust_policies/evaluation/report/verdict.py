@@ -107,8 +107,8 @@ def _proven(method: Method) -> str:
         )
     else:
         what = (
-            f"its actions for two sequences of {_read(known)} differ by at most {numbers.upper(max(gains))} times what "
-            "these differ by"
+            f"its {_given(known)} for two sequences of {_read(known)} differ by at most "
+            f"{numbers.upper(max(gains))} times what these differ by"
         )
     norm = " (l2 norm over all time steps and channels)" if gains and not constant else ""
     unchecked = (
@@ -132,6 +132,11 @@ def _read(certificates: Sequence[Certificate]) -> str:
     """Return the words for what the policies read: other than observations where any is not certified from them."""
     other = {one.signals.reads for one in certificates if one.signals is not None} - {RAW}
     return " or ".join(sorted(other)) or "observations"
+
+
+def _given(certificates: Sequence[Certificate]) -> str:
+    """Return the word for what the policies give: a gain of choices is one to the logits, not to actions."""
+    return "logits" if any(one.choices is not None for one in certificates) else "actions"
 
 
 def _found(method: Method) -> str:

@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
-from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.sac.policies import SACPolicy
 from stable_baselines3.td3.policies import TD3Policy
@@ -21,8 +19,9 @@ from torch import nn
 from robust_policies.certificates import Certificate, Factor, Verification, compose, verify, verify_layers
 from robust_policies.certificates.signals import Signals
 from robust_policies.errors import InvalidValueError, NotCertifiableError
-from robust_policies.policies.certify import UP, refuse_discrete, verification_of_window
-from robust_policies.policies.sb3.deploy import certify_policy, frozen, normalizer
+from robust_policies.policies.certify import UP, choices, verification_of_window
+from robust_policies.policies.observations import flat_size
+from robust_policies.policies.sb3.deploy import certify_policy, frozen, normalizer, refuse_unflat
 from robust_policies.policies.sb3.reading import signal_read
 from robust_policies.policies.sb3.recurrent import RecurrentCellPolicy
 from robust_policies.policies.sb3.windowed import (
@@ -36,7 +35,7 @@ _SLOPES = (nn.ReLU, nn.Tanh, nn.Sigmoid, nn.Identity, nn.Hardtanh, nn.Softsign)
 
 
 def certify_model(policy_or_model: Any, env: VecEnv | None = None) -> Certificate:
-    """Return the certificate of a Stable-Baselines3 model or policy, from what it reads to its mean action.
+    """Return the certificate of a Stable-Baselines3 model or policy, from what it reads to its mean action or logits.
 
     The certificate's `signals` and claim name what it reads: raw observations where the environment is known and
     leaves them as they are but for a frozen VecNormalize, which is part of the chain.
@@ -56,21 +55,21 @@ def certify_model(policy_or_model: Any, env: VecEnv | None = None) -> Certificat
     if isinstance(policy, RecurrentCellPolicy):
         return certify_policy(policy, env)
     frozen(env)
-    refuse_discrete(policy.action_space)
     extractor, modules, squashed = _parts(policy)
     before, cell, signals = _features(extractor, policy, env)
     net = _perceptron(modules)
     if net.status != "PASS" or net.gamma is None or (cell is not None and cell.status != "PASS"):
         return compose(net if net.status != "PASS" or cell is None else cell, signals=signals, before=before)
     after = [Factor("squashing", 1.0, "tanh is 1-Lipschitz")] if squashed else []
-    space = policy.action_space
-    assert isinstance(space, spaces.Box)
-    stretch = float(np.max((space.high.astype(np.float64) - space.low) / 2)) * UP if squashed else 1.0
+    space, stretch = policy.action_space, 1.0
+    if squashed:
+        stretch = float(np.max((space.high.astype(np.float64) - space.low) / 2)) * UP
     after.append(Factor("action scale", stretch, "half of the widest action range" if squashed else "none"))
-    after.append(Factor("action clip", 1.0, "clipping to the action space is 1-Lipschitz"))
-    arrays = dict(policy.state_dict())
+    if isinstance(space, spaces.Box):
+        after.append(Factor("action clip", 1.0, "clipping to the action space is 1-Lipschitz"))
+    arrays, chosen = dict(policy.state_dict()), choices(space, cell is not None)
     if cell is None:
-        return compose(net, signals=signals, before=before, after=after, arrays=arrays, cell_note="mlp")
+        return compose(net, signals=signals, before=before, after=after, arrays=arrays, cell_note="mlp", choices=chosen)
     after.insert(0, Factor("perceptron", net.gamma, net.method))
     # The policy itself forgets after the window, so the cell's rate is not one of the policy's.
     return compose(
@@ -80,6 +79,7 @@ def certify_model(policy_or_model: Any, env: VecEnv | None = None) -> Certificat
         after=after,
         arrays=arrays,
         cell_note=extractor.cell.name,
+        choices=chosen,
     )
 
 
@@ -96,13 +96,11 @@ def _features(
     if windows:
         signals = Signals.between(reads, extractor.cell.input_size, policy.action_space)
         return window_factors(extractor, statistics), verify(extractor.cell), signals
-    space = policy.observation_space
-    if not isinstance(space, spaces.Box) or not isinstance(extractor, FlattenExtractor) or is_image_space(space):
-        raise NotCertifiableError(
-            f"The policy reads {space} through a {type(extractor).__name__}, of which no gain is known; use a flat Box "
-            "of numbers, or WindowedExtractor."
-        )
-    signals = Signals.between(reads, int(np.prod(space.shape)), policy.action_space)
+    try:
+        refuse_unflat(policy)
+    except InvalidValueError as error:
+        raise NotCertifiableError(f"No gain from raw observation to raw action can be stated: {error}") from error
+    signals = Signals.between(reads, flat_size(policy.observation_space), policy.action_space)
     return normalization_factors(statistics), None, signals
 
 

@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize, unwrap_vec_normalize
+from torch import nn
 
 from robust_policies.certificates import Certificate
 from robust_policies.errors import InvalidValueError, NotCertifiableError
 from robust_policies.policies.actor import Actor, FrozenNormalizer
 from robust_policies.policies.deployed import DeployedPolicy
+from robust_policies.policies.observations import flat_size, is_image, parts_of
 from robust_policies.policies.sb3.history import HistoryWrapper, VecHistory
 from robust_policies.policies.sb3.perceptron import perceptron, windowed
 from robust_policies.policies.sb3.reading import reads_raw
@@ -35,7 +36,7 @@ def deploy(policy_or_model: Any, env: VecEnv | None = None) -> DeployedPolicy:
     observations.
 
     Raises:
-        InvalidValueError: another kind of policy, observations that are not a flat Box, or a VecNormalize that
+        InvalidValueError: another kind of policy, one that does not read its observations flat, or a VecNormalize that
             normalises something else than what the policy reads at each step.
     """
     policy = getattr(policy_or_model, "policy", policy_or_model)
@@ -46,19 +47,13 @@ def deploy(policy_or_model: Any, env: VecEnv | None = None) -> DeployedPolicy:
             f"A {type(policy).__name__} cannot be deployed; expected a policy of Stable-Baselines3 or a model with one."
         )
     space, reader = policy.observation_space, policy.features_extractor_class
-    scaled_image = policy.normalize_images and is_image_space(space)
     own = getattr(policy, "actor", None)
     if reader is WindowedExtractor:
         live = windowed(policy)
         assert isinstance(space, spaces.Box)  # windows are made of nothing else
         space = _single(space, live.cell.input_size, env)
-    elif not isinstance(space, spaces.Box) or reader is not FlattenExtractor or scaled_image:
-        kind = f"{type(space).__name__}{space.shape or ''}"
-        raise InvalidValueError(
-            f"Only policies on flat Box observations, or windows of them, can be deployed; this one reads a {kind} "
-            f"through a {reader.__name__}. Keep Stable-Baselines3's zip file for it."
-        )
     else:
+        refuse_unflat(policy)
         live = own if isinstance(own, Actor) else perceptron(policy)
     if policy.squash_output and not live.head.squash:
         raise InvalidValueError("A policy with squash_output=True cannot be deployed; train with squash_output=False.")
@@ -78,8 +73,8 @@ def deploy(policy_or_model: Any, env: VecEnv | None = None) -> DeployedPolicy:
     return DeployedPolicy(actor, space, policy.action_space, log_std, state_dependent_noise=gsde, raw=raw)
 
 
-def _single(space: spaces.Box, size: int, env: Any) -> spaces.Box:
-    """Return the Box of one of the observations whose windows are in `space`: the environment's own if it is known."""
+def _single(space: spaces.Box, size: int, env: Any) -> spaces.Space:
+    """Return the space of one of the observations whose windows are in `space`: the environment's own if known."""
     inner: Any = env
     while inner is not None:
         found = None
@@ -87,7 +82,7 @@ def _single(space: spaces.Box, size: int, env: Any) -> spaces.Box:
             found = inner.venv.observation_space
         elif isinstance(inner, HistoryWrapper):
             found = inner.env.observation_space
-        if isinstance(found, spaces.Box) and spaces.flatdim(found) == size:
+        if found is not None and flat_size(found) == size:
             return found
         several = getattr(inner, "envs", None)
         inner = several[0] if several else getattr(inner, "venv", None) or vars(inner).get("env")
@@ -96,6 +91,28 @@ def _single(space: spaces.Box, size: int, env: Any) -> spaces.Box:
         for bound in (space.low, space.high)
     )
     return spaces.Box(low, high, dtype=space.dtype.type)
+
+
+def refuse_unflat(policy: Any) -> None:
+    """Raise InvalidValueError unless a policy reads its observations flat, as `policies.observations` has them."""
+    space, kind = policy.observation_space, policy.features_extractor_class
+    whose = policy if getattr(policy, "features_extractor", None) is not None else policy.actor
+    scaled_image = policy.normalize_images and is_image(space)
+    if not reads_flat(whose.features_extractor) or scaled_image:
+        raise InvalidValueError(
+            "Only policies that read flat observations, or windows of them, can be deployed; this one reads a "
+            f"{type(space).__name__}"
+            f"{' of an image' if scaled_image else ''} through a {kind.__name__}. Keep Stable-Baselines3's zip file "
+            "for it."
+        )
+    flat_size(space)
+
+
+def reads_flat(extractor: Any) -> bool:
+    """Return whether a features extractor of Stable-Baselines3 only flattens."""
+    if type(extractor) is CombinedExtractor:
+        return all(isinstance(part, nn.Flatten) for part in extractor.extractors.values())
+    return type(extractor) is FlattenExtractor
 
 
 def observation_normalizer(env: VecEnv | None) -> VecNormalize | None:
@@ -111,8 +128,18 @@ def normalizer(env: VecEnv | None) -> FrozenNormalizer | None:
         return None
     statistics = wrapper.obs_rms
     if isinstance(statistics, dict):
-        raise InvalidValueError("A VecNormalize over dict observations cannot be frozen into a policy.")
-    return FrozenNormalizer(statistics.mean, np.sqrt(statistics.var + wrapper.epsilon), wrapper.clip_obs)
+        parts = [(key, part) for key, part in parts_of(wrapper.observation_space)]
+        if any(key not in statistics or not isinstance(part, spaces.Box) for key, part in parts):
+            raise InvalidValueError(
+                "A VecNormalize that leaves some entries of a Dict as they are cannot be frozen into a policy; "
+                "normalise all of them, or none."
+            )
+        mean, var = (
+            np.concatenate([np.ravel(getattr(statistics[key], name)) for key, _ in parts]) for name in ("mean", "var")
+        )
+    else:
+        mean, var = statistics.mean, statistics.var
+    return FrozenNormalizer(mean, np.sqrt(var + wrapper.epsilon), wrapper.clip_obs)
 
 
 def certify_policy(policy: Any, env: VecEnv | None = None, weights: Sequence[float] | None = None) -> Certificate:

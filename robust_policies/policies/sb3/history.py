@@ -1,6 +1,7 @@
 """Windows of past observations, for a single environment and for Stable-Baselines3's vectorized ones.
 
-An observation becomes (window, n + 1): the last `window` observations, oldest first, each flattened and followed by 1.
+An observation becomes (window, n + 1): the last `window` observations, oldest first, each flattened and followed by 1
+(in the order of `policies.observations`; choices one-hot).
 Rows before the episode began are zeros, their last column included: that column says which rows were observed.
 """
 
@@ -14,31 +15,37 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
 from robust_policies import checks
-from robust_policies.errors import InvalidValueError
+from robust_policies.policies.observations import alone, encode, flat_box
 
 
 def history_space(space: spaces.Space, window: int) -> spaces.Box:
-    """Return the Box (window, n + 1) of windows over the Box `space`; raises InvalidValueError."""
-    if not isinstance(space, spaces.Box):
-        raise InvalidValueError(f"The observation space is {space}; a history needs a Box.")
-    low = np.append(np.minimum(space.low.flatten(), 0), 0).astype(np.float32)
-    high = np.append(np.maximum(space.high.flatten(), 0), 1).astype(np.float32)
+    """Return the Box (window, n + 1) of windows over flat observations of `space`; raises InvalidValueError."""
+    flat = flat_box(space)
+    low = np.append(np.minimum(flat.low, 0), 0).astype(np.float32)
+    high = np.append(np.maximum(flat.high, 0), 1).astype(np.float32)
     return spaces.Box(np.tile(low, (window, 1)), np.tile(high, (window, 1)), dtype=np.float32)
 
 
 class _Window:
-    """The windows (count, window, n + 1) of several environments."""
+    """The windows (count, window, n + 1) of several environments with observations in `space`."""
 
-    def __init__(self, count: int, window: int, width: int) -> None:
+    def __init__(self, space: spaces.Space, count: int, window: int, width: int) -> None:
+        self.space = space
         self.values = np.zeros((count, window, width), dtype=np.float32)
 
     def clear(self, index: Any = slice(None)) -> None:
         self.values[index] = 0.0
 
-    def push(self, observations: np.ndarray) -> np.ndarray:
+    def flat(self, observations: Any) -> np.ndarray:
+        """Return a batch of observations as an environment gives it, flat (count, n)."""
+        if isinstance(self.space, spaces.Box):
+            return np.asarray(observations).reshape(len(observations), -1)
+        return encode(self.space, observations).numpy()
+
+    def push(self, observations: Any) -> np.ndarray:
         """Return a copy of the windows after appending observations (count, ...)."""
         self.values[:, :-1] = self.values[:, 1:].copy()
-        self.values[:, -1, :-1] = observations.reshape(len(self.values), -1)
+        self.values[:, -1, :-1] = self.flat(observations)
         self.values[:, -1, -1] = 1.0
         return self.values.copy()
 
@@ -52,18 +59,18 @@ class HistoryWrapper(gymnasium.Wrapper, gymnasium.utils.RecordConstructorArgs):
         window = checks.positive_int("window", window)
         space = history_space(env.observation_space, window)
         self.observation_space = space
-        self._history = _Window(1, *space.shape)
+        self._history = _Window(env.observation_space, 1, *space.shape)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         """Return the window that holds the first observation alone."""
         observation, info = self.env.reset(seed=seed, options=options)
         self._history.clear()
-        return self._history.push(np.asarray(observation)[None])[0], info
+        return self._history.push(alone(observation))[0], info
 
     def step(self, action: Any) -> tuple[np.ndarray, Any, bool, bool, dict]:
         """Return the environment's step with the window in place of the observation."""
         observation, reward, terminated, truncated, info = self.env.step(action)
-        return self._history.push(np.asarray(observation)[None])[0], reward, terminated, truncated, info
+        return self._history.push(alone(observation))[0], reward, terminated, truncated, info
 
 
 class VecHistory(VecEnvWrapper):
@@ -77,23 +84,22 @@ class VecHistory(VecEnvWrapper):
         window = checks.positive_int("window", window)
         space = history_space(venv.observation_space, window)
         super().__init__(venv, observation_space=space)
-        self._history = _Window(venv.num_envs, *space.shape)
+        self._history = _Window(venv.observation_space, venv.num_envs, *space.shape)
 
     def reset(self) -> np.ndarray:
         """Return the windows that hold the first observations alone."""
-        observations = np.asarray(self.venv.reset())
+        observations = self.venv.reset()
         self._history.clear()
         return self._history.push(observations)
 
     def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
         """Return the step with windows in place of observations."""
         observations, rewards, dones, infos = self.venv.step_wait()
-        observations = np.asarray(observations)
         ended = np.flatnonzero(dones)
         final = {}
         for index in ended:
             if (last := infos[index].get("terminal_observation")) is not None:
-                row = np.append(np.asarray(last, dtype=np.float32).flatten(), np.float32(1.0))
+                row = np.append(self._history.flat(alone(last))[0], np.float32(1.0)).astype(np.float32)
                 final[index] = np.concatenate((self._history.values[index, 1:], row[None]))
             self._history.clear(index)
         windows = self._history.push(observations)

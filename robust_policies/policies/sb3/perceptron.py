@@ -7,7 +7,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, MultiInputActorCriticPolicy
 from stable_baselines3.sac.policies import SACPolicy
 from stable_baselines3.td3.policies import TD3Policy
 from torch import nn
@@ -15,6 +15,7 @@ from torch import nn
 from robust_policies.errors import InvalidValueError
 from robust_policies.networks import MLPCell
 from robust_policies.policies.actor import Actor, MeanHead, ScaledCell, Scaling
+from robust_policies.policies.sb3.choices import refuse_start
 from robust_policies.policies.spaces import action_range
 from robust_policies.policies.window import WindowCell
 
@@ -25,14 +26,17 @@ def perceptron(policy: Any) -> Actor:
     """Return the deterministic actor of an MLP policy of PPO, A2C, SAC, TD3 or DDPG: observation -> mean action.
 
     Raises:
-        InvalidValueError: another policy or activation.
+        InvalidValueError: another policy or activation, or choices that do not begin at 0.
     """
+    refuse_start(policy.action_space)
+    refuse_start(policy.observation_space)
     if isinstance(policy, SACPolicy) and not policy.actor.use_sde:
         parts, squash = [*policy.actor.latent_pi, policy.actor.mu], True
     elif isinstance(policy, TD3Policy):
         parts, squash = list(policy.actor.mu)[:-1], True
-    elif type(policy) is ActorCriticPolicy:
-        parts, squash = [*policy.mlp_extractor.policy_net, policy.action_net], False
+    elif type(policy) in (ActorCriticPolicy, MultiInputActorCriticPolicy):
+        heads: Any = policy.mlp_extractor
+        parts, squash = [*heads.policy_net, policy.action_net], False
     else:
         raise InvalidValueError(
             f"A {type(policy).__name__} cannot be deployed; expected a RecurrentCellPolicy, an MlpPolicy of PPO, A2C, "

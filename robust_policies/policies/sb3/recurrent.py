@@ -21,7 +21,9 @@ from robust_policies.certificates import Certificate
 from robust_policies.errors import InvalidValueError, UnknownNameError
 from robust_policies.networks import Cell, make_cell
 from robust_policies.policies.actor import Actor, MeanHead, ScaledCell, Scaling, mean_head
-from robust_policies.policies.sb3.deploy import certify_policy
+from robust_policies.policies.observations import encode, is_image, parts_of
+from robust_policies.policies.sb3.choices import from_zero, padded, starting
+from robust_policies.policies.sb3.deploy import certify_policy, reads_flat
 from robust_policies.policies.spaces import parameter_count
 
 CRITICS = ("own", "shared", "mlp")
@@ -32,7 +34,8 @@ class RecurrentCellPolicy(RecurrentActorCriticPolicy):
     """Actor-critic policy: scaled observation -> cell -> linear head (or none) -> mean action; log-std a free vector.
 
     Args:
-        observation_space, action_space, lr_schedule: as Stable-Baselines3 passes them.
+        observation_space, action_space, lr_schedule: as Stable-Baselines3 passes them. Observations are read flat:
+            choices one-hot, the entries of a Dict in the order of its keys (`policies.observations`).
         cell: one of `networks.CELLS`.
         cell_kwargs: its options, e.g. dict(state_size=16, features=32, hidden_sizes=(32, 32), gamma=5.0).
         critic: "own" (a second cell), "shared" (reads the actor's cell output and the features, without gradient into
@@ -93,6 +96,7 @@ class RecurrentCellPolicy(RecurrentActorCriticPolicy):
             "action_offset": action_offset,
             "zero_init": zero_init,
         }
+        kwargs["features_extractor_class"] = _extractor(observation_space, kwargs)
         self._share_features = kwargs.get("share_features_extractor", True)
         if critic == "shared" and not self._share_features:
             raise InvalidValueError("critic='shared' needs share_features_extractor=True; or use critic='own'.")
@@ -106,6 +110,7 @@ class RecurrentCellPolicy(RecurrentActorCriticPolicy):
             enable_critic_lstm=critic == "own",
             **kwargs,
         )
+        self.action_dist = starting(action_space, self.action_dist)
         self._replace_cells()
         optimizer: Any = self.optimizer_class
         self.optimizer = optimizer(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
@@ -138,10 +143,13 @@ class RecurrentCellPolicy(RecurrentActorCriticPolicy):
         return certify_policy(self, env, weights)
 
     def extract_features(self, obs: Any, features_extractor: Any = None) -> Any:
-        """Return the features of observations; float64 ones stay so where an offset is subtracted from them."""
+        """Return the features of observations; float64 ones stay so where an offset is subtracted from them.
+
+        Choices among the observations may begin anywhere.
+        """
         if not self._keeps(obs):
-            return super().extract_features(obs, features_extractor)
-        flat = obs.flatten(1)
+            return super().extract_features(from_zero(self.observation_space, obs), features_extractor)
+        flat = self._flat(obs)
         return flat if self.share_features_extractor else (flat, flat)
 
     def get_distribution(
@@ -149,15 +157,15 @@ class RecurrentCellPolicy(RecurrentActorCriticPolicy):
     ) -> tuple[Distribution, tuple[Tensor, ...]]:
         """Return the distribution of actions for observations (batch, n), and the next states (1, batch, nx) each."""
         if not self._keeps(obs):
-            return super().get_distribution(obs, lstm_states, episode_starts)
-        latent, states = self._process_sequence(obs.flatten(1), lstm_states, episode_starts, self.lstm_actor)
+            return super().get_distribution(from_zero(self.observation_space, obs), lstm_states, episode_starts)
+        latent, states = self._process_sequence(self._flat(obs), lstm_states, episode_starts, self.lstm_actor)
         return self._get_action_dist_from_latent(self.mlp_extractor.forward_actor(latent)), states
 
     def predict_values(self, obs: Tensor, lstm_states: tuple[Tensor, Tensor], episode_starts: Tensor) -> Tensor:
         """Return the values (batch, 1) of observations."""
         if not self._keeps(obs):
-            return super().predict_values(obs, lstm_states, episode_starts)
-        flat = obs.flatten(1)
+            return super().predict_values(from_zero(self.observation_space, obs), lstm_states, episode_starts)
+        flat = self._flat(obs)
         if self.lstm_critic is not None or self.shared_lstm:
             reader = self.lstm_actor if self.lstm_critic is None else self.lstm_critic
             latent = self._process_sequence(flat, lstm_states, episode_starts, reader)[0]
@@ -171,9 +179,13 @@ class RecurrentCellPolicy(RecurrentActorCriticPolicy):
         What an observation shows far from zero would be lost before the offset is subtracted. Its buffers hold
         float64 where the observation space does.
         """
-        double = isinstance(obs, Tensor) and obs.dtype == torch.float64
-        offset = self._options["observation_offset"] is not None
-        return double and offset and isinstance(self.features_extractor, FlattenExtractor)
+        seen = obs.values() if isinstance(obs, Mapping) else [obs]
+        double = any(isinstance(part, Tensor) and part.dtype == torch.float64 for part in seen)
+        return double and self._options["observation_offset"] is not None and reads_flat(self.features_extractor)
+
+    def _flat(self, obs: Any) -> Tensor:
+        """Return observations (batch, nu) in their own precision."""
+        return encode(self.observation_space, obs, precise=True)
 
     def evaluate_actions(
         self, obs: Tensor, actions: Tensor, lstm_states: RNNStates, episode_starts: Tensor
@@ -184,9 +196,12 @@ class RecurrentCellPolicy(RecurrentActorCriticPolicy):
         """
         if isinstance(self.action_space, spaces.MultiBinary):
             actions = actions.float()
+        obs, actions = padded(self.observation_space, obs), padded(self.action_space, actions)
         return super().evaluate_actions(obs, actions, lstm_states, episode_starts)
 
     def _build_mlp_extractor(self) -> None:
+        # Of MultiDiscrete observations Stable-Baselines3 has NumPy's number, which no JSON holds.
+        self.features_dim = int(self.features_dim)
         outputs = self._options["cell_output_size"]
         if outputs is None:
             outputs = parameter_count(self.action_space)
@@ -302,6 +317,30 @@ class _Heads(nn.Module):
     def forward_critic(self, latent: Tensor) -> Tensor:
         """Return the critic's last hidden layer."""
         return self.value_net(latent)
+
+
+def _extractor(space: spaces.Space, given: Mapping[str, Any]) -> type:
+    """Return the features extractor for a space: the one that was given, or one that only flattens.
+
+    Raises:
+        InvalidValueError: the space cannot be read so; the message says why.
+    """
+    if is_image(space) and given.get("features_extractor_class", FlattenExtractor) is FlattenExtractor:
+        if given.get("normalize_images", True):
+            raise InvalidValueError(
+                f"The observations are images of shape {space.shape}; RecurrentCellPolicy reads vectors, and no gain "
+                "of a cell is about pixels: use RecurrentCellCnnPolicy and keep its zip."
+            )
+    flat = CombinedExtractor if isinstance(space, spaces.Dict) else FlattenExtractor
+    extractor = given.get("features_extractor_class", flat)
+    if "features_extractor_class" not in given or extractor is FlattenExtractor:
+        parts_of(space)
+    if isinstance(space, spaces.Dict) and extractor is FlattenExtractor:
+        raise InvalidValueError(
+            f"FlattenExtractor cannot read a Dict of {', '.join(map(str, space.spaces))}; leave "
+            "features_extractor_class out: the entries are then flattened in the order of the keys."
+        )
+    return extractor
 
 
 def _value_layers(net_arch: Any) -> dict[str, list[int]]:

@@ -88,7 +88,8 @@ def _window_of(space: spaces.Space, window: int | None) -> tuple[int, int]:
     shape = space.shape if isinstance(space, spaces.Box) else None
     if shape is None:
         raise InvalidValueError(
-            f"The observation space is {space}; WindowedExtractor needs a Box of past observations."
+            f"The observation space is a {type(space).__name__}; WindowedExtractor needs a Box of past observations: "
+            "put HistoryWrapper or VecHistory around the environment."
         )
     if window is None:
         if len(shape) != 2 or shape[1] < 2:

@@ -98,7 +98,7 @@ class AnalyticPolicyGradient:
         noise = self._normal(generator, count, plant.measurement_noise_size)
         zeros = torch.zeros(count, dtype=torch.float64, device=self.device)
         observation = plant.observe(state, self.params, noise)
-        return World(state, observation, self.actor.cell.initial_state(count), zeros.long(), zeros)
+        return World(state, observation, self.actor.cell.initial_state(count), zeros.long(), zeros, zeros == 0.0)
 
     def update(self, remaining: float) -> dict[str, float]:
         """Return the scalars of one update: `horizon` steps, a step of the policy, and of the value.
@@ -172,7 +172,7 @@ class AnalyticPolicyGradient:
             weight = weight * settings.discount
             elapsed = world.elapsed + 1
             ended = after.terminated | (elapsed >= self.limit) if limit_within else after.terminated
-            world = World(after.state, after.observation, memory, elapsed, world.gained + reward.detach())
+            world = World(after.state, after.observation, memory, elapsed, world.gained + reward.detach(), world.whole)
             following = before
             if self.value is not None:
                 features = self._features(after.state)
@@ -182,7 +182,7 @@ class AnalyticPolicyGradient:
                 elif limit_within and bool((ended & ~after.terminated).any()):
                     beyond = torch.where(ended & ~after.terminated, self.target(features).double(), 0.0)
                     total = total + weight * beyond
-            seen.append((before, following, reward.detach().float(), after.terminated, ended))
+            seen.append((before, following, reward.detach().float(), after.terminated, ended, action.detach()))
             if (limit_within or plant.terminates) and bool(ended.any()):
                 world = self._restarted(world, ended)
                 weight = torch.where(ended, 1.0, weight)
@@ -207,7 +207,7 @@ class AnalyticPolicyGradient:
                 gained = world.gained + torch.where(running, after.reward.double(), 0.0)
                 length += running
                 running = running & ~after.terminated
-                world = World(after.state, after.observation, memory, world.elapsed, gained)
+                world = World(after.state, after.observation, memory, world.elapsed, gained, world.whole)
                 if plant.terminates and not bool(running.any()):
                     break
         return float(world.gained.mean()), float(length.mean())
@@ -238,7 +238,10 @@ class AnalyticPolicyGradient:
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Go on from what `tensors` returned, of the same shapes; raises KeyError or RuntimeError elsewhere."""
         self.actor.load_state_dict(under("actor", tensors))
-        self.world = World(**{name: value.to(self.device) for name, value in under("world", tensors).items()})
+        saved = under("world", tensors)
+        # Checkpoints of earlier versions do not say which episodes are whole.
+        saved = {"whole": torch.ones_like(saved["elapsed"], dtype=torch.bool), **saved}
+        self.world = World(**{name: value.to(self.device) for name, value in saved.items()})
         load_optimizer(self.optimizer, under("optimizer", tensors))
         if self.value is not None:
             self.value.load_state_dict(under("value", tensors))
@@ -255,7 +258,7 @@ class AnalyticPolicyGradient:
     @staticmethod
     def _cause(experience: Experience, loss: float, norm: float) -> str:
         """Return what was not finite first where the loss or the norm of its gradient is not."""
-        found = in_rollout(observation=experience.features, reward=experience.rewards)
+        found = in_rollout(observation=experience.features, action=experience.actions, reward=experience.rewards)
         return found or (f"the gradient's norm was {norm}" if np.isfinite(loss) else f"the loss was {loss}")
 
     def _fit(self, value: ValueTail, experience: Experience, remaining: float) -> float:
@@ -318,7 +321,7 @@ class AnalyticPolicyGradient:
 
     def _restarted(self, world: World, ended: Tensor) -> World:
         """Return the world with new episodes where (n,) `ended`; the others keep their past."""
-        rows = ended.nonzero().squeeze(-1)
+        rows = (ended & world.whole).nonzero().squeeze(-1)
         self.episodes.extend(zip(world.gained[rows].tolist(), world.elapsed[rows].tolist(), strict=True))
         fresh = self.fresh(self.num_envs, self.generator)
         pick = ended.unsqueeze(-1)
@@ -334,7 +337,7 @@ class AnalyticPolicyGradient:
         if self.value is None:
             return world
         ages = torch.arange(self.num_envs, device=self.device) * self.limit // self.num_envs
-        return world._replace(elapsed=ages)
+        return world._replace(elapsed=ages, whole=ages == 0)
 
     def _noise(self, steps: int, size: int) -> Tensor | None:
         """Return standard normal numbers (steps, n, size), None if size is 0."""

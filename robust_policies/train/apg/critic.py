@@ -24,6 +24,8 @@ class Experience(NamedTuple):
     """(h, n) bool: the episode ended there, nothing follows."""
     ended: Tensor
     """(h, n) bool: terminated, or stopped by the time limit, where more would have followed."""
+    actions: Tensor
+    """(h, n, action_size), within their limits."""
 
 
 class ValueTail(nn.Module):

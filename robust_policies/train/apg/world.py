@@ -20,6 +20,8 @@ class World(NamedTuple):
     """Steps since each episode began (n,), int64."""
     gained: Tensor
     """Rewards since each episode began (n,)."""
+    whole: Tensor
+    """(n,) bool: what was gained and the steps are the episode's own, which began at its beginning."""
 
     def detached(self) -> World:
         """Return the same values without their past."""

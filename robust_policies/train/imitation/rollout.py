@@ -74,7 +74,9 @@ class Stage:
         for what, space in (("observations", self.observation_space), ("actions", self.action_space)):
             if not isinstance(space, spaces.Box) or len(space.shape) != 1:
                 self.env.close()
-                raise InvalidValueError(f"{task.id} has {what} {space}; imitation needs a Box of vectors.")
+                raise InvalidValueError(
+                    f"{task.id} has {what} {checks.space_text(space)}; imitation needs a Box of vectors."
+                )
         # A Box by the check above, which no type checker takes from a loop.
         bounds = (self.action_space.low, self.action_space.high)  # type: ignore[attr-defined]
         self.low, self.high = (torch.as_tensor(bound, device=self.device) for bound in bounds)

@@ -18,6 +18,7 @@ from robust_policies.envs.bridges.sb3 import SB3VecEnv
 from robust_policies.errors import InvalidValueError
 from robust_policies.train.ppo.buffer import Minibatch, TensorRolloutBuffer, minibatch_count
 from robust_policies.train.ppo.episodes import EpisodeTotals
+from robust_policies.train.ppo.minibatches import merge_remainders
 from robust_policies.train.ppo.normalization import ObservationScale, RewardScale, from_json, to_json
 from robust_policies.train.ppo.on_demand import OnDemand
 from robust_policies.train.ppo.policy import RolloutPolicy, TensorPolicy, unsupported
@@ -79,6 +80,8 @@ class TensorRecurrentPPO(RecurrentPPO):
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self._logged_seconds = dict(self.seconds)
         self._scales: dict[str, Any] = {}
+        # A model that `load` makes may evaluate in any number of environments; what does not fit is refused by `learn`.
+        self._loaded = not kwargs.get("_init_setup_model", True)
         options = dict(kwargs.pop("policy_kwargs", None) or {})
         if normalize_observation:
             for name in ("observation_scale", "observation_offset"):
@@ -92,6 +95,7 @@ class TensorRecurrentPPO(RecurrentPPO):
 
     def _setup_model(self) -> None:
         super()._setup_model()
+        merge_remainders(self)
         self._numpy_buffer = self.rollout_buffer
         if self.env is not None:
             self._choose_path(self.env)
@@ -112,13 +116,19 @@ class TensorRecurrentPPO(RecurrentPPO):
                     f"{asked[0]}=True works on the device only, but {self.why_numpy}; leave it out (there is "
                     "Stable-Baselines3's VecNormalize for NumPy)."
                 )
+            if self.batch_size == 1 and self.normalize_advantage:
+                raise InvalidValueError(
+                    "batch_size is 1 and normalize_advantage=True: one advantage has no deviation; expected a "
+                    "batch_size of at least 2, or normalize_advantage=False."
+                )
             without = " and without spread_episodes" if self.spread_episodes else ""
             warnings.warn(
                 f"TensorRecurrentPPO trains by sb3-contrib's NumPy path{without}, because {self.why_numpy}.",
                 stacklevel=4,
             )
             return
-        self.minibatches = minibatch_count(self.n_envs, self.n_steps, self.batch_size)
+        if not self._loaded:
+            self._set_minibatches()
         # Only a `RecurrentCellPolicy` gets here: others have a `why_numpy`.
         self._tensors = TensorPolicy(self.policy)  # pyright: ignore[reportArgumentType]
         discrete = not self._tensors.gaussian
@@ -142,6 +152,9 @@ class TensorRecurrentPPO(RecurrentPPO):
             low, high = env.action_space.low, env.action_space.high  # pyright: ignore[reportAttributeAccessIssue]
             self._bounds = tuple(torch.as_tensor(bound, device=self.device) for bound in (low, high))
         self._make_scales()
+
+    def _set_minibatches(self) -> None:
+        self.minibatches = minibatch_count(self.n_envs, self.n_steps, self.batch_size)
 
     def _make_scales(self) -> None:
         kept = self.normalization_state()
@@ -179,7 +192,16 @@ class TensorRecurrentPPO(RecurrentPPO):
             from_json(self._scales[name].moments, moments)
 
     def _excluded_save_params(self) -> list[str]:
-        here = ["_tensors", "_episodes", "_states", "_bounds", "_numpy_buffer", "_last_obs", "_last_episode_starts"]
+        here = [
+            "_loaded",
+            "_tensors",
+            "_episodes",
+            "_states",
+            "_bounds",
+            "_numpy_buffer",
+            "_last_obs",
+            "_last_episode_starts",
+        ]
         return [*super()._excluded_save_params(), *here]
 
     def save(self, path: Any, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> None:
@@ -195,6 +217,7 @@ class TensorRecurrentPPO(RecurrentPPO):
         if self.why_numpy is not None:
             return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
         assert isinstance(env, SB3VecEnv)
+        self._set_minibatches()
         self.policy.set_training_mode(False)
         callback.on_rollout_start()
         before = env.inner.trusts_actions
@@ -337,7 +360,8 @@ class TensorRecurrentPPO(RecurrentPPO):
         """Return the loss, [policy loss, clip fraction, value loss, entropy loss] and the approximate divergence."""
         values, log_probs, entropy = self._tensors.evaluate(batch)
         advantages = batch.advantages
-        if self.normalize_advantage:
+        # As Stable-Baselines3's PPO: one advantage has no deviation.
+        if self.normalize_advantage and advantages.numel() > 1:
             advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
         log_ratio = log_probs - batch.log_probs
         ratio = log_ratio.exp()

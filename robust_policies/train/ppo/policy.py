@@ -11,6 +11,7 @@ from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import Tensor
 
+from robust_policies import checks
 from robust_policies.policies import RecurrentCellPolicy
 from robust_policies.policies.actor import ScaledCell
 from robust_policies.train.ppo.buffer import Minibatch
@@ -43,9 +44,9 @@ def unsupported(policy: Any) -> str | None:
     if policy.features_extractor_class is not FlattenExtractor:
         return f"the policy reads its observations through a {policy.features_extractor_class.__name__}"
     if not isinstance(policy.observation_space, spaces.Box) or len(policy.observation_space.shape) != 1:
-        return f"the observation space is {policy.observation_space}, not a Box of vectors"
+        return f"the observation space is {checks.space_text(policy.observation_space)}, not a Box of vectors"
     if not isinstance(policy.action_space, spaces.Box | spaces.Discrete):
-        return f"the action space is {policy.action_space}, not a Box or Discrete"
+        return f"the action space is {checks.space_text(policy.action_space)}, not a Box or Discrete"
     return None
 
 

@@ -14,6 +14,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import Tensor, nn
 
+from robust_policies.checks import SEEDS
 from robust_policies.files.atomic import write_atomic
 from robust_policies.policies import RecurrentCellPolicy
 from robust_policies.policies.deployed import DeployedPolicy
@@ -23,12 +24,13 @@ from robust_policies.train.environment import make_env
 from robust_policies.train.ppo.algorithm import TensorRecurrentPPO
 from robust_policies.train.ppo.callback import RunCallback
 from robust_policies.train.ppo.continuation import Moment, continues, load_model, model_tensors
+from robust_policies.train.ppo.minibatches import merge_remainders
 from robust_policies.train.recipe.rates import schedule
 from robust_policies.train.recipe.recipe import Recipe
 from robust_policies.train.run.checkpoints import Progress
 from robust_policies.train.run.folder import RunFolder
 from robust_policies.train.run.guard import LinAlgError, diverged, why_it_failed
-from robust_policies.train.run.job import SEEDS, Job, TrainResult
+from robust_policies.train.run.job import Job, TrainResult
 from robust_policies.train.run.logs import tensorboard_logger
 from robust_policies.train.run.loop import RETURN, Learner, Training, trained
 from robust_policies.train.run.monitor import certified
@@ -57,7 +59,7 @@ def make_model(recipe: Recipe, env: VecEnv, device: str = "cpu") -> OnPolicyAlgo
         options["normalize_observation"] = algorithm.normalize_observation
         options["spread_episodes"] = algorithm.spread_episodes
         options["normalize_reward"] = algorithm.normalize_reward and not isinstance(env, VecNormalize)
-    return kind(
+    model = kind(
         RecurrentCellPolicy,
         env,
         learning_rate=schedule(algorithm.learning_rate),
@@ -77,6 +79,8 @@ def make_model(recipe: Recipe, env: VecEnv, device: str = "cpu") -> OnPolicyAlgo
         device=device,
         **options,
     )
+    merge_remainders(model)
+    return model
 
 
 class PpoRun(Learner):

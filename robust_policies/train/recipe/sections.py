@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from robust_policies.checks import SEEDS
 from robust_policies.envs.perturb import describe, parse
 from robust_policies.files.settings import Strict
 from robust_policies.train.recipe.youla import YoulaSection
@@ -104,8 +105,10 @@ class EvaluationSection(Strict):
     tasks: list[str] = Field(default_factory=list, description="Gymnasium ids; empty: the training task")
     suite: str = "quick"
     episodes: int = Field(default=50, ge=1)
-    sizes: list[float] | None = Field(default=None, description="perturbation sizes; null: the suite's own")
-    seeds: list[int] = Field(default_factory=lambda: [0, 1, 2], min_length=1)
+    sizes: list[Annotated[float, Field(ge=0)]] | None = Field(
+        default=None, description="perturbation sizes; null: the suite's own"
+    )
+    seeds: list[Annotated[int, Field(ge=0, lt=SEEDS)]] = Field(default_factory=lambda: [0, 1, 2], min_length=1)
     perturbations: list[Any] | None = Field(default=None, description="in place of the task's; null: those")
 
     @field_validator("suite")

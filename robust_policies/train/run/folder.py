@@ -14,7 +14,7 @@ from typing import Any
 from robust_policies.certificates import Certificate
 from robust_policies.envs.incidents import collected
 from robust_policies.errors import CorruptFileError, InvalidValueError, MissingFileError
-from robust_policies.files.atomic import read_json, remove_leftovers, write_atomic, write_json
+from robust_policies.files.atomic import output_folder, read_json, remove_leftovers, write_atomic, write_json
 from robust_policies.files.lock import contents, held
 from robust_policies.files.settings import flat
 from robust_policies.files.versions import versions
@@ -104,26 +104,30 @@ class RunFolder:
         Raises:
             InvalidValueError: another process trains into the folder, or as `begin`; nothing was touched then.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise InvalidValueError(f"Output {str(self.path)!r} is a file; expected a folder, new or empty.")
+        self._no_file()
         with ExitStack() as stack:
-            with _unwritable(self.path):
+            with output_folder(self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(self.held())
                 self.incidents = stack.enter_context(collected())
             yield self.begin(recipe, resume)
 
+    def _no_file(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise InvalidValueError(f"Output {str(self.path)!r} is a file; expected a folder, new or empty.")
+
     def held(self) -> AbstractContextManager[None]:
         """Keep the folder to this process for the block; raises `InvalidValueError` if another one has it."""
         return held(self.path, f"Run folder {str(self.path)!r}")
 
-    def begin(self, recipe: Recipe, resume: bool) -> bool:
-        """Make the folder ready for training `recipe`; return whether an earlier run is being continued.
+    def continues(self, recipe: Recipe, resume: bool) -> bool:
+        """Return whether training `recipe` here would continue an earlier run; nothing is written.
 
         Raises:
             InvalidValueError: the folder holds files and `resume` is off, or holds a run of another recipe.
         """
-        used = bool(contents(self.path))
+        self._no_file()
+        used = self.path.is_dir() and bool(contents(self.path))
         if used and not resume:
             raise InvalidValueError(
                 f"Output folder {str(self.path)!r} is not empty; add --resume to continue the run in it, "
@@ -138,9 +142,18 @@ class RunFolder:
             if self.provenance.is_file():
                 self.read_provenance()
             _same_recipe(self.read_recipe(), recipe, self.path)
+        return used
+
+    def begin(self, recipe: Recipe, resume: bool) -> bool:
+        """Make the folder ready for training `recipe`; return whether an earlier run is being continued.
+
+        Raises:
+            InvalidValueError: the folder holds files and `resume` is off, or holds a run of another recipe.
+        """
+        if self.continues(recipe, resume):
             remove_leftovers(self.checkpoints)
             return True
-        with _unwritable(self.path):
+        with output_folder(self.path):
             write_atomic(self.recipe, lambda file: file.write(recipe.to_yaml().encode()))
         return False
 
@@ -157,16 +170,6 @@ class RunFolder:
             "machine": machine(),
         }
         write_json(self.provenance, content)
-
-
-@contextmanager
-def _unwritable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InvalidValueError(
-            f"Output folder {str(path)!r} cannot be written ({error.strerror}); choose another with -o."
-        ) from error
 
 
 def open_run(path: str | Path) -> RunFolder:

@@ -16,9 +16,21 @@ from robust_policies.errors import DivergedError
 LinAlgError: type[Exception] = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsage]
 """What PyTorch's linear algebra raises where it cannot compute."""
 
+THEIRS = "the environment's "
+"""How a quantity is called that an environment made, from actions that were finite."""
+_MADE_THERE = ("observation", "reward")
+
 
 def diverged(what: str, update: int, steps: int) -> DivergedError:
-    """Return the error for `what` ("an action in step 3 ... was nan"), found in an update (from 1) after `steps`."""
+    """Return the error for `what` ("an action in step 3 ... was nan"), found in an update (from 1) after `steps`.
+
+    What begins with `THEIRS` is no divergence, and no setting of the training helps against it.
+    """
+    if what.startswith(THEIRS):
+        return DivergedError(
+            f"Training ended in update {update}, after {steps} steps: {what}, and nothing that the policy did before "
+            "was NaN or infinite. Look for it in the environment's own step and reset."
+        )
     return DivergedError(
         f"Training diverged in update {update}, after {steps} steps: {what}. Lower algorithm.learning_rate or "
         "algorithm.max_grad_norm."
@@ -28,8 +40,9 @@ def diverged(what: str, update: int, steps: int) -> DivergedError:
 def in_rollout(**quantities: Any) -> str | None:
     """Return which of the quantities of a rollout, (time, env, ...) tensors or arrays, was not finite first, or None.
 
-    They are given by name in the order in which one follows from the other within a step. Where all is finite the
-    device is asked once.
+    They are given by name in the order in which one follows from the other within a step, so observations and rewards
+    that are first come from finite actions and are called the environment's. Where all is finite the device is asked
+    once.
     """
     found = {name: torch.as_tensor(value) for name, value in quantities.items()}
     # The sum of finite numbers is finite (in float64), and needs no memory for an answer about each.
@@ -45,12 +58,16 @@ def in_rollout(**quantities: Any) -> str | None:
     if not bad:
         return None
     step, _, name, number = min(bad)
-    return f"the {name} in step {step + 1} of the rollout was {number}"
+    return f"{THEIRS if name in _MADE_THERE else 'the '}{name} in step {step + 1} of the rollout was {number}"
 
 
 def in_buffer(buffer: Any) -> str | None:
     """Return what was not finite first in a rollout buffer, tensors or arrays (time, env, ...); None if all is."""
-    return in_rollout(observation=buffer.observations, action=buffer.actions, reward=buffer.rewards)
+    seen = buffer.observations
+    if isinstance(seen, Mapping):
+        entries = {f"observation {name!r}": value for name, value in seen.items()}
+        return in_rollout(**entries, action=buffer.actions, reward=buffer.rewards)
+    return in_rollout(observation=seen, action=buffer.actions, reward=buffer.rewards)
 
 
 def in_update(losses: Sequence[Tensor], norms: Sequence[Tensor]) -> str | None:
@@ -89,11 +106,13 @@ def too_large(module: nn.Module) -> str:
 def why_it_failed(model: OnPolicyAlgorithm, error: Exception) -> str | None:
     """Return what was not finite when a library refused to compute (`error`); None if it was something else."""
     last = getattr(model, "_last_obs", None)
-    if isinstance(last, Tensor | np.ndarray) and not bool(torch.isfinite(torch.as_tensor(last)).all()):
-        return "the observation was NaN or infinite"
+    for seen in last.values() if isinstance(last, Mapping) else [last]:
+        if isinstance(seen, Tensor | np.ndarray) and not bool(torch.isfinite(torch.as_tensor(seen)).all()):
+            return f"{THEIRS}observation was NaN or infinite"
     buffer: Any = model.rollout_buffer
     # An update leaves NumPy's buffer in another shape, of a rollout that has been looked at already.
-    found = in_buffer(buffer) if buffer.observations.ndim > 2 else None
+    seen = buffer.observations
+    found = in_buffer(buffer) if (next(iter(seen.values())) if isinstance(seen, Mapping) else seen).ndim > 2 else None
     found = found or in_weights(model.policy.state_dict())
     if found is None and isinstance(error, LinAlgError):
         found = too_large(model.policy)

@@ -17,8 +17,6 @@ from robust_policies.train.run.resources import disk_of
 from robust_policies.train.run.stop import StopRequest
 from robust_policies.train.run.target import Outcome, outcome
 
-SEEDS = 2**31
-
 
 class TrainingInterruptedError(RobustPoliciesError):
     """Training was stopped on request (of a command: by Ctrl-C or SIGTERM) after a checkpoint was written."""

@@ -7,6 +7,7 @@ the loop (Stable-Baselines3's `learn`), its callback asks the same `Training` fo
 from __future__ import annotations
 
 import math
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -14,11 +15,11 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 
-from robust_policies.policies import save_policy
+from robust_policies.policies import load_policy, save_policy
 from robust_policies.policies.deployed import DeployedPolicy
 from robust_policies.train.run.checkpoints import Best, Progress, newest_state, reached, weights, write_state
 from robust_policies.train.run.folder import RunFolder
-from robust_policies.train.run.guard import diverged
+from robust_policies.train.run.guard import THEIRS, diverged
 from robust_policies.train.run.job import Job, TrainResult
 from robust_policies.train.run.logs import tensorboard_logger
 from robust_policies.train.run.monitor import certified
@@ -209,7 +210,8 @@ class Training:
         learner, progress = self.learner, self.progress
         found = learner.evaluate()
         if not all(map(math.isfinite, found.values())):
-            what = f"the evaluation's mean return was {found[RETURN]}"
+            # The weights were looked at before: what is left is a reward.
+            what = f"{THEIRS}rewards in an evaluation had the mean return {found[RETURN]}"
             raise diverged(what, number, progress.num_timesteps)
         if self.section.policies:
             save_policy(learner.deployed(), self.run.policy_at(progress.num_timesteps))
@@ -269,6 +271,7 @@ def trained(
     with ExitStack() as stack:
         stack.enter_context(memory_of(job.recipe, *settings))
         learner = make(job, stack)
+        _ask_whether_it_can_be_kept(learner)
         continued = stack.enter_context(job.reserved())
         training = Training(job, learner)
         if continued:
@@ -280,3 +283,10 @@ def trained(
         result = job.finish(training.progress)
         save_policy(learner.deployed(), job.run.path)
     return result
+
+
+def _ask_whether_it_can_be_kept(learner: Learner) -> None:
+    """Save the untrained policy into a scratch folder and load it; raises what would otherwise end a whole training."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        save_policy(learner.deployed(), scratch)
+        load_policy(scratch)

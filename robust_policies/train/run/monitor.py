@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from gymnasium import spaces
-
 from robust_policies.certificates import empirical_gain
 from robust_policies.errors import NotCertifiableError
 from robust_policies.policies.deployed import DeployedPolicy
@@ -15,10 +13,8 @@ def certified(policy: DeployedPolicy) -> dict[str, float]:
     A normalizer that still learns is in the copy as it is at this moment, and so is part of the gain.
     gamma: the proven gain. margin: how far its matrix inequality is from being violated. found_gain: the largest gain
     that a short search finds, which costs about as much as some hundred steps of the policy; a policy without a
-    provable gain has this alone, and one whose actions are choices nothing.
+    provable gain has this alone. Of choices the gains are those to the logits.
     """
-    if not isinstance(policy.action_space, spaces.Box):
-        return {}
     found: dict[str, float | None] = {}
     try:
         certificate = policy.certificate()

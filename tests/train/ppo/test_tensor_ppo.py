@@ -18,6 +18,7 @@ from robust_policies.envs.wrappers import RescaleAction
 from robust_policies.errors import DivergedError, InvalidValueError
 from robust_policies.policies import RecurrentCellPolicy, load_policy, save_policy
 from robust_policies.train import TensorRecurrentPPO, load_recipe, train
+from robust_policies.train.ppo.minibatches import merge_remainders
 
 ENVS, STEPS, LIMIT = 6, 20, 7
 CELLS = {
@@ -383,3 +384,45 @@ def test_over_seeds_it_learns_what_sb3_contribs_learns():
     error = np.sqrt((ours.var(ddof=1) + theirs.var(ddof=1)) / len(ours))
     assert abs(ours.mean() - theirs.mean()) <= 4 * error, final
     assert ours.mean() > -1000, final
+
+
+def test_a_minibatch_of_one_sample_is_no_divergence():
+    model = TensorRecurrentPPO(
+        RecurrentCellPolicy, SB3VecEnv(TorchVectorEnv("pendulum", 2)), n_steps=1, batch_size=1, n_epochs=1,
+        policy_kwargs={"cell": "gru", "cell_kwargs": {"state_size": 4}}, device="cpu",
+    )  # fmt: skip
+    model.learn(4)
+    assert all(bool(torch.isfinite(value).all()) for value in model.policy.parameters())
+
+
+def test_minibatches_of_one_sample_are_refused_where_sb3_contrib_takes_them():
+    env = DummyVecEnv([lambda: gymnasium.make("Pendulum-v1")])
+    with pytest.raises(InvalidValueError, match="batch_size is 1"):
+        TensorRecurrentPPO(
+            RecurrentCellPolicy, env, n_steps=2, batch_size=1,
+            policy_kwargs={"cell": "gru", "cell_kwargs": {"state_size": 4}},
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(("n_steps", "batch_size", "sizes"), [(33, 32, [33]), (9, 4, [4, 5]), (10, 4, [4, 4, 2])])
+def test_a_remainder_of_one_sample_joins_the_minibatch_before_it(n_steps, batch_size, sizes):
+    model = RecurrentPPO(
+        RecurrentCellPolicy, DummyVecEnv([lambda: gymnasium.make("Pendulum-v1")]), n_steps=n_steps,
+        batch_size=batch_size, n_epochs=1, seed=0, policy_kwargs={"cell": "gru", "cell_kwargs": {"state_size": 4}},
+    )  # fmt: skip
+    merge_remainders(model)
+    seen = []
+    get = model.rollout_buffer.get
+    model.rollout_buffer.get = lambda size: (seen.append(int((b.mask > 0).sum())) or b for b in get(size))
+    model.learn(n_steps)
+    assert seen == sizes
+    assert all(bool(torch.isfinite(value).all()) for value in model.policy.parameters())
+
+
+def test_a_saved_model_acts_in_another_number_of_environments_and_refuses_to_learn_there(tmp_path):
+    make_model(make_env(), batch_size=STEPS * ENVS).save(tmp_path / "model.zip")
+    env = make_env(num_envs=ENVS + 1)
+    model = TensorRecurrentPPO.load(tmp_path / "model.zip", env=env, device="cpu")
+    assert np.isfinite(evaluate_policy(model, env, ENVS + 1, warn=False)[0])
+    with pytest.raises(InvalidValueError, match=f"num_envs is {ENVS + 1} and batch_size"):
+        model.learn(1000)

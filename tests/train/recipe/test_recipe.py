@@ -98,6 +98,23 @@ def test_values_of_set_are_yaml():
     assert recipe.algorithm.learning_rate == 1e-3
 
 
+def test_a_whole_number_may_be_written_with_an_exponent_or_a_point(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "schema: 1.0\ntask: {id: robust_policies/Pendulum-v0, num_envs: 1e1}\n"
+        "policy: {hidden_sizes: [1.6e1, 8.0]}\nalgorithm: {total_steps: 1e5}\n"
+    )
+    recipe = load_recipe(file, ["checkpoints.every=2.048e3", "evaluation.seeds=[0.0, 1e0]"])
+    found = [recipe.algorithm.total_steps, recipe.task.num_envs, recipe.checkpoints.every, *recipe.evaluation.seeds]
+    assert found == [100_000, 10, 2048, 0, 1] and all(type(number) is int for number in found)
+    assert recipe.policy.hidden_sizes == [16, 8]
+    # Where a number is expected, whole or not, it stays what it was.
+    assert type(load_recipe(file, ["algorithm.learning_rate=1e0"]).algorithm.learning_rate) is float
+    for wrong in ("2.5", "1e400", ".nan", "1e-3"):
+        with pytest.raises(InvalidValueError, match=r"algorithm.total_steps is .*; expected"):
+            load_recipe(file, [f"algorithm.total_steps={wrong}"])
+
+
 def test_a_syntax_error_comes_with_its_line(tmp_path):
     path = tmp_path / "broken.yaml"
     path.write_text("schema: 1\ntask: {id: x\n")

@@ -79,11 +79,14 @@ def test_nan_from_the_environment_is_named_and_the_last_checkpoint_stays(algorit
 
     monkeypatch.setattr(ppo_run, "make_env", poisoned)
     # 330 steps of each environment: the fourth rollout of 100.
-    with pytest.raises(DivergedError, match=r"in update 4, after \d+ steps: the (observation|reward) .*nan") as caught:
+    with pytest.raises(
+        DivergedError, match=r"in update 4, after \d+ steps: the environment's (observation|reward) .*nan"
+    ) as caught:
         train(recipe_of(algorithm), tmp_path / "run")
     kept = checkpoints_in(tmp_path / "run" / "checkpoints")
     assert kept[-1].name == "step_000000001200"
     assert str(kept[-1]) in str(caught.value)
+    assert "learning_rate" not in str(caught.value)
 
 
 def test_the_first_quantity_that_is_not_finite_is_named():
@@ -92,9 +95,12 @@ def test_the_first_quantity_that_is_not_finite_is_named():
     worse = bad.clone()
     worse[2, 0, 0] = float("nan")
     assert in_rollout(observation=good, action=good, reward=good[..., 0]) is None
-    assert in_rollout(observation=bad, action=bad) == "the observation in step 4 of the rollout was inf"
+    assert in_rollout(observation=bad, action=bad) == "the environment's observation in step 4 of the rollout was inf"
     assert in_rollout(observation=bad, action=worse) == "the action in step 3 of the rollout was nan"
-    assert in_rollout(observation=good, reward=bad.numpy()[..., 0]) == "the reward in step 4 of the rollout was inf"
+    assert (
+        in_rollout(observation=good, reward=bad.numpy()[..., 0])
+        == "the environment's reward in step 4 of the rollout was inf"
+    )
     # Finite numbers whose sum is not, in their own precision.
     assert in_rollout(observation=torch.full((5, 3), 3e38)) is None
     numbers = [torch.tensor(1.0), torch.tensor(float("nan"))]
