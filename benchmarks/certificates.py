@@ -21,10 +21,9 @@ import numpy as np
 import torch
 
 from robust_policies.certificates import verify, verify_arrays, verify_chain
-from robust_policies.certificates.layers import norm_product
+from robust_policies.certificates.layers import layers_bound, norm_product
 from robust_policies.certificates.lmi import matrices
 from robust_policies.certificates.multipliers import LipschitzMultiplier, SlopeMultiplier
-from robust_policies.certificates.verify import layers_bound
 from robust_policies.networks import R2DN, REN, Cell, Lipschitz, make_cell
 
 GAMMA = 3.0

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from robust_policies.certificates.loop import SAID
+from robust_policies.certificates.phrases import is_peak
 from robust_policies.certificates.sentence import claim as claim
 from robust_policies.certificates.signals import Signals
 from robust_policies.errors import CorruptFileError, InvalidValueError
@@ -71,6 +72,8 @@ class Certificate:
     which "joint proof" (below 1) is what proving them together gained; 0 for an action that is constant.
     `rate` is the smallest contraction rate that is proven, with the `overshoot` of its proof, and `forgets` what that
     means: {"percent": 99, "steps": n}, None where no rate below 1 is proven.
+    `peak` is the bound step by step: {"units": [nu], "gamma": [na], "method"}, where every observation differs by at
+    most its unit at every step; "found" and "witness" are of its search. None where none was asked for or proven.
     `gamma_weighted` is gamma_raw with each observation in units of `weights`; `method` names the proof.
     `empirical_lower` is the largest gain a search found for that chain, `witness` the file with the two input
     sequences that show it, `ratio` = empirical_lower / gamma_raw. PASS with gamma_raw None proves contraction only.
@@ -101,6 +104,7 @@ class Certificate:
     closed_loop: dict[str, Any] | None = None
     signals: Signals | None = None
     forgets: dict[str, Any] | None = None
+    peak: dict[str, Any] | None = None
     choices: dict[str, Any] | None = None
     schema: int = SCHEMA
 
@@ -118,6 +122,8 @@ class Certificate:
             isinstance(entry, dict) and set(entry) == {"percent", "steps"} and all(map(_is_number, entry.values()))
         ):
             raise InvalidValueError(f"Certificate forgets is {entry!r}; expected percent and steps, or nothing.")
+        if self.peak is not None and not is_peak(self.peak):
+            raise InvalidValueError(f"Certificate peak is {self.peak!r}; expected units, gamma and method, or nothing.")
         if self.choices is not None and not (
             isinstance(self.choices, dict) and {"space", "divisor", "memory"} <= set(self.choices)
         ):
@@ -140,6 +146,21 @@ class Certificate:
             searched = replace(searched, status="VIOLATED", reason=reason)
             searched = replace(searched, claim=claim(searched))
         return searched
+
+    def with_peak(self, peak: dict[str, Any] | None, found: Sequence[float] = (), witness: str | None = None) -> Self:
+        """Return this certificate with a bound step by step, None for none, and what a search found for it.
+
+        VIOLATED if one of what was found is above its bound (1 + 1e-6).
+        """
+        if peak is None:
+            return self
+        peak = {**peak, **({"found": list(found), "witness": witness} if found else {})}
+        certificate = replace(self, peak=peak)
+        pairs = zip(found, peak["gamma"], strict=False)
+        if self.status == "PASS" and any(low > bound * (1 + VIOLATION_MARGIN) for low, bound in pairs):
+            reason = "two input sequences were found that change an action by more in one step than its bound allows"
+            certificate = replace(certificate, status="VIOLATED", reason=reason)
+        return replace(certificate, claim=claim(certificate))
 
     def named(self, sensors: Sequence[str], actuators: Sequence[str]) -> Self:
         """Return this certificate with the names and units of a task's signals, in its claim too."""

@@ -29,7 +29,7 @@ class Decay:
 
     def __init__(self, proven: Sequence[ProvenRate]) -> None:
         least = min(proven, key=lambda one: one.rate)
-        self.rate, self.overshoot = least.rate, least.overshoot
+        self.rate, self.overshoot, self.metric = least.rate, least.overshoot, least.P
         steps = [steps_to_forget(one.rate, one.overshoot) for one in proven]
         self.steps = min((count for count in steps if count is not None), default=None)
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from robust_policies.certificates.lmi import Array, Matrices, growth
-from robust_policies.certificates.multipliers import Multiplier, SortMultiplier
 from robust_policies.errors import NonFiniteError
 
 
@@ -33,9 +32,26 @@ def layer_bound(inner: Array, outer: Array, psi: Array | None = None) -> float:
     return max(1.0, _largest_eigenvalue(np.hstack([A, B])))
 
 
+def layers_bound(layers: Any) -> float:
+    """Return a Lipschitz bound of the chain of layers from the maps that run, never less than 1."""
+    bound = 1.0
+    for layer in layers:
+        inner = exactly(layer.in_map())
+        if layer.psi is None:
+            bound *= max(1.0, spectral_bound(inner))
+        else:
+            bound *= layer_bound(inner, exactly(layer.out_map()), exactly(layer.psi))
+    return bound * (1 + 1e-15 * (len(layers) + 1))
+
+
 def spectral_bound(weight: Array) -> float:
     """Return an upper bound of the spectral norm of `weight` (rows, columns), rounding included."""
     return math.sqrt(_largest_eigenvalue(weight if weight.shape[0] <= weight.shape[1] else weight.T)) * (1 + 1e-15)
+
+
+def exactly(value: Any) -> Array:
+    """Return a tensor's numbers as float64, an exact conversion."""
+    return value.detach().cpu().double().numpy()
 
 
 def _largest_eigenvalue(stacked: Array) -> float:
@@ -71,8 +87,8 @@ def chain_model(weights: Sequence[Array]) -> Matrices:
     )
 
 
-def chain_start(weights: Sequence[Array], family: Multiplier) -> Array:
-    """Return a multiplier (size,) of the family with which some gain of `chain_model(weights)` is proven.
+def chain_start(weights: Sequence[Array]) -> Array:
+    """Return multipliers (nv,) with which some gain of `chain_model(weights)` is proven.
 
     Each layer's is the one before over twice the squared norm of the weight between them, so that every pivot of the
     block elimination keeps at least half of its own.
@@ -82,8 +98,7 @@ def chain_start(weights: Sequence[Array], family: Multiplier) -> Array:
         if index:
             size /= 2 * max(float(np.linalg.norm(weight, 2)) ** 2, 1e-12)
         theta.append(np.full(weight.shape[0], size))
-    flat = np.concatenate(theta) if theta else np.zeros(0)
-    return np.concatenate([flat[::2], np.zeros(family.nv // 2)]) if isinstance(family, SortMultiplier) else flat
+    return np.concatenate(theta) if theta else np.zeros(0)
 
 
 def norm_product(weights: Sequence[Array]) -> float:

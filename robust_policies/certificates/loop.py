@@ -9,7 +9,7 @@ from typing import Any
 from robust_policies.certificates.phrases import OVER_ALL, STEPS, forgetting
 from robust_policies.files import numbers
 
-NUMBERS = ("T0", "T1", "T2", "triangle", "scaled", "closed_loop", "parameter_gain")
+NUMBERS = ("T0", "T1", "T2", "triangle", "scaled", "closed_loop", "neurons", "parameter_gain")
 SAID = ("converges", "quantum", "plant", "saturation")
 """What the sentence is made of."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from robust_policies.files import numbers
@@ -9,6 +10,20 @@ from robust_policies.files import numbers
 OVER_ALL = "summed over all time steps and channels"
 STEPS = 200
 """How long the disturbance of a worked example lasts."""
+
+
+def is_peak(entry: Any) -> bool:
+    """Return whether this is the entry `peak` of a certificate: units, gamma and method, and what a search adds."""
+    names = set(entry) if isinstance(entry, dict) else set()
+    if not {"units", "gamma", "method"} <= names <= {"units", "gamma", "method", "found", "witness"}:
+        return False
+    lists = [entry["units"], entry["gamma"], entry.get("found", entry["gamma"])]
+    return (
+        isinstance(entry["method"], str)
+        and all(isinstance(numbers, list) for numbers in lists)
+        and len(lists[1]) == len(lists[2])
+        and all(type(number) in (int, float) and math.isfinite(number) and number >= 0 for n in lists for number in n)
+    )
 
 
 def forgetting(certificate: Any, what: str) -> str:

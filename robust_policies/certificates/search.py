@@ -21,6 +21,8 @@ from robust_policies.certificates.riccati import recover_metric
 ROUNDING = 1 + 1e-3
 _DELTAS = (1e-9, 1e-7, 1e-6, 1e-5, 1e-4, 9e-4)
 _SLACKS = (1e-3, 1e-6, 1e-9)
+# Of a metric's axes, squared.
+_ILL = 1e-9
 _TAUS = (1.0, 0.5, 2.0, 0.1, 10.0, 0.01, 100.0)
 
 
@@ -47,6 +49,12 @@ def overshoot(P: Array, coordinates: Array | None = None) -> float:
         return float(axes[0] / axes[-1]) * (1 + 1e-6)
     values = np.linalg.eigvalsh(P)
     return math.sqrt(values[-1] / values[0]) * (1 + 1e-6)
+
+
+def _ill(P: Array) -> bool:
+    """Return whether a metric leaves few digits to a proof in these coordinates."""
+    values = np.linalg.eigvalsh(P) if P.size and np.isfinite(P).all() else np.ones(1)
+    return bool(values[0] <= _ILL * values[-1])
 
 
 class Search:
@@ -182,9 +190,18 @@ class Search:
         best = self.improved(found.P, found.theta, self.rate)
         return None if best is None or best.gamma is None or best.gamma > gamma else self.at(best, gamma, self.rate)
 
-    def least(self, P: Array, theta: Array, improve: bool = True) -> float | None:
-        """Return the least gain proven (at rate 1, which a gain alone needs), starting from (P, theta), or None."""
-        best = self.improved(P, theta, 1.0) if improve else self.scaled(P, theta, 1.0, 1.0)
+    def least(self, P: Array, theta: Array, turn: bool = True) -> float | None:
+        """Return the least gain proven (at rate 1, which a gain alone needs), starting from (P, theta), or None.
+
+        Where the best metric's axes differ by a lot, it is proven in the coordinates in which it is the identity, and
+        looked for again from there (`turn`).
+        """
+        best = self.improved(P, theta, 1.0)
+        turned = self.balanced(best.P) if turn and best is not None and _ill(best.P) else None
+        if best is not None and turned is not None:
+            found = turned.least(np.eye(len(best.P)), best.theta, turn=False)
+            if found is not None:
+                return found
         for candidate in (best, self.scaled(P, theta, 1.0, 1.0)):
             for delta in (0.0, *_DELTAS):
                 if candidate is not None and candidate.gamma is not None and 0 < candidate.gamma < 1e9:

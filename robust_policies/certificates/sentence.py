@@ -44,9 +44,31 @@ def claim(certificate: Any) -> str:
         )
     example = "" if gamma is None or gamma == 0 or signals is None else f" {_example(gamma, signals)}"
     how = f" ({certificate.method})" if certificate.method else ""
+    peak = "" if certificate.peak is None or signals is None else f" {_peak(certificate.peak, signals)}"
     return (
-        f"Proven for the arrays that run, in exact arithmetic{how}: {'; and '.join(parts)}.{example} {_limits(gives)}"
+        f"Proven for the arrays that run, in exact arithmetic{how}: {'; and '.join(parts)}.{example}{peak} "
+        f"{_limits(gives)}"
     )
+
+
+def _peak(peak: Mapping[str, Any], signals: Signals) -> str:
+    """Return what errors of bounded size at every step can do to each action, in the units of both."""
+    units, gamma = peak["units"], peak["gamma"]
+    each = "a sensor" if signals.reads == RAW else "a number read"
+    known = signals.sensors if len(signals.sensors) == len(units) else ()
+    sizes = [f"{name} by {unit:g}" for name, unit in zip(known, units, strict=False)] or [f"{unit:g}" for unit in units]
+    sizes = [units_of_one] if (units_of_one := _same(units)) and not known else sizes
+    names = signals.actuators if len(signals.actuators) == len(gamma) else ()
+    bounds = [f"{name} by {numbers.upper(bound)}" for name, bound in zip(names, gamma, strict=False)]
+    bounds = bounds or [numbers.upper(bound) for bound in gamma]
+    return (
+        f"Every step, for ever ({peak['method']}): from equal internal states, if {each} differs at every step by at "
+        f"most its unit ({_listed(sizes)}), each mean action differs at every step by at most: {_listed(bounds)}."
+    )
+
+
+def _same(units: Sequence[float]) -> str:
+    return f"{units[0]:g} each" if len(set(units)) == 1 and len(units) > 1 else ""
 
 
 def _gain(certificate: Any, gamma: float, reads: str, gives: str) -> str:

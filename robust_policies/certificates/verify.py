@@ -20,17 +20,24 @@ from robust_policies.certificates.layers import (
     chain_model,
     chain_start,
     is_r2dn,
-    layer_bound,
+    layers_bound,
     norm_product,
-    spectral_bound,
 )
 from robust_policies.certificates.lmi import Array, Matrices, matrices
 from robust_policies.certificates.multipliers import (
     LipschitzMultiplier,
     Multiplier,
     SlopeMultiplier,
-    SortMultiplier,
 )
+from robust_policies.certificates.neurons import (
+    METHOD,
+    MOST_NEURONS,
+    Neurons,
+    chain_of_layers,
+    least_by_neurons,
+    written_out,
+)
+from robust_policies.certificates.reflected import householder_chain, maxmin_chain
 from robust_policies.certificates.search import ROUNDING, Search
 from robust_policies.errors import InvalidValueError, NonFiniteError, NotCertifiableError, ShapeError
 from robust_policies.files import numbers
@@ -39,7 +46,10 @@ SLOPE_RESTRICTED = frozenset(
     {"relu", "tanh", "sigmoid", "identity", "leaky_relu", "elu", "softplus", "hardtanh", "softsign"}
 )
 SORTING = "maxmin"
-LARGEST_CHAIN = 320
+REFLECTING = "householder"
+# A designed gain stays where a search finds the same one but for its own accuracy.
+ROUNDING_OF_SEARCHES = 1e-6
+LARGEST_CHAIN = MOST_NEURONS
 _NAMES = ("A", "B1", "B2", "C1", "D12", "C2", "D21", "D22")
 
 
@@ -52,6 +62,7 @@ class _Running:
     P: Array | None
     theta: Array
     weights: tuple[Array, ...] = ()
+    neurons: Neurons | None = None
 
 
 def verify(cell_or_policy: Any, explicit: Any = None) -> Verification:
@@ -62,7 +73,8 @@ def verify(cell_or_policy: Any, explicit: Any = None) -> Verification:
         explicit: the arrays that run if they are not `cell.explicit()`, for instance read back from a file.
 
     A designed gain that rounding of the arrays has made untrue by a hair is replaced by the smallest one that is
-    proven; `claimed_gamma` keeps the cell's. The rate is the smallest that a bisection proves, whatever the cell was
+    proven; `claimed_gamma` keeps the cell's, and `gamma` is the least of all proofs, which judge its nonlinearity as a
+    whole and neuron by neuron. The rate is the smallest that a bisection proves, whatever the cell was
     designed for, with a metric of its own; `margin` and `shift` are of the proof of what it was designed for. A
     multilayer perceptron gets the smallest gain that can be found.
     Raises NotCertifiableError for a cell of which no bound is known (LSTM, GRU).
@@ -71,12 +83,13 @@ def verify(cell_or_policy: Any, explicit: Any = None) -> Verification:
     claimed = getattr(cell, "gamma", None)
     try:
         if hasattr(explicit, "scale"):
-            return _memoryless(cell.gamma, _layers_gain(cell, explicit))
+            found = _memoryless(cell.gamma, _layers_gain(cell, explicit))
+            return _with_neurons(found, chain_of_layers(explicit.layers, float(explicit.scale.double())), None)
         running = _running(cell, explicit)
     except (NonFiniteError, ShapeError, _UnknownFormError) as error:
         return Verification("NOT_CERTIFIED", reason=str(error).rstrip("."), claimed_gamma=claimed)
     if running.weights:
-        return _chain(running.weights, running.family)
+        return _chain(running.weights, cell.activation.name)
     guarantee = cell.guarantee
     supply = None
     if hasattr(guarantee, "Q"):
@@ -91,7 +104,29 @@ def verify(cell_or_policy: Any, explicit: Any = None) -> Verification:
         theta=running.theta,
         P=running.P,
     )
-    return _with_decay(found, running) if found.status == "PASS" else found
+    if found.status != "PASS":
+        return found
+    # A supply rate other than a gain is asked for where it is; a gain beside it is no part of the guarantee.
+    again = supply is None and (running.neurons is not None or claimed is not None)
+    found = _with_neurons(found, _neurons(running), running.P) if again else found
+    return _with_decay(found, running)
+
+
+def _with_neurons(found: Verification, neurons: Neurons | None, P: Array | None) -> Verification:
+    """Return what was proven with the gain that judging each neuron proves, where that is smaller."""
+    if found.status != "PASS" or neurons is None:
+        return found
+    gamma = least_by_neurons(neurons, P)
+    if gamma is None or (found.gamma is not None and gamma >= found.gamma * (1 - ROUNDING_OF_SEARCHES)):
+        return found
+    return replace(found, gamma=gamma, method=METHOD)
+
+
+def _neurons(running: _Running) -> Neurons | None:
+    """Return the cell around single neurons, None where they are not known."""
+    if running.neurons is not None or not isinstance(running.family, SlopeMultiplier):
+        return running.neurons
+    return Neurons(running.model, running.theta)
 
 
 def _with_decay(found: Verification, running: _Running) -> Verification:
@@ -129,6 +164,22 @@ def running_model(cell_or_policy: Any, explicit: Any = None) -> tuple[Matrices, 
     return running.model, running.family, running.theta
 
 
+def running_neurons(cell_or_policy: Any, explicit: Any = None) -> Neurons | None:
+    """Return a cell that runs as a system around single neurons, None of one whose neurons are not known.
+
+    Arguments as for `verify`. A REN's are its own, an R2DN's, an LBDN's and a perceptron's are those of their layers;
+    pairs that are sorted (MaxMin) are written with one ReLU each.
+    """
+    try:
+        cell, explicit = _explicit(cell_or_policy, explicit)
+        if not hasattr(explicit, "scale"):
+            return _neurons(_running(cell, explicit))
+        known = cell.network.activation.name in SLOPE_RESTRICTED
+        return chain_of_layers(explicit.layers, float(explicit.scale.double())) if known else None
+    except (NonFiniteError, NotCertifiableError, ShapeError, _UnknownFormError):
+        return None
+
+
 def verify_chain(
     cell_or_policy: Any,
     *,
@@ -160,6 +211,10 @@ def verify_chain(
     if running.P is None or not np.isfinite(running.P).all():
         return None
     found = search.least(running.P, running.theta)
+    if running.neurons is not None:
+        neurons = running.neurons if head is None else running.neurons.mapped(lambda model: model.then(head))
+        each = least_by_neurons(neurons, running.P, search.inputs, search.outputs)
+        found = min((gain for gain in (found, each) if gain is not None), default=None)
     balanced = search.balanced(running.P) if found is None and running.P.size else None
     return found if balanced is None else balanced.least(np.eye(len(running.P)), running.theta)
 
@@ -248,64 +303,67 @@ def _running(cell: Any, explicit: Any) -> _Running:
         raise _UnknownFormError(_unknown(name))
     if hasattr(explicit, "weights"):
         weights = tuple(_array(weight) for weight in explicit.weights)
-        model = chain_model(weights)
-        family = _chain_family(weights, name)
-        return _Running(model, family, np.zeros((0, 0)), chain_start(weights, family), weights)
+        chain = _chain_neurons(weights, name)
+        return _Running(chain.model, chain.family, np.zeros((0, 0)), chain.theta, weights)
     model = matrices(*(_array(getattr(explicit, name)) for name in _NAMES), D11=_optional(explicit, "D11"))
     P = _array(cell.metric()) if cell.guarantee is not None else None
     if is_r2dn(explicit):
-        return _Running(model, LipschitzMultiplier(model.sizes[1], layers_bound(explicit.layers)), P, np.ones(1))
+        family = LipschitzMultiplier(model.sizes[1], layers_bound(explicit.layers))
+        return _Running(model, family, P, np.ones(1), neurons=written_out(model, explicit.layers))
     family = SlopeMultiplier(model.sizes[1])
     return _Running(model, family, P, _array(cell.multiplier()) if hasattr(cell, "multiplier") else family.start())
 
 
-def verify_layers(weights: Sequence[Array], activation: str = "relu") -> Verification:
+def verify_layers(
+    weights: Sequence[Array], activation: str = "relu", normals: Sequence[Array] | None = None
+) -> Verification:
     """Return the least gain that is proven of u -> W_L act(.. act(W_0 u + b_0)), weights first layer first.
 
     Args:
         weights: float32 or float64 arrays (rows, columns), with as many columns as the one before has rows.
-        activation: a name in `SLOPE_RESTRICTED`, or "maxmin".
+        activation: a name in `SLOPE_RESTRICTED`, "maxmin", or "householder": v -> v - 2 n min(n'v, 0) in groups.
+        normals: for "householder", of each layer but the last the n of each group, (groups, group size).
+
+    Raises InvalidValueError where the normals do not go with the activation or are not of norm 1.
     """
-    if activation not in SLOPE_RESTRICTED and activation != SORTING:
+    if (activation == REFLECTING) != (normals is not None):
+        raise InvalidValueError("`normals` are those of the activation 'householder'; give them with it, and only so.")
+    if activation not in SLOPE_RESTRICTED and activation not in (SORTING, REFLECTING):
         return Verification("NOT_CERTIFIED", reason=_unknown(activation))
-    arrays = tuple(np.asarray(weight, dtype=np.float64) for weight in weights)
-    return _chain(arrays, _chain_family(arrays, activation))
+    return _chain(tuple(np.asarray(weight, dtype=np.float64) for weight in weights), activation, normals)
 
 
-def _chain(weights: tuple[Array, ...], family: Multiplier) -> Verification:
+def _chain(weights: tuple[Array, ...], activation: str, normals: Sequence[Array] | None = None) -> Verification:
     """Return the smaller of a chain's LipSDP gain and the product of its spectral norms."""
     try:
         product = norm_product(weights)
-        model = chain_model(weights)
+        neurons = _chain_neurons(weights, activation, normals)
     except (NonFiniteError, ShapeError) as error:
         return Verification("NOT_CERTIFIED", reason=str(error).rstrip("."))
+    if normals is not None:
+        # Each normal may be longer than 1 by a hair, and its reflection then longer than what it reflects.
+        longest = [max(1.0, abs(2 * float(np.square(array).sum(axis=1).max()) - 1)) for array in normals]
+        product *= math.prod(longest) * (1 + 1e-12)
     proven = Verification("PASS", product, method="product of spectral norms")
-    if product == 0 or not model.sizes[1] or family.size > LARGEST_CHAIN:
+    if product == 0 or not neurons.family.size or neurons.family.size > LARGEST_CHAIN:
         return proven
-    gamma = Search(model, family, 1.0).least(np.zeros((0, 0)), chain_start(weights, family))
+    gamma = Search(neurons.model, neurons.family, 1.0).least(np.zeros((0, 0)), neurons.theta)
     if gamma is None or gamma >= product:
         return proven
     return Verification("PASS", gamma, method="LipSDP: a multiplier for each neuron, rounding-error bound")
 
 
-def _chain_family(weights: Sequence[Array], activation: str) -> Multiplier:
-    return (SortMultiplier if activation == SORTING else SlopeMultiplier)(sum(len(w) for w in weights[:-1]))
+def _chain_neurons(weights: Sequence[Array], activation: str, normals: Sequence[Array] | None = None) -> Neurons:
+    """Return a chain of linear layers with an activation between each two as a system around single neurons."""
+    if activation == SORTING:
+        return maxmin_chain(weights)
+    if normals is not None:
+        return householder_chain(weights, normals)
+    return Neurons(chain_model(weights), chain_start(weights))
 
 
 def _unknown(activation: Any) -> str:
     return f"the slope of the activation {activation!r} is not known to be in [0, 1]"
-
-
-def layers_bound(layers: Any) -> float:
-    """Return a Lipschitz bound of the chain of layers from the maps that run, never less than 1."""
-    bound = 1.0
-    for layer in layers:
-        inner = _array(layer.in_map())
-        if layer.psi is None:
-            bound *= max(1.0, spectral_bound(inner))
-        else:
-            bound *= layer_bound(inner, _array(layer.out_map()), _array(layer.psi))
-    return bound * (1 + 1e-15 * (len(layers) + 1))
 
 
 def _layers_gain(cell: Any, explicit: Any) -> float:

@@ -40,6 +40,15 @@ def certify_folder(folder: Path, weights: list[float] | None = None) -> bool:
     if certificate.empirical_lower is not None:
         of = "" if certificate.ratio is None else f", {numbers.shown(certificate.ratio)} of the proven one"
         typer.echo(f"Largest gain found by search: {numbers.lower(certificate.empirical_lower)}{of}.")
+    if certificate.peak is not None and certificate.peak.get("found"):
+        shares = [
+            low / bound
+            for low, bound in zip(certificate.peak["found"], certificate.peak["gamma"], strict=True)
+            if bound
+        ]
+        reached = f", {', '.join(map(numbers.shown, shares))} of the proven one" if shares else ""
+        changes = ", ".join(map(numbers.lower, certificate.peak["found"]))
+        typer.echo(f"Largest change of an action in one step found by search: {changes}{reached}.")
     return certificate.status == "PASS"
 
 

@@ -25,6 +25,7 @@ import numpy as np
 from robust_policies import checks
 from robust_policies.certificates.lmi import Array, Matrices
 from robust_policies.certificates.multipliers import LipschitzMultiplier, Multiplier
+from robust_policies.certificates.neurons import Neurons, least_by_neurons
 from robust_policies.certificates.search import Search
 from robust_policies.certificates.verify import verify_arrays
 from robust_policies.control.bounded import Bounded, assembled, block, parts
@@ -168,6 +169,7 @@ def feedback_bound(
     family: Multiplier | None = None,
     theta: Array | None = None,
     *,
+    neurons: Neurons | None = None,
     gain: float | None = None,
     performance: Performance | None = None,
     reason: str = "",
@@ -179,6 +181,8 @@ def feedback_bound(
         policy: its explicit matrices from y to u in the plant's units; None: it has none (`reason` says why).
         family: what is known of its neurons; None: they are 1-Lipschitz together.
         theta: (size,) of the family, a multiplier to start from; None: the family's own.
+        neurons: the policy around its single neurons, where `policy` is around them together; the bounds are then
+            the least of both.
         gain: its certified incremental gain from y to u; None: there is none.
         performance: d and z; None: `default_performance(model)`.
         reason: why there are no matrices.
@@ -203,15 +207,19 @@ def feedback_bound(
         return _by_each_neuron(bound, loop, family, theta)
     around = family.ell * _around(loop, 1.0)
     bound = replace(bound, neurons=around)
-    if around >= 1.0:
-        why = f"the gain around the policy's nonlinearity is {around:.4g}, not below 1"
-        return replace(bound, reason=why)
-    found = _rate(loop, family, rho)
+    each = None if neurons is None else neurons.mapped(lambda matrices: feedback_matrices(model, matrices, performance))
+    found = _rate(loop, family, rho) if around < 1.0 else None
     if found is None:
-        return replace(bound, reason=f"contraction (gain around the nonlinearity {around:.6g}) could not be proven")
+        alone = bound if each is None else _by_each_neuron(bound, each.model, each.family, each.theta)
+        why = f"the gain around the policy's nonlinearity is {around:.4g}, not below 1"
+        if around < 1.0:
+            why = f"contraction (gain around the nonlinearity {around:.6g}) could not be proven"
+        return alone if alone.rate is not None else replace(bound, reason=why)
     rate, metric = found
     direct = gain_bound(loop, (family.ell,) if family.nv else ())
     gains = [direct.gain if direct.proven else None, Search(loop, family, 1.0).least(metric, family.start())]
+    # The metric that goes with the norm of phi goes with the neurons' own multipliers too.
+    gains.append(None if each is None else least_by_neurons(each, metric))
     return replace(bound, rate=rate, gain=min((gain for gain in gains if gain is not None), default=None))
 
 

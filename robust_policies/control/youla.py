@@ -25,9 +25,8 @@ import numpy as np
 import torch
 
 from robust_policies import checks
-from robust_policies.certificates.layers import is_r2dn
+from robust_policies.certificates.layers import is_r2dn, layers_bound
 from robust_policies.certificates.lmi import Matrices, matrices
-from robust_policies.certificates.verify import layers_bound
 from robust_policies.control.bounded import Bounded, assembled, between, block, parts
 from robust_policies.control.gain_bounds import GainBound, gain_bound, known_gain, linear_loop
 from robust_policies.control.linear_model import LinearModel

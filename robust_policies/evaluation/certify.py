@@ -16,6 +16,7 @@ from robust_policies.certificates import Certificate, GainResult, gain_curve, no
 from robust_policies.certificates.certificate import claim
 from robust_policies.certificates.gain import CURVE_STEPS
 from robust_policies.certificates.loop import NUMBERS
+from robust_policies.certificates.peak_search import PeakWitness, peak_secants, peak_witness
 from robust_policies.errors import CorruptFileError, MissingFileError, NotCertifiableError, UserError
 from robust_policies.evaluation.task_numbers import task_numbers
 from robust_policies.policies import DeployedPolicy, load_policy
@@ -27,6 +28,7 @@ _TOLERANCE = 1e-6
 _NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 # Four digits, rounded up or down.
 _PRINTED = 1.1e-3
+PEAK_WITNESS = "peak_witness.npz"
 SENTENCE = "the claim is not the sentence that these numbers make"
 _FIELDS = ("gamma_core", "gamma_raw", "gamma_weighted", "rate", "overshoot", "empirical_lower", "ratio", "margin")
 
@@ -60,8 +62,21 @@ def certify_run(
         found.save(run.witness)
         curve.to_json(run.tightness, certificate.gamma_raw)
         certificate = certificate.with_search(found.gain, run.witness.name)
+    certificate = _with_peak(run, policy, certificate, steps, seed)
     certificate.to_json(run.certificate)
     return certificate
+
+
+def _with_peak(run: RunFolder, policy: DeployedPolicy, certificate: Certificate, steps: int, seed: int) -> Certificate:
+    """Return a certificate with the bound of every step and the largest change found, whose witness is written."""
+    path = run.path / PEAK_WITNESS
+    peak = policy.peak(certificate.weights) if certificate.status == "PASS" else None
+    if peak is None:
+        path.unlink(missing_ok=True)
+        return certificate
+    witness = peak_witness(policy.searched(), np.asarray(peak["units"]), steps, seed)
+    witness.save(path)
+    return certificate.with_peak(peak, witness.found.tolist(), path.name)
 
 
 def check_run(folder: str | Path) -> list[str]:
@@ -78,6 +93,8 @@ def check_run(folder: str | Path) -> list[str]:
         policy = load_policy(run.path)
         expected = _proven(run, policy, stored.weights)
         searched = policy.searched()
+        if stored.peak is not None:
+            expected = expected.with_peak(*_peak_again(run, policy, stored.peak))
         tightness = None if searched is None else run.read_tightness()
         if stored.witness is not None:
             expected = expected.with_search(
@@ -103,6 +120,34 @@ def _names(run: RunFolder) -> tuple[list[str], list[str]]:
     task = run.read_recipe().task
     known = task_numbers(task.id, task.kwargs)
     return known.get("observations", []), known.get("actions", [])
+
+
+def _peak_again(
+    run: RunFolder, policy: DeployedPolicy, stored: dict[str, Any]
+) -> tuple[dict[str, Any] | None, list[float], str | None]:
+    """Return the bound of every step as it is proven now, and what the witness in a folder shows."""
+    name = stored.get("witness")
+    if name is None:
+        return policy.peak(stored["units"]), [], None
+    witness = PeakWitness.load(run.path / Path(name).name)
+    found = peak_secants(policy.searched(), witness.inputs, np.asarray(stored["units"]))
+    return policy.peak(stored["units"]), found.tolist(), name
+
+
+def _peak_differences(stored: dict[str, Any] | None, expected: dict[str, Any] | None) -> list[str]:
+    """Return what of the bound of every step is not what was computed again."""
+    if stored is None or expected is None:
+        return [] if stored is expected else ["peak is in one of the file and what was computed again only"]
+    same = set(stored) == set(expected) and all(stored[key] == expected[key] for key in ("units", "method"))
+    for name in ("gamma", "found"):
+        given, again = stored.get(name, []), expected.get(name, [])
+        same = same and len(given) == len(again) and all(map(_near, given, again))
+    return [] if same else [f"peak is {stored!r} in the file and {expected!r} when computed again"]
+
+
+def _near(given: float, again: float) -> bool:
+    # A path of Newton steps ends elsewhere on another machine, within the gap that it stops at.
+    return bool(np.isclose(given, again, rtol=1e-3, atol=1e-12))
 
 
 def _witness_gain(searched: Any, path: Path) -> float:
@@ -143,6 +188,7 @@ def _differences(stored: Certificate, expected: Certificate) -> list[str]:
     for name in () if old else ("signals", "forgets"):
         if (given := getattr(stored, name)) != (again := getattr(expected, name)):
             found.append(f"{name} is {given!r} in the file and {again!r} when computed again")
+    found += _peak_differences(stored.peak, expected.peak)
     found += _loop_differences(stored.closed_loop, expected.closed_loop)
     if not _same_words(stored.claim, claim(stored)):
         found.append(SENTENCE)

@@ -211,8 +211,11 @@ def _least(actor: Actor, inputs: np.ndarray, product: float) -> float:
     A frozen normalizer's clip lies between two scales; the inequality needs only that no channel grows by more than
     their product, `inputs`.
     """
-    head = None if actor.head.linear is None else actor.folded().head
-    found = verify_chain(actor.cell, inputs=inputs, outputs=_sizes(actor), head=head)
+    head, sizes = None if actor.head.linear is None else actor.folded().head, _sizes(actor)
+    if head is None and np.ptp(inputs) == 0 and np.ptp(sizes) == 0:
+        # One number before and one after the cell: the product is what the one inequality would prove.
+        return product
+    found = verify_chain(actor.cell, inputs=inputs, outputs=sizes, head=head)
     return product if found is None else min(found, product)
 
 

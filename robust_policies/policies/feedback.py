@@ -28,13 +28,16 @@ def closed_loop_bound(
             f"The policy reads {sizes[0]} number(s) and gives {sizes[1]}; the model has {model.p} output(s) and "
             f"{model.m} input(s)."
         )
-    gain, matrices, family, theta, reason = None, None, None, None, ""
+    gain, matrices, family, theta, neurons, reason = None, None, None, None, None, ""
     try:
         gain = policy.certificate().gamma_raw
     except NotCertifiableError as error:
         reason = str(error).rstrip(".")
     try:
         matrices, family, theta = policy.matrices()
+        neurons = policy.neurons()
     except NotCertifiableError as error:
         reason = str(error).rstrip(".")
-    return feedback_bound(model, matrices, family, theta, gain=gain, performance=performance, reason=reason)
+    return feedback_bound(
+        model, matrices, family, theta, neurons=neurons, gain=gain, performance=performance, reason=reason
+    )

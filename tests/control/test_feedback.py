@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from robust_policies.certificates.verify import running_model, verify
+from robust_policies.certificates.verify import running_model, running_neurons, verify
 from robust_policies.control.bounded import Bounded, between
 from robust_policies.control.feedback import (
     compensator,
@@ -95,7 +95,8 @@ def test_what_is_proven_of_a_loop_is_never_less_than_what_is_measured(kind):
         torch.manual_seed(1)
         cell = REN(2, 3, 1, features=4, guarantee=Lipschitz(0.4), rate=0.95).double()
     performance = default_performance(model)
-    bound = feedback_bound(model, *running_model(cell), gain=verify(cell).gamma)
+    neurons = running_neurons(cell) if kind == "r2dn" else None
+    bound = feedback_bound(model, *running_model(cell), neurons=neurons, gain=verify(cell).gamma)
     assert bound.rate is not None and bound.rate < 1 and bound.gain is not None
     assert bound.small_gain is not None and bound.gain <= bound.small_gain * (1 + 1e-6)
     generator = np.random.default_rng(3)

@@ -38,7 +38,7 @@ def test_the_gain_is_the_product_of_named_factors_and_bounds_what_happens(cell, 
         1.0 if head is None else float(torch.linalg.matrix_norm(policy.action_net.linear.weight.detach().double(), 2))
     )
     assert gains["head"] == pytest.approx(norm, rel=1e-6) and gains["head"] >= norm * (1 - 1e-12)
-    assert certificate.gamma_core == pytest.approx(SMALL[cell]["gamma"], rel=1e-3)
+    assert certificate.gamma_core <= SMALL[cell]["gamma"] * (1 + 1e-3)
     assert certificate.gamma_raw == pytest.approx(np.prod(list(gains.values())), rel=1e-12)
     actor = policy.actor.double()
     for seed in range(20):

@@ -13,13 +13,14 @@ from robust_policies.certificates.certificate import array_hashes, claim, forgot
 from robust_policies.certificates.decay import Decay, least_decay
 from robust_policies.certificates.lmi import Array, Matrices
 from robust_policies.certificates.multipliers import LipschitzMultiplier
+from robust_policies.certificates.neurons import METHOD, least_by_neurons
 from robust_policies.certificates.search import Search
-from robust_policies.certificates.verify import verify_arrays
+from robust_policies.certificates.verify import running_neurons, verify_arrays
 from robust_policies.control import youla
 from robust_policies.control.augment import with_input_delay
 from robust_policies.control.bounded import Bounded, between
 from robust_policies.control.closed_loop import ClosedLoop
-from robust_policies.control.gain_bounds import known_gain
+from robust_policies.control.gain_bounds import GainBound, known_gain
 from robust_policies.control.linear_model import LinearModel
 from robust_policies.control.lqg import LQGDesign
 from robust_policies.control.scope import Scope
@@ -121,6 +122,7 @@ def certify_youla(policy: Judged) -> Certificate:
     converges = stable and (memoryless or (alone.rate is not None and alone.rate < 1.0))
     if best is None and rate is None and not converges:
         raise NotCertifiableError("No metric was found in which the closed loop of the linear model is proven stable.")
+    each = None if own is None else _by_each_neuron(policy, parts, bounds.closed_loop)
     margin, method = None, "a cascade of stable and contracting parts"
     if best is not None and best.metric is not None and best.tau:
         shown, bound_ell = (own, parts.ell) if best is bounds.closed_loop else (generic, gain)
@@ -136,6 +138,9 @@ def certify_youla(policy: Judged) -> Certificate:
         margin, method = proof.margin, proof.method or "matrix inequality with rounding-error bound"
     elif rate is not None:
         method = "matrix inequality with rounding-error bound"
+    gamma = None if best is None else best.gain
+    if each is not None and (gamma is None or each < gamma):
+        gamma, margin, method = each, None, METHOD
     content = {
         "T0": _number(bounds.T0.gain),
         "T1": _number(bounds.T1.gain),
@@ -143,6 +148,7 @@ def certify_youla(policy: Judged) -> Certificate:
         "triangle": None if gain is None else _number(bounds.triangle.gain),
         "scaled": None if scaled is None else _number(scaled.gain),
         "closed_loop": None if bounds.closed_loop is None else _number(bounds.closed_loop.gain),
+        "neurons": each,
         "parameter_gain": gain,
         "converges": bool(converges or rate is not None),
         "quantum": policy.controller.options.quantum,
@@ -157,7 +163,7 @@ def certify_youla(policy: Judged) -> Certificate:
         "PASS",
         "",
         gamma_core=alone.gamma_core,
-        gamma_raw=None if best is None else best.gain,
+        gamma_raw=gamma,
         rate=rate,
         overshoot=None if decay is None else decay.overshoot,
         factors=(Factor("Youla parameter", gain, note),),
@@ -169,6 +175,17 @@ def certify_youla(policy: Judged) -> Certificate:
         forgets=forgotten(None if decay is None else decay.steps),
     )
     return replace(certificate, claim=claim(certificate))
+
+
+def _by_each_neuron(policy: Judged, parts: LoopParts, block: GainBound | None) -> float | None:
+    """Return the loop's gain proven neuron by neuron, from the metric of its bound by the parameter's norm, or None."""
+    actor = policy.policy.actor
+    found = running_neurons(actor.cell)
+    if found is None or block is None or block.metric is None or not block.tau:
+        return None
+    inward, outward = _around(actor, parts.model.p)
+    loop = found.mapped(lambda q: _loop(parts, between(q, inward, outward)))
+    return least_by_neurons(loop._replace(theta=block.tau[0] * block.gain * loop.theta), block.metric)
 
 
 def searched_loop(policy: Judged) -> ClosedLoop | None:

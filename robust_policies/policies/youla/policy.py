@@ -208,6 +208,10 @@ class YoulaPolicy(DeployedPolicy):
         self.policy.to(device)
         return self
 
+    def peak(self, weights: Sequence[float] | None = None) -> dict[str, Any] | None:
+        """Return None: what is judged is a closed loop, not what an action does with an observation."""
+        return None
+
     def certificate(self, weights: Sequence[float] | None = None) -> Certificate:
         """Return the certificate of the closed loop: plant's linear model, observer, feedback and Youla parameter.
 
