@@ -14,6 +14,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
+from robust_policies.envs.batch import spec_of
 from robust_policies.errors import RobustPoliciesError
 from robust_policies.evaluation.effect import effect
 from robust_policies.evaluation.run import evaluate_run, resolved_suite
@@ -46,6 +47,8 @@ def evaluate_folders(folders: Sequence[Path], given: Mapping[str, Any], jobs: in
     # What is wrong for every folder is said once, before any of them.
     names = ("suite", "sizes", "episodes", "seeds", "attacks")
     resolved_suite(**{name: given[name] for name in names if name in given})
+    for name in given.get("tasks", ()):
+        spec_of(name)
     if len(folders) == 1:
         open_run(folders[0])
     console = Console()

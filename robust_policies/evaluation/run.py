@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from robust_policies.certificates.certificate import array_hashes, digest
-from robust_policies.envs.batch import spec_of
 from robust_policies.envs.incidents import collected
 from robust_policies.envs.perturb import Spec, describe, parse
 from robust_policies.envs.registration import ENV_IDS
@@ -102,8 +101,6 @@ def evaluate_run(
     tasks = list(tasks or _tasks_of(recipe, home))
     benches: dict[str, Bench] = {}
     for task in tasks:
-        # A name that nobody knows is said before the others are measured.
-        spec_of(task)
         # What the recipe says of its own task is not said of another.
         options, around = (home[1], own) if home is not None and task == home[0] else ({}, [])
         benches[task] = Bench(policy, task, options, around if wrappers is None else wrappers, chosen)

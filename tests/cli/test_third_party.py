@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,11 +23,12 @@ ENVIRONMENTS = {
     "HalfCheetah-v5": "recurrent_ppo",
     "InvertedPendulum-v5": "tensor_ppo",
 }
-SUITE = {"CartPole-v1"}
+IN_SUITE = {"InvertedPendulum-v5"}
+SUITE = Path(__file__).parents[1] / "tiny_suite.yaml"
 
 
 def marks(env_id):
-    found = [] if env_id in SUITE else [pytest.mark.soak]
+    found = [] if env_id in IN_SUITE else [pytest.mark.soak]
     return found + [needs_box2d] * env_id.startswith(("LunarLander", "Bipedal"))
 
 
@@ -51,11 +53,12 @@ def test_an_environment_of_another_package_goes_through_every_command(env_id, tm
     assert done.returncode == 0 and "PASS" in done.stdout, done.stdout + done.stderr
     certificate = json.loads((folder / "certificate.json").read_text())
     assert certificate["empirical_lower"] <= certificate["gamma_raw"]
-    done = answer("evaluate", folder, "--episodes", "2", "--seeds", "0", "--sizes", "0,0.1", "--attack", "mad_pgd")
+    done = answer("evaluate", folder, "--episodes", "2", "--seeds", "0", "--sizes", "0,0.1", "--suite", SUITE)
     assert done.returncode == 0, done.stderr
-    rows = json.loads((folder / "evaluation.json").read_text())["rows"]
-    (attacked,) = [row for row in rows if (row["perturbation"], row["size"]) == ("mad_pgd", 0.1)]
-    assert len(attacked["returns"]) == 2 and np.isfinite(attacked["returns"]).all()
+    found = json.loads((folder / "evaluation.json").read_text())
+    attacked = [row for row in found["rows"] if (row["perturbation"], row["size"]) == ("mad_pgd", 0.1)]
+    assert len(attacked) == (env_id != "FrozenLake-v1"), "which of 16 fields it stands on cannot be off by a tenth"
+    assert all(len(row["returns"]) == 2 and np.isfinite(row["returns"]).all() for row in attacked)
     done = answer("report", folder, "-o", tmp_path / "report.html")
     assert done.returncode == 0, done.stderr
     assert env_id in (tmp_path / "report.html").read_text()
