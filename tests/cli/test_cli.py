@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import pictures
 import pytest
 from in_process import answer, one_line
 from safetensors.numpy import load_file, save_file
@@ -34,7 +35,8 @@ def run(*arguments, cwd=None):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "first"
-    done = answer("train", "pendulum_r2dn_gamma6", *TINY, "algorithm.total_steps=800", "-o", folder)
+    with pictures.undrawn():
+        done = answer("train", "pendulum_r2dn_gamma6", *TINY, "algorithm.total_steps=800", "-o", folder)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -118,6 +120,7 @@ def test_certify_says_what_is_proven_and_ends_with_1_where_nothing_is(trained, t
     assert json.loads((lstm / "certificate.json").read_text())["status"] == "NOT_CERTIFIED"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_evaluate_report_export_and_enjoy(trained, tmp_path):
     done = answer("evaluate", trained, "--sizes", "0,0.1", "--episodes", "2", "--seeds", "0-1")
     assert done.returncode == 0, done.stderr

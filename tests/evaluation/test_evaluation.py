@@ -87,6 +87,7 @@ def test_wrong_input_is_named():
         run_episodes(broken, OURS, "l2", [0.1], 1, 0)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_task_that_fails_is_named_and_the_others_are_evaluated(runs, tmp_path):
     save_policy(make_policy(), tmp_path)
     content = evaluate_run(tmp_path, suite=tiny_suite(), tasks=[OURS, "MountainCarContinuous-v0"])
