@@ -18,7 +18,6 @@ from robust_policies.evaluation.certify import SENTENCE, certify_run, check_run
 from robust_policies.evaluation.task_numbers import task_numbers
 from robust_policies.train import load_recipe
 
-
 COMPARED = ("certificate.json", "tightness.json", "witness.npz")
 
 
