@@ -41,7 +41,7 @@ def recipe(**task):
 @pytest.fixture
 def folder(tmp_path):
     save_policy(policy(), tmp_path)
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe(perturbations=DELAY)))
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe(perturbations=DELAY, kwargs={"max_episode_steps": 40})))
     return tmp_path
 
 
