@@ -63,9 +63,11 @@ def stopped(monkeypatch):
 
 
 def listing(folder):
+    """Return what is in a folder, but for the bytecode that Python keeps beside a plant's file."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
         for path in folder.rglob("*")
+        if "__pycache__" not in path.parts
     }
 
 
