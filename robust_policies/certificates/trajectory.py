@@ -13,8 +13,8 @@ kappa is finite where the backward recursion, with r = (w, d) and V_T = 0,
     H = C'C + F' P F - mu dd' + N,   h_r = D'z_t + B'p,   h_x = C'z_t + A'p,   H_rr < 0
     P <- H_xx - H_xr H_rr^-1 H_rx,   p <- h_x - H_xr H_rr^-1 h_r,   kappa <- kappa + |z_t|^2 - h_r' H_rr^-1 h_r
 
-has all its Cholesky factors. The bound is convex in (mu, theta), as a supremum of functions that are affine in them, and
-every member of the cone gives one, so a descent needs no proof of its own. Its gradient is the constraint at the point
+has all its Cholesky factors. The bound is convex in (mu, theta), as a supremum of functions that are affine in them,
+and every member of the cone gives one, so a descent needs no proof of its own. Its gradient is the constraint at the point
 that attains the supremum, which one pass forward gives. mu = (1 + s) g^2 and (1 + s) theta of the gain's proof give the
 triangle's bound for the best s, so the descent starts there.
 
@@ -33,6 +33,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.linalg.lapack import dpotrf, dpotrs
 
+from robust_policies.certificates.ball import NORMS
 from robust_policies.certificates.lmi import Array, Matrices, signal_maps
 from robust_policies.certificates.multipliers import Multiplier, admissible
 from robust_policies.certificates.neurons import Neurons, proven_by_neurons
@@ -40,7 +41,6 @@ from robust_policies.certificates.optimum import Candidate, contraction, small_e
 from robust_policies.certificates.peak import metric_at
 from robust_policies.errors import InvalidValueError, ShapeError, UnknownNameError
 
-NORMS = ("per_step_l2", "per_step_linf", "total_l2")
 # What is added to a bound, relative, for the rounding of its recursion.
 MARGIN = 1e-6
 # How far the supremum may differ, relative, from the value at the point that attains it.
@@ -133,7 +133,7 @@ class Along:
     """
 
     def __init__(self, loop: Matrices, family: Multiplier, nominal: Array) -> None:
-        nx, nv, nd, nz = loop.sizes
+        nx, nv, _, nz = loop.sizes
         if nominal.ndim != 3 or nominal.shape[2] != nz:
             raise ShapeError(f"nominal has shape {nominal.shape}; expected (time, episodes, {nz}).")
         self.loop, self.family, self.nominal = loop, family, nominal
@@ -196,7 +196,7 @@ class Along:
         return CostBounds(first, second, third, descent.worst)
 
     def at(self, mu: Array, theta: Array, groups: Array) -> _Point | None:
-        """Return the supremum for multipliers mu (1 or time, groups) and theta (1 or time, size), None if there is none.
+        """Return the supremum for mu (1 or time, groups) and theta (1 or time, size), None if there is none.
 
         `groups` (groups, nd) says which inputs each mu is of.
         """
@@ -242,7 +242,7 @@ class Along:
 
     def _forward(self, gains: list[Array], offsets: list[Array], groups: Array) -> _Point:
         """Return the point that attains the supremum: its cost, d, |d|^2 of each group, and the family's forms."""
-        steps, episodes, nz = self.nominal.shape
+        steps, episodes, _ = self.nominal.shape
         nx, _, nd, _ = self.loop.sizes
         x = np.zeros((episodes, nx))
         path = np.empty((steps, episodes, self.F.shape[1]))
@@ -263,7 +263,7 @@ class Along:
 
 
 class _Descent:
-    """Adam on the logarithms of the multipliers, back to the best point and slower wherever the supremum is infinite."""
+    """Adam on the logarithms of the multipliers, back to the best and slower where the supremum is infinite."""
 
     def __init__(self, along: Along, perturbation: Perturbation, groups: Array) -> None:
         self.along, self.groups, self.budget = along, groups, perturbation.size**2

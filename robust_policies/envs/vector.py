@@ -136,6 +136,12 @@ class TorchVectorEnv(VectorEnv):
         self._disturbance = checks.finite_tensor("disturbance", tensor).clone()
 
     @property
+    def varies(self) -> bool:
+        """Whether physical parameters are drawn at every reset, or are not the nominal ones."""
+        nominal = self.plant.nominal(self.device)
+        return bool(self._ranges) or any(bool((self.params[name] != value).any()) for name, value in nominal.items())
+
+    @property
     def trusts_actions(self) -> bool:
         """Whether steps leave out the look at the values of actions, for which they wait for the device; assignable."""
         return self._actions.trusted

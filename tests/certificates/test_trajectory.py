@@ -1,12 +1,13 @@
-"""Bounds of a cost along known trajectories: no attack exceeds one, later ones are smaller, and simple ones are exact."""
+"""Bounds of a cost along known trajectories: no attack exceeds one, later ones are smaller, simple ones are exact."""
 
 import numpy as np
 import pytest
 import torch
 
+from robust_policies.certificates.ball import NORMS
 from robust_policies.certificates.lmi import Matrices
 from robust_policies.certificates.neurons import Neurons
-from robust_policies.certificates.trajectory import NORMS, Along, Gain, Perturbation, gain_of
+from robust_policies.certificates.trajectory import Along, Gain, Perturbation, gain_of
 from robust_policies.errors import InvalidValueError, ShapeError, UnknownNameError
 
 STEPS, EPISODES = 15, 2
