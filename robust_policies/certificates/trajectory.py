@@ -14,9 +14,9 @@ kappa is finite where the backward recursion, with r = (w, d) and V_T = 0,
     P <- H_xx - H_xr H_rr^-1 H_rx,   p <- h_x - H_xr H_rr^-1 h_r,   kappa <- kappa + |z_t|^2 - h_r' H_rr^-1 h_r
 
 has all its Cholesky factors. The bound is convex in (mu, theta), as a supremum of functions that are affine in them,
-and every member of the cone gives one, so a descent needs no proof of its own. Its gradient is the constraint at the point
-that attains the supremum, which one pass forward gives. mu = (1 + s) g^2 and (1 + s) theta of the gain's proof give the
-triangle's bound for the best s, so the descent starts there.
+and every member of the cone gives one, so a descent needs no proof of its own. Its gradient is the constraint at the
+point that attains the supremum, which one pass forward gives. mu = (1 + s) g^2 and (1 + s) theta of the gain's proof
+give the triangle's bound for the best s, so the descent starts there.
 
 Everything here is float64 arithmetic: what it may have rounded is `MARGIN`, not a proof.
 

@@ -81,7 +81,7 @@ class Playing:
         """Return the perturbations (time, episodes, p) of a size that cost most of all that were met.
 
         The whole episode is climbed at once, its noise known: each step goes to the point of the ball that is furthest
-        along the gradient, which never costs less where the cost is convex. It begins at noise and at `starts`.
+        along the gradient, which never costs less where the cost is convex. It begins at `starts`, at noise without any.
         """
         episodes = self.shape[1]
         ball = Ball(norm, torch.full((episodes,), size, dtype=torch.float64))
@@ -89,7 +89,7 @@ class Playing:
         best = torch.zeros(self.shape, dtype=torch.float64)
         with torch.no_grad():
             most = self.play().cost
-        for start in (size * unit(norm, noise), *(ball.steepest(torch.as_tensor(start)) for start in starts)):
+        for start in [ball.steepest(torch.as_tensor(start)) for start in starts] or [size * unit(norm, noise)]:
             added = start
             for last in [False] * steps + [True]:
                 added = added.detach().requires_grad_(not last)

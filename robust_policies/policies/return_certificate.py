@@ -13,10 +13,10 @@ from robust_policies.files.atomic import read_json, write_json
 from robust_policies.files.versions import versions
 
 SCHEMA = 1
-_WHO = {
-    "per_step_l2": "the observation of at most {} in the l2 norm at every step",
-    "per_step_linf": "each sensor of at most {} at every step",
-    "total_l2": "the observations of at most {} in the l2 norm over the whole episode",
+_AT_MOST = {
+    "per_step_l2": "in the l2 norm at every step",
+    "per_step_linf": "at every sensor and step",
+    "total_l2": "in the l2 norm of the whole episode",
 }
 
 
@@ -78,7 +78,7 @@ class ReturnCertificate:
         if self.status != "PASS":
             return f"Nothing is proven of the return in {self.task}: {self.reason}. This does not mean that it is bad."
         bounds = [
-            f"{_sizes(self.norm, row.size)} it is at least {_down(row.certified)} on average"
+            f"at least {_down(row.certified)} where the error is at most {row.size:.6g}"
             for row in self.rows
             if row.certified is not None
         ]
@@ -89,11 +89,11 @@ class ReturnCertificate:
                 "nothing is said."
             )
         return (
-            f"For each of {self.episodes} episodes of {self.task} (seed {self.seed}), with the same start and noise, "
-            f"and every perturbation of a size, whoever makes it and whatever it knows of the noise, the return is "
-            f"bounded from below: with an error of {'; '.join(bounds)}. {self._clipping()}{aside} The gain "
+            f"For each of {self.episodes} episodes of {self.task} (seed {self.seed}), whoever adds an error to what the "
+            "policy reads and whatever it knows of start and noise, the return is bounded from below, and on average it "
+            f"is {', '.join(bounds)} ({_AT_MOST[self.norm]}). {self._clipping()}{aside} The gain "
             f"{numbers.upper(self.gain or 0.0)} behind it is proven with its rounding; the bound of the return is "
-            f"computed in float64, with {MARGIN:g} of the cost added for what that rounds, which is a margin and no proof."
+            f"computed in float64, with {MARGIN:g} of the cost added for what that rounds: a margin and no proof."
         )
 
     def _clipping(self) -> str:
@@ -135,10 +135,6 @@ class ReturnCertificate:
         except (KeyError, TypeError) as error:
             raise CorruptFileError(f"{path} lacks or garbles {error}; write it with `certify --return`.") from error
         return cls(**fields)
-
-
-def _sizes(norm: str, size: float) -> str:
-    return _WHO[norm].format(f"{size:.6g}")
 
 
 def _down(value: float | None) -> str:

@@ -70,9 +70,9 @@ def _bare(env: Any) -> tuple[Plant, int]:
         )
     if batch.varies:
         raise NotCertifiableError(
-            "The environment's physical parameters are not the nominal ones, or vary from episode to episode; the plant "
-            "would not be the one that the proof is of. Make it without `randomize`, a changed plant as a task of its "
-            "own."
+            "The environment's physical parameters are not the nominal ones, or vary from episode to episode; the "
+            "plant would not be the one that the proof is of. Make it without `randomize`, a changed plant as a task "
+            "of its own."
         )
     return batch.plant, batch.max_episode_steps
 

@@ -1,8 +1,8 @@
 """The certified return: what no perturbation of a policy's observations can lead below, on a linear plant.
 
-Policy and plant are one system around the policy's neurons, from the perturbation to the root of the cost; the episodes
-are played once without a perturbation, and `certificates.trajectory` bounds what any perturbation can make of them. That
-no action is clipped, which all of it needs, follows up to some size from how far a perturbation can move an action.
+Policy and plant are one system around the policy's neurons, from the perturbation to the root of the cost; the
+episodes are played once without a perturbation, and `certificates.trajectory` bounds what any perturbation can make of
+them. That no action is clipped, which all of it needs, follows up to some size from how far one can move an action.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -210,7 +211,7 @@ def _reach(signals: Neurons, norm: str) -> Array | None:
 def _monotone(bounds: list[CostBounds | None], order: Array) -> list[Array]:
     """Return the bounds (episodes,) by size where one of a larger size also holds for a smaller one."""
     least = [np.zeros(0) if bound is None else bound.least for bound in bounds]
-    for smaller, larger in reversed(list(zip(order, order[1:], strict=False))):
+    for smaller, larger in reversed(list(pairwise(order))):
         least[smaller] = np.minimum(least[smaller], least[larger])
     return least
 
