@@ -33,7 +33,9 @@ def certify_return_run(
     Args:
         folder: with policy.json and policy.safetensors, and the task's name in recipe.yaml or policy.json.
         sizes: of the perturbations; None: multiples of the largest deviation of the sensors' noise.
-        norm, episodes, seed: as `policies.certified_return`, which says what is raised.
+        norm: as of `policies.certified_return`, which says what is raised.
+        episodes: their number.
+        seed: of the episodes.
     """
     run = RunFolder(folder)
     policy, task = load_policy(run.path), _task(run)

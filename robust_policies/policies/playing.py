@@ -81,7 +81,7 @@ class Playing:
         """Return the perturbations (time, episodes, p) of a size that cost most of all that were met.
 
         The whole episode is climbed at once, its noise known: each step goes to the point of the ball that is furthest
-        along the gradient, which never costs less where the cost is convex. It begins at `starts`, at noise without any.
+        along the gradient, which never costs less where the cost is convex. It begins at `starts`, else at noise.
         """
         episodes = self.shape[1]
         ball = Ball(norm, torch.full((episodes,), size, dtype=torch.float64))

@@ -89,9 +89,9 @@ class ReturnCertificate:
                 "nothing is said."
             )
         return (
-            f"For each of {self.episodes} episodes of {self.task} (seed {self.seed}), whoever adds an error to what the "
-            "policy reads and whatever it knows of start and noise, the return is bounded from below, and on average it "
-            f"is {', '.join(bounds)} ({_AT_MOST[self.norm]}). {self._clipping()}{aside} The gain "
+            f"For each of {self.episodes} episodes of {self.task} (seed {self.seed}), whoever adds an error to what "
+            "the policy reads and whatever it knows of start and noise, the return is bounded from below, and on "
+            f"average it is {', '.join(bounds)} ({_AT_MOST[self.norm]}). {self._clipping()}{aside} The gain "
             f"{numbers.upper(self.gain or 0.0)} behind it is proven with its rounding; the bound of the return is "
             f"computed in float64, with {MARGIN:g} of the cost added for what that rounds: a margin and no proof."
         )
