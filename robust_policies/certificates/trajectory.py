@@ -48,7 +48,7 @@ _AGREE = 1e-8
 _LARGEST = 1e13
 _RATE = 0.1
 # Shares of the way from the loop's spectral radius to 1 at which a metric is looked for.
-_SHARES = (0.2, 0.5, 0.8, 0.95, 0.99, 0.999)
+_SHARES = (0.5, 0.2, 0.8, 0.95, 0.99, 0.999)
 
 
 class Gain(NamedTuple):
@@ -66,14 +66,20 @@ def gain_of(neurons: Neurons) -> Gain | None:
         return None
     if not (model.C2.any() or model.D21.any() or model.D22.any()) and model.error is None:
         return Gain(0.0, np.zeros(family.size))
-    for rate in (radius + share * (1.0 - radius) for share in _SHARES):
-        found = Candidate(metric, theta) if (metric := metric_at(model, family, theta, rate)) is not None else None
-        if found is None and family.size and small_enough(model, family) and rate > radius + 0.7 * (1.0 - radius):
-            # What the norms of the layers know may be too little; a search from nothing costs more.
-            found = contraction(model, family, rate)
-        proven = None if found is None else proven_by_neurons(Neurons(model, found.theta), found.P)
-        if proven is not None and proven.gamma is not None:
-            return Gain(proven.gamma, proven.theta)
+    best: Candidate | None = None
+    for share in _SHARES:
+        rate = radius + share * (1.0 - radius)
+        # A search from nothing does better where the neurons see only part of the loop, the multipliers that come with
+        # the layers where there are many neurons.
+        starts = [contraction(model, family, rate)] if family.size and small_enough(model, family) else []
+        if (metric := metric_at(model, family, theta, rate)) is not None:
+            starts.append(Candidate(metric, theta))
+        for start in starts:
+            found = None if start is None else proven_by_neurons(Neurons(model, start.theta), start.P)
+            if found is not None and found.gamma is not None and (best is None or found.gamma < (best.gamma or 0.0)):
+                best = found
+        if best is not None:
+            return Gain(best.gamma or 0.0, best.theta)
     return None
 
 
