@@ -28,6 +28,7 @@ the recursion with a known trajectory.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -47,6 +48,8 @@ MARGIN = 1e-6
 _AGREE = 1e-8
 _LARGEST = 1e13
 _RATE = 0.1
+# How many proofs of a gain are compared.
+_PROVEN = 2
 # Shares of the way from the loop's spectral radius to 1 at which a metric is looked for.
 _SHARES = (0.5, 0.2, 0.8, 0.95, 0.99, 0.999)
 
@@ -60,27 +63,34 @@ class Gain(NamedTuple):
 
 def gain_of(neurons: Neurons) -> Gain | None:
     """Return the least gain that is proven of a loop around its neurons, and its multipliers, None without a proof."""
-    model, family, theta = neurons.model, neurons.family, neurons.theta
-    radius = float(np.abs(np.linalg.eigvals(model.A)).max()) if model.A.size else 0.0
-    if not radius < 1.0:
+    model, found = neurons.model, []
+    if not np.abs(np.linalg.eigvals(model.A)).max(initial=0.0) < 1.0:
         return None
     if not (model.C2.any() or model.D21.any() or model.D22.any()) and model.error is None:
-        return Gain(0.0, np.zeros(family.size))
-    best: Candidate | None = None
+        return Gain(0.0, np.zeros(neurons.family.size))
+    for start in contracting(neurons):
+        proven = proven_by_neurons(Neurons(model, start.theta), start.P)
+        if proven is not None and proven.gamma is not None:
+            found.append(Gain(proven.gamma, proven.theta))
+        if len(found) == _PROVEN:
+            break
+    return min(found, key=lambda one: one.gain, default=None)
+
+
+def contracting(neurons: Neurons) -> Iterator[Candidate]:
+    """Yield metrics, each with multipliers, in which a loop is thought to contract; nothing is proven.
+
+    A search from nothing does better where the neurons see only part of the loop, the multipliers that come with the
+    layers where there are many neurons.
+    """
+    model, family, theta = neurons.model, neurons.family, neurons.theta
+    radius = float(np.abs(np.linalg.eigvals(model.A)).max(initial=0.0))
     for share in _SHARES:
         rate = radius + share * (1.0 - radius)
-        # A search from nothing does better where the neurons see only part of the loop, the multipliers that come with
-        # the layers where there are many neurons.
-        starts = [contraction(model, family, rate)] if family.size and small_enough(model, family) else []
+        if family.size and small_enough(model, family) and (found := contraction(model, family, rate)) is not None:
+            yield found
         if (metric := metric_at(model, family, theta, rate)) is not None:
-            starts.append(Candidate(metric, theta))
-        for start in starts:
-            found = None if start is None else proven_by_neurons(Neurons(model, start.theta), start.P)
-            if found is not None and found.gamma is not None and (best is None or found.gamma < (best.gamma or 0.0)):
-                best = found
-        if best is not None:
-            return Gain(best.gamma or 0.0, best.theta)
-    return None
+            yield Candidate(metric, theta)
 
 
 class Perturbation(NamedTuple):

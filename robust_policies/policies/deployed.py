@@ -197,6 +197,8 @@ class DeployedPolicy:
     def _neurons(self) -> Neurons:
         found = self.neurons()
         if found is None:
+            # What has no matrices either says why.
+            self.matrices()
             raise NotCertifiableError(f"The neurons of {type(self.cell).__name__} are not known one by one.")
         return found
 

@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 
 from robust_policies.control.linear_model import LinearModel, from_matrices
-from robust_policies.envs.batch import make_one, name_of
+from robust_policies.envs.batch import make_batch, name_of, time_limit
 from robust_policies.envs.plant import Plant
 from robust_policies.envs.plants.linear import LinearPlant
 from robust_policies.envs.single import TaskEnv
@@ -21,7 +21,7 @@ from robust_policies.policies.youla.policy import YoulaPolicy
 
 Task = str | Mapping[str, Any] | Plant | gymnasium.Env | VectorEnv | Callable[..., gymnasium.Env]
 # What changes nothing of an episode.
-_HARMLESS = ("PassiveEnvChecker", "OrderEnforcing", "RecordEpisodeStatistics", "EpisodeStatistics")
+_HARMLESS = ("PassiveEnvChecker", "OrderEnforcing", "TimeLimit", "RecordEpisodeStatistics", "EpisodeStatistics")
 
 
 def linear_task(task: Task) -> tuple[str, LinearPlant, int]:
@@ -37,7 +37,7 @@ def linear_task(task: Task) -> tuple[str, LinearPlant, int]:
             raise InvalidValueError(f"The task is {dict(entry)!r}; expected an environment's id, and kwargs.")
         for wrapper in entry.get("perturbations") or ():
             _refuse(wrapper if isinstance(wrapper, str) else str(next(iter(wrapper), wrapper)))
-        name, made = name_of(entry["id"]), make_one(entry["id"], entry.get("kwargs"))
+        name, made = name_of(entry["id"]), make_batch(entry["id"], 1, entry.get("kwargs"))
         try:
             plant, steps = _bare(made)
         finally:
@@ -62,10 +62,10 @@ def _bare(env: Any) -> tuple[Plant, int]:
         if type(at).__name__ not in _HARMLESS:
             _refuse(type(at).__name__)
         at = at.env
-    batch = at.batch if isinstance(at, TaskEnv) else at
+    batch, steps = at.batch if isinstance(at, TaskEnv) else at, time_limit(env)
     if not isinstance(batch, TorchVectorEnv):
         raise NotCertifiableError(
-            f"{type(at).__name__} is an environment of another package, whose equations are not known; a return is "
+            f"{type(at).__name__} holds environments of another package, whose equations are not known; a return is "
             "certified for this package's linear tasks alone."
         )
     if batch.varies:
@@ -74,7 +74,7 @@ def _bare(env: Any) -> tuple[Plant, int]:
             "plant would not be the one that the proof is of. Make it without `randomize`, a changed plant as a task "
             "of its own."
         )
-    return batch.plant, batch.max_episode_steps
+    return batch.plant, min(batch.max_episode_steps, steps or batch.max_episode_steps)
 
 
 def _refuse(wrapper: str) -> None:

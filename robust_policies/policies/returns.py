@@ -22,7 +22,7 @@ from robust_policies.certificates.ball import NORMS
 from robust_policies.certificates.lmi import Array
 from robust_policies.certificates.neurons import Neurons
 from robust_policies.certificates.peak import peak_bounds
-from robust_policies.certificates.trajectory import Along, CostBounds, Gain, Perturbation, gain_of
+from robust_policies.certificates.trajectory import Along, CostBounds, Gain, Perturbation, contracting, gain_of
 from robust_policies.control.linear_model import LinearModel
 from robust_policies.control.youla import Performance
 from robust_policies.envs.known import Known, known_episodes, seeds_of
@@ -198,7 +198,10 @@ def _reach(signals: Neurons, norm: str) -> Array | None:
     inputs = signals.model.sizes[2]
     if norm != "total_l2":
         # Of a step's l2 norm no entry is larger.
-        return peak_bounds(signals, np.ones(inputs))
+        for start in contracting(signals):
+            if (moved := peak_bounds(signals._replace(theta=start.theta), np.ones(inputs), start.P)) is not None:
+                return moved
+        return None
     found = []
     for row in np.eye(signals.model.sizes[3]):
         gain = gain_of(signals.mapped(lambda matrices, row=row: matrices.then(row[None])))
