@@ -10,7 +10,7 @@ from robust_policies.certificates.neurons import Neurons
 from robust_policies.certificates.trajectory import Along, Gain, Perturbation, gain_of
 from robust_policies.errors import InvalidValueError, ShapeError, UnknownNameError
 
-STEPS, EPISODES = 15, 2
+STEPS, EPISODES = 8, 2
 
 
 def loop(seed, nx=2, nv=3, nd=2, nz=2):
@@ -61,7 +61,7 @@ def attacks(neurons, bias, start, norm, size, worst):
     wave = torch.sign(torch.sin(0.7 * torch.arange(STEPS) + 0.1)).double()[:, None, None].expand(shape)
     begin = [torch.randn(shape, generator=generator, dtype=torch.float64), wave]
     for d in [*begin, *([] if worst is None else [torch.as_tensor(worst)])]:
-        for _ in range(5):
+        for _ in range(3):
             d = surface(d, norm, size).detach().requires_grad_()
             yield d.detach()
             (d,) = torch.autograd.grad(played(neurons, bias, start, d).square().sum(), d)
@@ -87,7 +87,7 @@ def ordered(seed, iterations):
 
 
 def test_no_attack_on_a_random_loop_costs_more_than_any_bound():
-    assert sum(ordered(seed, (3, 6)) for seed in range(12)) >= 8
+    assert sum(ordered(seed, (3, 4)) for seed in range(8)) >= 5
 
 
 @pytest.mark.soak
