@@ -185,7 +185,7 @@ class _Searched:
 
     def _unclipped(self, signals: Neurons) -> float | None:
         """Return the largest size for which it is proven that nothing is clipped, None where nothing is."""
-        moved = _reach(signals, self.norm)
+        moved = _reach(signals, self.norm, self.playing.shape[0])
         if moved is None:
             return None
         room = self.playing.room(self.nominal).min((0, 1))
@@ -193,21 +193,22 @@ class _Searched:
         return min(limits, default=float(np.finfo(np.float64).max)) * _DOWN
 
 
-def _reach(signals: Neurons, norm: str) -> Array | None:
+def _reach(signals: Neurons, norm: str, steps: int) -> Array | None:
     """Return how far (m + k,) each signal can be moved at any step by perturbations of size 1, None without a proof."""
     inputs = signals.model.sizes[2]
-    if norm != "total_l2":
+    start = next(contracting(signals), None)
+    if norm != "total_l2" and start is not None:
         # Of a step's l2 norm no entry is larger.
-        for start in contracting(signals):
-            if (moved := peak_bounds(signals._replace(theta=start.theta), np.ones(inputs), start.P)) is not None:
-                return moved
-        return None
+        moved = peak_bounds(signals._replace(theta=start.theta), np.ones(inputs), start.P)
+        if moved is not None:
+            return moved
+    # No step moves a signal by more than all of them together.
     found = []
     for row in np.eye(signals.model.sizes[3]):
         gain = gain_of(signals.mapped(lambda matrices, row=row: matrices.then(row[None])))
         if gain is None:
             return None
-        found.append(gain.gain)
+        found.append(gain.gain * Perturbation(norm, 1.0).total(steps, inputs))
     return np.array(found)
 
 

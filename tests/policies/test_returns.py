@@ -93,6 +93,9 @@ def test_other_norms_are_ordered_by_what_they_allow(monkeypatch):
     # With one sensor an l2 norm is a largest entry, and all steps together allow less than each.
     assert rows["per_step_linf"].certified == pytest.approx(rows["per_step_l2"].certified, rel=1e-3)
     assert rows["total_l2"].certified > rows["per_step_l2"].certified
+    # Without a bound of every step, that of all steps says less.
+    assert certified_return(policy(), TASK, [0.05], episodes=1).unclipped_up_to > 0
+    monkeypatch.setattr(returns, "_reach", lambda *_: None)
     silent = certified_return(policy(), TASK, [0.05], episodes=1)
     assert silent.unclipped_up_to is None and "of which nothing is proven" in silent.claim
 
