@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -60,3 +61,31 @@ class Ball:
 def unit(norm: str, noise: Tensor) -> Tensor:
     """Return standard normal noise (time, batch, nu) moved to the surface (linf: corners) of the ball of size 1."""
     return Ball(norm, torch.ones(noise.shape[1], dtype=noise.dtype, device=noise.device)).steepest(noise)
+
+
+def climb(cost: Callable[[Tensor], Tensor], start: Tensor, ball: Ball, steps: int) -> tuple[Tensor, Tensor]:
+    """Return the perturbations (time, batch, nu) of the largest cost met, and that cost (batch,).
+
+    Each of `steps` steps goes to the point of the ball that is furthest along the gradient (the power iteration, or
+    Frank and Wolfe's method, for convex costs: they never fall). Perturbations of which nothing depends stay.
+
+    Args:
+        cost: (time, batch, nu) -> (batch,), to maximise; values that are not finite never win.
+        start: where it begins, in the ball.
+        ball: with sizes (batch,).
+        steps: number of gradients.
+    """
+    delta, best = start, start
+    most = torch.full((start.shape[1],), -torch.inf, dtype=start.dtype, device=start.device)
+    for k in range(steps + 1):
+        delta = delta.detach().requires_grad_(k < steps)
+        with torch.set_grad_enabled(k < steps):
+            value = cost(delta)
+        better = (value > most).detach()
+        most = torch.where(better, value.detach(), most)
+        best = torch.where(better.reshape(1, -1, 1), delta.detach(), best)
+        if k < steps and value.requires_grad:
+            (slope,) = torch.autograd.grad(value.sum(), delta)
+            flat = (slope == 0).all(-1, keepdim=True)
+            delta = ball.project(torch.where(flat, delta.detach(), ball.steepest(slope)))
+    return best, most

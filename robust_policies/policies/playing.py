@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robust_policies.certificates.ball import Ball, unit
+from robust_policies.certificates.ball import Ball, climb, unit
 from robust_policies.envs.known import Known
 from robust_policies.envs.plants.linear import LinearPlant
 from robust_policies.policies.running import RunningPolicy
@@ -80,8 +80,7 @@ class Playing:
     def worst(self, norm: str, size: float, starts: Sequence[np.ndarray], steps: int, seed: int) -> Tensor:
         """Return the perturbations (time, episodes, p) of a size that cost most of all that were met.
 
-        The whole episode is climbed at once, its noise known: each step goes to the point of the ball that is furthest
-        along the gradient, which never costs less where the cost is convex. It begins at `starts`, else at noise.
+        The whole episode is climbed at once, its noise known. It begins at `starts`, else at noise.
         """
         episodes = self.shape[1]
         ball = Ball(norm, torch.full((episodes,), size, dtype=torch.float64))
@@ -90,17 +89,7 @@ class Playing:
         with torch.no_grad():
             most = self.play().cost
         for start in [ball.steepest(torch.as_tensor(start)) for start in starts] or [size * unit(norm, noise)]:
-            added = start
-            for last in [False] * steps + [True]:
-                added = added.detach().requires_grad_(not last)
-                cost = self.play(added).cost
-                better = cost.detach() > most
-                most = torch.where(better, cost.detach(), most)
-                best = torch.where(better[None, :, None], added.detach(), best)
-                if not last:
-                    (slope,) = torch.autograd.grad(cost.sum(), added)
-                    # Where nothing depends on a step, it stays as it is.
-                    flat = (slope == 0).all(-1, keepdim=True)
-                    added = torch.where(flat, added.detach(), ball.steepest(slope))
-                    added = ball.project(added)
+            found, cost = climb(lambda added: self.play(added).cost, start, ball, steps)
+            best = torch.where((cost > most)[None, :, None], found, best)
+            most = torch.maximum(most, cost)
         return best

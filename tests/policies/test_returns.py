@@ -141,6 +141,32 @@ def test_the_loop_neuron_by_neuron_is_what_is_played():
     np.testing.assert_allclose(played.cost.numpy(), np.square(z).sum((0, 2)), rtol=1e-12)
 
 
+def test_the_attack_that_knows_the_noise_is_worse_than_one_that_does_not_and_no_worse_than_proven(monkeypatch):
+    monkeypatch.setattr(returns, "peak_bounds", lambda *_: None)
+    settings = {"episodes": 4, "seed": 2, "env_kwargs": {"max_episode_steps": 12}}
+    task, given = {"id": ID, "kwargs": settings["env_kwargs"]}, policy()
+    proven = certified_return(given, task, [0.1], episodes=4, seed=2)
+    assert proven.set_aside == 0
+    whole, window = (
+        run_episodes(given, ID, "closed_loop_pgd", [0.1], options={"steps": 4, "restarts": 2, **options}, **settings)
+        for options in ({"search": "whole_episode"}, {"window": 4, "replan": 2})
+    )
+    assert whole.returns.mean() < window.returns.mean()
+    assert (whole.returns[0] >= np.array(proven.each[0])).all()
+    assert whole.returns.mean() == pytest.approx(proven.rows[0].found, rel=2e-3)
+
+
+def test_what_an_environment_foresees_is_what_it_does():
+    env = gymnasium.make_vec(ID, num_envs=3).unwrapped
+    env.reset(seed=4)
+    noise, state, action = env.foreseen(5), env.state, torch.full((3, 1), 0.2)
+    for process, measurement in noise:
+        seen, *_ = env.step(action)
+        state = env.plant.advance(state, action.double(), env.prepared, process)
+        assert torch.equal(env.state, state)
+        assert torch.equal(seen, env.plant.observe(state, env.prepared, measurement).float())
+
+
 def test_a_loop_without_a_bound_and_clipped_episodes_are_said():
     found = certified_return(policy("lstm"), TASK, [0.02], episodes=2)
     assert found.status == "NOT_CERTIFIED" and "gates" in found.reason and found.gain is None
