@@ -120,7 +120,7 @@ def least_by_neurons(
 def proven_by_neurons(
     neurons: Neurons, P: Array | None, inputs: Array | None = None, outputs: Array | None = None
 ) -> Candidate | None:
-    """Return what proves the least gain, as `Search.least_proven`; arguments as `least_by_neurons`."""
+    """Return what proves the least gain, as `Search.least_proven`: P (nx, nx), theta (nv,); else `least_by_neurons`."""
     if neurons.family.size > MOST_NEURONS or not small_enough(neurons.model, neurons.family):
         # Without a search the neurons prove what the norm of phi proves.
         return None

@@ -95,7 +95,7 @@ def _contraction(neurons: Neurons, P: Array | None) -> tuple[float, Array] | Non
 
 
 def metric_at(model: Matrices, family: SlopeMultiplier, theta: Array, rate: float, slack: float = 1e-6) -> Array | None:
-    """Return a metric in which the system contracts with this rate, None where none is found."""
+    """Return a metric (nx, nx) in which the system contracts with this rate, None where none is found."""
     if family.size:
         return recover_metric(model, rate, family.matrix(theta), None, slack)
     found = scipy.linalg.solve_discrete_lyapunov(model.A.T / rate, np.eye(len(model.A)))

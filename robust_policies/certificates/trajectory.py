@@ -32,6 +32,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+import scipy.linalg
 from scipy.linalg.lapack import dpotrf, dpotrs
 
 from robust_policies.certificates.ball import NORMS
@@ -48,6 +49,7 @@ MARGIN = 1e-6
 _AGREE = 1e-8
 _LARGEST = 1e13
 _RATE = 0.1
+_THIN = 1e-4
 # How many proofs of a gain are compared.
 _PROVEN = 2
 # Shares of the way from the loop's spectral radius to 1 at which a metric is looked for.
@@ -75,6 +77,25 @@ def gain_of(neurons: Neurons) -> Gain | None:
         if len(found) == _PROVEN:
             break
     return min(found, key=lambda one: one.gain, default=None)
+
+
+def balanced(neurons: Neurons) -> Neurons:
+    """Return a loop in coordinates of its state in which what enters moves all of them alike: searches go further.
+
+    They are those of the linear part's controllability Gramian, its smallest axes as long as `_THIN` of the largest.
+    """
+    model = neurons.model
+    enters = [part / max(float(np.linalg.norm(part, 2)), 1e-12) for part in (model.B1, model.B2) if part.size]
+    drive = np.hstack(enters)
+    if not np.abs(np.linalg.eigvals(model.A)).max(initial=0.0) < 1.0 or not drive.any():
+        return neurons
+    gramian = scipy.linalg.solve_discrete_lyapunov(model.A, drive @ drive.T)
+    values, vectors = np.linalg.eigh(0.5 * (gramian + gramian.T))
+    if not (np.isfinite(values).all() and values[-1] > 0):
+        return neurons
+    inverse = (vectors / np.maximum(values, _THIN**2 * values[-1])) @ vectors.T
+    moved = model.in_coordinates(np.linalg.cholesky(0.5 * (inverse + inverse.T)).T)
+    return neurons if moved is None else neurons._replace(model=moved)
 
 
 def contracting(neurons: Neurons) -> Iterator[Candidate]:

@@ -22,7 +22,15 @@ from robust_policies.certificates.ball import NORMS
 from robust_policies.certificates.lmi import Array
 from robust_policies.certificates.neurons import Neurons
 from robust_policies.certificates.peak import peak_bounds
-from robust_policies.certificates.trajectory import Along, CostBounds, Gain, Perturbation, contracting, gain_of
+from robust_policies.certificates.trajectory import (
+    Along,
+    CostBounds,
+    Gain,
+    Perturbation,
+    balanced,
+    contracting,
+    gain_of,
+)
 from robust_policies.control.linear_model import LinearModel
 from robust_policies.control.youla import Performance
 from robust_policies.envs.known import Known, known_episodes, seeds_of
@@ -112,7 +120,7 @@ def _loop(close: Any, model: LinearModel, plant: LinearPlant) -> _Loop | str:
         np.eye(model.p),
     )
     try:
-        loop = close(model, both)
+        loop = balanced(close(model, both))
     except NotCertifiableError as error:
         return str(error).rstrip(".")
     select = np.eye(loop.model.sizes[3])
