@@ -9,6 +9,8 @@ TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 # Each process begins with half of the files, whose tests share what they train, and takes over what is left at the end.
 PYTEST_ARGS ?= -n 2 --dist worksteal
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Empty is off: without bytecode every process of the suite compiles the package, and pytest its tests, again.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help setup demo test test-fast soak lint type format docs wheel-check bench clean
 

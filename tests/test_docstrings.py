@@ -8,6 +8,7 @@ class's, or where the class it overrides declares it: an implementation need not
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -108,10 +109,16 @@ def _raises(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
     return any(not name.startswith("NotImplementedError") for name in names)
 
 
+@functools.cache
+def _sources(root: Path) -> tuple[dict[Path, ast.Module], dict[str, list[Class]]]:
+    """Return the trees of all files below `root`, and their classes: read once for all packages."""
+    trees = {path: _tree(path) for path in sorted(root.rglob("*.py"))}
+    return trees, _declared(list(trees.values()))
+
+
 def offenders(package: str, root: Path = ROOT) -> list[str]:
     """Return `file:line name: what is missing` for each public array function of `package` that says too little."""
-    trees = {path: _tree(path) for path in sorted(root.rglob("*.py"))}
-    classes = _declared(list(trees.values()))
+    trees, classes = _sources(root)
     found = []
     for path, tree in trees.items():
         if path.relative_to(root).parts[0] not in (package, f"{package}.py"):

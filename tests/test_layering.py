@@ -1,6 +1,7 @@
 """Files import one another in one direction only, and the ground is light."""
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -30,10 +31,16 @@ FACES = {name for name, path in MODULES.items() if path.name == "__init__.py"}
 LAZY = ("robust_policies.cli.",)
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@functools.cache
 def imports(path: Path) -> list[tuple[ast.AST, str]]:
     """Return every import of this package in a file, wherever it stands, with the module it names."""
     found = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
@@ -94,51 +101,51 @@ def test_no_import_of_this_package_hides_in_a_function():
     for name, path in MODULES.items():
         if name.startswith(LAZY):
             continue
-        tree = ast.parse(path.read_text())
+        tree = parsed(path)
         inner = {
             id(node)
             for function in ast.walk(tree)
             if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
             for node in ast.walk(function)
         }
-        # The same objects: `imports` parses again, so positions tell them.
-        lines = {
-            node.lineno
-            for node in ast.walk(tree)
-            if isinstance(node, (ast.Import, ast.ImportFrom)) and id(node) in inner
-        }
-        hidden += [f"{name}:{node.lineno}" for node, _ in imports(path) if node.lineno in lines]
+        # The same objects: a file is parsed once.
+        hidden += [f"{name}:{node.lineno}" for node, _ in imports(path) if id(node) in inner]
     assert not hidden
 
 
 def test_the_data_folder_named_envs_is_never_imported():
     for path in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.Import):
                 assert not any(alias.name.split(".")[0] in {"envs", "train"} for alias in node.names), path
             if isinstance(node, ast.ImportFrom) and node.level == 0:
                 assert (node.module or "").split(".")[0] not in {"envs", "train"}, path
 
 
-@pytest.mark.parametrize(
-    ("code", "absent"),
-    [
-        ("import robust_policies.files.lock", ["torch", "stable_baselines3", "matplotlib", "plotly", "gymnasium"]),
-        (
-            "from robust_policies.evaluation.suite import suite_named; suite_named('quick')",
-            ["matplotlib", "plotly"],
-        ),
-        (
-            "from robust_policies.train.recipe import load_recipe; load_recipe('pendulum_r2dn_gamma6')",
-            ["matplotlib", "plotly", "stable_baselines3", "tensorboard"],
-        ),
-        ("from robust_policies.policies import load_policy", ["stable_baselines3", "matplotlib", "plotly"]),
-        ("import robust_policies.envs", ["torch", "stable_baselines3"]),
-        ("from robust_policies.cli import main", ["torch", "stable_baselines3"]),
+# The lightest first: one process runs them one after another, and what is absent after all of them is so after each.
+NOT_LOADED = {
+    "import robust_policies.files.lock": ["torch", "stable_baselines3", "matplotlib", "plotly", "gymnasium"],
+    "from robust_policies.cli import main": ["torch", "stable_baselines3"],
+    "import robust_policies.envs": ["torch", "stable_baselines3"],
+    "from robust_policies.train.recipe import load_recipe; load_recipe('pendulum_r2dn_gamma6')": [
+        "matplotlib", "plotly", "stable_baselines3", "tensorboard",
     ],
-)
-def test_what_an_import_does_not_load(code, absent):
-    script = f"import sys\n{code}\nprint([name for name in {absent!r} if name in sys.modules])"
+    "from robust_policies.policies import load_policy": ["stable_baselines3", "matplotlib", "plotly"],
+    "from robust_policies.evaluation.suite import suite_named; suite_named('quick')": ["matplotlib", "plotly"],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    """What is loaded after each of the imports, of `NOT_LOADED`."""
+    script = "import sys\n" + "".join(
+        f"{code}\nprint([name for name in {absent!r} if name in sys.modules])\n" for code, absent in NOT_LOADED.items()
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "[]"
+    return dict(zip(NOT_LOADED, done.stdout.splitlines(), strict=True))
+
+
+@pytest.mark.parametrize("code", NOT_LOADED)
+def test_what_an_import_does_not_load(code, loaded):
+    assert loaded[code] == "[]"

@@ -41,7 +41,7 @@ def recipe(**task):
 @pytest.fixture
 def folder(tmp_path):
     save_policy(policy(), tmp_path)
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe(perturbations=DELAY)))
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe(perturbations=DELAY, kwargs={"max_episode_steps": 40})))
     return tmp_path
 
 
@@ -81,6 +81,7 @@ def test_episodes_run_inside_the_wrappers(env_id):
     assert np.array_equal(plain.recorded["actions"][0], shifted.recorded["actions"][0])
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_evaluation_takes_the_recipes_wrappers_or_those_given(folder):
     options = {"episodes": 2, "sizes": [0.0], "seeds": [0], "tasks": [OURS], "suite": str(TINY_SUITE)}
     own = evaluate_run(folder, **options)

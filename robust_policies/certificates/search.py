@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import scipy.linalg
-from scipy.optimize import minimize
+import scipy
 
 from robust_policies.certificates import optimum
 from robust_policies.certificates.certificate import Verification
@@ -262,7 +261,9 @@ class Search:
             return None
         simplex = grid[best] + np.array([[0.0, 0.0], [0.5, 0.0], [0.0, 1e-4]])
         options = {"initial_simplex": simplex, "xatol": 1e-9, "fatol": 1e-12, "maxiter": 150}
-        point = minimize(lambda x: min(squared(x), 1e300), grid[best], method="Nelder-Mead", options=options).x
+        point = scipy.optimize.minimize(
+            lambda x: min(squared(x), 1e300), grid[best], method="Nelder-Mead", options=options
+        ).x
         s, t = np.exp(point)
         return Candidate(s * P, s * t * theta, math.sqrt(squared(point)))
 

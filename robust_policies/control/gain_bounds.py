@@ -23,8 +23,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import scipy.linalg
-from scipy.optimize import minimize, minimize_scalar
+import scipy
 
 from robust_policies.certificates.lmi import (
     Array,
@@ -211,7 +210,7 @@ def _search(loop: Matrices, bounds: Array, sizes: Sequence[int]) -> tuple[Array,
     if not math.isfinite(values[best]):
         return np.exp(relative + grid[best]), math.inf
     upper, lower = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
-    found: Any = minimize_scalar(
+    found: Any = scipy.optimize.minimize_scalar(
         lambda point: min(gain(relative + point), 1e300),
         bounds=(lower, upper),
         method="bounded",
@@ -221,7 +220,7 @@ def _search(loop: Matrices, bounds: Array, sizes: Sequence[int]) -> tuple[Array,
     if values[best] < value:
         point, value = relative + grid[best], values[best]
     if len(sizes) > 1:
-        refined = minimize(
+        refined = scipy.optimize.minimize(
             lambda logs: min(gain(logs), 1e300),
             point,
             method="Nelder-Mead",

@@ -1,4 +1,4 @@
-"""The one way from a name to environments: a registered id, `module:id`, or a function that makes one.
+"""The one way to environments: a registered id, `module:id`, an environment, or a function that makes one.
 
 `module:id` is Gymnasium's form for what is registered when a module is imported. A task's folder is an option of this
 package's ids: `kwargs={"task": FOLDER}`.
@@ -6,6 +6,7 @@ package's ids: `kwargs={"task": FOLDER}`.
 
 from __future__ import annotations
 
+import copy
 import importlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,8 +26,8 @@ from robust_policies.envs.task import load_plant
 from robust_policies.envs.vector import TorchVectorEnv
 from robust_policies.errors import InvalidValueError, RobustPoliciesError, UnknownNameError
 
-Environment = str | Callable[..., gymnasium.Env]
-"""An id, `module:id`, or a function that makes one environment."""
+Environment = str | gymnasium.Env | Callable[..., gymnasium.Env]
+"""An id, `module:id`, an environment of which copies are made, or a function that makes one environment."""
 
 
 def spec_of(env_id: str) -> EnvSpec:
@@ -75,6 +76,8 @@ def plant_of(env: Environment, kwargs: Mapping[str, Any] | None = None) -> Plant
 
 def name_of(env: Environment) -> str:
     """Return how messages call an environment."""
+    if isinstance(env, gymnasium.Env):
+        return type(env.unwrapped).__name__
     return env if isinstance(env, str) else getattr(env, "__name__", type(env).__name__)
 
 
@@ -82,11 +85,18 @@ def make_one(env: Environment, kwargs: Mapping[str, Any] | None = None) -> gymna
     """Return one environment, made with the options `kwargs`.
 
     Raises:
-        UserError: there is no such environment, it does not take the options, or its own package cannot make it.
+        UserError: there is no such environment, it does not take the options (one that is there takes none), or its own
+            package cannot make it.
     """
     options = dict(kwargs or {})
+    if options and isinstance(env, gymnasium.Env):
+        raise InvalidValueError(
+            f"{name_of(env)} is there already and takes no options; {options} was given. Give them where it is made."
+        )
     with told(env, options):
-        return gymnasium.make(spec_of(env).id, **options) if isinstance(env, str) else env(**options)
+        if isinstance(env, str):
+            return gymnasium.make(spec_of(env).id, **options)
+        return copy.deepcopy(env) if isinstance(env, gymnasium.Env) else env(**options)
 
 
 def make_batch(

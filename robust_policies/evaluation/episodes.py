@@ -42,7 +42,8 @@ def run_episodes(
 
     Args:
         policy: the policy.
-        env_id: the Gymnasium id of the task, `module:id`, or a function that makes one environment.
+        env_id: the Gymnasium id of the task, `module:id`, an environment (each episode has a copy), or a function that
+            makes one.
         kind: a noise (`PERTURBATIONS`) or an attack (`ATTACKS`).
         sizes: multiples of the noise, or the attack's budgets, in the observation's own units.
         episodes: number for each size.

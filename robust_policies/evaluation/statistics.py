@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy import integrate, stats
+import scipy
 
 from robust_policies.errors import InvalidValueError, ShapeError
 
@@ -61,7 +61,7 @@ def iqm(scores: Any, *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
     Raises:
         ShapeError, InvalidValueError: no scores, more than two dimensions, or not all finite.
     """
-    return _interval(scores, lambda pooled: stats.trim_mean(pooled, 0.25, axis=-1), resamples, seed)
+    return _interval(scores, lambda pooled: scipy.stats.trim_mean(pooled, 0.25, axis=-1), resamples, seed)
 
 
 def mean_interval(scores: Any, *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
@@ -94,7 +94,7 @@ def probability_of_improvement(a: Any, b: Any, *, resamples: int = RESAMPLES, se
     x, y = (m[0] if single else m.mean(axis=1) for m in (first, second))
 
     def statistic(left: np.ndarray, right: np.ndarray, axis: int = -1) -> np.ndarray:
-        found = stats.mannwhitneyu(left, right, axis=axis, method="asymptotic")
+        found = scipy.stats.mannwhitneyu(left, right, axis=axis, method="asymptotic")
         return found.statistic / (left.shape[axis] * right.shape[axis])
 
     low, high = _bootstrap((x, y), statistic, resamples, seed)
@@ -151,7 +151,7 @@ def area_under_curve(sizes: Any, values: Any) -> Any:
     x, y = x[order], y[order]
     if not np.isfinite(x).all() or not np.isfinite(y).all() or (np.diff(x) == 0).any():
         raise InvalidValueError("The curve has a size twice or numbers that are not finite; expected distinct sizes.")
-    area = integrate.trapezoid(y, x, axis=0) / (x[-1] - x[0])
+    area = scipy.integrate.trapezoid(y, x, axis=0) / (x[-1] - x[0])
     return float(area) if y.ndim == 1 else area
 
 
@@ -222,7 +222,7 @@ def _bootstrap(
         return value, value
     # scipy refuses a sample of one; twice the same one is the same distribution for means and ranks alike.
     padded = tuple(np.repeat(s, 2, axis=axis) if s.shape[axis] == 1 else s for s in samples)
-    found = stats.bootstrap(
+    found = scipy.stats.bootstrap(
         padded,
         statistic,
         n_resamples=resamples,

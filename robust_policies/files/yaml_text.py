@@ -59,6 +59,27 @@ def _problem(error: Exception) -> str:
     return f"line {mark.line + 1}, column {mark.column + 1}: {text}" if mark else text
 
 
+def _loaded(text: str) -> Any:
+    data = yaml.load(text, Loader=_Loader)
+    if _holds_itself(data, set(), set()):
+        raise ValueError("a list or mapping holds itself")
+    return data
+
+
+def _holds_itself(value: Any, within: set[int], seen: set[int]) -> bool:
+    """Return whether an alias leads back to what holds it; nobody who reads settings expects that."""
+    if not isinstance(value, dict | list) or id(value) in seen:
+        return False
+    if id(value) in within:
+        return True
+    within.add(id(value))
+    entries = value.values() if isinstance(value, dict) else value
+    found = any(_holds_itself(entry, within, seen) for entry in entries)
+    within.discard(id(value))
+    seen.add(id(value))
+    return found
+
+
 def read_yaml(path: str | Path) -> Any:
     """Return the data in a YAML file; raise `MissingFileError`, or `CorruptFileError` with the line of the mistake."""
     path = Path(path)
@@ -69,7 +90,7 @@ def read_yaml(path: str | Path) -> Any:
     except (UnicodeDecodeError, OSError) as error:
         raise CorruptFileError(f"File {str(path)!r} cannot be read as text: {error}.") from error
     try:
-        return yaml.load(text, Loader=_Loader)
+        return _loaded(text)
     except _NOT_YAML as error:
         raise CorruptFileError(f"File {str(path)!r} is not YAML, {_problem(error)}.") from error
 
@@ -77,7 +98,7 @@ def read_yaml(path: str | Path) -> Any:
 def parse_yaml(text: str, where: str) -> Any:
     """Return what `text` means in YAML (`4`, `1e-3`, `[32, 32]`, `null`, `relu`); `where` begins the error's line."""
     try:
-        return yaml.load(text, Loader=_Loader)
+        return _loaded(text)
     except _NOT_YAML as error:
         given = repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
         raise InvalidValueError(f"{where} was given {given}, which is not YAML, {_problem(error)}.") from error

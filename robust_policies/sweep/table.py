@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy
 from rich.table import Table
-from scipy import stats
 
 from robust_policies.errors import RobustPoliciesError
 from robust_policies.evaluation.statistics import FEW
@@ -76,7 +76,7 @@ def interval(values: Sequence[float]) -> dict[str, float | None]:
         return {"mean": mean, "low": None, "high": None, "seeds": array.size}
     if array.size < FEW:
         return {"mean": mean, "low": float(array.min()), "high": float(array.max()), "seeds": array.size}
-    half = float(stats.t.ppf(0.975, array.size - 1) * array.std(ddof=1) / math.sqrt(array.size))
+    half = float(scipy.stats.t.ppf(0.975, array.size - 1) * array.std(ddof=1) / math.sqrt(array.size))
     return {"mean": mean, "low": mean - half, "high": mean + half, "seeds": array.size}
 
 

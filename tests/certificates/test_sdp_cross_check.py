@@ -2,7 +2,6 @@
 
 import importlib.util
 
-import lazy_loader
 import numpy as np
 import pytest
 import torch
@@ -13,8 +12,6 @@ from robust_policies.certificates.multipliers import LipschitzMultiplier, SlopeM
 from robust_policies.certificates.verify import running_neurons, verify, verify_arrays, verify_chain
 from robust_policies.networks import R2DN, REN, Contracting, Lipschitz, make_cell
 
-# Imported when a test uses it: cvxpy takes two seconds, of every process that collects the tests.
-cp = lazy_loader.load("cvxpy")
 pytestmark = pytest.mark.skipif(
     not all(map(importlib.util.find_spec, ("cvxpy", "clarabel"))), reason="the extra control is missing"
 )
@@ -24,6 +21,10 @@ NAMES = ("A", "B1", "B2", "C1", "D12", "C2", "D21", "D22")
 
 def sdp_gain(e, per_neuron, ell=1.0, inputs=None, outputs=None):
     """Return the least gain over P and the multiplier, from V+ - V <= g |u|^2 - |y|^2 - multiplier; inf if none."""
+    # Imported when a test uses it: cvxpy takes two seconds, of every process that collects the tests, and pytest looks
+    # at every name of a module, which loads what is only promised there.
+    import cvxpy as cp
+
     nx, nv, nu, ny = e["A"].shape[0], e["C1"].shape[0], e["B2"].shape[1], e["C2"].shape[0]
     inputs = np.ones(nu) if inputs is None else inputs
     outputs = np.ones(ny) if outputs is None else outputs

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import pictures
 import pytest
 from in_process import answer, one_line
 from safetensors.numpy import load_file, save_file
@@ -20,7 +21,8 @@ COMMAND = [sys.executable, "-c", "from robust_policies.cli import main; main()"]
 TINY = [
     "--set", "task.num_envs=4", "policy.state_size=4", "policy.features=4", "policy.hidden_sizes=[4]",
     "algorithm.n_steps=100", "algorithm.batch_size=200", "algorithm.n_epochs=2", "checkpoints.every=400",
-    "checkpoints.evaluate_every=800", "checkpoints.evaluate_episodes=4", "evaluation.episodes=3",
+    "checkpoints.evaluate_every=800", "checkpoints.evaluate_episodes=4", "checkpoints.certify_every=0",
+    "task.kwargs={max_episode_steps: 50}", "evaluation.episodes=3",
     "evaluation.seeds=[0]", "evaluation.sizes=[0.0, 0.2]", "evaluation.tasks=[robust_policies/Pendulum-v0]",
     f"evaluation.suite={TINY_SUITE}",
 ]  # fmt: skip
@@ -34,7 +36,8 @@ def run(*arguments, cwd=None):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "first"
-    done = answer("train", "pendulum_r2dn_gamma6", *TINY, "algorithm.total_steps=800", "-o", folder)
+    with pictures.undrawn():
+        done = answer("train", "pendulum_r2dn_gamma6", *TINY, "algorithm.total_steps=800", "-o", folder)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -118,6 +121,7 @@ def test_certify_says_what_is_proven_and_ends_with_1_where_nothing_is(trained, t
     assert json.loads((lstm / "certificate.json").read_text())["status"] == "NOT_CERTIFIED"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_evaluate_report_export_and_enjoy(trained, tmp_path):
     done = answer("evaluate", trained, "--sizes", "0,0.1", "--episodes", "2", "--seeds", "0-1")
     assert done.returncode == 0, done.stderr

@@ -27,7 +27,8 @@ def command(capsys, tmp_path):
 
 
 def test_it_says_how_well_it_learnt_and_what_is_proven(command, tmp_path):
-    status, out, _ = command("lqg", "--task", MASS, "--gamma", "4", "--method", "bc", "--no-evaluate", "--set", *QUICK)
+    quick = [*QUICK, "task.kwargs={max_episode_steps: 40}"]
+    status, out, _ = command("lqg", "--task", MASS, "--gamma", "4", "--method", "bc", "--no-evaluate", "--set", *quick)
     assert status == 0
     said = json.loads((tmp_path / "run" / "imitation.json").read_text())
     assert said["method"] == "bc" and [row["imitation/teacher_acts"] for row in said["rounds"]] == [1.0, 1.0]

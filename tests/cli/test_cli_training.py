@@ -10,6 +10,7 @@ from robust_policies.cli.app import main
 TINY = [
     "task.num_envs=4", "policy.state_size=4", "policy.features=4", "policy.hidden_sizes=[4]",
     "checkpoints.every=400", "checkpoints.evaluate_every=800", "checkpoints.evaluate_episodes=4",
+    "checkpoints.certify_every=0", "task.kwargs={max_episode_steps: 50}",
 ]  # fmt: skip
 OF_PPO = [*TINY, "algorithm.total_steps=800", "algorithm.n_steps=100", "algorithm.batch_size=200",
           "algorithm.n_epochs=2"]  # fmt: skip

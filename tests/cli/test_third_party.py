@@ -33,6 +33,7 @@ def marks(env_id):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("env_id", [pytest.param(name, marks=marks(name)) for name in ENVIRONMENTS])
 def test_an_environment_of_another_package_goes_through_every_command(env_id, tmp_path):
     recipe = {

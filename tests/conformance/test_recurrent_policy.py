@@ -82,7 +82,7 @@ def test_it_trains_on_vectors(env, policy_kwargs):
     assert all(bool(torch.isfinite(p).all()) for p in model.policy.parameters())
 
 
-@pytest.mark.parametrize("policy_kwargs", VARIANTS)
+@pytest.mark.parametrize("policy_kwargs", SOME_VARIANTS)
 def test_it_trains_on_images(policy_kwargs):
     env = FakeImageEnv(screen_height=40, screen_width=40, n_channels=3)
     policy_kwargs = {**policy_kwargs, "features_extractor_kwargs": {"features_dim": 16}}
@@ -90,7 +90,7 @@ def test_it_trains_on_images(policy_kwargs):
     assert model.num_timesteps == 32
 
 
-@pytest.mark.parametrize("policy_kwargs", VARIANTS)
+@pytest.mark.parametrize("policy_kwargs", SOME_VARIANTS)
 def test_it_trains_on_dicts(policy_kwargs):
     env = make_vec_env("CartPole-v1", n_envs=2, wrapper_class=AsDict)
     model = model_of(RecurrentCellMultiInputPolicy, env, policy_kwargs).learn(64)
@@ -202,6 +202,28 @@ def test_it_learns_cartpole_without_velocities():
 
 
 @pytest.mark.slow
+def test_it_learns_to_balance_a_pole():
+    torch.set_num_threads(1)
+    policy_kwargs = {
+        "cell": "r2dn",
+        "cell_kwargs": {"state_size": 4, "features": 8, "hidden_sizes": (8,), "gamma": 10.0},
+        "observation_scale": [1.0, 0.5, 0.1, 0.5],
+        "critic": "mlp",
+        "net_arch": {"vf": [32]},
+    }
+    settings = {"n_steps": 32, "batch_size": 256, "gae_lambda": 0.8, "gamma": 0.98, "learning_rate": 1e-2}
+    env = VecNormalize(make_vec_env("CartPole-v1", 8, seed=0), norm_obs=False, gamma=0.98)
+    held_out = make_vec_env("CartPole-v1", 8, seed=1000)
+    model = model_of(RecurrentCellPolicy, env, policy_kwargs, **{**settings, "n_epochs": 10})
+    before, _ = evaluate_policy(model, held_out, n_eval_episodes=16, warn=False)
+    model.learn(5120)
+    after, _ = evaluate_policy(model, held_out, n_eval_episodes=16, warn=False)
+    assert before < 30
+    assert after >= 150
+    assert model.policy.certificate().status == "PASS"
+
+
+@pytest.mark.soak
 def test_it_learns_pendulum():
     torch.set_num_threads(1)
     policy_kwargs = {

@@ -65,6 +65,7 @@ class Printed:
         assert same, f"printed:\n{self.text}\nthe page says:\n{example.parsed}"
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("page", PAGES)
 def test_the_page_runs(page, demo, tmp_path, monkeypatch):
     text = (ROOT / page).read_text(encoding="utf-8")

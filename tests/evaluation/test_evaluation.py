@@ -58,12 +58,15 @@ def test_our_pendulum_and_gymnasiums_give_the_same_returns():
     assert (ours.lengths == 200).all() and (theirs.lengths == 200).all()
 
 
-def test_a_function_that_makes_an_environment_is_played_as_its_id_is():
-    named, made = (
+def test_an_environment_or_a_function_that_makes_one_is_played_as_its_id_is():
+    there = gymnasium.make(THEIRS)
+    named, made, copied = (
         run_episodes(make_policy(), env, "l2", [0.0, 0.2], 2, 0, max_steps=20)
-        for env in (THEIRS, lambda: gymnasium.make(THEIRS))
+        for env in (THEIRS, lambda: gymnasium.make(THEIRS), there)
     )
-    assert np.array_equal(named.returns, made.returns)
+    assert np.array_equal(named.returns, made.returns) and np.array_equal(named.returns, copied.returns)
+    with pytest.raises(InvalidValueError, match="PendulumEnv is there already and takes no options"):
+        run_episodes(make_policy(), there, "l2", [0.0], 1, 0, env_kwargs={"g": 9.0})
 
 
 def test_noise_has_the_stated_shape_and_size():
@@ -87,6 +90,7 @@ def test_wrong_input_is_named():
         run_episodes(broken, OURS, "l2", [0.1], 1, 0)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_task_that_fails_is_named_and_the_others_are_evaluated(runs, tmp_path):
     save_policy(make_policy(), tmp_path)
     content = evaluate_run(tmp_path, suite=tiny_suite(), tasks=[OURS, "MountainCarContinuous-v0"])

@@ -13,7 +13,6 @@ from report_fixtures import CARTPOLE, METHODS, PENDULUM, SIZES, write_run, write
 
 from robust_policies.errors import InvalidValueError, MissingFileError
 from robust_policies.evaluation import write_report
-from robust_policies.evaluation.report import static
 from robust_policies.evaluation.report.chart import Chart, Look, Panel, Series
 from robust_policies.evaluation.report.load import find_runs, load_runs
 from robust_policies.evaluation.report.methods import Condition, group_by_method, main_worst, shown_sizes
@@ -121,12 +120,6 @@ def test_values_and_bands_are_the_interquartile_mean_over_training_seeds(tmp_pat
     at = list(curve.sizes).index(0.21)
     assert (curve.value[at], curve.low[at], curve.high[at]) == (expected.value, expected.low, expected.high)
     assert curve.low[at] < curve.value[at] < curve.high[at] and np.array_equal(method.matrix(condition, 0.21), matrix)
-
-
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Write reports without their pictures, which take most of the time; the full report has them all."""
-    monkeypatch.setattr(static, "save", lambda chart, folder: "<svg/>")
 
 
 def test_what_intervals_are_over_is_said(full_report, undrawn, tmp_path):

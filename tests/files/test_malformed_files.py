@@ -19,7 +19,7 @@ from robust_policies.files.assets import recipe_names, recipe_path
 from robust_policies.files.atomic import output_folder, read_json
 from robust_policies.files.yaml_text import parse_yaml, read_yaml
 from robust_policies.policies import load_policy
-from robust_policies.train import load_recipe
+from robust_policies.train import RunFolder, load_recipe
 
 
 @pytest.mark.parametrize(
@@ -126,3 +126,18 @@ def test_a_module_that_ends_the_process_makes_no_environment(tmp_path, monkeypat
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(UnknownNameError, match=r"cannot be imported .SystemExit"):
         spec_of("ends_the_process:Thing-v0")
+
+
+@pytest.mark.parametrize("text", ["a: &x [1, *x]", "a: &x {b: {c: *x}}"])
+def test_yaml_that_holds_itself_is_refused(text):
+    with pytest.raises(InvalidValueError, match="a list or mapping holds itself"):
+        parse_yaml(text, "--set task")
+    assert parse_yaml("[&x [1], *x]", "--set task") == [[1], [1]]
+
+
+def test_where_nothing_can_be_written_is_said_before_a_rehearsal(tmp_path):
+    (tmp_path / "file.txt").write_text("")
+    with pytest.raises(InvalidValueError, match=r"file.txt/run' cannot be written \(Not a directory\)"):
+        RunFolder(tmp_path / "file.txt" / "run").continues(load_recipe("pendulum_gru"), resume=False)
+    assert not RunFolder(tmp_path / "new" / "run").continues(load_recipe("pendulum_gru"), resume=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["file.txt"]

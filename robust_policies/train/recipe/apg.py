@@ -12,6 +12,21 @@ from robust_policies.train.recipe.sections import Algorithm, PolicySection, Task
 from robust_policies.train.recipe.youla import YoulaSection
 
 
+class AdversarySection(Strict):
+    """Settings of the adversary: `algorithm: {name: apg, adversary: {size: 0.3}}`."""
+
+    size: float = Field(gt=0, allow_inf_nan=False, description="largest l2 norm of a step's perturbation, raw units")
+    steps: int = Field(default=2, ge=1, description="gradient steps of the adversary an update")
+    share: float = Field(default=0.7, gt=0, le=1, description="share of the environments that are attacked")
+    begin: float = Field(default=0.35, ge=0, lt=1, description="share of the training that passes before it begins")
+    ramp: float = Field(default=0.35, ge=0, le=1, description="share of the training over which its size grows")
+
+    def size_at(self, remaining: float) -> float:
+        """Return the largest size when the share `remaining` (1 to 0) of the training is left."""
+        passed = 1.0 - remaining - self.begin
+        return self.size * min(1.0, max(0.0, passed / self.ramp if self.ramp else float(passed >= 0)))
+
+
 class ApgSection(Algorithm):
     """Settings of the analytic policy gradient; one update follows every `horizon` steps of all environments."""
 
@@ -61,18 +76,3 @@ class ApgSection(Algorithm):
                 "inputs; expected 0, or recurrent_ppo or tensor_ppo"
             )
         refuse_settings_of_ppo(policy, "with apg, whose value is set by algorithm.critic_sizes")
-
-
-class AdversarySection(Strict):
-    """Settings of the adversary: `algorithm: {name: apg, adversary: {size: 0.3}}`."""
-
-    size: float = Field(gt=0, allow_inf_nan=False, description="largest l2 norm of a step's perturbation, raw units")
-    steps: int = Field(default=2, ge=1, description="gradient steps of the adversary an update")
-    share: float = Field(default=0.7, gt=0, le=1, description="share of the environments that are attacked")
-    begin: float = Field(default=0.35, ge=0, lt=1, description="share of the training that passes before it begins")
-    ramp: float = Field(default=0.35, ge=0, le=1, description="share of the training over which its size grows")
-
-    def size_at(self, remaining: float) -> float:
-        """Return the largest size when the share `remaining` (1 to 0) of the training is left."""
-        passed = 1.0 - remaining - self.begin
-        return self.size * min(1.0, max(0.0, passed / self.ramp if self.ramp else float(passed >= 0)))

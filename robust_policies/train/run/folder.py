@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import UTC, datetime
@@ -121,13 +123,22 @@ class RunFolder:
         """Keep the folder to this process for the block; raises `InvalidValueError` if another one has it."""
         return held(self.path, f"Run folder {str(self.path)!r}")
 
+    def _can_be_written(self) -> None:
+        """Raise `InvalidValueError` where no file can be made: a training would say so hours later."""
+        there = self.path.absolute()
+        while not there.exists():
+            there = there.parent
+        with output_folder(self.path):
+            os.rmdir(tempfile.mkdtemp(dir=there, prefix="."))
+
     def continues(self, recipe: Recipe, resume: bool) -> bool:
-        """Return whether training `recipe` here would continue an earlier run; nothing is written.
+        """Return whether training `recipe` here would continue an earlier run; nothing stays written.
 
         Raises:
             InvalidValueError: the folder holds files and `resume` is off, or holds a run of another recipe.
         """
         self._no_file()
+        self._can_be_written()
         used = self.path.is_dir() and bool(contents(self.path))
         if used and not resume:
             raise InvalidValueError(

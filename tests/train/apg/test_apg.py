@@ -32,6 +32,7 @@ TINY = [
     "checkpoints.every=480",
     "checkpoints.evaluate_every=800",
     "checkpoints.evaluate_episodes=4",
+    "checkpoints.certify_every=0",
     "evaluation.episodes=3",
     "evaluation.seeds=[0]",
     "evaluation.sizes=[0.0, 0.2]",
@@ -315,7 +316,8 @@ def test_an_interrupted_and_resumed_run_ends_with_the_numbers_of_an_uninterrupte
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        train(recipe_named("youla_example_r2dn_apg", "algorithm.total_steps=480", seed=seed), tmp_path / name)
+        short = ("algorithm.total_steps=480", "task.kwargs={max_episode_steps: 40}")
+        train(recipe_named("youla_example_r2dn_apg", *short, seed=seed), tmp_path / name)
     weights = [(tmp_path / name / "policy.safetensors").read_bytes() for name in "abc"]
     assert weights[0] == weights[1]
     assert weights[0] != weights[2]

@@ -26,11 +26,14 @@ def learn(algorithm, updates):
     ("name", "share"),
     [
         ("double_integrator_r2dn_apg", 0.5),
-        ("mass_spring_damper_r2dn_apg", 0.75),
-        ("dc_motor_r2dn_apg", 0.5),
-        ("aircraft_pitch_r2dn_apg", 0.5),
+        *(
+            pytest.param(name, share, marks=pytest.mark.soak)
+            for name, share in (
+                ("mass_spring_damper_r2dn_apg", 0.75), ("dc_motor_r2dn_apg", 0.5), ("aircraft_pitch_r2dn_apg", 0.5),
+            )
+        ),
     ],
-)
+)  # fmt: skip
 def test_a_linear_task_costs_less_than_doing_nothing_after_a_few_updates(name, share):
     algorithm = algorithm_of(name, "task.num_envs=16", "algorithm.horizon=50", "algorithm.learning_rate=cos_2e-2")
     nothing, _ = algorithm.evaluate(50, seed=7)
@@ -60,13 +63,14 @@ def test_the_free_mass_costs_little_more_than_the_linear_quadratic_optimum_in_th
     assert long_run < 1.25 * algorithm.plant.task.optimum.lqg
 
 
-@pytest.mark.parametrize("cell", ["ren", "r2dn"])
+@pytest.mark.parametrize("cell", [pytest.param("ren", marks=pytest.mark.soak), "r2dn"])
 def test_the_youla_recipe_trains_either_cell_into_a_folder_that_passes(cell, tmp_path):
     hidden = "[8]" if cell == "r2dn" else "null"
     recipe = load_recipe(
         "youla_example_r2dn_apg",
         [f"policy.cell={cell}", f"policy.hidden_sizes={hidden}", "policy.features=8", "task.num_envs=4",
-         "algorithm.total_steps=1600", "checkpoints.evaluate_every=1600", "checkpoints.evaluate_episodes=4"],
+         "algorithm.total_steps=1600", "checkpoints.evaluate_every=1600", "checkpoints.evaluate_episodes=4",
+         "checkpoints.certify_every=0", "task.kwargs={max_episode_steps: 100}"],
     )  # fmt: skip
     result = train(recipe, tmp_path / "run")
     assert result.num_timesteps == 1600

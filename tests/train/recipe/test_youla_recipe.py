@@ -83,6 +83,7 @@ def test_a_stopped_run_ends_with_the_same_numbers(case, tmp_path):
         assert whole.controller.options.delay == 1 and whole.controller.options.reserve == 0.5
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_commands_work_on_the_folder(trained):
     _, folder = trained
     suite = ["--attack", "mad_pgd", "--sizes", "0,0.1"]

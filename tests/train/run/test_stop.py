@@ -58,7 +58,7 @@ def test_a_handler_of_the_callers_own_is_called(recipe, tmp_path, handlers):
     assert called == [signal.SIGTERM]
 
 
-def test_ctrl_c_in_a_call_from_python_leaves_the_last_checkpoint_whole(recipe, tmp_path):
+def test_ctrl_c_in_a_call_from_python_leaves_the_last_checkpoint_whole(recipe, tiny, request, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(recipe, tmp_path / "run", reporter=StopAt(1300))
     run = RunFolder(tmp_path / "run")
@@ -66,8 +66,8 @@ def test_ctrl_c_in_a_call_from_python_leaves_the_last_checkpoint_whole(recipe, t
     assert not list(run.path.rglob(".*"))
     assert not run.trained
     train(recipe, tmp_path / "run", resume=True)
-    train(recipe, tmp_path / "whole")
-    assert run.policy_safetensors.read_bytes() == RunFolder(tmp_path / "whole").policy_safetensors.read_bytes()
+    whole = request.getfixturevalue("finished_once") if recipe == tiny else train(recipe, tmp_path / "whole")
+    assert run.policy_safetensors.read_bytes() == RunFolder(whole.folder).policy_safetensors.read_bytes()
 
 
 def test_a_request_of_the_callers_own_stops_it(recipe, tmp_path):

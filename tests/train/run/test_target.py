@@ -78,6 +78,7 @@ def test_training_says_what_came_of_it(name, reward, reached, results):
     assert max(entry[2] for entry in provenance["evaluations"]) == result.best_reward
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_report_shows_it_and_a_recipe_without_one_has_none(results):
     pages = {}
     for name in ("reached", "missed", "none"):

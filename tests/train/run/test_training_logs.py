@@ -1,9 +1,11 @@
 """What a run says while it trains: TensorBoard's scalars and the display."""
 
+import functools
 import io
 import signal
 
 import pytest
+import torch
 from event_files import scalars
 from rich.console import Console
 from soak_cases import some_soak
@@ -47,10 +49,25 @@ def recipe_of(algorithm, *more):
     return load_recipe(name, [*assignments, *more])
 
 
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory):
+    """Return a function that trains an algorithm before a terminal or a file, once: run folder and what was shown."""
+    torch.set_num_threads(1)
+
+    @functools.cache
+    def done(algorithm, terminal=True):
+        console = Console(file=io.StringIO(), force_terminal=terminal, width=160)
+        folder = tmp_path_factory.mktemp(algorithm) / "run"
+        recipe = recipe_of(algorithm, "checkpoints.every=800", *([] if terminal else ["checkpoints.keep=last"]))
+        train(recipe, folder, reporter=Bar(console) if terminal else Lines(console, every=0.0))
+        return open_run(folder), console.file.getvalue()
+
+    return done
+
+
 @pytest.mark.parametrize("algorithm", RECIPES)
-def test_the_scalars_are_there_where_they_belong(algorithm, tmp_path):
-    train(recipe_of(algorithm), tmp_path / "run")
-    run = open_run(tmp_path / "run")
+def test_the_scalars_are_there_where_they_belong(algorithm, shown):
+    run, _ = shown(algorithm)
     tags = scalars(run)
     assert set(tags) == TAGS[algorithm]
     every = 80 if algorithm == "apg" else 400
@@ -66,10 +83,10 @@ def test_the_scalars_are_there_where_they_belong(algorithm, tmp_path):
         assert found <= proven * (1 + 1e-6)
 
 
-def test_the_certificate_in_the_log_is_that_of_the_policy(tmp_path):
-    train(recipe_of("tensor_ppo", "checkpoints.keep=last"), tmp_path / "run")
-    policy = load_policy(tmp_path / "run")
-    tags = scalars(open_run(tmp_path / "run"))
+def test_the_certificate_in_the_log_is_that_of_the_policy(shown):
+    run, _ = shown("tensor_ppo", terminal=False)
+    policy, tags = load_policy(run.path), scalars(run)
+    assert run.read_recipe().checkpoints.keep == "last"
     certificate = policy.certificate()
     assert tags["certificate/gamma"][-1][1] == pytest.approx(certificate.gamma_raw, rel=1e-6)
     assert tags["certificate/margin"][-1][1] == pytest.approx(certificate.margin, rel=1e-4)
@@ -94,36 +111,34 @@ def test_a_policy_without_a_provable_gain_has_the_found_one_alone(tmp_path):
         load_policy(tmp_path / "run").certificate()
 
 
-def test_choices_have_no_gain(tmp_path):
+def test_of_choices_the_gain_is_that_of_the_logits(tmp_path):
     more = ["task.id=robust_policies/CartPole-v0", "policy.observation_scale=null", "policy.action_scale=null"]
     train(recipe_of("tensor_ppo", "algorithm.total_steps=800", *more), tmp_path / "run")
-    assert certified(load_policy(tmp_path / "run")) == {}
+    policy = load_policy(tmp_path / "run")
+    found, proven = certified(policy), policy.certificate()
+    assert "logits of the choices" in proven.claim
+    assert 0 < found["certificate/found_gain"] <= found["certificate/gamma"] == proven.gamma_raw
     assert make_sb3_vec_env("robust_policies/CartPole-v0").action_space.n == 2
 
 
 @pytest.mark.parametrize("algorithm", some_soak(RECIPES, "tensor_ppo"))
-def test_the_log_of_a_resumed_run_has_each_step_once(algorithm, tmp_path):
+def test_the_log_of_a_resumed_run_has_each_step_once(algorithm, shown, tmp_path):
     recipe = recipe_of(algorithm, "checkpoints.every=800")
     with pytest.raises(TrainingInterruptedError):
         train(recipe, tmp_path / "run", **stop_at(900, signal.SIGTERM))
     train(recipe, tmp_path / "run", resume=True)
-    train(recipe, tmp_path / "whole")
-    resumed, whole = (scalars(open_run(tmp_path / name)) for name in ("run", "whole"))
+    resumed, whole = scalars(open_run(tmp_path / "run")), scalars(shown(algorithm)[0])
     for tag in ("rollout/ep_rew_mean", "train/loss", "eval/mean_reward", "certificate/gamma"):
         assert resumed[tag] == whole[tag], tag
 
 
 @pytest.mark.parametrize("algorithm", some_soak(RECIPES, "tensor_ppo"))
 @pytest.mark.parametrize("terminal", [True, False])
-def test_one_display_shows_return_speed_and_time_left(algorithm, terminal, tmp_path):
-    console = Console(file=io.StringIO(), force_terminal=terminal, width=160)
-    reporter = Bar(console) if terminal else Lines(console, every=0.0)
-    recipe = recipe_of(algorithm, "checkpoints.stop_at_reward=null")
-    train(recipe, tmp_path / "run", reporter=reporter)
-    text = console.file.getvalue()
+def test_one_display_shows_return_speed_and_time_left(algorithm, terminal, shown):
+    run, text = shown(algorithm, terminal)
     last = [line for line in text.splitlines() if "steps/s" in line][-1]
     assert "left" in last
     assert ("100%" if terminal else "1600/1600 steps") in last
-    tags = scalars(open_run(tmp_path / "run"))
+    tags = scalars(run)
     assert f"{tags['rollout/ep_rew_mean'][-1][1]:.1f}" in last
     assert f"{max(value for _, value in tags['eval/mean_reward']):.1f}" in last
