@@ -33,7 +33,7 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.linalg
-from scipy.linalg.lapack import dpotrf, dpotrs
+from scipy.linalg import get_lapack_funcs
 
 from robust_policies.certificates.ball import NORMS
 from robust_policies.certificates.lmi import Array, Matrices, signal_maps
@@ -43,6 +43,8 @@ from robust_policies.certificates.optimum import Candidate, contraction, small_e
 from robust_policies.certificates.peak import metric_at
 from robust_policies.errors import InvalidValueError, ShapeError, UnknownNameError
 
+# LAPACK's Cholesky factor and solution; SciPy's functions around them cost as much as the small matrices here.
+_factor, _solve = get_lapack_funcs(("potrf", "potrs"), dtype=np.float64)
 # What is added to a bound, relative, for the rounding of its recursion.
 MARGIN = 1e-6
 # How far the supremum may differ, relative, from the value at the point that attains it.
@@ -263,11 +265,11 @@ class Along:
                 N = self.zz + N + N.T
             H = N + self.F.T @ (P @ self.F)
             H[inputs, inputs] -= mu[t if len(mu) > 1 else 0] @ groups
-            factor, failed = dpotrf(-H[nx:, nx:], lower=1)
+            factor, failed = _factor(-H[nx:, nx:], lower=1)
             if failed:
                 return None
             drive = self.nominal[t] @ self.z + p @ self.F
-            solved, _ = dpotrs(factor, np.hstack((H[nx:, :nx], drive[:, nx:].T)), lower=1)
+            solved, _ = _solve(factor, np.hstack((H[nx:, :nx], drive[:, nx:].T)), lower=1)
             gains[t], offsets[t] = solved[:, :nx], solved[:, nx:].T
             kappa += (drive[:, nx:] * offsets[t]).sum(1)
             p = drive[:, :nx] + offsets[t] @ H[nx:, :nx]

@@ -47,7 +47,8 @@ class Playing:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Return the shape (time, episodes, p) of what may be added to the observations."""
-        return (*self.known.process.shape[:2], self.plant.observation_size)
+        steps, episodes, _ = self.known.process.shape
+        return steps, episodes, self.plant.observation_size
 
     def play(self, added: Tensor | None = None) -> Played:
         """Return the episodes in which `added` (time, episodes, p) is added to the observations; None: nothing."""
