@@ -23,7 +23,7 @@ import numpy as np
 from robust_policies.certificates.layers import exactly
 from robust_policies.certificates.lmi import Array, Matrices, product, zeros
 from robust_policies.certificates.multipliers import SlopeMultiplier
-from robust_policies.certificates.optimum import small_enough
+from robust_policies.certificates.optimum import Candidate, small_enough
 from robust_policies.certificates.search import Search
 
 METHOD = "matrix inequality with a multiplier for each neuron, rounding-error bound"
@@ -113,6 +113,14 @@ def least_by_neurons(
         inputs: (nu,) units as of `lmi.gain_supply`; None: ones.
         outputs: (ny,) likewise.
     """
+    found = proven_by_neurons(neurons, P, inputs, outputs)
+    return None if found is None else found.gamma
+
+
+def proven_by_neurons(
+    neurons: Neurons, P: Array | None, inputs: Array | None = None, outputs: Array | None = None
+) -> Candidate | None:
+    """Return what proves the least gain, as `Search.least_proven`: P (nx, nx), theta (nv,); else `least_by_neurons`."""
     if neurons.family.size > MOST_NEURONS or not small_enough(neurons.model, neurons.family):
         # Without a search the neurons prove what the norm of phi proves.
         return None
@@ -123,8 +131,8 @@ def least_by_neurons(
     search = Search(neurons.model, neurons.family, 1.0, inputs, outputs)
     # The path to the optimum keeps more of its digits where the metric to start from is the identity.
     balanced = search.balanced(P) if nx else None
-    found = None if balanced is None else balanced.least(np.eye(nx), neurons.theta)
-    return search.least(P, neurons.theta) if found is None else found
+    found = None if balanced is None else balanced.least_proven(np.eye(nx), neurons.theta)
+    return search.least_proven(P, neurons.theta) if found is None else found
 
 
 def _written(around: dict[str, Rounded], layers: Any) -> Neurons | None:

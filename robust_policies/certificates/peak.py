@@ -88,14 +88,14 @@ def _contraction(neurons: Neurons, P: Array | None) -> tuple[float, Array] | Non
     """Return a rate near the least one below 1 in whose metric, the second, the system contracts, or None."""
     if not neurons.family.size:
         least = float(np.abs(np.linalg.eigvals(neurons.model.A)).max())
-        metric = _metric(neurons.model, neurons.family, neurons.theta, 0.5 * (1 + least)) if least < 1 else None
+        metric = metric_at(neurons.model, neurons.family, neurons.theta, 0.5 * (1 + least)) if least < 1 else None
         return None if metric is None else (least, metric)
     decay = least_decay(Search(neurons.model, neurons.family, 1.0), neurons.theta, [] if P is None else [P])
     return None if decay is None else (decay.rate, decay.metric)
 
 
-def _metric(model: Matrices, family: SlopeMultiplier, theta: Array, rate: float, slack: float = 1e-6) -> Array | None:
-    """Return a metric in which the system contracts with this rate, None where none is found."""
+def metric_at(model: Matrices, family: SlopeMultiplier, theta: Array, rate: float, slack: float = 1e-6) -> Array | None:
+    """Return a metric (nx, nx) in which the system contracts with this rate, None where none is found."""
     if family.size:
         return recover_metric(model, rate, family.matrix(theta), None, slack)
     found = scipy.linalg.solve_discrete_lyapunov(model.A.T / rate, np.eye(len(model.A)))
@@ -155,7 +155,7 @@ class _Line:
         starts: list[Any] = [self.found[min(slower)]] if slower else []
         if not starts:
             slacks = _SLACKS if self.model.A.size and self.family.size else ()
-            metrics = [_metric(self.model, self.family, self.start.theta, rate, slack) for slack in slacks]
+            metrics = [metric_at(self.model, self.family, self.start.theta, rate, slack) for slack in slacks]
             starts = [Candidate(metric, self.start.theta) for metric in metrics if metric is not None]
         for start in (*starts, self.start):
             found = least_peak(self.model, self.family, rate, self.output, self.units, start, _NEAR[self.small])

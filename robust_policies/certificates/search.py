@@ -189,16 +189,21 @@ class Search:
         best = self.improved(found.P, found.theta, self.rate)
         return None if best is None or best.gamma is None or best.gamma > gamma else self.at(best, gamma, self.rate)
 
-    def least(self, P: Array, theta: Array, turn: bool = True) -> float | None:
-        """Return the least gain proven (at rate 1, which a gain alone needs), starting from (P, theta), or None.
+    def least(self, P: Array, theta: Array) -> float | None:
+        """Return the least gain proven (at rate 1, which a gain alone needs), starting from (P, theta), or None."""
+        found = self.least_proven(P, theta)
+        return None if found is None else found.gamma
+
+    def least_proven(self, P: Array, theta: Array, turn: bool = True) -> Candidate | None:
+        """Return the metric and the multiplier (of the inequality times gamma) of the least gain proven, or None.
 
         Where the best metric's axes differ by a lot, it is proven in the coordinates in which it is the identity, and
-        looked for again from there (`turn`).
+        looked for again from there (`turn`); the metric is then of those coordinates.
         """
         best = self.improved(P, theta, 1.0)
         turned = self.balanced(best.P) if turn and best is not None and _ill(best.P) else None
         if best is not None and turned is not None:
-            found = turned.least(np.eye(len(best.P)), best.theta, turn=False)
+            found = turned.least_proven(np.eye(len(best.P)), best.theta, turn=False)
             if found is not None:
                 return found
         for candidate in (best, self.scaled(P, theta, 1.0, 1.0)):
@@ -206,7 +211,7 @@ class Search:
                 if candidate is not None and candidate.gamma is not None and 0 < candidate.gamma < 1e9:
                     gamma = candidate.gamma * (1 + delta)
                     if self.at(candidate, gamma, 1.0) is not None:
-                        return gamma
+                        return Candidate(candidate.P, candidate.theta, gamma)
         return None
 
     def improved(self, P: Array, theta: Array, rate: float) -> Candidate | None:

@@ -21,6 +21,7 @@ from robust_policies.cli.steps import (
     ask_first,
     certify_evaluate_report,
     certify_folder,
+    certify_return_folder,
     report_on,
     said_of_dry_run,
 )
@@ -50,6 +51,14 @@ class Format(StrEnum):
 
     safetensors = "safetensors"
     onnx = "onnx"
+
+
+class Norm(StrEnum):
+    """What the sizes of `certify --return` are of."""
+
+    per_step_l2 = "per_step_l2"
+    per_step_linf = "per_step_linf"
+    total_l2 = "total_l2"
 
 
 # Options that take several values, as in `--set a=1 b=2`.
@@ -158,10 +167,37 @@ def certify(
     check: Annotated[
         bool, typer.Option("--check", help="prove again what certificate.json says, and change nothing")
     ] = False,
+    return_: Annotated[
+        bool, typer.Option("--return", help="prove what its return in a linear task cannot fall below instead")
+    ] = False,
+    sizes: Annotated[
+        str | None,
+        typer.Option(help="of the errors, for --return: 0.02,0.1 [default: 0.5, 1, 2 and 5 times the sensors' noise]"),
+    ] = None,
+    norm: Annotated[Norm | None, typer.Option(help="of the sizes, for --return [default: per_step_l2]")] = None,
+    episodes: Annotated[int | None, typer.Option(min=1, help="for --return [default: 64]")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="of the episodes, for --return [default: 0]")] = None,
 ) -> None:
-    """Prove the gain and contraction of the policy that runs; exit status 1 if nothing could be proven."""
+    """Prove the gain and contraction of the policy that runs; exit status 1 if nothing could be proven.
+
+    With --return: what its return cannot fall below, whatever the errors of its sensors, into return_certificate.json.
+    """
     from robust_policies.train import open_run
 
+    given = {"--sizes": sizes, "--norm": norm, "--episodes": episodes, "--seed": seed}
+    stray = next((name for name, value in given.items() if value is not None), None)
+    if stray is not None and not return_:
+        raise InvalidValueError(f"{stray} was given without --return, which it is for.")
+    if return_:
+        if check or weights is not None:
+            raise InvalidValueError(
+                f"{'--check' if check else '--weights'} was given with --return; expected one only."
+            )
+        open_run(folder)
+        asked = None if sizes is None else _numbers("--sizes", sizes)
+        if not certify_return_folder(folder, asked, (norm or Norm.per_step_l2).value, episodes or 64, seed or 0):
+            raise typer.Exit(1)
+        return
     if check:
         if weights is not None:
             raise InvalidValueError("--weights was given with --check, which takes them from certificate.json.")

@@ -52,6 +52,21 @@ def certify_folder(folder: Path, weights: list[float] | None = None) -> bool:
     return certificate.status == "PASS"
 
 
+def certify_return_folder(folder: Path, sizes: list[float] | None, norm: str, episodes: int, seed: int) -> bool:
+    """Return whether something is proven of the return of the policy in `folder`, after writing it there."""
+    from robust_policies.evaluation import certify_return_run
+
+    certificate = certify_return_run(folder, sizes, norm, episodes, seed)
+    typer.echo(f"{certificate.status}: {certificate.claim}")
+    for row in certificate.rows:
+        proven = "nothing" if row.certified is None else numbers.shown(row.certified)
+        typer.echo(
+            f"size {row.size:.4g}: certified {proven}, worst found {numbers.shown(row.found)}, without errors "
+            f"{numbers.shown(row.nominal)}; clipped at the worst found: {row.clipped_share:.2%} of the steps"
+        )
+    return certificate.status == "PASS"
+
+
 def report_on(folders: Sequence[Path], output: Path | None) -> None:
     """Write the report of run folders."""
     from robust_policies.evaluation import write_report

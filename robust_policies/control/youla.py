@@ -18,7 +18,7 @@ partially-observed linear system", IEEE Control Systems Letters 7 (2023).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -51,9 +51,14 @@ class Performance:
     @classmethod
     def lqg(cls, design: LQGDesign | Weights) -> Performance:
         """Return |z|^2 = x'Q x + u'R u and unit disturbances with W = Bw Bw', V = Dv Dv': what the design minimises."""
-        Qr, Rr = _root(design.Q).T, _root(design.R).T
+        return replace(cls.weighted(design.Q, design.R), Bw=_root(design.W), Dv=_root(design.V))
+
+    @classmethod
+    def weighted(cls, Q: Array, R: Array) -> Performance:
+        """Return |z|^2 = x'Q x + u'R u, and nothing that enters."""
+        Qr, Rr = _root(Q).T, _root(R).T
         Cz = np.vstack((Qr, np.zeros((len(Rr), Qr.shape[1]))))
-        return cls(Cz, np.vstack((np.zeros((len(Qr), Rr.shape[1])), Rr)), _root(design.W), _root(design.V))
+        return cls(Cz, np.vstack((np.zeros((len(Qr), Rr.shape[1])), Rr)), np.zeros((len(Q), 0)), np.zeros((0, 0)))
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,11 @@ class TaskEnv(gymnasium.Env):
         self.action_space = self._batch.single_action_space
 
     @property
+    def batch(self) -> TorchVectorEnv:
+        """The vectorized environment of one that this one is."""
+        return self._batch
+
+    @property
     def max_episode_steps(self) -> int:
         """The time limit [steps]."""
         return self._batch.max_episode_steps

@@ -136,6 +136,12 @@ class TorchVectorEnv(VectorEnv):
         self._disturbance = checks.finite_tensor("disturbance", tensor).clone()
 
     @property
+    def varies(self) -> bool:
+        """Whether physical parameters are drawn at every reset, or are not the nominal ones."""
+        nominal = self.plant.nominal(self.device)
+        return bool(self._ranges) or any(bool((self.params[name] != value).any()) for name, value in nominal.items())
+
+    @property
     def trusts_actions(self) -> bool:
         """Whether steps leave out the look at the values of actions, for which they wait for the device; assignable."""
         return self._actions.trusted
@@ -336,6 +342,17 @@ class TorchVectorEnv(VectorEnv):
             return None, None
         drawn = normals(self._streams.uniform(uniforms_for_normals(total)), total).to(self.state_dtype)
         return (drawn[:, :process] if process else None), (drawn[:, process:] if measurement else None)
+
+    def foreseen(self, steps: int) -> list[tuple[torch.Tensor | None, torch.Tensor | None]]:
+        """Return the noise that each of the next `steps` steps will draw: of the process, and of what it shows then.
+
+        Standard normal numbers (num_envs, n) each, None where there is none; they hold while no episode begins anew.
+        """
+        self._ensure_seeded()
+        kept = self._streams.state.clone()
+        noise = [self._noise() for _ in range(steps)]
+        self._streams.state.copy_(kept)
+        return noise
 
     def _randomize(self, wanted: bool | Mapping[str, Any]) -> None:
         """Draw the parameters that `wanted` names at every reset from now on; the others become nominal again."""

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from robust_policies.envs.batch import ours
+from robust_policies.envs.known import seeds_of
 from robust_policies.envs.perturb import Spec
 from robust_policies.evaluation.episodes import run_episodes
-from robust_policies.evaluation.rollout import Episodes, seeds_of
+from robust_policies.evaluation.rollout import Episodes
 from robust_policies.evaluation.suite import Suite
 from robust_policies.policies.deployed import DeployedPolicy
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from robust_policies import checks
 from robust_policies.envs.batch import Environment
+from robust_policies.envs.known import seeds_of
 from robust_policies.errors import DivergedError, InvalidValueError
 from robust_policies.evaluation.attacks.actor import FrozenActor
 from robust_policies.evaluation.attacks.attack import Attack, Moment, Scene
@@ -94,11 +95,6 @@ class _Played:
         last = (self.lengths - 1).clamp(min=0)
         index = torch.minimum(torch.arange(len(values), device=values.device).unsqueeze(1), last)
         return values.gather(0, index.unsqueeze(-1).expand_as(values))
-
-
-def seeds_of(seed: int, episodes: int) -> list[int]:
-    """Return the environments' seeds of the episodes of an evaluation seed; no two seeds share one."""
-    return [seed * 100_003 + i for i in range(episodes)]
 
 
 def attacked(setting: Setting, attack: Attack | None, kind: str, sizes: list[float], norm: str) -> _Played:

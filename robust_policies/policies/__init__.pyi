@@ -1,5 +1,7 @@
 from .deployed import DeployedPolicy as DeployedPolicy
 from .feedback import closed_loop_bound as closed_loop_bound
+from .return_certificate import ReturnCertificate as ReturnCertificate
+from .returns import certified_return as certified_return
 from .sb3.certify import certify_model as certify_model
 from .sb3.deploy import deploy as deploy
 from .sb3.history import HistoryWrapper as HistoryWrapper

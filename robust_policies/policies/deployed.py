@@ -33,6 +33,7 @@ from robust_policies.policies.actor import Actor, FrozenNormalizer, MeanHead, Sc
 from robust_policies.policies.certify import certify_actor, observation_weights
 from robust_policies.policies.observations import flat_size, read
 from robust_policies.policies.peak import action_peaks
+from robust_policies.policies.running import RunningPolicy, running_actor
 from robust_policies.policies.spaces import choose, gaps, parameter_count, space_from_json, space_to_json
 from robust_policies.policies.window import WindowCell, stored_cell
 
@@ -188,6 +189,18 @@ class DeployedPolicy:
         self._refuse_beside()
         found, folded = running_neurons(self), self.actor.folded()
         return None if found is None else found.mapped(lambda model: between(model, folded.inward, folded.outward))
+
+    def running(self) -> RunningPolicy:
+        """Return the policy in float64, and the loops that it closes."""
+        return running_actor(self.actor, self._neurons)
+
+    def _neurons(self) -> Neurons:
+        found = self.neurons()
+        if found is None:
+            # What has no matrices either says why.
+            self.matrices()
+            raise NotCertifiableError(f"The neurons of {type(self.cell).__name__} are not known one by one.")
+        return found
 
     def _refuse_beside(self) -> None:
         found = (

@@ -1,67 +1,14 @@
-"""What an attack may spend: balls of perturbation sequences, and the account that no attack can overdraw."""
+"""What an attack may spend: the account that no attack can overdraw."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from robust_policies.certificates.ball import NORMS as NORMS
+from robust_policies.certificates.ball import Ball as Ball
+from robust_policies.certificates.ball import unit as unit
 from robust_policies.errors import UnknownNameError
-
-NORMS = ("per_step_l2", "per_step_linf", "total_l2")
-
-
-@dataclass(frozen=True)
-class Ball:
-    """Perturbation sequences (time, batch, nu) of which each step's l2 or linf norm, or the whole's, is at most `size`.
-
-    Attributes:
-        norm: one of `NORMS`; for "total_l2" the size is that of the whole sequence.
-        size: (batch,).
-        measured: (nu,) bool, where a perturbation may be; None: everywhere.
-    """
-
-    norm: str
-    size: Tensor
-    measured: Tensor | None = None
-
-    def repeated(self, times: int) -> Ball:
-        """Return the ball of `times` copies of the batch, one after the other."""
-        return Ball(self.norm, self.size.repeat(times), self.measured)
-
-    def length(self, delta: Tensor) -> Tensor:
-        """Return the norm that the ball limits, (time, batch, 1) or (1, batch, 1) for the total."""
-        if self.norm == "per_step_linf":
-            return delta.abs().amax(dim=-1, keepdim=True)
-        if self.norm == "total_l2":
-            return delta.square().sum(dim=(0, 2), keepdim=True).sqrt()
-        return delta.norm(dim=-1, keepdim=True)
-
-    def project(self, delta: Tensor) -> Tensor:
-        """Return the point of the ball nearest to `delta` in the l2 norm."""
-        delta, size = self._kept(delta), self.size.reshape(1, -1, 1)
-        if self.norm == "per_step_linf":
-            return torch.minimum(torch.maximum(delta, -size), size)
-        return delta * (size / self.length(delta).clamp(min=1e-30)).clamp(max=1.0)
-
-    def steepest(self, gradient: Tensor) -> Tensor:
-        """Return the point of the ball furthest along `gradient`."""
-        gradient = self._kept(torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0))
-        size = self.size.reshape(1, -1, 1)
-        if self.norm == "per_step_linf":
-            return gradient.sign() * size
-        # Gradients of long windows can be far below float32's smallest square.
-        scaled = gradient / gradient.abs().amax(dim=(0, 2), keepdim=True).clamp(min=1e-30)
-        return scaled / self.length(scaled).clamp(min=1e-12) * size
-
-    def _kept(self, delta: Tensor) -> Tensor:
-        return delta if self.measured is None else torch.where(self.measured, delta, 0.0)
-
-
-def unit(norm: str, noise: Tensor) -> Tensor:
-    """Return standard normal noise (time, batch, nu) moved to the surface (linf: corners) of the ball of size 1."""
-    return Ball(norm, torch.ones(noise.shape[1], dtype=noise.dtype, device=noise.device)).steepest(noise)
 
 
 class Budget:

@@ -183,7 +183,7 @@ def _by_each_neuron(policy: Judged, parts: LoopParts, block: GainBound | None) -
     found = running_neurons(actor.cell)
     if found is None or block is None or block.metric is None or not block.tau:
         return None
-    inward, outward = _around(actor, parts.model.p)
+    inward, outward = around(actor, parts.model.p)
     loop = found.mapped(lambda q: _loop(parts, between(q, inward, outward)))
     return least_by_neurons(loop._replace(theta=block.tau[0] * block.gain * loop.theta), block.metric)
 
@@ -193,7 +193,7 @@ def searched_loop(policy: Judged) -> ClosedLoop | None:
     parts, actor = loop_parts(policy), policy.policy.actor
     if parts.parameter is None:
         return None
-    inward, outward = _around(actor, parts.model.p)
+    inward, outward = around(actor, parts.model.p)
     scales = (inward.value @ parts.scales[0], parts.scales[1] @ outward.value)
     # Only an R2DN has the matrices that `parts.parameter` is.
     return ClosedLoop(parts.model, parts.design, cast(R2DN, actor.cell), scales, shift=actor.folded().shift)
@@ -225,10 +225,10 @@ def _folded(actor: Actor, outputs: int) -> tuple[Matrices, float]:
     if actor.normalizer is not None or actor.head.squash:
         raise NotCertifiableError("A normalizer with a clip or a squashed action stands around the cell.")
     q, ell = youla.parameter_matrices(actor.cell)
-    return between(q, *_around(actor, outputs)), ell
+    return between(q, *around(actor, outputs)), ell
 
 
-def _around(actor: Actor, outputs: int) -> tuple[Bounded, Bounded]:
+def around(actor: Actor, outputs: int) -> tuple[Bounded, Bounded]:
     """Return the maps innovation -> cell's input and cell's output -> Youla input.
 
     The reference is held at 0: what it is changes no difference of trajectories.

@@ -22,9 +22,11 @@ from robust_policies.networks import Cell
 from robust_policies.policies.actor import Actor, MeanHead, ScaledCell, Scaling
 from robust_policies.policies.deployed import DeployedPolicy
 from robust_policies.policies.records import from_parts, to_parts
+from robust_policies.policies.running import RunningPolicy
 from robust_policies.policies.spaces import choose, space_from_json, space_to_json
 from robust_policies.policies.youla.base import BaseController, YoulaOptions
 from robust_policies.policies.youla.certify import certify_youla, loop_arrays, searched_loop
+from robust_policies.policies.youla.running import running_youla
 from robust_policies.policies.youla.wrapper import youla_base
 
 
@@ -228,6 +230,10 @@ class YoulaPolicy(DeployedPolicy):
     def matrices(self) -> Any:
         """Raise NotCertifiableError: its matrices hold an observer, and are those of `certificate`."""
         raise NotCertifiableError("A Youla policy holds an observer beside its cell; its own bound is that of `youla`.")
+
+    def running(self) -> RunningPolicy:
+        """Return the policy in float64, and the loops that it closes; inside it clips the Youla input."""
+        return running_youla(self)
 
     def running_arrays(self) -> dict[str, Any]:
         """Return the arrays that run, the base controller's too."""

@@ -45,6 +45,7 @@ class RunFolder:
         self.imitation = self.path / "imitation.json"
         self.closed_loop = self.path / "closed_loop.json"
         self.certificate = self.path / "certificate.json"
+        self.return_certificate = self.path / "return_certificate.json"
         self.witness = self.path / "witness.npz"
         self.tightness = self.path / "tightness.json"
         self.evaluation = self.path / "evaluation.json"

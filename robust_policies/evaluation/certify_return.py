@@ -1,0 +1,66 @@
+"""The certified return of a run folder: return_certificate.json."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from robust_policies.envs.batch import plant_of
+from robust_policies.envs.plants.linear import LinearPlant
+from robust_policies.errors import InvalidValueError
+from robust_policies.policies import load_policy
+from robust_policies.policies.return_certificate import ReturnCertificate
+from robust_policies.policies.returns import certified_return
+from robust_policies.policies.storage import stored_task
+from robust_policies.train.run.folder import RunFolder
+
+# Of the sensors' own noise.
+MULTIPLES = (0.5, 1.0, 2.0, 5.0)
+
+
+def certify_return_run(
+    folder: str | Path,
+    sizes: Sequence[float] | None = None,
+    norm: str = "per_step_l2",
+    episodes: int = 64,
+    seed: int = 0,
+) -> ReturnCertificate:
+    """Return the certificate of the return in a run folder's own task, also written to return_certificate.json.
+
+    Args:
+        folder: with policy.json and policy.safetensors, and the task's name in recipe.yaml or policy.json.
+        sizes: of the perturbations; None: multiples of the largest deviation of the sensors' noise.
+        norm: as of `policies.certified_return`, which says what is raised.
+        episodes: their number.
+        seed: of the episodes.
+    """
+    run = RunFolder(folder)
+    policy, task = load_policy(run.path), _task(run)
+    given = _default_sizes(task) if sizes is None else list(sizes)
+    certificate = certified_return(policy, task, given, norm, episodes, seed)
+    certificate.to_json(run.return_certificate)
+    return certificate
+
+
+def _task(run: RunFolder) -> dict[str, Any]:
+    if run.recipe.is_file():
+        task = run.read_recipe().task
+        return {"id": task.id, "kwargs": task.kwargs, "perturbations": task.perturbations}
+    known = stored_task(run.path)
+    if known is None:
+        raise InvalidValueError(
+            f"{run.path} has no recipe.yaml that names an environment, and its policy was saved without task=ID; save "
+            "it with save_policy(policy, folder, task=ID)."
+        )
+    return {"id": known[0], "kwargs": known[1]}
+
+
+def _default_sizes(task: dict[str, Any]) -> list[float]:
+    plant = plant_of(task["id"], task["kwargs"])
+    deviation = float(np.linalg.norm(plant.F, axis=1).max(initial=0.0)) if isinstance(plant, LinearPlant) else 1.0
+    if not deviation:
+        raise InvalidValueError("The task's sensors have no noise that sizes could be multiples of; give --sizes.")
+    return [multiple * deviation for multiple in MULTIPLES]

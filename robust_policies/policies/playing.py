@@ -1,0 +1,96 @@
+"""Episodes of a linear plant in feedback with a policy, start and noise known, and the worst that a search can do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robust_policies.certificates.ball import Ball, climb, unit
+from robust_policies.envs.known import Known
+from robust_policies.envs.plants.linear import LinearPlant
+from robust_policies.policies.running import RunningPolicy
+
+
+class Played(NamedTuple):
+    """What happened: `cost` (episodes,) is minus the return.
+
+    `states` (time, episodes, n) before each step, `actions` (time, episodes, m) and `inside` (time, episodes, k) before
+    they are clipped.
+    """
+
+    cost: Tensor
+    states: Tensor
+    actions: Tensor
+    inside: Tensor
+
+
+class Playing:
+    """A policy and its plant in float64, differentiable in what is added to the observations.
+
+    Args:
+        policy: as it runs.
+        plant: at its nominal parameters.
+        known: start and noise of the episodes.
+        low, high: (m,) the limits of the actions.
+    """
+
+    def __init__(self, policy: RunningPolicy, plant: LinearPlant, known: Known, low: np.ndarray, high: np.ndarray):
+        self.policy, self.plant, self.known = policy, plant, known
+        self.params = plant.prepare(plant.nominal())
+        self.low, self.high = torch.as_tensor(low).double(), torch.as_tensor(high).double()
+        self.limits = torch.as_tensor(policy.limits)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Return the shape (time, episodes, p) of what may be added to the observations."""
+        steps, episodes, _ = self.known.process.shape
+        return steps, episodes, self.plant.observation_size
+
+    def play(self, added: Tensor | None = None) -> Played:
+        """Return the episodes in which `added` (time, episodes, p) is added to the observations; None: nothing."""
+        plant, state = self.plant, self.known.start
+        hidden = self.policy.begin(len(state))
+        cost = torch.zeros(len(state), dtype=torch.float64)
+        history: list[tuple[Tensor, Tensor, Tensor]] = []
+        for t, (process, measurement) in enumerate(zip(self.known.process, self.known.measurement, strict=True)):
+            observation = plant.observe(state, self.params, measurement if measurement.shape[1] else None)
+            observation = observation if added is None else observation + added[t]
+            action, inside, follow = self.policy.step(observation, hidden)
+            applied = torch.minimum(torch.maximum(action, self.low), self.high)
+            hidden = follow(applied)
+            following = plant.advance(state, applied, self.params, process if process.shape[1] else None)
+            cost = cost - plant.reward(state, applied, following, self.params)
+            history.append((state, action, inside))
+            state = following
+        return Played(cost, *(torch.stack(parts) for parts in zip(*history, strict=True)))
+
+    def clipped(self, played: Played) -> np.ndarray:
+        """Return where (time, episodes) an action or a signal inside is at its limit or beyond."""
+        outside = ((played.actions <= self.low) | (played.actions >= self.high)).any(-1)
+        return (outside | (played.inside.abs() >= self.limits).any(-1)).detach().numpy()
+
+    def room(self, played: Played) -> np.ndarray:
+        """Return how far (time, episodes, m + k) actions and signals inside are from their limits."""
+        actions = torch.minimum(played.actions - self.low, self.high - played.actions)
+        return torch.cat((actions, self.limits - played.inside.abs()), -1).numpy()
+
+    def worst(self, norm: str, size: float, starts: Sequence[np.ndarray], steps: int, seed: int) -> Tensor:
+        """Return the perturbations (time, episodes, p) of a size that cost most of all that were met.
+
+        The whole episode is climbed at once, its noise known. It begins at `starts`, else at noise.
+        """
+        episodes = self.shape[1]
+        ball = Ball(norm, torch.full((episodes,), size, dtype=torch.float64))
+        noise = torch.randn(self.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        best = torch.zeros(self.shape, dtype=torch.float64)
+        with torch.no_grad():
+            most = self.play().cost
+        for start in [ball.steepest(torch.as_tensor(start)) for start in starts] or [size * unit(norm, noise)]:
+            found, cost = climb(lambda added: self.play(added).cost, start, ball, steps)
+            best = torch.where((cost > most)[None, :, None], found, best)
+            most = torch.maximum(most, cost)
+        return best

@@ -1,0 +1,143 @@
+"""What is proven of a policy's return where its observations are off: numbers, the sentence, and the file."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from robust_policies.certificates.trajectory import MARGIN
+from robust_policies.errors import CorruptFileError
+from robust_policies.files import numbers
+from robust_policies.files.atomic import read_json, write_json
+from robust_policies.files.versions import versions
+
+SCHEMA = 1
+_AT_MOST = {
+    "per_step_l2": "in the l2 norm at every step",
+    "per_step_linf": "at every sensor and step",
+    "total_l2": "in the l2 norm of the whole episode",
+}
+
+
+@dataclass(frozen=True)
+class ReturnRow:
+    """Means of returns over the episodes, for perturbations of one size.
+
+    Attributes:
+        size: in the observation's own unit.
+        nominal: without a perturbation.
+        found: of the worst perturbation that a search of the whole episode found, clipped where it clips.
+        certified: no perturbation of this size leads to less, while nothing is clipped; None: nothing is proven.
+        clipped_share: of the steps at the worst perturbation found, the share with an action at its limit.
+        triangle, constant: the weaker bounds, by the gain alone and with one multiplier for all steps.
+    """
+
+    size: float
+    nominal: float
+    found: float
+    certified: float | None
+    clipped_share: float
+    triangle: float | None = None
+    constant: float | None = None
+
+
+@dataclass(frozen=True)
+class ReturnCertificate:
+    """What is proven of the return of each episode, whoever perturbs what the policy reads.
+
+    Attributes:
+        status: "PASS" where there is a bound, else "NOT_CERTIFIED".
+        norm: of the perturbations, one of `certificates.ball.NORMS`.
+        gain: proven gain from the perturbation to the root of the cost, None where none is.
+        unclipped_up_to: for no size up to it can an action be clipped; None: not known.
+        episodes: the number that the rows are means of.
+        rows: one for each size.
+        task: the environment's name.
+        seed: of the episodes.
+        set_aside: how many episodes are no part of this, because an action is clipped without any perturbation.
+        each: certified returns by size and episode (sizes, episodes).
+        reason: why nothing is proven, "" if something is.
+    """
+
+    status: str
+    norm: str
+    gain: float | None
+    unclipped_up_to: float | None
+    episodes: int
+    rows: tuple[ReturnRow, ...]
+    task: str
+    seed: int
+    set_aside: int = 0
+    each: tuple[tuple[float, ...], ...] = ()
+    reason: str = ""
+
+    @property
+    def claim(self) -> str:
+        """The sentence that holds."""
+        if self.status != "PASS":
+            return f"Nothing is proven of the return in {self.task}: {self.reason}. This does not mean that it is bad."
+        bounds = [
+            f"at least {_down(row.certified)} where the error is at most {row.size:.6g}"
+            for row in self.rows
+            if row.certified is not None
+        ]
+        aside = ""
+        if self.set_aside:
+            aside = (
+                f" Of {self.set_aside} other episode(s), in which an action is clipped without any perturbation, "
+                "nothing is said."
+            )
+        return (
+            f"For each of {self.episodes} episodes of {self.task} (seed {self.seed}), whoever adds an error to what "
+            "the policy reads and whatever it knows of start and noise, the return is bounded from below, and on "
+            f"average it is {', '.join(bounds)} ({_AT_MOST[self.norm]}). {self._clipping()}{aside} The gain "
+            f"{numbers.upper(self.gain or 0.0)} behind it is proven with its rounding; the bound of the return is "
+            f"computed in float64, with {MARGIN:g} of the cost added for what that rounds: a margin and no proof."
+        )
+
+    def _clipping(self) -> str:
+        largest = max((row.size for row in self.rows), default=0.0)
+        if self.unclipped_up_to is None:
+            return "This holds while no action is clipped, of which nothing is proven: one clipped action voids it."
+        if largest <= self.unclipped_up_to:
+            return "No action can be clipped at any of these sizes, which is proven too."
+        limit = numbers.lower(self.unclipped_up_to)
+        return (
+            f"No action can be clipped for sizes up to {limit}, which is proven too; at larger sizes the bound holds "
+            "while no action is clipped, and one clipped action voids it."
+        )
+
+    def content(self) -> dict[str, Any]:
+        """Return what the file holds."""
+        named = {name: value for name, value in asdict(self).items() if name != "rows"}
+        return {
+            "schema": SCHEMA,
+            "status": self.status,
+            "claim": self.claim,
+            **named,
+            "rows": [asdict(row) for row in self.rows],
+            "versions": versions(),
+        }
+
+    def to_json(self, path: str | Path) -> Path:
+        """Return `path` after writing the certificate there, whole or not at all."""
+        return write_json(path, self.content())
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> ReturnCertificate:
+        """Return the certificate in a file; raises MissingFileError, CorruptFileError, SchemaError."""
+        content = read_json(path, "return certificate", SCHEMA)
+        try:
+            fields = {name: content[name] for name in cls.__dataclass_fields__}
+            fields["rows"] = tuple(ReturnRow(**row) for row in content["rows"])
+            fields["each"] = tuple(tuple(values) for values in content["each"])
+        except (KeyError, TypeError) as error:
+            raise CorruptFileError(f"{path} lacks or garbles {error}; write it with `certify --return`.") from error
+        return cls(**fields)
+
+
+def _down(value: float | None) -> str:
+    """Return a return as a reader sees it, rounded down."""
+    assert value is not None
+    return f"-{numbers.upper(-value)}" if value < 0 else numbers.lower(value)

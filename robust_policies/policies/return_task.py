@@ -1,0 +1,106 @@
+"""The tasks of which a return can be certified: a linear plant at its nominal parameters, and nothing around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import VectorEnv
+
+from robust_policies.control.linear_model import LinearModel, from_matrices
+from robust_policies.envs.batch import make_batch, name_of, time_limit
+from robust_policies.envs.plant import Plant
+from robust_policies.envs.plants.linear import LinearPlant
+from robust_policies.envs.single import TaskEnv
+from robust_policies.envs.vector import TorchVectorEnv
+from robust_policies.errors import InvalidValueError, NotCertifiableError, ShapeError
+from robust_policies.policies.deployed import DeployedPolicy
+from robust_policies.policies.youla.policy import YoulaPolicy
+
+Task = str | Mapping[str, Any] | Plant | gymnasium.Env | VectorEnv | Callable[..., gymnasium.Env]
+# What changes nothing of an episode.
+_HARMLESS = ("PassiveEnvChecker", "OrderEnforcing", "TimeLimit", "RecordEpisodeStatistics", "EpisodeStatistics")
+
+
+def linear_task(task: Task) -> tuple[str, LinearPlant, int]:
+    """Return a task's name, its plant and the length of its episodes; arguments and errors as `certified_return`."""
+    if isinstance(task, Plant):
+        name, plant, steps = task.kind, task, task.max_episode_steps
+    elif isinstance(task, (gymnasium.Env, VectorEnv)):
+        name, (plant, steps) = getattr(task.spec, "id", type(task.unwrapped).__name__), _bare(task)
+    else:
+        entry: Any = {"id": task} if not isinstance(task, Mapping) else task
+        extra = sorted(set(entry) - {"id", "kwargs", "perturbations"})
+        if extra or "id" not in entry:
+            raise InvalidValueError(f"The task is {dict(entry)!r}; expected an environment's id, and kwargs.")
+        for wrapper in entry.get("perturbations") or ():
+            _refuse(wrapper if isinstance(wrapper, str) else str(next(iter(wrapper), wrapper)))
+        name, made = name_of(entry["id"]), make_batch(entry["id"], 1, entry.get("kwargs"))
+        try:
+            plant, steps = _bare(made)
+        finally:
+            made.close()
+    if not isinstance(plant, LinearPlant):
+        raise NotCertifiableError(
+            f"The plant of {name} is {plant.kind!r}, which is not linear; a return is certified for linear plants "
+            "alone (plant: linear in task.yaml)."
+        )
+    if plant.terminates:
+        raise NotCertifiableError(
+            f"Episodes of {name} end where a state leaves its limits, and a bound of a return needs a fixed length; "
+            "leave limits.state out of task.yaml."
+        )
+    return name, plant, steps
+
+
+def _bare(env: Any) -> tuple[Plant, int]:
+    """Return the plant of an environment that nothing stands around, and the length of its episodes."""
+    at = env
+    while at is not at.unwrapped:
+        if type(at).__name__ not in _HARMLESS:
+            _refuse(type(at).__name__)
+        at = at.env
+    batch, steps = at.batch if isinstance(at, TaskEnv) else at, time_limit(env)
+    if not isinstance(batch, TorchVectorEnv):
+        raise NotCertifiableError(
+            f"{type(at).__name__} holds environments of another package, whose equations are not known; a return is "
+            "certified for this package's linear tasks alone."
+        )
+    if batch.varies:
+        raise NotCertifiableError(
+            "The environment's physical parameters are not the nominal ones, or vary from episode to episode; the "
+            "plant would not be the one that the proof is of. Make it without `randomize`, a changed plant as a task "
+            "of its own."
+        )
+    return batch.plant, min(batch.max_episode_steps, steps or batch.max_episode_steps)
+
+
+def _refuse(wrapper: str) -> None:
+    why = "which the loop that is proven does not have"
+    if "Delay" in wrapper:
+        why = "a delay that the loop of the proof does not have"
+    elif "Normalize" in wrapper:
+        why = "a normaliser that learns, so that the policy is another one at every step"
+    raise NotCertifiableError(f"{wrapper} stands around the environment, {why}; certify without it.")
+
+
+def fitting_model(policy: DeployedPolicy, plant: LinearPlant) -> LinearModel:
+    """Return the plant's model; raises NotCertifiableError where the policy holds the model of another one."""
+    model = from_matrices(plant.A, plant.B, plant.C, time_step=plant.time_step)
+    sizes = policy.cell.input_size, policy.actor.head.output_size
+    if sizes != (model.p, model.m):
+        raise ShapeError(
+            f"The policy reads {sizes[0]} number(s) and gives {sizes[1]}; the plant has {model.p} output(s) and "
+            f"{model.m} input(s)."
+        )
+    if isinstance(policy, YoulaPolicy):
+        for name in "ABC":
+            own, here = getattr(policy.model, name), getattr(model, name)
+            if own.shape != here.shape or not np.array_equal(own, here):
+                raise NotCertifiableError(
+                    f"The policy was made for another plant: {name} of its model is not that of the task. Design it "
+                    "for this task."
+                )
+    return model

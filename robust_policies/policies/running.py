@@ -1,0 +1,68 @@
+"""A policy in float64, with the arrays that run, beside the system around its neurons that it and a plant make."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from robust_policies.certificates.lmi import Array
+from robust_policies.certificates.neurons import Neurons
+from robust_policies.control.feedback import feedback_matrices
+from robust_policies.control.linear_model import LinearModel
+from robust_policies.control.youla import Performance
+from robust_policies.policies.actor import Actor
+
+Follow = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class RunningPolicy:
+    """What a policy does in exact arithmetic, but for float64's rounding; differentiable in the observation.
+
+    Attributes:
+        begin: the number of episodes -> the state at their start (episodes, nx).
+        step: (observation (episodes, p), state) -> (action (episodes, m) before it is clipped, signals inside
+            (episodes, k), what gives the next state for the action that was applied).
+        loop: (model, performance) -> the loop d -> (z, then the signals inside) around single neurons; it raises
+            NotCertifiableError where they are not known.
+        limits: (k,) where the policy itself clips the signals inside, at plus and minus.
+    """
+
+    begin: Callable[[int], Tensor]
+    step: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Follow]]
+    loop: Callable[[LinearModel, Performance], Neurons]
+    limits: Array
+
+
+def exact_actor(actor: Actor) -> tuple[Actor, Any]:
+    """Return a float64 copy of an actor, and the explicit arrays that run, as float64."""
+    with torch.no_grad():
+        explicit = actor.cell.explicit()
+    double = copy.deepcopy(actor).double().requires_grad_(False)
+    return double, tree_map(lambda leaf: _double(leaf), explicit)
+
+
+def running_actor(actor: Actor, neurons: Callable[[], Neurons]) -> RunningPolicy:
+    """Return a policy that is an actor alone; `neurons` gives it around its single neurons, or says why it cannot."""
+    double, explicit = exact_actor(actor)
+
+    def step(observation: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Follow]:
+        output, following = double.cell.step(explicit, double.body.scaling(double.normalized(observation)), state)
+        action = double.head(output)
+        return action, action[..., :0], lambda applied: following
+
+    def loop(model: LinearModel, performance: Performance) -> Neurons:
+        return neurons().mapped(lambda matrices: feedback_matrices(model, matrices, performance))
+
+    return RunningPolicy(lambda count: double.cell.initial_state(count).double(), step, loop, np.zeros(0))
+
+
+def _double(leaf: Any) -> Any:
+    return leaf.detach().double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
