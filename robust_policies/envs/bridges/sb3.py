@@ -15,7 +15,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from robust_policies import checks
-from robust_policies.envs.batch import Environment, make_batch, ours, spec_of, told
+from robust_policies.envs.batch import Environment, make_batch, make_one, ours, spec_of, told
 from robust_policies.envs.perturb import parse, perturb
 from robust_policies.envs.vector import TorchVectorEnv
 from robust_policies.errors import InvalidValueError
@@ -176,7 +176,7 @@ def make_sb3_vec_env(
     options = dict(env_kwargs or {})
     with told(env_id, options):
         return make_vec_env(
-            spec_of(env_id).id if isinstance(env_id, str) else env_id,
+            spec_of(env_id).id if isinstance(env_id, str) else lambda **given: make_one(env_id, given),
             n_envs=num_envs,
             seed=seed,
             env_kwargs=options,
