@@ -47,7 +47,7 @@ Step = Callable[[], object]
 
 
 def ours(task: str, size: int, device: str, **options: object) -> Step:
-    env = TorchVectorEnv(task, size, device=device, **options)  # type: ignore[arg-type]
+    env = TorchVectorEnv(task, size, device=device, **options)  # type: ignore[arg-type]  # options of any kind
     env.reset(seed=0)
     actions = itertools.cycle([torch.as_tensor(drawn, device=device) for drawn in drawn_actions(env)])
     return lambda: env.step(next(actions))
@@ -76,7 +76,7 @@ def gymnasiums(env_id: str, size: int, mode: str) -> Step:
 def bare_rollout(task: str, size: int) -> Step:
     """Return the same physics steps by `mujoco.rollout` alone: no observation, reward, reset or time limit."""
     env = gymnasium.make(MUJOCO[task]).unwrapped
-    model = env.model  # type: ignore[attr-defined]
+    model = env.model  # type: ignore[attr-defined]  # of a MuJoCo one
     data = [mujoco.MjData(model) for _ in range(torch.get_num_threads())]
     full = mujoco.mjtState.mjSTATE_FULLPHYSICS
     start = np.zeros(mujoco.mj_stateSize(model, full))
@@ -85,7 +85,7 @@ def bare_rollout(task: str, size: int) -> Step:
     generator = np.random.default_rng(0)
     controls = np.repeat(
         generator.uniform(-1, 1, (size, 1, model.nu)) * model.actuator_ctrlrange[:, 1],
-        env.frame_skip,  # type: ignore[attr-defined]
+        env.frame_skip,  # type: ignore[attr-defined]  # of a MuJoCo one
         1,
     )
 

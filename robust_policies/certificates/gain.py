@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,8 @@ from robust_policies.certificates.gain_search import (
     running_map,
     search,
 )
-from robust_policies.errors import CorruptFileError, InvalidValueError, MissingFileError
+from robust_policies.certificates.witness import read_witness
+from robust_policies.errors import InvalidValueError
 from robust_policies.files.atomic import write_atomic
 
 CURVE_STEPS = (1, 2, 5, 10, 20, 50, 100, 200)
@@ -55,13 +55,7 @@ class GainResult:
     @classmethod
     def load(cls, path: str | Path) -> GainResult:
         """Return the witness in `path`; raises MissingFileError, CorruptFileError."""
-        if not Path(path).is_file():
-            raise MissingFileError(f"{path} does not exist; expected a witness written by `certify`.")
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                return cls(float(file["gain"]), file["inputs_a"], file["inputs_b"])
-        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise CorruptFileError(f"{path} is not a witness ({error}); write it again with `certify`.") from error
+        return read_witness(path, lambda file: cls(float(file["gain"]), file["inputs_a"], file["inputs_b"]))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ for the curvature. Only the last step's difference counts.
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 
 from robust_policies.certificates.gain_search import generated_bases, input_units, running_map
-from robust_policies.errors import CorruptFileError, MissingFileError
+from robust_policies.certificates.witness import read_witness
 from robust_policies.files.atomic import write_atomic
 
 _BASES, _TURNS = 24, 2
@@ -42,13 +41,7 @@ class PeakWitness:
     @classmethod
     def load(cls, path: str | Path) -> PeakWitness:
         """Return the witness in `path`; raises MissingFileError, CorruptFileError."""
-        if not Path(path).is_file():
-            raise MissingFileError(f"{path} does not exist; expected a witness written by `certify`.")
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                return cls(file["inputs"], file["units"], file["found"])
-        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise CorruptFileError(f"{path} is not a witness ({error}); write it again with `certify`.") from error
+        return read_witness(path, lambda file: cls(file["inputs"], file["units"], file["found"]))
 
 
 def peak_witness(model: Any, units: np.ndarray, steps: int = 50, seed: int = 0) -> PeakWitness:

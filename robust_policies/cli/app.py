@@ -17,7 +17,8 @@ from robust_policies.cli.errors import exit_status, short_warnings
 from robust_policies.cli.imitate import imitate
 from robust_policies.cli.listing import Listing, entries_of
 from robust_policies.cli.steps import (
-    MOST_THREADS,
+    DryRun,
+    Threads,
     ask_first,
     certify_evaluate_report,
     certify_folder,
@@ -116,12 +117,8 @@ def train(
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="deterministic algorithms only; the same as deterministic=true")
     ] = False,
-    threads: Annotated[
-        int, typer.Option(min=1, max=MOST_THREADS, help="CPU threads; small networks are fastest with one")
-    ] = 1,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="make one update in a scratch folder with all that follows, and stop")
-    ] = False,
+    threads: Threads = 1,
+    dry_run: DryRun = False,
     evaluation: Annotated[bool, typer.Option("--evaluate/--no-evaluate", help="certify and evaluate it too")] = True,
     report_: Annotated[
         bool, typer.Option("--report/--no-report", help="write report.html (needs the evaluation)")

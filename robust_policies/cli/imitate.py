@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from robust_policies.cli.steps import MOST_THREADS, ask_first, certify_evaluate_report, said_of_dry_run
+from robust_policies.cli.steps import DryRun, Threads, ask_first, certify_evaluate_report, said_of_dry_run
 from robust_policies.files import numbers
 
 
@@ -35,12 +35,8 @@ def imitate(
         Path | None, typer.Option("-o", "--output", metavar="DIR", help="run folder [default: results/TASK_imitation]")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue the run in DIR from its last checkpoint")] = False,
-    threads: Annotated[
-        int, typer.Option(min=1, max=MOST_THREADS, help="CPU threads; small networks are fastest with one")
-    ] = 1,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="make one update in a scratch folder with all that follows, and stop")
-    ] = False,
+    threads: Threads = 1,
+    dry_run: DryRun = False,
     evaluation: Annotated[bool, typer.Option("--evaluate/--no-evaluate", help="certify and evaluate it too")] = True,
     report: Annotated[
         bool, typer.Option("--report/--no-report", help="write report.html (needs the evaluation)")

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from robust_policies.files import numbers
 
-MOST_THREADS = 1024
+Threads = Annotated[int, typer.Option(min=1, max=1024, help="CPU threads; small networks are fastest with one")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="make one update in a scratch folder with all that follows, and stop")
+]
 
 
 def ask_first(recipe: Any, folder: Path, device: str, resume: bool, evaluate: bool, dry_run: bool) -> None:

@@ -1,4 +1,4 @@
-"""Environments of other packages go through every command: train, certify, evaluate, report, enjoy."""
+"""Environments of other packages go through every command: train, certify, evaluate, export, report, enjoy."""
 
 import importlib.util
 import json
@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import yaml
 from in_process import answer
+
+from robust_policies.policies import load_policy
 
 needs_box2d = pytest.mark.skipif(importlib.util.find_spec("Box2D") is None, reason="gymnasium[box2d] is not installed")
 # Memory, gain and what the environment is: choices and continuous actions, one-hot states, Boxes with and without ends.
@@ -60,6 +62,11 @@ def test_an_environment_of_another_package_goes_through_every_command(env_id, tm
     attacked = [row for row in found["rows"] if (row["perturbation"], row["size"]) == ("mad_pgd", 0.1)]
     assert len(attacked) == (env_id != "FrozenLake-v1"), "which of 16 fields it stands on cannot be off by a tenth"
     assert all(len(row["returns"]) == 2 and np.isfinite(row["returns"]).all() for row in attacked)
+    done = answer("export", folder, "--format", "safetensors", "-o", tmp_path / "exported")
+    assert done.returncode == 0, done.stderr
+    policy, exported = load_policy(folder), load_policy(tmp_path / "exported")
+    observation = policy.observation_space.sample()
+    assert np.array_equal(policy.predict(observation)[0], exported.predict(observation)[0])
     done = answer("report", folder, "-o", tmp_path / "report.html")
     assert done.returncode == 0, done.stderr
     assert env_id in (tmp_path / "report.html").read_text()

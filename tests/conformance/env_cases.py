@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from kinds import KINDS, of_each_kind
 
 from robust_policies.envs import ENV_IDS
 
@@ -20,30 +21,13 @@ MUJOCO_IDS = tuple(
     for name in ("InvertedPendulum", "InvertedDoublePendulum", "Reacher", "Hopper", "HalfCheetah", "Walker2d")
 )
 TORCH_IDS = tuple(env_id for env_id in ENV_IDS if env_id not in MUJOCO_IDS)
-KIND_IDS = tuple(
-    f"robust_policies/{name}-v0"
-    for name in (
-        "Pendulum",
-        "CartPole",
-        "CartPoleContinuous",
-        "QubeServo",
-        "MagLev",
-        "QuadrotorPlanar",
-        "Quadrotor",
-        "Linear",
-        "YoulaExample",
-        "Hopper",
-    )
-)
-"""One id of each kind of plant; two of the cart-pole, whose actions may be choices or forces."""
+KIND_IDS = tuple(f"robust_policies/{name}-v0" for name in KINDS)
 # These have no termination of their own: they end only where MuJoCo finds the simulation unstable.
 ENDLESS_IDS = ("robust_policies/Reacher-v0", "robust_policies/HalfCheetah-v0")
 
 every_id = pytest.mark.parametrize("env_id", ENV_IDS)
 # The other ids are the same code with other numbers: in the soak.
-every_kind = pytest.mark.parametrize(
-    "env_id", [env_id if env_id in KIND_IDS else pytest.param(env_id, marks=pytest.mark.soak) for env_id in ENV_IDS]
-)
+every_kind = pytest.mark.parametrize("env_id", of_each_kind(ENV_IDS))
 every_mode = pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
 
 SAID_ON_PURPOSE = {
