@@ -28,9 +28,12 @@ class ReturnRow:
         size: in the observation's own unit.
         nominal: without a perturbation.
         found: of the worst perturbation that a search of the whole episode found, clipped where it clips.
-        certified: no perturbation of this size leads to less, while nothing is clipped; None: nothing is proven.
+        certified: no perturbation of this size leads to less, clipped actions included; None: nothing is proven.
         clipped_share: of the steps at the worst perturbation found, the share with an action at its limit.
-        triangle, constant: the weaker bounds, by the gain alone and with one multiplier for all steps.
+        triangle, constant: the weaker bounds, by the gain alone and with one multiplier for all steps; they hold while
+            nothing is clipped, and are None where that is not excluded in all episodes.
+        unclipped: no perturbation of this size that leads to no clipped action leads to less: the mean over the
+            episodes in which none is clipped without a perturbation. None where there is no such episode.
     """
 
     size: float
@@ -40,6 +43,7 @@ class ReturnRow:
     clipped_share: float
     triangle: float | None = None
     constant: float | None = None
+    unclipped: float | None = None
 
 
 @dataclass(frozen=True)
@@ -50,12 +54,13 @@ class ReturnCertificate:
         status: "PASS" where there is a bound, else "NOT_CERTIFIED".
         norm: of the perturbations, one of `certificates.ball.NORMS`.
         gain: proven gain from the perturbation to the root of the cost, None where none is.
-        unclipped_up_to: for no size up to it can an action be clipped; None: not known.
+        unclipped_up_to: for no size up to it can an action be clipped; None: one is without any perturbation, or
+            nothing is known.
         episodes: the number that the rows are means of.
         rows: one for each size.
         task: the environment's name.
         seed: of the episodes.
-        set_aside: how many episodes are no part of this, because an action is clipped without any perturbation.
+        set_aside: how many episodes are no part of this, because nothing is proven of them.
         each: certified returns by size and episode (sizes, episodes).
         reason: why nothing is proven, "" if something is.
     """
@@ -82,31 +87,31 @@ class ReturnCertificate:
             for row in self.rows
             if row.certified is not None
         ]
-        aside = ""
-        if self.set_aside:
-            aside = (
-                f" Of {self.set_aside} other episode(s), in which an action is clipped without any perturbation, "
-                "nothing is said."
-            )
+        aside = f" Of {self.set_aside} other episode(s) nothing is said." if self.set_aside else ""
         return (
             f"For each of {self.episodes} episodes of {self.task} (seed {self.seed}), whoever adds an error to what "
             "the policy reads and whatever it knows of start and noise, the return is bounded from below, and on "
             f"average it is {', '.join(bounds)} ({_AT_MOST[self.norm]}). {self._clipping()}{aside} The gain "
-            f"{numbers.upper(self.gain or 0.0)} behind it is proven with its rounding; the bound of the return is "
-            f"computed in float64, with {MARGIN:g} of the cost added for what that rounds: a margin and no proof."
+            f"{numbers.upper(self.gain or 0.0)} behind it is proven with its rounding; the bound of the return and "
+            f"what is said of clipping are computed in float64, with {MARGIN:g} added for what that rounds: a margin "
+            "and no proof."
         )
 
     def _clipping(self) -> str:
         largest = max((row.size for row in self.rows), default=0.0)
-        if self.unclipped_up_to is None:
-            return "This holds while no action is clipped, of which nothing is proven: one clipped action voids it."
-        if largest <= self.unclipped_up_to:
-            return "No action can be clipped at any of these sizes, which is proven too."
-        limit = numbers.lower(self.unclipped_up_to)
-        return (
-            f"No action can be clipped for sizes up to {limit}, which is proven too; at larger sizes the bound holds "
-            "while no action is clipped, and one clipped action voids it."
+        void = "".join(
+            f" Where the error is at most {row.size:.6g} nothing is proven with clipped actions; while none is clipped "
+            f"the average of the episodes without a clipped action is at least {_down(row.unclipped)}, and one clipped "
+            "action voids it."
+            for row in self.rows
+            if row.certified is None and row.unclipped is not None
         )
+        included = "Actions are clipped at the task's limits, which the bound includes."
+        if self.unclipped_up_to is None:
+            return included + void
+        if largest <= self.unclipped_up_to:
+            return "No action can be clipped at any of these sizes."
+        return f"{included} For sizes up to {numbers.lower(self.unclipped_up_to)} none can be clipped.{void}"
 
     def content(self) -> dict[str, Any]:
         """Return what the file holds."""

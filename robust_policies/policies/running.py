@@ -33,12 +33,14 @@ class RunningPolicy:
         loop: (model, performance) -> the loop d -> (z, then the signals inside) around single neurons; it raises
             NotCertifiableError where they are not known.
         limits: (k,) where the policy itself clips the signals inside, at plus and minus.
+        entering: (m, k), through which the clipped signals inside enter the action.
     """
 
     begin: Callable[[int], Tensor]
     step: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Follow]]
     loop: Callable[[LinearModel, Performance], Neurons]
     limits: Array
+    entering: Array
 
 
 def exact_actor(actor: Actor) -> tuple[Actor, Any]:
@@ -61,7 +63,13 @@ def running_actor(actor: Actor, neurons: Callable[[], Neurons]) -> RunningPolicy
     def loop(model: LinearModel, performance: Performance) -> Neurons:
         return neurons().mapped(lambda matrices: feedback_matrices(model, matrices, performance))
 
-    return RunningPolicy(lambda count: double.cell.initial_state(count).double(), step, loop, np.zeros(0))
+    return RunningPolicy(
+        lambda count: double.cell.initial_state(count).double(),
+        step,
+        loop,
+        np.zeros(0),
+        np.zeros((actor.head.output_size, 0)),
+    )
 
 
 def _double(leaf: Any) -> Any:

@@ -39,12 +39,13 @@ def running_youla(policy: Judged) -> RunningPolicy:
         def after(applied: Tensor) -> Tensor:
             return torch.cat((base.update(innovation, applied, own)[1], hidden), -1)
 
-        return base.command(innovation, youla, own), youla, after
+        inside = torch.minimum(torch.maximum(youla, -base.youla_high), base.youla_high)
+        return base.unclipped(innovation, inside, own), youla, after
 
     def loop(model: LinearModel, performance: Performance) -> Neurons:
         return _loop(policy, performance)
 
-    return RunningPolicy(begin, step, loop, base.youla_high.numpy())
+    return RunningPolicy(begin, step, loop, base.youla_high.numpy(), base.input_scale.numpy())
 
 
 def _loop(policy: Judged, performance: Performance) -> Neurons:
