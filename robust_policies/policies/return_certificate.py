@@ -63,6 +63,9 @@ class ReturnCertificate:
         set_aside: how many episodes are no part of this, because nothing is proven of them.
         each: certified returns by size and episode (sizes, episodes).
         reason: why nothing is proven, "" if something is.
+        region: of a nonlinear plant, for the largest size that has one (`size_up_to`): `names` of states and actions,
+            `low` and `high` of the box that they stay in, `moved_per_size` how far a perturbation of size 1 moves each,
+            `channels` the number of slopes that vary in it. None for a linear plant.
     """
 
     status: str
@@ -76,6 +79,7 @@ class ReturnCertificate:
     set_aside: int = 0
     each: tuple[tuple[float, ...], ...] = ()
     reason: str = ""
+    region: dict[str, Any] | None = None
 
     @property
     def claim(self) -> str:
@@ -87,6 +91,8 @@ class ReturnCertificate:
             for row in self.rows
             if row.certified is not None
         ]
+        if self.region is not None:
+            return self._in_region(bounds)
         aside = f" Of {self.set_aside} other episode(s) nothing is said." if self.set_aside else ""
         return (
             f"For each of {self.episodes} episodes of {self.task} (seed {self.seed}), whoever adds an error to what "
@@ -95,6 +101,23 @@ class ReturnCertificate:
             f"{numbers.upper(self.gain or 0.0)} behind it is proven with its rounding; the bound of the return and "
             f"what is said of clipping are computed in float64, with {MARGIN:g} added for what that rounds: a margin "
             "and no proof."
+        )
+
+    def _in_region(self, bounds: list[str]) -> str:
+        """Return the sentence of a nonlinear plant."""
+        assert self.region is not None
+        columns = zip(*(self.region[name] for name in ("names", "low", "high")), strict=True)
+        box = ", ".join(f"{low:.4g} <= {name} <= {high:.4g}" for name, low, high in columns)
+        without = [f"{row.size:.6g}" for row in self.rows if row.certified is None]
+        unknown = f" Where it is at most {', '.join(without)} nothing is proven." if without else ""
+        return (
+            f"For each of {self.episodes} episodes of {self.task} (seed {self.seed}, their own starts), whoever adds an "
+            "error to what the policy reads and whatever it knows, the return on the nonlinear plant is bounded from "
+            f"below, and on average it is {', '.join(bounds)} ({_AT_MOST[self.norm]}).{unknown} An error of at most "
+            f"{numbers.lower(self.region['size_up_to'])} cannot lead an episode out of the region {box}, where no "
+            "action is clipped and no episode ends. The plant's slopes in the region are bounded by interval "
+            "arithmetic; the gain, the region and the bound are computed in float64, with "
+            f"{MARGIN:g} added for what that rounds: a margin and no proof."
         )
 
     def _clipping(self) -> str:
@@ -134,7 +157,9 @@ class ReturnCertificate:
         """Return the certificate in a file; raises MissingFileError, CorruptFileError, SchemaError."""
         content = read_json(path, "return certificate", SCHEMA)
         try:
-            fields = {name: content[name] for name in cls.__dataclass_fields__}
+            # Files from before there were regions have none.
+            fields = {name: content[name] for name in cls.__dataclass_fields__ if name != "region"}
+            fields["region"] = content.get("region")
             fields["rows"] = tuple(ReturnRow(**row) for row in content["rows"])
             fields["each"] = tuple(tuple(values) for values in content["each"])
         except (KeyError, TypeError) as error:
