@@ -12,7 +12,7 @@ from robust_policies.certificates.channels import channels_of, closed
 from robust_policies.certificates.lmi import Array
 from robust_policies.certificates.neurons import Neurons
 from robust_policies.certificates.reach import reach_of
-from robust_policies.certificates.trajectory import MARGIN, Gain, Perturbation, balanced, gain_of
+from robust_policies.certificates.trajectory import MARGIN, Gain, Perturbation, balanced, gain_of, rated
 from robust_policies.control.linear_model import LinearModel
 from robust_policies.control.scope import enclosed_plant
 from robust_policies.control.youla import Performance
@@ -143,11 +143,13 @@ def box_loop(
     gain = gain_of(costs)
     if gain is None:
         return "in the region of these episodes the loop has no proven gain"
+    metrics = tuple(rated(around))
     groups, whole_l2 = Perturbation(norm, 1.0).groups(p), norm == "total_l2"
     reach = np.zeros((steps, len(select) - rows_z))
     for signal in range(reach.shape[1]):
         row = select[[rows_z + signal]]
-        found = reach_of(around.mapped(lambda matrices, row=row: matrices.then(row)), steps, groups, whole_l2)
+        one = around.mapped(lambda matrices, row=row: matrices.then(row))
+        found = reach_of(one, steps, groups, whole_l2, metrics)
         if found is None:
             return "in the region of these episodes nothing bounds how far a perturbation moves the loop"
         reach[:, signal] = found.bound(np.ones(len(groups)), whole_l2) * (1 + MARGIN)

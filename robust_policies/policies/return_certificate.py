@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ class ReturnCertificate:
         task: the environment's name.
         seed: of the episodes.
         set_aside: how many episodes are no part of this, because nothing is proven of them.
-        each: certified returns by size and episode (sizes, episodes).
+        each: certified returns by size and episode (sizes, episodes), minus infinity where there is none.
         reason: why nothing is proven, "" if something is.
         region: of a nonlinear plant, for the largest size that has one (`size_up_to`): `names` of states and actions,
             `low` and `high` of the box that they stay in, `moved_per_size` how far a perturbation of size 1 moves each,
@@ -111,11 +112,11 @@ class ReturnCertificate:
         without = [f"{row.size:.6g}" for row in self.rows if row.certified is None]
         unknown = f" Where it is at most {', '.join(without)} nothing is proven." if without else ""
         return (
-            f"For each of {self.episodes} episodes of {self.task} (seed {self.seed}, their own starts), whoever adds an "
-            "error to what the policy reads and whatever it knows, the return on the nonlinear plant is bounded from "
-            f"below, and on average it is {', '.join(bounds)} ({_AT_MOST[self.norm]}).{unknown} An error of at most "
-            f"{numbers.lower(self.region['size_up_to'])} cannot lead an episode out of the region {box}, where no "
-            "action is clipped and no episode ends. The plant's slopes in the region are bounded by interval "
+            f"For each of {self.episodes} episodes of {self.task} (seed {self.seed}, from their own starts), whoever "
+            "adds an error to what the policy reads and whatever it knows, the return on the nonlinear plant is "
+            f"bounded from below, and on average it is {', '.join(bounds)} ({_AT_MOST[self.norm]}).{unknown} An error "
+            f"of at most {numbers.lower(self.region['size_up_to'])} cannot lead an episode out of the region {box}, "
+            "where no action is clipped and no episode ends. The plant's slopes in the region are bounded by interval "
             "arithmetic; the gain, the region and the bound are computed in float64, with "
             f"{MARGIN:g} added for what that rounds: a margin and no proof."
         )
@@ -144,6 +145,8 @@ class ReturnCertificate:
             "status": self.status,
             "claim": self.claim,
             **named,
+            # JSON has no infinity.
+            "each": [[value if math.isfinite(value) else None for value in values] for values in self.each],
             "rows": [asdict(row) for row in self.rows],
             "versions": versions(),
         }
@@ -161,7 +164,9 @@ class ReturnCertificate:
             fields = {name: content[name] for name in cls.__dataclass_fields__ if name != "region"}
             fields["region"] = content.get("region")
             fields["rows"] = tuple(ReturnRow(**row) for row in content["rows"])
-            fields["each"] = tuple(tuple(values) for values in content["each"])
+            fields["each"] = tuple(
+                tuple(-math.inf if value is None else value for value in values) for values in content["each"]
+            )
         except (KeyError, TypeError) as error:
             raise CorruptFileError(f"{path} lacks or garbles {error}; write it with `certify --return`.") from error
         return cls(**fields)

@@ -3,8 +3,8 @@
 The episodes are played without a perturbation; around each of them stands a tube, as wide at each step as a
 perturbation of the size can move each state and action by then. In a box that holds all tubes the Jacobian is bounded
 (`certificates.channels`), from which the tube's width follows: while both trajectories are in the box their difference
-obeys the bounds, so the next one is in the tube, hence in the box, and so on for every step. No action is clipped in the
-tube and no episode ends in it, so that the bounds of `certificates.trajectory` hold. All of it is float64 arithmetic.
+obeys the bounds, so the next one is in the tube, hence in the box, and so on for every step. No action is clipped in
+the tube and no episode ends in it, so the bounds of `certificates.trajectory` hold. All of it is float64 arithmetic.
 """
 
 from __future__ import annotations
