@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +13,7 @@ import numpy as np
 from robust_policies.certificates.channels import channels_of, closed
 from robust_policies.certificates.lmi import Array
 from robust_policies.certificates.neurons import Neurons
+from robust_policies.certificates.optimum import Candidate
 from robust_policies.certificates.reach import reach_of
 from robust_policies.certificates.trajectory import MARGIN, Gain, Perturbation, balanced, gain_of, rated
 from robust_policies.control.linear_model import LinearModel
@@ -20,6 +23,9 @@ from robust_policies.envs.plant import Plant
 from robust_policies.envs.plants.cartpole import CartPolePlant
 from robust_policies.envs.plants.pendulum import PendulumPlant
 from robust_policies.errors import NotCertifiableError
+
+# How many metrics proofs start from.
+_METRICS = 6
 
 Close = Callable[[LinearModel, Performance], Neurons]
 
@@ -65,7 +71,7 @@ class Box:
     Attributes:
         low, high: (n + m,) its corners.
         costs: d -> z around the policy's neurons and the channels.
-        gain: proven of it in float64.
+        metrics: in which it is thought to contract, with their rates.
         reach: (steps, n + m + signals) of states, actions and the other signals.
         channels: how many entries of the Jacobian vary.
     """
@@ -73,9 +79,14 @@ class Box:
     low: Array
     high: Array
     costs: Neurons
-    gain: Gain
+    metrics: tuple[tuple[float, Candidate], ...]
     reach: Array
     channels: int
+
+    @cached_property
+    def gain(self) -> Gain | None:
+        """The gain of `costs`, proven for its arrays; None where none is."""
+        return gain_of(self.costs, self.metrics)
 
 
 def box_loop(
@@ -140,10 +151,9 @@ def box_loop(
     around = balanced(closed(Neurons(whole, loop.theta), lower, width, late))
     select = np.eye(2 * rows_z + inside + len(seen))
     costs = around.mapped(lambda matrices: matrices.then(select[:rows_z]))
-    gain = gain_of(costs)
-    if gain is None:
-        return "in the region of these episodes the loop has no proven gain"
-    metrics = tuple(rated(around))
+    metrics = tuple(islice(rated(around), _METRICS))
+    if not metrics:
+        return "in the region of these episodes no metric was found in which the loop contracts"
     groups, whole_l2 = Perturbation(norm, 1.0).groups(p), norm == "total_l2"
     reach = np.zeros((steps, len(select) - rows_z))
     for signal in range(reach.shape[1]):
@@ -153,4 +163,4 @@ def box_loop(
         if found is None:
             return "in the region of these episodes nothing bounds how far a perturbation moves the loop"
         reach[:, signal] = found.bound(np.ones(len(groups)), whole_l2) * (1 + MARGIN)
-    return Box(low, high, costs, gain, reach, k)
+    return Box(low, high, costs, metrics, reach, k)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from robust_policies.certificates.lmi import Array
-from robust_policies.certificates.trajectory import MARGIN, Along, CostBounds, Perturbation
+from robust_policies.certificates.trajectory import MARGIN, Along, CostBounds, Gain, Perturbation
 from robust_policies.control.linear_model import LinearModel
 from robust_policies.control.linearize import linearize_plant
 from robust_policies.envs.known import known_episodes, seeds_of
@@ -101,8 +101,8 @@ class _InRegion:
         for size in sorted(set(sizes)):
             box = None if reason else self._smallest(size)
             bounds = None
-            if box is not None:
-                bounds = self._bounds(box, size)
+            if box is not None and box.gain is not None:
+                bounds = self._bounds(box, box.gain, size)
                 least[size] = np.minimum(least[size], bounds.least + self._least_cost)
                 gains.append(box.gain.gain)
             played = self._attacked(size, box is not None, starts, bounds)
@@ -119,7 +119,11 @@ class _InRegion:
             )
         proven = any(row.certified is not None for row in rows.values())
         if not proven and not reason:
-            reason = f"a region is known for sizes up to {limit:.3g} only" if limit else "no region is known"
+            reason = (
+                f"a region is known for sizes up to {limit:.3g}, a gain in it is not" if limit else "no region is known"
+            )
+            if limit and limit < min(sizes):
+                reason = f"a region is known for sizes up to {limit:.3g} only"
         each = [tuple((-least[size]).tolist()) for size in sizes] if proven else []
         return ReturnCertificate(
             status="PASS" if proven else "NOT_CERTIFIED",
@@ -264,7 +268,7 @@ class _InRegion:
         box = self.boxes[best]
         return self._up_to(box), box if isinstance(box, Box) and self._up_to(box) > 0 else None
 
-    def _bounds(self, box: Box, size: float) -> CostBounds:
+    def _bounds(self, box: Box, gain: Gain, size: float) -> CostBounds:
         """Return the bounds of the squares' sum of each episode."""
         squares = squares_of(self.playing.plant)
         states, applied = self.nominal.states, self.nominal.applied
@@ -275,7 +279,7 @@ class _InRegion:
         cost = self.nominal.cost.numpy() - self._least_cost
         if not np.allclose(np.square(z).sum((0, 2)), cost, rtol=1e-9, atol=1e-9):
             raise InvalidValueError("The plant's reward is not the sum of squares that the bound is of.")
-        return Along(box.costs.model, box.costs.family, z).bounds(box.gain, Perturbation(self.norm, size))
+        return Along(box.costs.model, box.costs.family, z).bounds(gain, Perturbation(self.norm, size))
 
     def _attacked(self, size: float, held: bool, starts: list[Array], bounds: CostBounds | None) -> Played:
         """Return the episodes under the worst perturbation found; a worse one of a smaller size counts as well."""
