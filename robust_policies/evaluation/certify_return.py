@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from robust_policies.envs.batch import plant_of
+from robust_policies.envs.plants.cartpole import CartPolePlant
 from robust_policies.envs.plants.linear import LinearPlant
+from robust_policies.envs.plants.pendulum import PendulumPlant
 from robust_policies.errors import InvalidValueError
 from robust_policies.policies import load_policy
 from robust_policies.policies.return_certificate import ReturnCertificate
@@ -61,6 +63,8 @@ def _task(run: RunFolder) -> dict[str, Any]:
 def _default_sizes(task: dict[str, Any]) -> list[float]:
     plant = plant_of(task["id"], task["kwargs"])
     deviation = float(np.linalg.norm(plant.F, axis=1).max(initial=0.0)) if isinstance(plant, LinearPlant) else 1.0
+    if isinstance(plant, (PendulumPlant, CartPolePlant)):
+        deviation = 0.0
     if not deviation:
         raise InvalidValueError("The task's sensors have no noise that sizes could be multiples of; give --sizes.")
     return [multiple * deviation for multiple in MULTIPLES]

@@ -1,4 +1,4 @@
-"""The certified return: what no perturbation of a policy's observations can lead below, on a linear plant.
+"""The certified return: what no perturbation of a policy's observations can lead below.
 
 Policy and plant are one system around the policy's neurons, from the perturbation to the root of the cost; the
 episodes are played once without a perturbation, and `certificates.trajectory` bounds what any perturbation can make of
@@ -57,8 +57,9 @@ def certified_return(
     Where the loop has no bound, the status of the result is NOT_CERTIFIED and its `reason` says why.
 
     Raises:
-        NotCertifiableError: the task is none of which such a bound is known (its plant is not linear, something stands
-            around it, its episodes end early, its parameters vary), or the policy was made for another plant.
+        NotCertifiableError: the task is none of which such a bound is known (its plant is neither linear nor one of
+            `return_region`, something stands around it, its episodes end early, its parameters vary), or the policy was
+            made for another plant.
         InvalidValueError, UnknownNameError, ShapeError: an argument is wrong, or the policy does not fit.
     """
     asked = _checked_sizes(sizes, norm)
