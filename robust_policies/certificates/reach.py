@@ -56,11 +56,14 @@ def reach_of(neurons: Neurons, steps: int, groups: Array, whole: bool = False) -
     """Return how inputs reach the one signal of a system, None where no multipliers are found.
 
     Args:
-        neurons: the system d -> y.
+        neurons: the system d (nd,) -> y (1,).
         steps: the number of lags.
         groups: (groups, nd) which inputs each group has; they count as much as one another.
         whole: whether the inputs are bounded together, and not step by step.
     """
+    model = neurons.model
+    if not (model.C2.any() or model.D21.any() or model.D22.any()):
+        return Reach(np.zeros(steps), np.ones((steps, len(groups))), np.zeros((steps, neurons.family.size)))
     dual = _Lags(neurons, steps, groups, whole)
     starts = dual.starts(neurons)
     if not starts:

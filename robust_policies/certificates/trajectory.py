@@ -323,7 +323,7 @@ class Dual(Protocol):
         ...
 
     def at(self, mu: Array, theta: Array, groups: Array) -> Point | None:
-        """Return the supremum for these multipliers, None if there is none."""
+        """Return the supremum for mu (1 or time, groups) and theta (1 or time, size), None if there is none."""
         ...
 
 

@@ -76,7 +76,7 @@ class Playing:
         """Return where (time, episodes) a signal is at its limit or beyond."""
         low, high = self.limits()
         signals = played.signals.detach().numpy()
-        return ((signals <= low) | (signals >= high)).any(-1)
+        return np.asarray(((signals <= low) | (signals >= high)).any(-1))
 
     def worst(self, norm: str, size: float, starts: Sequence[np.ndarray], steps: int, seed: int) -> Tensor:
         """Return the perturbations (time, episodes, p) of a size that cost most of all that were met.

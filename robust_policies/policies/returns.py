@@ -96,9 +96,9 @@ class _Searched:
         bounds = [self._bounds(size) for size in sizes]
         least = _monotone([bound.least for bound in bounds], order)
         # Episodes of which nothing is proven at any size are no part of the means, unless that is all of them.
-        kept = np.isfinite(least).any(0)
+        kept: Array = np.asarray(np.isfinite(least).any(0))
         proven = bool(kept.any())
-        kept = kept | (not proven)
+        kept = kept if proven else np.ones_like(kept)
         rows, starts, most = [], [], np.zeros(0)
         for index in order:
             bound, size = bounds[index], sizes[index]
@@ -152,7 +152,8 @@ class _Searched:
         found = Along(loop.costs.model, loop.costs.family, z).bounds(loop.gain, perturbation)
         if not size:
             # Where nothing is perturbed the episode, clipped or not, is the one that was played.
-            return _Bounds(*[found.triangle] * 4, [])
+            exact = found.triangle
+            return _Bounds(exact, exact, exact, exact, [])
         reach = loop.moves.reached(self._clips, self._moved(perturbation))
         free = (reach <= self._clips.room()).all((0, 2))
         triangle, constant, least = (np.where(free, bound, np.inf) for bound in found[:3])
@@ -160,7 +161,7 @@ class _Searched:
         if not free.all():
             clips = Clips(self._clips.nominal[:, ~free], self._clips.low, self._clips.high)
             lower, upper = clips.slopes(reach[:, ~free])
-            along = ClippedAlong(loop.clipped, z[:, ~free], lower, upper, (clips.room() < 0).any(2))
+            along = ClippedAlong(loop.clipped, z[:, ~free], lower, upper, np.any(clips.room() < 0, axis=2))
             groups = perturbation.groups(loop.clipped.sizes[2])
             mu, theta = found.multipliers or _simple(loop.gain, len(groups))
             clipped = along.bounds(mu, theta, perturbation)
