@@ -16,7 +16,7 @@ from .sb3.recurrent import (
     RecurrentCellPolicy as RecurrentCellPolicy,
 )
 from .sb3.windowed import WindowedExtractor as WindowedExtractor
-from .smoothing import SmoothedReturn as SmoothedReturn
+from .smoothed import SmoothedReturn as SmoothedReturn
 from .smoothing import smoothed_return as smoothed_return
 from .storage import load_policy as load_policy
 from .storage import save_policy as save_policy
