@@ -173,7 +173,7 @@ def certify(
         float | None,
         typer.Option(
             metavar="SIGMA",
-            help="certify its return with Gaussian noise of this deviation on what it reads instead, in any environment",
+            help="certify its return in any environment with Gaussian noise of this deviation on what it reads",
         ),
     ] = None,
     sizes: Annotated[
@@ -210,7 +210,7 @@ def certify(
     from robust_policies.train import open_run
 
     modes = {"--check": check, "--weights": weights, "--return": return_, "--smooth": smooth}
-    asked = [name for name, value in modes.items() if value not in (None, False)]
+    asked = [name for name, value in modes.items() if value is not None and value is not False]
     given = {"--sizes": sizes, "--norm": norm, "--episodes": episodes, "--seed": seed}
     given |= {"--confidence": confidence, "--floor": floor}
     check_together(asked, [name for name, value in given.items() if value is not None])
@@ -222,7 +222,12 @@ def certify(
     if return_:
         proven = certify_return_folder(folder, numbers, (norm or Norm.per_step_l2).value, episodes or 64, seed or 0)
     elif smooth is not None:
-        options = {"episodes": episodes, "confidence": confidence or 0.99, "floor": floor, "seed": seed or 0}
+        options = {
+            "episodes": episodes,
+            "confidence": 0.99 if confidence is None else confidence,
+            "floor": floor,
+            "seed": seed or 0,
+        }
         proven = certify_smoothed_folder(folder, smooth, numbers, **options)
     else:
         proven = certify_folder(folder, None if weights is None else _numbers("--weights", weights))

@@ -90,9 +90,9 @@ class SmoothedReturn:
         return (
             f"Of the smoothed policy, which reads every observation of {self.task} with new Gaussian noise of standard "
             f"deviation {self.sigma:.6g} in each measured entry, and of no policy without that noise: {bounds}. "
-            f"An attack's size is the l2 norm, over all entries and steps of an episode (at most {self.steps}), of what "
-            "it adds before the noise; it may be chosen from the policy, the environment, its start and noise, and all "
-            "that happened, but not from the Gaussian noise of this step or later ones. All of it holds together with "
+            f"The size of an attack is the l2 norm, over all entries and steps of an episode (at most {self.steps}), "
+            "of what it adds before the noise; it may be chosen from the policy, the environment, its start and noise, "
+            "and all that happened, but not from the Gaussian noise of this step or later ones. All of it holds with "
             f"confidence {self.confidence:.6g}, from {self.episodes} independent episodes (seed {self.seed})."
             + self._said_of_the_floor()
         )

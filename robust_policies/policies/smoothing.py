@@ -75,7 +75,7 @@ def smoothed_return(
     """
     if not isinstance(policy, DeployedPolicy):
         raise InvalidValueError(
-            f"The policy is a {type(policy).__name__}; expected a deployed one, of load_policy(folder) or deploy(model)."
+            f"The policy is a {type(policy).__name__}; expected a deployed one: load_policy(folder), deploy(model)."
         )
     sigma = checks.finite_float("sigma", sigma, above=0.0)
     given = [multiple * sigma for multiple in MULTIPLES] if sizes is None else sizes

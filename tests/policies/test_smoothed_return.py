@@ -15,26 +15,28 @@ from robust_policies.errors import CorruptFileError, InvalidValueError, SchemaEr
 from robust_policies.networks import Cell, make_cell
 from robust_policies.policies import DeployedPolicy, SmoothedReturn, save_policy, smoothed_return
 from robust_policies.policies.actor import Actor, MeanHead, ScaledCell, Scaling
+from robust_policies.policies.observations import flat_size
 
-STEPS, SIGMA, EPISODES, HIGH = 2, 0.5, 3000, 3.0
+STEPS, SIGMA, EPISODES, HIGH = 2, 0.5, 4000, 3.0
 PENDULUM = "robust_policies/Pendulum-v0"
 BOX = spaces.Box(-np.inf, np.inf, (2,), np.float32)
 
 
 class Adding(Cell):
-    """The sum of all first entries so far, of two: what a memory can hold."""
+    """The sum of one entry so far: what a memory can hold."""
 
     name = "adding"
 
-    def __init__(self):
-        super().__init__(2, 1, 1)
+    def __init__(self, size, entry):
+        super().__init__(size, 1, 1)
+        self.entry = entry
         self.unused = torch.nn.Parameter(torch.zeros(1))
 
     def explicit(self):
         return None
 
     def step(self, explicit, input, state):
-        total = state + input[..., :1]
+        total = state + input[..., self.entry, None]
         return total, total
 
     def run(self, explicit, inputs, state, starts):
@@ -73,20 +75,22 @@ class Sum(gymnasium.Env):
         return self.seen(float(action[0])), reward, last, False, {}
 
 
-def adding():
-    actor = Actor(ScaledCell(Adding(), Scaling(2)), MeanHead(1, 1, False))
-    return DeployedPolicy(actor, BOX, Sum.action_space)
+def adding(space=BOX, entry=0):
+    size = flat_size(space)
+    actor = Actor(ScaledCell(Adding(size, entry), Scaling(size)), MeanHead(1, 1, False))
+    return DeployedPolicy(actor, space, Sum.action_space)
 
 
-def mlp(observations=BOX, outputs=1, actions=Sum.action_space):
+def small(kind, size, outputs, actions, **options):
     torch.manual_seed(0)
-    cell = make_cell("mlp", 3 if observations is not BOX else 2, outputs, hidden_sizes=[4])
-    actor = Actor(ScaledCell(cell, Scaling(cell.input_size)), MeanHead(outputs, outputs, False))
-    return DeployedPolicy(actor, observations, actions)
+    actor = Actor(
+        ScaledCell(make_cell(kind, size, outputs, **options), Scaling(size)), MeanHead(outputs, outputs, False)
+    )
+    return DeployedPolicy(actor, spaces.Box(-np.inf, np.inf, (size,), np.float32), actions)
 
 
 def pendulum():
-    return mlp(spaces.Box(-8, 8, (3,), np.float32), 1, spaces.Box(-2, 2, (1,), np.float32))
+    return small("mlp", 3, 1, spaces.Box(-2, 2, (1,), np.float32), hidden_sizes=[4])
 
 
 def exact(size):
@@ -98,12 +102,12 @@ def exact(size):
 
 @pytest.fixture(scope="module")
 def certified():
-    return smoothed_return(adding(), Sum, SIGMA, [0.5, 0.0, 0.25], EPISODES, floor=0.0)
+    return smoothed_return(adding(), Sum, SIGMA, [0.5, 0.1, 0.25], EPISODES, floor=0.0)
 
 
 def test_what_is_certified_is_below_the_worst_attack_and_within_a_tenth_of_it(certified):
     assert certified.status == "PASS"
-    assert [row.size for row in certified.rows] == [0.0, 0.25, 0.5]
+    assert [row.size for row in certified.rows] == [0.1, 0.25, 0.5]
     truths = [exact(row.size) for row in certified.rows]
     assert all(row.mean < truth for row, truth in zip(certified.rows, truths, strict=True))
     assert max(row.mean / truth for row, truth in zip(certified.rows, truths, strict=True)) > 0.9
@@ -186,39 +190,33 @@ def test_the_floor_of_the_pendulum_is_reached():
 
 
 def test_choices_of_a_policy_with_a_memory_in_an_environment_of_another_package():
-    torch.manual_seed(0)
-    cell = make_cell("lstm", 4, 2, state_size=6)
-    actor = Actor(ScaledCell(cell, Scaling(4)), MeanHead(2, 2, False))
-    policy = DeployedPolicy(actor, spaces.Box(-np.inf, np.inf, (4,), np.float32), spaces.Discrete(2))
+    policy = small("lstm", 4, 2, spaces.Discrete(2), state_size=6)
     found = smoothed_return(policy, "CartPole-v1", 0.1, [0.05], 100, 0.9, floor=0.0, max_steps=6)
     assert (found.nominal, found.smoothed, found.steps) == (6.0, 6.0, 6)
     assert 5.0 < found.rows[0].mean < 6.0
 
 
 class Mixed(gymnasium.Env):
-    """Three numbers of two measured entries and a bit; some episodes end in NaN."""
+    """Two measured entries and a bit that is set: 1 for an action of exactly 1; half of the episodes end in NaN."""
 
-    def __init__(self, space, fails=True):
-        self.observation_space, self.action_space, self.fails, self.spec = space, Sum.action_space, fails, None
+    def __init__(self, space):
+        self.observation_space, self.action_space, self.spec = space, Sum.action_space, None
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.bad = self.fails and self.np_random.random() < 0.5
+        self.bad = self.np_random.random() < 0.5
         return self.seen(), {}
 
     def seen(self):
-        zeros = np.zeros(2, dtype=np.float32)
-        return (
-            {"level": zeros, "on": np.zeros(1, dtype=np.int8)} if isinstance(self.observation_space, spaces.Dict) else 0
-        )
+        return {"level": np.zeros(2, dtype=np.float32), "on": np.ones(1, dtype=np.int8)}
 
     def step(self, action):
-        return self.seen(), np.nan if self.bad else 1.0, True, False, {}
+        return self.seen(), np.nan if self.bad else float(action[0] == 1.0), True, False, {}
 
 
 def test_episodes_that_fail_count_as_the_floor_and_choices_get_no_noise():
     space = spaces.Dict(level=BOX, on=spaces.MultiBinary(1))
-    found = smoothed_return(mlp(space), lambda: Mixed(space), 0.1, [0.05], 200, floor=0.0)
+    found = smoothed_return(adding(space, 2), lambda: Mixed(space), 0.1, [0.05], 200, floor=0.0)
     assert 60 < found.failed < 140
     assert found.smoothed == 1.0
     assert found.rows[0].mean < 0.6
@@ -228,7 +226,7 @@ def test_episodes_that_fail_count_as_the_floor_and_choices_get_no_noise():
 def test_what_makes_no_sense_is_refused():
     for space in (spaces.Discrete(3), spaces.MultiBinary(3)):
         with pytest.raises(InvalidValueError, match="choices alone"):
-            smoothed_return(mlp(space), lambda space=space: Mixed(space), 0.1, [0.1], 100)
+            smoothed_return(adding(space), lambda space=space: Mixed(space), 0.1, [0.1], 100)
     for wrong, said in (
         ({"sigma": 0.0}, "sigma"),
         ({"sizes": [-0.1]}, "size"),
