@@ -190,16 +190,12 @@ def certify(
             min=1, help="for --return [default: 64] and --smooth [default: 10000; 1000 in other packages' environments]"
         ),
     ] = None,
-    confidence: Annotated[
-        float | None, typer.Option(help="of all bounds together, for --smooth [default: 0.99]")
-    ] = None,
+    confidence: Annotated[float | None, typer.Option(help="of all together, for --smooth [default: 0.99]")] = None,
     floor: Annotated[
         float | None,
         typer.Option(help="no return is below it, for --smooth [default: where the task's rewards have a floor, that]"),
     ] = None,
-    seed: Annotated[
-        int | None, typer.Option(min=0, help="of the episodes, for --return and --smooth [default: 0]")
-    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="for --return and --smooth [default: 0]")] = None,
 ) -> None:
     """Prove the gain and contraction of the policy that runs; exit status 1 if nothing could be proven.
 
@@ -222,12 +218,8 @@ def certify(
     if return_:
         proven = certify_return_folder(folder, numbers, (norm or Norm.per_step_l2).value, episodes or 64, seed or 0)
     elif smooth is not None:
-        options = {
-            "episodes": episodes,
-            "confidence": 0.99 if confidence is None else confidence,
-            "floor": floor,
-            "seed": seed or 0,
-        }
+        level = 0.99 if confidence is None else confidence
+        options = {"episodes": episodes, "confidence": level, "floor": floor, "seed": seed or 0}
         proven = certify_smoothed_folder(folder, smooth, numbers, **options)
     else:
         proven = certify_folder(folder, None if weights is None else _numbers("--weights", weights))
