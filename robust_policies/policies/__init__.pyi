@@ -1,5 +1,7 @@
 from .deployed import DeployedPolicy as DeployedPolicy
 from .feedback import closed_loop_bound as closed_loop_bound
+from .local import LocalBounds as LocalBounds
+from .local import local_bounds as local_bounds
 from .return_certificate import ReturnCertificate as ReturnCertificate
 from .returns import certified_return as certified_return
 from .sb3.certify import certify_model as certify_model
