@@ -100,7 +100,8 @@ def local_bounds(
     window = policy.cell.window if isinstance(policy.cell, WindowCell) else 1
     gamma, most = np.zeros(count), 1
     for chain, read in _chains(policy.actor):
-        found, boxes = local_peaks(chain, *(np.tile(each, read) for each in (lower, upper, reach)), splits)
+        box = np.tile(lower, read), np.tile(upper, read)
+        found, boxes = local_peaks(chain, *box, np.tile(reach, read), splits)
         gamma, most = np.maximum(gamma, found), max(most, boxes)
     shown = (tuple(values.tolist()) for values in (lower, upper, reach, np.minimum(gamma, everywhere)))
     return LocalBounds(*shown, boxes=most, window=window)
