@@ -101,7 +101,7 @@ class ReturnCertificate:
         largest = max((row.size for row in self.rows), default=0.0)
         void = "".join(
             f" Where the error is at most {row.size:.6g} nothing is proven with clipped actions; while none is clipped "
-            f"the average of the episodes without a clipped action is at least {_down(row.unclipped)}, and one clipped "
+            f"the average of the episodes without a clipped action is at least {numbers.lower(row.unclipped)}, and one clipped "
             "action voids it."
             for row in self.rows
             if row.certified is None and row.unclipped is not None
