@@ -11,6 +11,7 @@ import numpy as np
 from robust_policies.certificates import Certificate
 from robust_policies.certificates.signals import RAW
 from robust_policies.evaluation.effect import Effect, effect
+from robust_policies.evaluation.report.certified import certified_words
 from robust_policies.evaluation.report.gains import proven_gains
 from robust_policies.evaluation.report.markup import details, escape
 from robust_policies.evaluation.report.methods import (
@@ -41,7 +42,7 @@ class Worst:
 
 def verdict(methods: Sequence[Method]) -> str:
     """Return a sentence about what is proven and one about the worst found, for each method."""
-    said = [f"<p class='verdict'>{_proven(method)} {_found(method)}</p>" for method in methods]
+    said = [f"<p class='verdict'>{_proven(method)} {certified_words(method)} {_found(method)}</p>" for method in methods]
     rest = details(f"The same of {len(said) - _IN_VIEW} more", "".join(said[_IN_VIEW:])) if said[_IN_VIEW:] else ""
     return "".join(said[:_IN_VIEW]) + rest
 
