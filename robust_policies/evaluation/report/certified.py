@@ -16,7 +16,11 @@ from robust_policies.files import numbers
 from robust_policies.policies.return_certificate import ReturnCertificate
 
 GREY = "#7a7a7a"
-_SHORT = {"per_step_l2": "l2 norm of each step", "per_step_linf": "of each sensor", "total_l2": "l2 norm, whole episode"}
+_SHORT = {
+    "per_step_l2": "l2 norm of each step",
+    "per_step_linf": "of each sensor",
+    "total_l2": "l2 norm, whole episode",
+}
 
 
 def certified_tasks(methods: Sequence[Method]) -> list[str]:
@@ -34,7 +38,9 @@ def certified_chart(methods: Sequence[Method], task: str) -> Chart | None:
             panels.append(_panel(shown, f"error: {_SHORT[norm]}{_unit(methods, task)}"))
     if not panels:
         return None
-    return Chart(slug(task, "certified return"), "Return against the size of the error", _caption(methods, task), panels)
+    return Chart(
+        slug(task, "certified return"), "Return against the size of the error", _caption(methods, task), panels
+    )
 
 
 def _panel(shown: Sequence[tuple[Method, list[ReturnCertificate]]], label: str) -> Panel:
@@ -58,11 +64,12 @@ def _lines(method: Method, found: Sequence[ReturnCertificate]) -> list[Series]:
     if not sizes:
         return []
     look, x = method.look, [0.0, *sizes]
+    dotted = Look(look.colour, look.marker, "dot")
     nominal = float(np.mean([one.rows[0].nominal for one in found]))
     worst = [nominal, *(float(np.mean([rows[size].found for rows in by_size])) for size in sizes)]
     lines = [
         Series(method.name, look, x, worst, kind="worst found"),
-        Series(method.name, Look(look.colour, look.marker, "dot"), x, [nominal] * len(x), points=False, kind="no error"),
+        Series(method.name, dotted, x, [nominal] * len(x), points=False, kind="no error"),
     ]
     bounds, at, limit = [nominal], [0.0], _limit(found)
     for size in sizes:
@@ -82,7 +89,7 @@ def _lines(method: Method, found: Sequence[ReturnCertificate]) -> list[Series]:
 
 
 def _step(method: Method, look: Look, x: Sequence[float], y: Sequence[float], kind: str) -> Series:
-    return Series(method.name, look, x, y, step="before", faint=False, kind=kind)
+    return Series(method.name, look, x, y, step="before", kind=kind)
 
 
 def _caption(methods: Sequence[Method], task: str) -> str:
@@ -92,10 +99,10 @@ def _caption(methods: Sequence[Method], task: str) -> str:
     open_ = sorted({method.name for method in methods for one in _of(method, task) if one.status != "PASS"})
     unproven = f" Nothing is proven of {', '.join(open_)}, which does not mean that it is bad." if open_ else ""
     return (
-        "Across: how much what the policy reads may be wrong at every step. Dotted: the return without an error. Marked "
-        "line: the worst error that a search of the whole episode found, which knows start and noise. Steps: proven, no "
-        "error of at most this size, whoever makes it and whatever it knows, leads to a lower mean return. Grey: an "
-        "action may be clipped, which voids the bound; in the grey area that is so for every policy here. Means over "
+        "Across: how wrong what the policy reads may be. Dotted: the return without an error. Marked line: the worst "
+        "error that a search of the whole episode found, which knows start and noise. Steps: proven; no error of at "
+        "most this size, whoever makes it and whatever it knows, leads to a lower mean return. Grey: an action may be "
+        "clipped, which voids the bound; in the grey area that is so for every policy with a bound. Means over "
         f"episodes: {', '.join(episodes)}.{aside}{unproven}"
     )
 
@@ -106,7 +113,14 @@ def certified_tables(methods: Sequence[Method], task: str) -> str:
     for method in methods:
         for run, one in _runs(method, task):
             rows += [[f"{name_of(method)}{_seed(method, run)}", *cells] for cells in _cells(one)]
-    head = ["Method", "Error at most", "Without errors", "Worst found", "Proven: at least", "Clipped at the worst found"]
+    head = [
+        "Method",
+        "Error at most",
+        "Without errors",
+        "Worst found",
+        "Proven: at least",
+        "Clipped at the worst found",
+    ]
     unit = _unit(methods, task)
     caption = f"Mean returns; errors{escape(unit)}, in the norm that stands with them. “Proven” is rounded down."
     return table(head, rows, caption, range(2, len(head))) + _sensors(methods, task) + _claims(methods, task)

@@ -22,7 +22,14 @@ from robust_policies.policies.return_certificate import ReturnCertificate
 from robust_policies.train.run.folder import RunFolder
 
 TRAINING_TAG = "rollout/ep_rew_mean"
-RUN_FILES = ("evaluation.json", "certificate.json", "return_certificate.json", "policy.json", "recipe.yaml", "provenance.json")
+RUN_FILES = (
+    "evaluation.json",
+    "certificate.json",
+    "return_certificate.json",
+    "policy.json",
+    "recipe.yaml",
+    "provenance.json",
+)
 SIGNALS = ("observations", "perturbed", "actions", "rewards")
 
 Array = NDArray[np.float64]

@@ -25,6 +25,7 @@ from robust_policies.evaluation.report.methods import (
     main_worst,
     tasks_of,
 )
+from robust_policies.evaluation.report.reproduce import reproduce
 from robust_policies.evaluation.report.returns import (
     curve_panel,
     fault_chart,
@@ -44,7 +45,7 @@ from robust_policies.files.atomic import output_folder, write_atomic
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 LEAD = (
     "What is proven of these control policies, and the worst that was found when what they observe, or the plant, is "
-    "changed. The certificate is about the policy alone; the returns are measurements."
+    "changed. The certificate is about the policy alone; the returns are measurements, but for those called proven."
 )
 
 
@@ -184,7 +185,7 @@ def _blocks(
     if training:
         yield "training-part", "Training", training
     yield "agreement", "What was checked", facts.check_table(methods)
-    yield "reproduce", "How to reproduce", sections.reproduce(methods)
+    yield "reproduce", "How to reproduce", reproduce(methods)
     yield "reading", "How to read this report", sections.reading()
     secondary = sections.asides([run for method in methods for run in method.runs])
     if secondary:
