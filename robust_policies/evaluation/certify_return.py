@@ -15,7 +15,7 @@ from robust_policies.errors import InvalidValueError
 from robust_policies.policies import load_policy
 from robust_policies.policies.return_certificate import ReturnCertificate
 from robust_policies.policies.returns import certified_return
-from robust_policies.policies.sensor_errors import sensor_errors
+from robust_policies.policies.sensors import sensor_errors
 from robust_policies.policies.storage import stored_task
 from robust_policies.train.run.folder import RunFolder
 

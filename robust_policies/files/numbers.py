@@ -23,6 +23,11 @@ def lower(value: float, digits: int = DIGITS) -> str:
     return shown(downward(value, digits), digits)
 
 
+def at_least(value: float, digits: int = DIGITS) -> str:
+    """Return a number of any sign as a reader sees it, rounded down."""
+    return f"-{upper(-value, digits)}" if value < 0 else lower(value, digits)
+
+
 def rate(value: float) -> str:
     """Return a rate of decay, rounded up so that its distance from 1 keeps four digits: 0.99999 is not 1."""
     if not 0.5 < value < 1:

@@ -97,7 +97,7 @@ class ReturnCertificate:
         if self.status != "PASS":
             return f"Nothing is proven of the return in {self.task}: {self.reason}. This does not mean that it is bad."
         bounds = [
-            f"at least {_down(row.certified)} where the error is at most {row.size:.6g}"
+            f"at least {numbers.at_least(row.certified)} where the error is at most {row.size:.6g}"
             for row in self.rows
             if row.certified is not None
         ]
@@ -156,9 +156,3 @@ class ReturnCertificate:
         except (KeyError, TypeError) as error:
             raise CorruptFileError(f"{path} lacks or garbles {error}; write it with `certify --return`.") from error
         return cls(**fields)
-
-
-def _down(value: float | None) -> str:
-    """Return a return as a reader sees it, rounded down."""
-    assert value is not None
-    return f"-{numbers.upper(-value)}" if value < 0 else numbers.lower(value)

@@ -132,15 +132,10 @@ def _cells(one: ReturnCertificate) -> list[list[str]]:
         bound = "-"
         if row.certified is not None:
             void = one.unclipped_up_to is None or row.size > one.unclipped_up_to
-            bound = least(row.certified) + " <span class='i'>if no action is clipped</span>" * void
+            bound = numbers.at_least(row.certified) + " <span class='i'>if no action is clipped</span>" * void
         size = f"{number(row.size)} <span class='i'>{_SHORT[one.norm]}</span>"
         cells.append([size, number(row.nominal), number(row.found), bound, f"{row.clipped_share:.2%}"])
     return cells
-
-
-def least(value: float) -> str:
-    """Return a return that is proven, rounded down."""
-    return f"-{numbers.upper(-value)}" if value < 0 else numbers.lower(value)
 
 
 def _sensors(methods: Sequence[Method], task: str) -> str:
@@ -202,7 +197,7 @@ def certified_words(method: Method) -> str:
     nominal = float(np.mean([one.rows[0].nominal for one in found]))
     return (
         f"In {escape(found[0].task)} no error of what it reads of at most {size:g} ({_SHORT[found[0].norm]}) takes its "
-        f"mean return from {numbers.shown(nominal)} below <b>{least(min(bounds))}</b>: proven."
+        f"mean return from {numbers.shown(nominal)} below <b>{numbers.at_least(min(bounds))}</b>: proven."
     )
 
 

@@ -8,10 +8,9 @@ from gymnasium import spaces
 from robust_policies.envs import load_plant
 from robust_policies.envs.known import Known
 from robust_policies.networks import R2DN, Contracting, make_cell
-from robust_policies.policies import DeployedPolicy
+from robust_policies.policies import DeployedPolicy, sensor_errors
 from robust_policies.policies.actor import Actor, MeanHead, ScaledCell, Scaling
 from robust_policies.policies.playing import Playing
-from robust_policies.policies.sensor_errors import sensor_errors
 
 TASK = """
 schema: 1
