@@ -48,7 +48,8 @@ class Series:
         faint: a series in the background, such as the single training seeds behind their method.
         text: what the pointer shows of each point, (points,); empty: x, y and the interval.
         step: joined by steps rather than slopes: each value holds "after" or "before" its x.
-        kind: which of a method's lines this is, where it has several; written at the end of the first such line.
+        kind: which of a method's lines this is, where it has several; written at the end of the first such line,
+            below it, or above it where there are no points.
     """
 
     name: str

@@ -61,7 +61,7 @@ def _kind(series: Series) -> dict[str, Any]:
         "x": _numbers(series.x[-1:]),
         "y": _numbers(series.y[-1:]),
         "text": [_text(series.kind)],
-        "textposition": "top left",
+        "textposition": "bottom left" if series.points else "top left",
         "textfont": {"size": 11, "color": series.look.colour},
         "hoverinfo": "skip",
         "name": series.name,

@@ -165,7 +165,9 @@ def _series(axes: Axes, series: Series) -> None:
 
 def _write_kind(axes: Axes, series: Series) -> None:
     end = float(series.x[-1]), float(series.y[-1])
-    place: dict[str, Any] = {"xytext": (-3, 4), "textcoords": "offset points", "ha": "right", "va": "bottom"}
+    place: dict[str, Any] = {"xytext": (-3, -5), "textcoords": "offset points", "ha": "right", "va": "top"}
+    if not series.points:
+        place |= {"xytext": (-3, 3), "va": "bottom"}
     axes.annotate(series.kind, end, color=series.look.colour, fontsize=8, **place)
 
 
