@@ -9,7 +9,7 @@ TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 # Each process begins with half of the files, whose tests share what they train, and takes over what is left at the end.
 PYTEST_ARGS ?= -n 2 --dist worksteal
 # m, errors of the position; its noise has a deviation of 0.02.
-DEMO_SIZES := 0.01,0.02,0.03,0.04,0.06
+DEMO_SIZES := 0.01,0.02,0.04,0.06,0.1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Empty is off: without bytecode every process of the suite compiles the package, and pytest its tests, again.
 export PYTHONDONTWRITEBYTECODE :=
@@ -49,7 +49,7 @@ demo: setup ## train two policies, prove and attack their returns (three minutes
 	@$(BIN)/robust-policies report results/demo/r2dn results/demo/lstm -o results/demo
 	@echo "The report: $(CURDIR)/results/demo/report.html"
 
-demo-r2dn: RECIPE := train/mass_spring_damper_youla_r2dn_apg.yaml
+demo-r2dn: RECIPE := train/mass_spring_damper_youla_certified.yaml
 demo-lstm: RECIPE := train/mass_spring_damper_lstm_apg.yaml
 demo-r2dn demo-lstm: export OMP_NUM_THREADS := 1
 # Exit status 1 of certify says that nothing is proven, as of every LSTM.

@@ -35,8 +35,8 @@ def demo(tmp_path_factory):
     train(load_recipe("pendulum_r2dn_gamma6", SHORT), place)
     evaluate_run(place, tasks=["robust_policies/Pendulum-v0"], suite=str(SUITE), episodes=2, seeds=[0])
     load_policy(place).certificate().to_json(place / "certificate.json")
-    for name, recipe, more in (("r2dn", "youla_r2dn", SMALL), ("lstm", "lstm", [])):
+    for name, recipe, more in (("r2dn", "youla_certified", SMALL), ("lstm", "lstm_apg", [])):
         place = results / "demo" / name
-        train(load_recipe(f"mass_spring_damper_{recipe}_apg", [*SHORT_APG, *more]), place)
+        train(load_recipe(f"mass_spring_damper_{recipe}", [*SHORT_APG, *more]), place)
         certify_return_run(place, [0.02], episodes=2)
     return results.parent
