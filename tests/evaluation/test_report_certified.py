@@ -67,7 +67,7 @@ def test_the_page_and_the_file_draw_the_same(tmp_path):
     (panel,) = panels(chart)
     steps = [trace for trace in panel["data"] if trace.get("line", {}).get("shape") == "vh"]
     assert [trace["y"] for trace in steps] == [[-1.5, -2.5, -5.0], [-5.0, -12.0]]
-    words = [trace["text"][0] for trace in panel["data"] if trace["mode"] == "text"]
+    words = [trace["text"][0] for trace in panel["data"] if "text" in trace["mode"]]
     assert sorted(words) == ["no error", "proven", "proven if no action is clipped", "worst found"]
     (area,) = panel["layout"]["shapes"]
     assert (area["x0"], area["x1"]) == (0.06, 0.1)
@@ -128,5 +128,6 @@ def test_a_broken_certificate_is_named_and_an_older_one_is_read(tmp_path):
     del content["sensors"]
     old.write_text(json.dumps(content))
     broken, read = load_runs(find_runs([tmp_path]))
+    assert not any("evaluation.json" in note for note in read.notes)
     assert broken.returns is None and any("something else than numbers" in note for note in broken.notes)
     assert read.returns == replace(PROVEN, sensors=())

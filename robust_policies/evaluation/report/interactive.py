@@ -57,7 +57,9 @@ def _kind(series: Series) -> dict[str, Any]:
     """Return the words at the end of a line, which go when it does."""
     return {
         "type": "scatter",
-        "mode": "text",
+        # The markers are not seen, and keep the words off the line.
+        "mode": "markers+text",
+        "marker": {"size": 9, "opacity": 0},
         "x": _numbers(series.x[-1:]),
         "y": _numbers(series.y[-1:]),
         "text": [_text(series.kind)],

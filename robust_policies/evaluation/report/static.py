@@ -120,6 +120,8 @@ def draw_panel(axes: Axes, panel: Panel) -> None:
         return
     for series in panel.series:
         _series(axes, series)
+    if panel.labelled:
+        axes.margins(y=0.09)
     for series in panel.labelled:
         _write_kind(axes, series)
     if panel.grey_from is not None:
