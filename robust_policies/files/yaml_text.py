@@ -36,8 +36,11 @@ class _Loader(_Dialect, yaml.SafeLoader):
     """In Python: its messages say what was expected."""
 
 
-class _FastLoader(_Dialect, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-    """In C, ten times as fast, where PyYAML was built with it."""
+_FAST: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _FastLoader(_Dialect, _FAST):
+    """In C, six times as fast, where PyYAML was built with it."""
 
 
 for _loader in (_Loader, _FastLoader):
