@@ -103,7 +103,8 @@ def _caption(methods: Sequence[Method], task: str) -> str:
         "error that a search of the whole episode found, which knows start and noise. Steps: proven; no error of at "
         "most this size, whoever makes it and whatever it knows, leads to a lower mean return. Grey: an action may be "
         "clipped, which voids the bound; in the grey area that is so for every policy with a bound. Means over "
-        f"episodes: {', '.join(episodes)}. What a proven bound rounds is covered by a margin, not a proof.{aside}{unproven}"
+        f"episodes: {', '.join(episodes)}. Rounding in a proven bound is covered by a margin, not by a proof."
+        f"{aside}{unproven}"
     )
 
 
