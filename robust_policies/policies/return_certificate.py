@@ -43,6 +43,23 @@ class ReturnRow:
 
 
 @dataclass(frozen=True)
+class SensorErrors:
+    """What one unit of error of one sensor at every step can do in the closed loop, for ever.
+
+    Attributes:
+        sensor: its name and unit.
+        actions, states: by name and unit, how far each may differ at any step, while nothing is clipped; None: nothing
+            is proven.
+        reason: why nothing is proven, "" if something is.
+    """
+
+    sensor: str
+    actions: dict[str, float | None]
+    states: dict[str, float | None]
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class ReturnCertificate:
     """What is proven of the return of each episode, whoever perturbs what the policy reads.
 
@@ -58,6 +75,7 @@ class ReturnCertificate:
         set_aside: how many episodes are no part of this, because an action is clipped without any perturbation.
         each: certified returns by size and episode (sizes, episodes).
         reason: why nothing is proven, "" if something is.
+        sensors: what an error of each sensor can do to actions and states; () where it was not asked for.
     """
 
     status: str
@@ -71,6 +89,7 @@ class ReturnCertificate:
     set_aside: int = 0
     each: tuple[tuple[float, ...], ...] = ()
     reason: str = ""
+    sensors: tuple[SensorErrors, ...] = ()
 
     @property
     def claim(self) -> str:
@@ -129,8 +148,10 @@ class ReturnCertificate:
         """Return the certificate in a file; raises MissingFileError, CorruptFileError, SchemaError."""
         content = read_json(path, "return certificate", SCHEMA)
         try:
-            fields = {name: content[name] for name in cls.__dataclass_fields__}
+            fields = {name: content[name] for name in cls.__dataclass_fields__ if name != "sensors"}
             fields["rows"] = tuple(ReturnRow(**row) for row in content["rows"])
+            # A file of an older version has none.
+            fields["sensors"] = tuple(SensorErrors(**sensor) for sensor in content.get("sensors", ()))
             fields["each"] = tuple(tuple(values) for values in content["each"])
         except (KeyError, TypeError) as error:
             raise CorruptFileError(f"{path} lacks or garbles {error}; write it with `certify --return`.") from error

@@ -22,23 +22,13 @@ from robust_policies.certificates.ball import NORMS
 from robust_policies.certificates.lmi import Array
 from robust_policies.certificates.neurons import Neurons
 from robust_policies.certificates.peak import peak_bounds
-from robust_policies.certificates.trajectory import (
-    Along,
-    CostBounds,
-    Gain,
-    Perturbation,
-    balanced,
-    contracting,
-    gain_of,
-)
-from robust_policies.control.linear_model import LinearModel
-from robust_policies.control.youla import Performance
+from robust_policies.certificates.trajectory import Along, CostBounds, Perturbation, contracting, gain_of
 from robust_policies.envs.known import Known, known_episodes, seeds_of
-from robust_policies.envs.plants.linear import LinearPlant
 from robust_policies.errors import InvalidValueError, NotCertifiableError, UnknownNameError
 from robust_policies.policies.deployed import DeployedPolicy
 from robust_policies.policies.playing import Played, Playing
 from robust_policies.policies.return_certificate import ReturnCertificate, ReturnRow
+from robust_policies.policies.return_loop import ProvenLoop, proven_loop
 from robust_policies.policies.return_task import Task, fitting_model, linear_task
 
 _SEARCH = 6
@@ -91,45 +81,12 @@ def certified_return(
         kept = free if len(free) else np.arange(episodes)
         playing = Playing(running, plant, Known(*(part[..., kept, :] for part in known)), low, high)
         nominal = playing.play()
-    loop: _Loop | str = "in every episode an action is clipped without any perturbation"
+    loop: ProvenLoop | str = "in every episode an action is clipped without any perturbation"
     if len(free):
-        loop = _loop(running.loop, model, plant)
+        loop = proven_loop(running, model, plant)
     return _Searched(playing, nominal, loop, norm, seed).certificate(
         asked, task=name, episodes=len(kept), set_aside=episodes - len(free)
     )
-
-
-@dataclass(frozen=True)
-class _Loop:
-    """A loop whose gain is proven: from the perturbation to z, and to what may be clipped."""
-
-    costs: Neurons
-    signals: Neurons
-    gain: Gain
-    performance: Performance
-
-
-def _loop(close: Any, model: LinearModel, plant: LinearPlant) -> _Loop | str:
-    """Return the loop, or why nothing is proven of it."""
-    weights = Performance.weighted(plant.Q, plant.R)
-    n, m, rows = model.n, model.m, len(weights.Cz)
-    both = Performance(
-        np.vstack((weights.Cz, np.zeros((m, n)))),
-        np.vstack((weights.Dz, np.eye(m))),
-        np.zeros((n, 0)),
-        np.eye(model.p),
-    )
-    try:
-        loop = balanced(close(model, both))
-    except NotCertifiableError as error:
-        return str(error).rstrip(".")
-    select = np.eye(loop.model.sizes[3])
-    costs = loop.mapped(lambda matrices: matrices.then(select[:rows]))
-    gain = gain_of(costs)
-    if gain is None:
-        radius = float(np.abs(np.linalg.eigvals(loop.model.A)).max()) if loop.model.A.size else 0.0
-        return f"the loop has no proven gain (its linear part has spectral radius {radius:.6g})"
-    return _Loop(costs, loop.mapped(lambda matrices: matrices.then(select[rows:])), gain, weights)
 
 
 @dataclass(frozen=True)
@@ -138,7 +95,7 @@ class _Searched:
 
     playing: Playing
     nominal: Played
-    loop: _Loop | str
+    loop: ProvenLoop | str
     norm: str
     seed: int
 

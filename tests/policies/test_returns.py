@@ -233,6 +233,7 @@ def test_a_folder_gets_its_file_and_the_command_says_it(tmp_path, monkeypatch):
     assert ReturnCertificate.from_json(path) == found
     done = answer("certify", tmp_path, "--return", "--sizes", "0.01,0.03", "--norm", "total_l2", "--episodes", 1)
     assert done.returncode == 0 and done.stdout.startswith("PASS: For each of 1 episodes")
+    assert "measured position [m] off by 1 at every step moves" in done.stdout
     again = ReturnCertificate.from_json(path)
     assert again.norm == "total_l2" and [row.size for row in again.rows] == [0.01, 0.03]
     assert "sizes are" in one_line(answer("certify", tmp_path, "--return", "--sizes=-1"))
