@@ -76,11 +76,16 @@ def certify_return_folder(folder: Path, sizes: list[float] | None, norm: str, ep
     certificate = certify_return_run(folder, sizes, norm, episodes, seed)
     typer.echo(f"{certificate.status}: {certificate.claim}")
     for row in certificate.rows:
-        proven = "nothing" if row.certified is None else numbers.shown(row.certified)
+        proven = "nothing" if row.certified is None else numbers.lower(row.certified)
         typer.echo(
             f"size {row.size:.4g}: certified {proven}, worst found {numbers.shown(row.found)}, without errors "
             f"{numbers.shown(row.nominal)}; clipped at the worst found: {row.clipped_share:.2%} of the steps"
         )
+    for entry in certificate.sensors:
+        changes = [(name, bound) for name, bound in {**entry.actions, **entry.states}.items() if bound is not None]
+        if changes:
+            said = ", ".join(f"{name} by at most {numbers.upper(bound)}" for name, bound in changes)
+            typer.echo(f"{entry.sensor} off by 1 at every step moves, for ever and while nothing is clipped: {said}")
     return certificate.status == "PASS"
 
 

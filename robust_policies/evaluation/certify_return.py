@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from robust_policies.errors import InvalidValueError
 from robust_policies.policies import load_policy
 from robust_policies.policies.return_certificate import ReturnCertificate
 from robust_policies.policies.returns import certified_return
+from robust_policies.policies.sensors import sensor_errors
 from robust_policies.policies.smoothed import SmoothedReturn
 from robust_policies.policies.smoothing import smoothed_return
 from robust_policies.policies.storage import stored_task
@@ -34,6 +36,8 @@ def certify_return_run(
 ) -> ReturnCertificate:
     """Return the certificate of the return in a run folder's own task, also written to return_certificate.json.
 
+    It also has what an error of each sensor can do to each action and state (`policies.sensor_errors`).
+
     Args:
         folder: with policy.json and policy.safetensors, and the task's name in recipe.yaml or policy.json.
         sizes: of the perturbations; None: multiples of the largest deviation of the sensors' noise.
@@ -45,6 +49,7 @@ def certify_return_run(
     policy, task = load_policy(run.path), _task(run)
     given = _default_sizes(task) if sizes is None else list(sizes)
     certificate = certified_return(policy, task, given, norm, episodes, seed)
+    certificate = replace(certificate, sensors=sensor_errors(policy, task))
     certificate.to_json(run.return_certificate)
     return certificate
 

@@ -27,6 +27,11 @@ class Played(NamedTuple):
     applied: Tensor
     signals: Tensor
 
+    @property
+    def actions(self) -> Tensor:
+        """Return the actions (time, episodes, m) before they are clipped."""
+        return self.signals[..., self.signals.shape[-1] - self.applied.shape[-1] :]
+
 
 class Playing:
     """A policy and its plant in float64, differentiable in what is added to the observations.

@@ -47,6 +47,23 @@ class ReturnRow:
 
 
 @dataclass(frozen=True)
+class SensorErrors:
+    """What one unit of error of one sensor at every step can do in the closed loop, for ever.
+
+    Attributes:
+        sensor: its name and unit.
+        actions, states: by name and unit, how far each may differ at any step, while nothing is clipped; None: nothing
+            is proven.
+        reason: why nothing is proven, "" if something is.
+    """
+
+    sensor: str
+    actions: dict[str, float | None]
+    states: dict[str, float | None]
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class ReturnCertificate:
     """What is proven of the return of each episode, whoever perturbs what the policy reads.
 
@@ -63,6 +80,7 @@ class ReturnCertificate:
         set_aside: how many episodes are no part of this, because nothing is proven of them.
         each: certified returns by size and episode (sizes, episodes).
         reason: why nothing is proven, "" if something is.
+        sensors: what an error of each sensor can do to actions and states; () where it was not asked for.
     """
 
     status: str
@@ -76,6 +94,7 @@ class ReturnCertificate:
     set_aside: int = 0
     each: tuple[tuple[float, ...], ...] = ()
     reason: str = ""
+    sensors: tuple[SensorErrors, ...] = ()
 
     @property
     def claim(self) -> str:
@@ -101,8 +120,8 @@ class ReturnCertificate:
         largest = max((row.size for row in self.rows), default=0.0)
         void = "".join(
             f" Where the error is at most {row.size:.6g} nothing is proven with clipped actions; while none is clipped "
-            f"the average of the episodes without a clipped action is at least {numbers.lower(row.unclipped)}, and one clipped "
-            "action voids it."
+            f"the average of the episodes without a clipped action is at least {numbers.lower(row.unclipped)}, and one "
+            "clipped action voids it."
             for row in self.rows
             if row.certified is None and row.unclipped is not None
         )
@@ -134,8 +153,10 @@ class ReturnCertificate:
         """Return the certificate in a file; raises MissingFileError, CorruptFileError, SchemaError."""
         content = read_json(path, "return certificate", SCHEMA)
         try:
-            fields = {name: content[name] for name in cls.__dataclass_fields__}
+            fields = {name: content[name] for name in cls.__dataclass_fields__ if name != "sensors"}
             fields["rows"] = tuple(ReturnRow(**row) for row in content["rows"])
+            # A file of an older version has none.
+            fields["sensors"] = tuple(SensorErrors(**sensor) for sensor in content.get("sensors", ()))
             fields["each"] = tuple(tuple(values) for values in content["each"])
         except (KeyError, TypeError) as error:
             raise CorruptFileError(f"{path} lacks or garbles {error}; write it with `certify --return`.") from error
