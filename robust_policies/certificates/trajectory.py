@@ -29,13 +29,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import scipy.linalg
 from scipy.linalg import get_lapack_funcs
 
 from robust_policies.certificates.ball import NORMS
+from robust_policies.certificates.descent import descend
 from robust_policies.certificates.lmi import Array, Matrices, signal_maps
 from robust_policies.certificates.multipliers import Multiplier, admissible
 from robust_policies.certificates.neurons import Neurons, proven_by_neurons
@@ -101,7 +102,13 @@ def balanced(neurons: Neurons) -> Neurons:
 
 
 def contracting(neurons: Neurons) -> Iterator[Candidate]:
-    """Yield metrics, each with multipliers, in which a loop is thought to contract; nothing is proven.
+    """Yield metrics, each with multipliers, in which a loop is thought to contract; nothing is proven."""
+    for _, found in rated(neurons):
+        yield found
+
+
+def rated(neurons: Neurons) -> Iterator[tuple[float, Candidate]]:
+    """Yield rates below 1, and the metrics, each with multipliers, in which a loop is thought to contract like them.
 
     A search from nothing does better where the neurons see only part of the loop, the multipliers that come with the
     layers where there are many neurons.
@@ -111,9 +118,9 @@ def contracting(neurons: Neurons) -> Iterator[Candidate]:
     for share in _SHARES:
         rate = radius + share * (1.0 - radius)
         if family.size and small_enough(model, family) and (found := contraction(model, family, rate)) is not None:
-            yield found
+            yield rate, found
         if (metric := metric_at(model, family, theta, rate)) is not None:
-            yield Candidate(metric, theta)
+            yield rate, Candidate(metric, theta)
 
 
 class Perturbation(NamedTuple):
@@ -139,13 +146,14 @@ class CostBounds(NamedTuple):
 
     `triangle` is the triangle bound, `constant` also uses the dual with one multiplier for all steps, `varying` also
     with one for each. `worst` (time, episodes, nd) is the perturbation at which the last dual was attained, as a start
-    of a search for a bad one.
+    of a search for a bad one, `multipliers` the mu and theta of it.
     """
 
     triangle: Array
     constant: Array
     varying: Array
     worst: Array | None
+    multipliers: tuple[Array, Array] | None = None
 
     @property
     def least(self) -> Array:
@@ -153,7 +161,7 @@ class CostBounds(NamedTuple):
         return self.varying
 
 
-class _Point(NamedTuple):
+class Point(NamedTuple):
     """A bound (episodes,) without the budget's part, the point that attains it, and the constraints there."""
 
     kappa: Array
@@ -222,7 +230,7 @@ class Along:
         groups = perturbation.groups(self.loop.sizes[2])
         mu = np.full((1, len(groups)), scale * gain.gain**2 * (1 + 1e-9))
         theta = np.maximum(scale * gain.theta, 1e-12 * max(float(gain.theta.max(initial=0.0)), 1e-300))[None]
-        descent = _Descent(self, perturbation, groups)
+        descent = Descent(self, perturbation, groups)
         constant = descent.run(mu, theta, iterations[0], _RATE)
         second = first if constant is None else np.minimum(first, constant)
         if constant is None:
@@ -232,9 +240,9 @@ class Along:
         moving = mu if perturbation.norm == "total_l2" else np.tile(mu, times)
         varying = descent.run(moving, np.tile(theta, times), iterations[1], _RATE)
         third = second if varying is None else np.minimum(second, varying)
-        return CostBounds(first, second, third, descent.worst)
+        return CostBounds(first, second, third, descent.worst, descent.best)
 
-    def at(self, mu: Array, theta: Array, groups: Array) -> _Point | None:
+    def at(self, mu: Array, theta: Array, groups: Array) -> Point | None:
         """Return the supremum for mu (1 or time, groups) and theta (1 or time, size), None if there is none.
 
         `groups` (groups, nd) says which inputs each mu is of.
@@ -244,10 +252,7 @@ class Along:
             return None
         kappa, gains, offsets = back
         point = self._forward(gains, offsets, groups)
-        each = point.kappa - (point.squares * mu[:, None]).sum((0, 2)) + (point.forms * theta[:, None]).sum((0, 2))
-        size = np.abs(point.kappa) + (point.squares * mu[:, None]).sum((0, 2)) + 1e-300
-        agree = np.isfinite(kappa).all() and np.isfinite(each).all() and (np.abs(kappa - each) <= _AGREE * size).all()
-        return point._replace(kappa=kappa) if agree else None
+        return agreeing(point, kappa, mu, theta)
 
     def _backward(self, mu: Array, theta: Array, groups: Array) -> tuple[Array, list[Array], list[Array]] | None:
         """Return (kappa (episodes,), K_t (nr, nx), k_t (episodes, nr)) with the maximum at r = K x + k."""
@@ -279,7 +284,7 @@ class Along:
                 return None
         return kappa + self.cost, gains, offsets
 
-    def _forward(self, gains: list[Array], offsets: list[Array], groups: Array) -> _Point:
+    def _forward(self, gains: list[Array], offsets: list[Array], groups: Array) -> Point:
         """Return the point that attains the supremum: its cost, d, |d|^2 of each group, and the family's forms."""
         steps, episodes, _ = self.nominal.shape
         nx, _, nd, _ = self.loop.sizes
@@ -298,14 +303,38 @@ class Along:
                 forms[..., index] = each[..., variable == index].sum(-1)
         d = path[..., path.shape[2] - nd :]
         cost = np.square(self.nominal + path @ self.z.T).sum((0, 2))
-        return _Point(cost, d, np.square(d) @ groups.T, forms)
+        return Point(cost, d, np.square(d) @ groups.T, forms)
 
 
-class _Descent:
-    """Adam on the logarithms of the multipliers, back to the best and slower where the supremum is infinite."""
+def agreeing(point: Point, kappa: Array, mu: Array, theta: Array) -> Point | None:
+    """Return the point with its supremum kappa (episodes,), None where the value there is another one."""
+    each = point.kappa - (point.squares * mu[:, None]).sum((0, 2)) + (point.forms * theta[:, None]).sum((0, 2))
+    size = np.abs(point.kappa) + (point.squares * mu[:, None]).sum((0, 2)) + 1e-300
+    agree = np.isfinite(kappa).all() and np.isfinite(each).all() and (np.abs(kappa - each) <= _AGREE * size).all()
+    return point._replace(kappa=kappa) if agree else None
 
-    def __init__(self, along: Along, perturbation: Perturbation, groups: Array) -> None:
-        self.along, self.groups, self.budget = along, groups, perturbation.size**2
+
+class Dual(Protocol):
+    """What a descent needs to know of a dual bound."""
+
+    @property
+    def steps(self) -> int:
+        """Return the number of steps."""
+        ...
+
+    def at(self, mu: Array, theta: Array, groups: Array) -> Point | None:
+        """Return the supremum for mu (1 or time, groups) and theta (1 or time, size), None if there is none."""
+        ...
+
+
+class Descent:
+    """Descent on the logarithms of the multipliers of a dual bound, which keeps each episode's smallest bound.
+
+    `best` are the multipliers of the smallest mean, `worst` (time, episodes, nd) the perturbation that attains it.
+    """
+
+    def __init__(self, dual: Dual, perturbation: Perturbation, groups: Array) -> None:
+        self.dual, self.groups, self.budget = dual, groups, perturbation.size**2
         self.whole = perturbation.norm == "total_l2"
         self.best: tuple[Array, Array] = (np.zeros(0), np.zeros(0))
         self.worst: Array | None = None
@@ -316,33 +345,28 @@ class _Descent:
         mu (1 or time, groups) and theta (1 or time, size) are where it starts; what has one row is the same at all
         steps.
         """
-        steps = self.along.steps
-        spent = self.budget * (1 if self.whole else steps / len(mu))
-        logs = np.concatenate((np.log(mu).ravel(), np.log(theta).ravel()))
-        first, second, count = np.zeros_like(logs), np.zeros_like(logs), 0
-        least, mean, slope = None, math.inf, np.zeros_like(logs)
-        kept = logs, slope
-        for _ in range(iterations):
-            mu, theta = np.exp(logs[: mu.size]).reshape(mu.shape), np.exp(logs[mu.size :]).reshape(theta.shape)
-            point = self.along.at(mu, theta, self.groups)
+        spent = self.budget * (1 if self.whole else self.dual.steps / len(mu))
+        shapes = mu.shape, theta.shape
+        least: Array | None = None
+        mean = math.inf
+
+        def at(logs: Array) -> tuple[float, Array] | None:
+            nonlocal least, mean
+            mu, theta = np.exp(logs[: shapes[0][0] * shapes[0][1]]), np.exp(logs[shapes[0][0] * shapes[0][1] :])
+            mu, theta = mu.reshape(shapes[0]), theta.reshape(shapes[1])
+            point = self.dual.at(mu, theta, self.groups)
             if point is None:
-                if least is None:
-                    return None
-                (logs, slope), rate, first, second, count = kept, 0.4 * rate, 0.0 * first, 0.0 * second, 0
-            else:
-                bound = (point.kappa + spent * float(mu.sum())) * (1 + MARGIN)
-                least = bound if least is None else np.minimum(least, bound)
-                slope = self._slope(point, mu, theta, spent)
-                if bound.mean() < mean:
-                    mean, kept, self.best, self.worst = float(bound.mean()), (logs, slope), (mu, theta), point.worst
-            count += 1
-            first = 0.9 * first + 0.1 * slope
-            second = 0.99 * second + 0.01 * np.square(slope)
-            step = first / (1 - 0.9**count) / (np.sqrt(second / (1 - 0.99**count)) + 1e-12 * max(mean, 1e-300))
-            logs = logs - rate * step
+                return None
+            bound = (point.kappa + spent * float(mu.sum())) * (1 + MARGIN)
+            least = bound if least is None else np.minimum(least, bound)
+            if bound.mean() < mean:
+                mean, self.best, self.worst = float(bound.mean()), (mu, theta), point.worst
+            return float(bound.mean()), self._slope(point, mu, theta, spent)
+
+        descend(at, np.concatenate((np.log(mu).ravel(), np.log(theta).ravel())), iterations, rate)
         return least
 
-    def _slope(self, point: _Point, mu: Array, theta: Array, spent: float) -> Array:
+    def _slope(self, point: Point, mu: Array, theta: Array, spent: float) -> Array:
         """Return the gradient of the mean bound by the logarithms of mu and theta."""
         squares, forms = point.squares.mean(1), point.forms.mean(1)
         squares = squares.sum(0, keepdims=True) if len(mu) == 1 else squares

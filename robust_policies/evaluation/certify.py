@@ -20,6 +20,7 @@ from robust_policies.certificates.peak_search import PeakWitness, peak_secants, 
 from robust_policies.errors import CorruptFileError, MissingFileError, NotCertifiableError, UserError
 from robust_policies.evaluation.task_numbers import task_numbers
 from robust_policies.policies import DeployedPolicy, load_policy
+from robust_policies.policies.storage import running_arrays_agree
 from robust_policies.train.run.folder import RunFolder
 
 # Recomputed on another machine, sums may round differently; margins are differences of such sums.
@@ -91,6 +92,7 @@ def check_run(folder: str | Path) -> list[str]:
     try:
         stored = run.read_certificate()
         policy = load_policy(run.path)
+        agree = running_arrays_agree(run.path, policy)
         expected = _proven(run, policy, stored.weights)
         searched = policy.searched()
         if stored.peak is not None:
@@ -102,7 +104,9 @@ def check_run(folder: str | Path) -> list[str]:
             )
     except UserError as error:
         return [str(error)]
-    return _differences(stored, expected) + ([] if tightness is None else _tightness_differences(tightness, expected))
+    found = [] if agree else ["the arrays that robust_policies.runtime runs are not those of the policy's parameters"]
+    found += _differences(stored, expected)
+    return found + ([] if tightness is None else _tightness_differences(tightness, expected))
 
 
 def _proven(run: RunFolder, policy: DeployedPolicy, weights: Sequence[float] | None) -> Certificate:

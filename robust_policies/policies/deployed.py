@@ -34,6 +34,7 @@ from robust_policies.policies.certify import certify_actor, observation_weights
 from robust_policies.policies.observations import flat_size, read
 from robust_policies.policies.peak import action_peaks
 from robust_policies.policies.running import RunningPolicy, running_actor
+from robust_policies.policies.running_arrays import PREFIX, named_arrays
 from robust_policies.policies.spaces import choose, gaps, parameter_count, space_from_json, space_to_json
 from robust_policies.policies.window import WindowCell, stored_cell
 
@@ -195,7 +196,9 @@ class DeployedPolicy:
         return running_actor(self.actor, self._neurons)
 
     def _neurons(self) -> Neurons:
-        found = self.neurons()
+        """Return the cell around its single neurons; raises NotCertifiableError where something is in the way."""
+        self._refuse_beside()
+        found = running_neurons(self)
         if found is None:
             # What has no matrices either says why.
             self.matrices()
@@ -263,7 +266,10 @@ class DeployedPolicy:
             **({"exact_offset": True} if actor.body.scaling.exact else {}),
             **({"raw_observations": True} if self.raw else {}),
         }
-        return content, self._tensors()
+        tensors = self._tensors()
+        with torch.no_grad():
+            names, arrays = named_arrays(actor.body.explicit(), tensors, self._places())
+        return {**content, "runtime": {"arrays": names}}, tensors | arrays
 
     @classmethod
     def from_parts(cls, content: Mapping[str, Any], tensors: Mapping[str, Tensor], source: Path) -> DeployedPolicy:
@@ -304,7 +310,7 @@ class DeployedPolicy:
             state_dependent_noise=checks.flag("state_dependent_noise", content["state_dependent_noise"]),
             raw=checks.flag("raw_observations", content.get("raw_observations", False)),
         )
-        policy._take(dict(tensors), source)
+        policy._take({name: value for name, value in tensors.items() if not name.startswith(PREFIX)}, source)
         return policy
 
     def predict(
@@ -369,6 +375,10 @@ class DeployedPolicy:
         # An offset is subtracted in the observation's own precision.
         own = None if self.actor.body.scaling.offset is not None else np.float32
         return read(self.observation_space, observation, np.float64 if self._double else own)
+
+    def _places(self) -> dict[int, str]:
+        """Return the names of the tensors that are stored by the addresses of their memory."""
+        return {value.data_ptr(): name for name, value in self.actor.state_dict().items() if value.numel()}
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {name: value.detach().cpu().contiguous().clone() for name, value in self.actor.state_dict().items()}

@@ -18,14 +18,19 @@ from robust_policies.policies.running import RunningPolicy
 class Played(NamedTuple):
     """What happened: `cost` (episodes,) is minus the return.
 
-    `states` (time, episodes, n) before each step, `actions` (time, episodes, m) and `inside` (time, episodes, k) before
-    they are clipped.
+    `states` (time, episodes, n) before each step, `applied` (time, episodes, m), and before they are clipped the
+    signals (time, episodes, k + m): those inside the policy, then the actions.
     """
 
     cost: Tensor
     states: Tensor
-    actions: Tensor
-    inside: Tensor
+    applied: Tensor
+    signals: Tensor
+
+    @property
+    def actions(self) -> Tensor:
+        """Return the actions (time, episodes, m) before they are clipped."""
+        return self.signals[..., self.signals.shape[-1] - self.applied.shape[-1] :]
 
 
 class Playing:
@@ -42,7 +47,6 @@ class Playing:
         self.policy, self.plant, self.known = policy, plant, known
         self.params = plant.prepare(plant.nominal())
         self.low, self.high = torch.as_tensor(low).double(), torch.as_tensor(high).double()
-        self.limits = torch.as_tensor(policy.limits)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -55,7 +59,7 @@ class Playing:
         plant, state = self.plant, self.known.start
         hidden = self.policy.begin(len(state))
         cost = torch.zeros(len(state), dtype=torch.float64)
-        history: list[tuple[Tensor, Tensor, Tensor]] = []
+        history: list[tuple[Tensor, ...]] = []
         for t, (process, measurement) in enumerate(zip(self.known.process, self.known.measurement, strict=True)):
             observation = plant.observe(state, self.params, measurement if measurement.shape[1] else None)
             observation = observation if added is None else observation + added[t]
@@ -64,19 +68,20 @@ class Playing:
             hidden = follow(applied)
             following = plant.advance(state, applied, self.params, process if process.shape[1] else None)
             cost = cost - plant.reward(state, applied, following, self.params)
-            history.append((state, action, inside))
+            history.append((state, applied, torch.cat((inside, action), -1)))
             state = following
         return Played(cost, *(torch.stack(parts) for parts in zip(*history, strict=True)))
 
-    def clipped(self, played: Played) -> np.ndarray:
-        """Return where (time, episodes) an action or a signal inside is at its limit or beyond."""
-        outside = ((played.actions <= self.low) | (played.actions >= self.high)).any(-1)
-        return (outside | (played.inside.abs() >= self.limits).any(-1)).detach().numpy()
+    def limits(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the limits (k + m,) of the signals, below and above."""
+        inside = self.policy.limits
+        return np.concatenate((-inside, self.low.numpy())), np.concatenate((inside, self.high.numpy()))
 
-    def room(self, played: Played) -> np.ndarray:
-        """Return how far (time, episodes, m + k) actions and signals inside are from their limits."""
-        actions = torch.minimum(played.actions - self.low, self.high - played.actions)
-        return torch.cat((actions, self.limits - played.inside.abs()), -1).numpy()
+    def clipped(self, played: Played) -> np.ndarray:
+        """Return where (time, episodes) a signal is at its limit or beyond."""
+        low, high = self.limits()
+        signals = played.signals.detach().numpy()
+        return np.asarray(((signals <= low) | (signals >= high)).any(-1))
 
     def worst(self, norm: str, size: float, starts: Sequence[np.ndarray], steps: int, seed: int) -> Tensor:
         """Return the perturbations (time, episodes, p) of a size that cost most of all that were met.

@@ -28,9 +28,12 @@ class ReturnRow:
         size: in the observation's own unit.
         nominal: without a perturbation.
         found: of the worst perturbation that a search of the whole episode found, clipped where it clips.
-        certified: no perturbation of this size leads to less, while nothing is clipped; None: nothing is proven.
+        certified: no perturbation of this size leads to less, clipped actions included; None: nothing is proven.
         clipped_share: of the steps at the worst perturbation found, the share with an action at its limit.
-        triangle, constant: the weaker bounds, by the gain alone and with one multiplier for all steps.
+        triangle, constant: the weaker bounds, by the gain alone and with one multiplier for all steps; they hold while
+            nothing is clipped, and are None where that is not excluded in all episodes.
+        unclipped: no perturbation of this size that leads to no clipped action leads to less: the mean over the
+            episodes in which none is clipped without a perturbation. None where there is no such episode.
     """
 
     size: float
@@ -40,6 +43,24 @@ class ReturnRow:
     clipped_share: float
     triangle: float | None = None
     constant: float | None = None
+    unclipped: float | None = None
+
+
+@dataclass(frozen=True)
+class SensorErrors:
+    """What one unit of error of one sensor at every step can do in the closed loop, for ever.
+
+    Attributes:
+        sensor: its name and unit.
+        actions, states: by name and unit, how far each may differ at any step, while nothing is clipped; None: nothing
+            is proven.
+        reason: why nothing is proven, "" if something is.
+    """
+
+    sensor: str
+    actions: dict[str, float | None]
+    states: dict[str, float | None]
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,14 +71,16 @@ class ReturnCertificate:
         status: "PASS" where there is a bound, else "NOT_CERTIFIED".
         norm: of the perturbations, one of `certificates.ball.NORMS`.
         gain: proven gain from the perturbation to the root of the cost, None where none is.
-        unclipped_up_to: for no size up to it can an action be clipped; None: not known.
+        unclipped_up_to: for no size up to it can an action be clipped; None: one is without any perturbation, or
+            nothing is known.
         episodes: the number that the rows are means of.
         rows: one for each size.
         task: the environment's name.
         seed: of the episodes.
-        set_aside: how many episodes are no part of this, because an action is clipped without any perturbation.
+        set_aside: how many episodes are no part of this, because nothing is proven of them.
         each: certified returns by size and episode (sizes, episodes).
         reason: why nothing is proven, "" if something is.
+        sensors: what an error of each sensor can do to actions and states; () where it was not asked for.
     """
 
     status: str
@@ -71,6 +94,7 @@ class ReturnCertificate:
     set_aside: int = 0
     each: tuple[tuple[float, ...], ...] = ()
     reason: str = ""
+    sensors: tuple[SensorErrors, ...] = ()
 
     @property
     def claim(self) -> str:
@@ -78,35 +102,35 @@ class ReturnCertificate:
         if self.status != "PASS":
             return f"Nothing is proven of the return in {self.task}: {self.reason}. This does not mean that it is bad."
         bounds = [
-            f"at least {_down(row.certified)} where the error is at most {row.size:.6g}"
+            f"at least {numbers.lower(row.certified)} where the error is at most {row.size:.6g}"
             for row in self.rows
             if row.certified is not None
         ]
-        aside = ""
-        if self.set_aside:
-            aside = (
-                f" Of {self.set_aside} other episode(s), in which an action is clipped without any perturbation, "
-                "nothing is said."
-            )
+        aside = f" Of {self.set_aside} other episode(s) nothing is said." if self.set_aside else ""
         return (
             f"For each of {self.episodes} episodes of {self.task} (seed {self.seed}), whoever adds an error to what "
             "the policy reads and whatever it knows of start and noise, the return is bounded from below, and on "
             f"average it is {', '.join(bounds)} ({_AT_MOST[self.norm]}). {self._clipping()}{aside} The gain "
-            f"{numbers.upper(self.gain or 0.0)} behind it is proven with its rounding; the bound of the return is "
-            f"computed in float64, with {MARGIN:g} of the cost added for what that rounds: a margin and no proof."
+            f"{numbers.upper(self.gain or 0.0)} behind it is proven with its rounding; the bound of the return and "
+            f"what is said of clipping are computed in float64, with {MARGIN:g} added for what that rounds: a margin "
+            "and no proof."
         )
 
     def _clipping(self) -> str:
         largest = max((row.size for row in self.rows), default=0.0)
-        if self.unclipped_up_to is None:
-            return "This holds while no action is clipped, of which nothing is proven: one clipped action voids it."
-        if largest <= self.unclipped_up_to:
-            return "No action can be clipped at any of these sizes, which is proven too."
-        limit = numbers.lower(self.unclipped_up_to)
-        return (
-            f"No action can be clipped for sizes up to {limit}, which is proven too; at larger sizes the bound holds "
-            "while no action is clipped, and one clipped action voids it."
+        void = "".join(
+            f" Where the error is at most {row.size:.6g} nothing is proven with clipped actions; while none is clipped "
+            f"the average of the episodes without a clipped action is at least {numbers.lower(row.unclipped)}, and one "
+            "clipped action voids it."
+            for row in self.rows
+            if row.certified is None and row.unclipped is not None
         )
+        included = "Actions are clipped at the task's limits, which the bound includes."
+        if self.unclipped_up_to is None:
+            return included + void
+        if largest <= self.unclipped_up_to:
+            return "No action can be clipped at any of these sizes."
+        return f"{included} For sizes up to {numbers.lower(self.unclipped_up_to)} none can be clipped.{void}"
 
     def content(self) -> dict[str, Any]:
         """Return what the file holds."""
@@ -129,15 +153,11 @@ class ReturnCertificate:
         """Return the certificate in a file; raises MissingFileError, CorruptFileError, SchemaError."""
         content = read_json(path, "return certificate", SCHEMA)
         try:
-            fields = {name: content[name] for name in cls.__dataclass_fields__}
+            fields = {name: content[name] for name in cls.__dataclass_fields__ if name != "sensors"}
             fields["rows"] = tuple(ReturnRow(**row) for row in content["rows"])
+            # A file of an older version has none.
+            fields["sensors"] = tuple(SensorErrors(**sensor) for sensor in content.get("sensors", ()))
             fields["each"] = tuple(tuple(values) for values in content["each"])
         except (KeyError, TypeError) as error:
             raise CorruptFileError(f"{path} lacks or garbles {error}; write it with `certify --return`.") from error
         return cls(**fields)
-
-
-def _down(value: float | None) -> str:
-    """Return a return as a reader sees it, rounded down."""
-    assert value is not None
-    return f"-{numbers.upper(-value)}" if value < 0 else numbers.lower(value)

@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,31 +20,19 @@ from gymnasium import spaces
 
 from robust_policies import checks
 from robust_policies.certificates.ball import NORMS
+from robust_policies.certificates.clipped import ClippedAlong, Clips
 from robust_policies.certificates.lmi import Array
-from robust_policies.certificates.neurons import Neurons
-from robust_policies.certificates.peak import peak_bounds
-from robust_policies.certificates.trajectory import (
-    Along,
-    CostBounds,
-    Gain,
-    Perturbation,
-    balanced,
-    contracting,
-    gain_of,
-)
-from robust_policies.control.linear_model import LinearModel
-from robust_policies.control.youla import Performance
-from robust_policies.envs.known import Known, known_episodes, seeds_of
-from robust_policies.envs.plants.linear import LinearPlant
+from robust_policies.certificates.trajectory import MARGIN, Along, Gain, Perturbation
+from robust_policies.envs.known import known_episodes, seeds_of
 from robust_policies.errors import InvalidValueError, NotCertifiableError, UnknownNameError
 from robust_policies.policies.deployed import DeployedPolicy
 from robust_policies.policies.playing import Played, Playing
 from robust_policies.policies.return_certificate import ReturnCertificate, ReturnRow
+from robust_policies.policies.return_clips import ClippedLoop, clipped_loop
+from robust_policies.policies.return_loop import ProvenLoop, proven_loop
 from robust_policies.policies.return_task import Task, fitting_model, linear_task
 
 _SEARCH = 6
-# Of a size up to which nothing is clipped: its quotients' rounding, and that of the nominal episodes.
-_DOWN = 1 - 1e-9
 
 
 def certified_return(
@@ -84,52 +73,13 @@ def certified_return(
         raise NotCertifiableError(f"The actions are choices ({type(space).__name__}), which do not change by a little.")
     low = np.maximum(np.asarray(space.low, dtype=np.float64).ravel(), plant.action_low)
     high = np.minimum(np.asarray(space.high, dtype=np.float64).ravel(), plant.action_high)
-    running, known = policy.running(), known_episodes(plant, seeds_of(seed, episodes), steps)
+    running = policy.running()
+    playing = Playing(running, plant, known_episodes(plant, seeds_of(seed, episodes), steps), low, high)
     with torch.no_grad():
-        playing = Playing(running, plant, known, low, high)
-        free = np.flatnonzero(~playing.clipped(playing.play()).any(0))
-        kept = free if len(free) else np.arange(episodes)
-        playing = Playing(running, plant, Known(*(part[..., kept, :] for part in known)), low, high)
         nominal = playing.play()
-    loop: _Loop | str = "in every episode an action is clipped without any perturbation"
-    if len(free):
-        loop = _loop(running.loop, model, plant)
-    return _Searched(playing, nominal, loop, norm, seed).certificate(
-        asked, task=name, episodes=len(kept), set_aside=episodes - len(free)
-    )
-
-
-@dataclass(frozen=True)
-class _Loop:
-    """A loop whose gain is proven: from the perturbation to z, and to what may be clipped."""
-
-    costs: Neurons
-    signals: Neurons
-    gain: Gain
-    performance: Performance
-
-
-def _loop(close: Any, model: LinearModel, plant: LinearPlant) -> _Loop | str:
-    """Return the loop, or why nothing is proven of it."""
-    weights = Performance.weighted(plant.Q, plant.R)
-    n, m, rows = model.n, model.m, len(weights.Cz)
-    both = Performance(
-        np.vstack((weights.Cz, np.zeros((m, n)))),
-        np.vstack((weights.Dz, np.eye(m))),
-        np.zeros((n, 0)),
-        np.eye(model.p),
-    )
-    try:
-        loop = balanced(close(model, both))
-    except NotCertifiableError as error:
-        return str(error).rstrip(".")
-    select = np.eye(loop.model.sizes[3])
-    costs = loop.mapped(lambda matrices: matrices.then(select[:rows]))
-    gain = gain_of(costs)
-    if gain is None:
-        radius = float(np.abs(np.linalg.eigvals(loop.model.A)).max()) if loop.model.A.size else 0.0
-        return f"the loop has no proven gain (its linear part has spectral radius {radius:.6g})"
-    return _Loop(costs, loop.mapped(lambda matrices: matrices.then(select[rows:])), gain, weights)
+    loop = proven_loop(running, model, plant)
+    clipped = None if isinstance(loop, str) else clipped_loop(loop, running.entering, model, steps, norm)
+    return _Searched(playing, nominal, loop, clipped, norm, seed).certificate(asked, name)
 
 
 @dataclass(frozen=True)
@@ -138,20 +88,25 @@ class _Searched:
 
     playing: Playing
     nominal: Played
-    loop: _Loop | str
+    loop: ProvenLoop | str
+    clipped: ClippedLoop | None
     norm: str
     seed: int
 
-    def certificate(self, sizes: list[float], **facts: Any) -> ReturnCertificate:
-        """Return the certificate for all sizes; `facts` are its fields that are known."""
+    def certificate(self, sizes: list[float], task: str) -> ReturnCertificate:
+        """Return the certificate for all sizes."""
         order = np.argsort(sizes, kind="stable")
         bounds = [self._bounds(size) for size in sizes]
-        least = None if isinstance(self.loop, str) else _monotone(bounds, order)
+        least = _monotone([bound.least for bound in bounds], order)
+        # Episodes of which nothing is proven at any size are no part of the means, unless that is all of them.
+        kept: Array = np.asarray(np.isfinite(least).any(0))
+        proven = bool(kept.any())
+        kept = kept if proven else np.ones_like(kept)
         rows, starts, most = [], [], np.zeros(0)
         for index in order:
             bound, size = bounds[index], sizes[index]
             # What was bad at a smaller size begins the search at a larger one.
-            begin = [*starts[-1:], *([bound.worst] if bound is not None and bound.worst is not None else [])]
+            begin = [*starts[-1:], *bound.worst]
             added = self.playing.worst(self.norm, size, begin, _SEARCH, self.seed) if size else None
             with torch.no_grad():
                 played = self.nominal if added is None else self.playing.play(added)
@@ -162,67 +117,107 @@ class _Searched:
             rows.append(
                 ReturnRow(
                     size=size,
-                    nominal=-float(self.nominal.cost.mean()),
-                    found=-float(most.mean()),
-                    certified=None if least is None else -float(least[index].mean()),
-                    clipped_share=float(self.playing.clipped(played).mean()),
-                    triangle=None if bound is None else -float(bound.triangle.mean()),
-                    constant=None if bound is None else -float(bound.constant.mean()),
+                    nominal=-float(self.nominal.cost.numpy()[kept].mean()),
+                    found=-float(most[kept].mean()),
+                    certified=_mean(least[index], kept),
+                    clipped_share=float(self.playing.clipped(played)[:, kept].mean()),
+                    triangle=_mean(bound.triangle, kept),
+                    constant=_mean(bound.constant, kept),
+                    unclipped=_mean(bound.unclipped, kept & (self._clips.room() > 0).all((0, 2))),
                 )
             )
-        proven = None if isinstance(self.loop, str) else self.loop
+        reason = "no bound along the episodes was found" if not isinstance(self.loop, str) else self.loop
         return ReturnCertificate(
-            status="NOT_CERTIFIED" if proven is None else "PASS",
+            status="PASS" if proven else "NOT_CERTIFIED",
             norm=self.norm,
-            gain=None if proven is None else proven.gain.gain,
-            unclipped_up_to=None if proven is None else self._unclipped(proven.signals),
+            gain=None if isinstance(self.loop, str) else self.loop.gain.gain,
+            unclipped_up_to=self._unclipped(kept),
+            episodes=int(kept.sum()),
             rows=tuple(rows[int(np.flatnonzero(order == index)[0])] for index in range(len(sizes))),
+            task=task,
             seed=self.seed,
-            each=() if least is None else tuple(tuple((-bound).tolist()) for bound in least),
-            reason=self.loop if isinstance(self.loop, str) else "",
-            **facts,
+            set_aside=int((~kept).sum()),
+            each=tuple(tuple((-bound[kept]).tolist()) for bound in least) if proven else (),
+            reason="" if proven else reason,
         )
 
-    def _bounds(self, size: float) -> CostBounds | None:
-        if isinstance(self.loop, str):
+    @cached_property
+    def _clips(self) -> Clips:
+        return Clips(self.nominal.signals.numpy(), *self.playing.limits())
+
+    def _bounds(self, size: float) -> _Bounds:
+        """Return the bounds of each episode, infinite where there is none."""
+        nothing = np.full(self.playing.shape[1], np.inf)
+        if isinstance(self.loop, str) or self.clipped is None:
+            return _Bounds(nothing, nothing, nothing, nothing, [])
+        perturbation, weights, loop = Perturbation(self.norm, size), self.loop.performance, self.loop
+        z = self.nominal.states.numpy() @ weights.Cz.T + self.nominal.applied.numpy() @ weights.Dz.T
+        found = Along(loop.costs.model, loop.costs.family, z).bounds(loop.gain, perturbation)
+        if not size:
+            # Where nothing is perturbed the episode, clipped or not, is the one that was played.
+            exact = found.triangle
+            return _Bounds(exact, exact, exact, exact, [])
+        reach = self.clipped.moves.reached(self._clips, self._moved(perturbation))
+        free = (reach <= self._clips.room()).all((0, 2))
+        triangle, constant, least = (np.where(free, bound, np.inf) for bound in found[:3])
+        worst = [] if found.worst is None else [found.worst]
+        if not free.all():
+            clips = Clips(self._clips.nominal[:, ~free], self._clips.low, self._clips.high)
+            lower, upper = clips.slopes(reach[:, ~free])
+            along = ClippedAlong(self.clipped.costs, z[:, ~free], lower, upper, np.any(clips.room() < 0, axis=2))
+            groups = perturbation.groups(self.playing.shape[2])
+            mu, theta = found.multipliers or _simple(loop.gain, len(groups))
+            clipped = along.bounds(mu, theta, perturbation)
+            if clipped is not None:
+                least[~free] = clipped[0]
+                start = np.zeros(self.playing.shape) if not worst else worst[0].copy()
+                start[:, ~free] = clipped[1]
+                worst.append(start)
+        return _Bounds(triangle, constant, found.least, least, worst)
+
+    def _moved(self, perturbation: Perturbation) -> Array:
+        """Return how far (time, k + m) a perturbation moves what is clipped, while nothing is left off."""
+        assert self.clipped is not None
+        return self.clipped.moves.unclipped(perturbation, self.playing.shape[0], self.playing.shape[2])
+
+    def _unclipped(self, kept: Array) -> float | None:
+        """Return the largest size at which nothing can be clipped in these episodes, None where none is known."""
+        room = self._clips.room()[:, kept]
+        if self.clipped is None or not (room > 0).all():
             return None
-        z = self.nominal.states.numpy() @ self.loop.performance.Cz.T
-        z = z + self.nominal.actions.numpy() @ self.loop.performance.Dz.T
-        along = Along(self.loop.costs.model, self.loop.costs.family, z)
-        return along.bounds(self.loop.gain, Perturbation(self.norm, size))
-
-    def _unclipped(self, signals: Neurons) -> float | None:
-        """Return the largest size for which it is proven that nothing is clipped, None where nothing is."""
-        moved = _reach(signals, self.norm, self.playing.shape[0])
-        if moved is None:
-            return None
-        room = self.playing.room(self.nominal).min((0, 1))
-        limits = [float(space / most) for space, most in zip(room, moved, strict=True) if most > 0]
-        return min(limits, default=float(np.finfo(np.float64).max)) * _DOWN
+        once = self._moved(Perturbation(self.norm, 1.0))
+        sizes = np.divide(room.min(1), once, out=np.full_like(once, np.finfo(np.float64).max), where=once > 0)
+        return float(sizes.min()) * (1 - MARGIN) or None
 
 
-def _reach(signals: Neurons, norm: str, steps: int) -> Array | None:
-    """Return how far (m + k,) each signal can be moved at any step by perturbations of size 1, None without a proof."""
-    inputs = signals.model.sizes[2]
-    start = next(contracting(signals), None)
-    if norm != "total_l2" and start is not None:
-        # Of a step's l2 norm no entry is larger.
-        moved = peak_bounds(signals._replace(theta=start.theta), np.ones(inputs), start.P)
-        if moved is not None:
-            return moved
-    # No step moves a signal by more than all of them together.
-    found = []
-    for row in np.eye(signals.model.sizes[3]):
-        gain = gain_of(signals.mapped(lambda matrices, row=row: matrices.then(row[None])))
-        if gain is None:
-            return None
-        found.append(gain.gain * Perturbation(norm, 1.0).total(steps, inputs))
-    return np.array(found)
+class _Bounds(NamedTuple):
+    """Bounds of the cost (episodes,) of perturbations of a size, and perturbations at which one is attained.
+
+    `unclipped` holds while nothing is clipped, whether that is excluded or not; the others always.
+    """
+
+    triangle: Array
+    constant: Array
+    unclipped: Array
+    least: Array
+    worst: list[Array]
 
 
-def _monotone(bounds: list[CostBounds | None], order: Array) -> list[Array]:
-    """Return the bounds (episodes,) by size where one of a larger size also holds for a smaller one."""
-    least = [np.zeros(0) if bound is None else bound.least for bound in bounds]
+def _simple(gain: Gain, groups: int) -> tuple[Array, Array]:
+    """Return multipliers of a loop that is not clipped."""
+    theta = np.maximum(2.0 * gain.theta, 1e-12 * max(float(gain.theta.max(initial=0.0)), 1e-300))
+    return np.full((1, groups), 2.0 * gain.gain**2), theta[None]
+
+
+def _mean(bound: Array, kept: Array) -> float | None:
+    """Return minus the mean of the kept episodes' bounds, None where one of them has none."""
+    mean = float(bound[kept].mean()) if kept.any() else math.inf
+    return -mean if math.isfinite(mean) else None
+
+
+def _monotone(bounds: list[Array], order: Array) -> Array:
+    """Return the bounds (sizes, episodes) where one of a larger size also holds for a smaller one."""
+    least = np.array(bounds)
     for smaller, larger in reversed(list(pairwise(order))):
         least[smaller] = np.minimum(least[smaller], least[larger])
     return least

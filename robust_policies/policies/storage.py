@@ -26,6 +26,7 @@ from robust_policies.errors import (
 )
 from robust_policies.files.atomic import read_json, write_atomic
 from robust_policies.policies.deployed import DeployedPolicy
+from robust_policies.policies.running_arrays import PREFIX
 from robust_policies.policies.youla.policy import YoulaPolicy
 
 SCHEMA = 1
@@ -103,6 +104,30 @@ def load_policy(path: str | Path, *, allow_pickle: bool = False) -> DeployedPoli
         raise
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise CorruptFileError(f"{json_path} lacks or garbles the entry {error}; save the policy again.") from error
+
+
+def running_arrays_agree(path: str | Path, policy: DeployedPolicy) -> bool:
+    """Return whether what `robust_policies.runtime` runs of the files is what this policy, loaded from them, runs.
+
+    Files without arrays of its own agree: it refuses them. Arrays may differ by the rounding of another processor.
+    """
+    json_path, _ = _pair(Path(path))
+    content = read_json(json_path, "policy", SCHEMA)
+    if "runtime" not in content:
+        return True
+    stored = _stored(json_path.with_name(Path(content["weights"]["file"]).name), content["weights"]["sha256"])
+    expected, arrays = policy.parts()
+    own = {name for name in (*stored, *arrays) if name.startswith((PREFIX, f"policy.{PREFIX}"))}
+    same = content["runtime"] == expected["runtime"]
+    inner = (part.get("policy", {}).get("runtime") for part in (content, expected))
+    return same and next(inner) == next(inner) and all(_alike(stored.get(name), arrays.get(name)) for name in own)
+
+
+def _alike(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None or one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    largest = max(1.0, float(other.double().abs().nan_to_num(posinf=0.0).max())) if other.numel() else 1.0
+    return bool(((one == other) | ((one.double() - other.double()).abs() <= 1e-5 * largest)).all())
 
 
 def _checked_task(task: str | Mapping[str, Any] | None) -> dict[str, Any]:

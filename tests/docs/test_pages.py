@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 ROOMS = ("networks", "certificates", "control", "envs", "policies", "train", "evaluation")
 FACES = [f"robust_policies.{room}" for room in ROOMS]
 # The wrappers of `perturb` and `perturb.vector` have the same names, so each keeps a face of its own.
-PUBLIC = {*FACES, "robust_policies.envs.perturb", "robust_policies.cli"}
+PUBLIC = {*FACES, "robust_policies.envs.perturb", "robust_policies.cli", "robust_policies.runtime"}
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
     for pattern in ("*.md", "docs/*.md", "envs/*/README.md", "examples/*.md", "results/**/README.md", "train/*.md")
@@ -72,7 +72,7 @@ def test_the_page_runs(page, demo, tmp_path, monkeypatch):
     assert all(reason for reason in re.findall(r"<!-+ *skip: *\w+(.*?)-->", text)), (
         "a block is skipped without a reason"
     )
-    if "results/demo" in text:
+    if re.search("results/(demo|pendulum)", text):
         shutil.copytree(demo, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     known = set(gymnasium.registry)

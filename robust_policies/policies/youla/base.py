@@ -219,11 +219,15 @@ class BaseController(nn.Module):
         They are float64, and exactly what the environment's number type can hold.
         """
         youla = torch.minimum(torch.maximum(youla.to(self.A.dtype), -self.youla_high), self.youla_high)
-        estimate = state[..., : self.model.n] + innovation @ self.M.T
-        u = self._within(self.u0 - estimate @ self.K.T + youla @ self.input_scale.T)
+        u = self._within(self.unclipped(innovation, youla, state))
         if self.options.quantum:
             u = self._within(self.options.quantum * torch.round(u / self.options.quantum))
         return u.to(self.inputs).to(self.A.dtype)
+
+    def unclipped(self, innovation: Tensor, youla: Tensor, state: Tensor) -> Tensor:
+        """Return the inputs (batch, m) that normalised Youla inputs within their limits ask the actuator for."""
+        estimate = state[..., : self.model.n] + innovation @ self.M.T
+        return self.u0 - estimate @ self.K.T + youla @ self.input_scale.T
 
     def update(self, innovation: Tensor, sent: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return (inputs (batch, m) that the plant received, next state) after `sent` has been sent."""

@@ -23,6 +23,7 @@ from robust_policies.policies.actor import Actor, MeanHead, ScaledCell, Scaling
 from robust_policies.policies.deployed import DeployedPolicy
 from robust_policies.policies.records import from_parts, to_parts
 from robust_policies.policies.running import RunningPolicy
+from robust_policies.policies.running_arrays import BASE_ARRAYS, PREFIX
 from robust_policies.policies.spaces import choose, space_from_json, space_to_json
 from robust_policies.policies.youla.base import BaseController, YoulaOptions
 from robust_policies.policies.youla.certify import certify_youla, loop_arrays, searched_loop
@@ -289,13 +290,22 @@ class YoulaPolicy(DeployedPolicy):
             tensors |= numbers
         content["observation_space"] = space_to_json(self.observation_space)
         content["action_space"] = space_to_json(self.action_space)
+        base, options = self.controller, self.controller.options
+        stored = {name: f"{PREFIX}base.{name}" for name in BASE_ARRAYS}
+        tensors |= {stored[name]: getattr(base, name).detach().cpu().contiguous().clone() for name in BASE_ARRAYS}
+        runs = {"arrays": stored, "delay": options.delay, "quantum": options.quantum}
+        kinds = {"numbers": str(base.numbers), "inputs": str(base.inputs)}
+        runs |= {name: kind.removeprefix("torch.") for name, kind in kinds.items()}
+        content["runtime"] = {"base": runs}
         return content, tensors
 
     @classmethod
     def from_parts(cls, content: Mapping[str, Any], tensors: Mapping[str, Tensor], source: Path) -> YoulaPolicy:
         """Return the policy of which `parts` made the parts, tensors of any shapes; raises as `DeployedPolicy`'s."""
-        own = {name: tensor for name, tensor in tensors.items() if not name.startswith("policy.")}
-        weights = {name.removeprefix("policy."): tensor for name, tensor in tensors.items() if name not in own}
+        own = {name: tensor for name, tensor in tensors.items() if not name.startswith(("policy.", PREFIX))}
+        weights = {
+            name.removeprefix("policy."): tensor for name, tensor in tensors.items() if name.startswith("policy.")
+        }
         return cls(
             from_parts(LQGDesign, content["design"], own, "design"),
             from_parts(LinearModel, content["model"], own, "model"),

@@ -1,0 +1,200 @@
+"""One step of every cell, in NumPy, from the explicit arrays that its policy was saved with.
+
+A step is a function (input (batch, nu), state (batch, nx)) -> (output (batch, ny), next state (batch, nx)). What is
+linear between two activations is multiplied out once, in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from robust_policies.errors import UnknownNameError
+from robust_policies.runtime.activations import ACTIVATIONS, Array
+
+Step = Callable[[Array, Array], tuple[Array, Array]]
+Arrays = Mapping[str, Any]
+
+
+class RunningCell(NamedTuple):
+    """A cell that runs: the width of its state, and its step."""
+
+    state_size: int
+    step: Step
+
+
+def running_cell(config: Mapping[str, Any], arrays: Arrays) -> RunningCell:
+    """Return the cell of a configuration with its explicit arrays, nested as the cell nests them.
+
+    Raises UnknownNameError where there is no such cell.
+    """
+    kind = config.get("type")
+    if kind not in _MAKERS:
+        raise UnknownNameError.among("cell", str(kind), _MAKERS)
+    return _MAKERS[kind](config, arrays)
+
+
+def _r2dn(config: Mapping[str, Any], e: Arrays) -> RunningCell:
+    layers, kind = e["layers"], e["A"].dtype
+    nx, act = len(e["A"]), ACTIVATIONS[config["activation"]]
+    first = _inward(layers[0])
+    before = np.hstack((first @ _wide(e["C1"]), first @ _wide(e["D12"])))
+    biases = [first @ _wide(e["bv"]) + _wide(layers[0]["b"])]
+    maps, active = [before], layers if layers[-1]["A"] is not None else layers[:-1]
+    for previous, layer in pairwise(active):
+        maps.append(_inward(layer) @ _outward(previous))
+        biases.append(_wide(layer["b"]))
+    out, constant = _outward(active[-1]), np.zeros(len(_wide(e["B1"])[0]))
+    if len(active) < len(layers):
+        out, constant = _wide(layers[-1]["B"]) @ out, _wide(layers[-1]["b"])
+    top = np.hstack((_wide(e["C2"]), _wide(e["D22"]), _wide(e["D21"]) @ out))
+    bottom = np.hstack((_wide(e["A"]), _wide(e["B2"]), _wide(e["B1"]) @ out))
+    after = np.vstack((top, bottom)).T.astype(kind)
+    shift = np.concatenate((_wide(e["by"]) + _wide(e["D21"]) @ constant, _wide(e["bx"]) + _wide(e["B1"]) @ constant))
+    weights = [(np.ascontiguousarray(W.T.astype(kind)), b.astype(kind)) for W, b in zip(maps, biases, strict=True)]
+    known, hidden = after[: nx + e["B2"].shape[1]].copy(), after[nx + e["B2"].shape[1] :].copy()
+    ny, shift = len(e["by"]), shift.astype(kind)
+
+    def step(input: Array, state: Array) -> tuple[Array, Array]:
+        both = np.concatenate((state, input), axis=1)
+        h = both
+        for W, b in weights:
+            h = act(h @ W + b)
+        found = both @ known + h @ hidden + shift
+        return found[:, :ny], found[:, ny:]
+
+    return RunningCell(nx, step)
+
+
+def _ren(config: Mapping[str, Any], e: Arrays) -> RunningCell:
+    act, kind, nx = ACTIVATIONS[config["activation"]], e["A"].dtype, len(e["A"])
+    before = np.hstack((e["C1"], e["D12"])).T.copy()
+    known = np.vstack((np.hstack((e["C2"], e["D22"])), np.hstack((e["A"], e["B2"])))).T.copy()
+    hidden = np.vstack((e["D21"], e["B1"])).T.copy()
+    shift, ny = np.concatenate((e["by"], e["bx"])).astype(kind), len(e["by"])
+    rows = [np.ascontiguousarray(row[:i]) for i, row in enumerate(e["D11"])]
+
+    def step(input: Array, state: Array) -> tuple[Array, Array]:
+        both = np.concatenate((state, input), axis=1)
+        w = both @ before + e["bv"]
+        for i, row in enumerate(rows):
+            w[:, i] = act(w[:, i] + w[:, :i] @ row if i else w[:, i])
+        found = both @ known + w @ hidden + shift
+        return found[:, :ny], found[:, ny:]
+
+    return RunningCell(nx, step)
+
+
+def _mlp(config: Mapping[str, Any], e: Arrays) -> RunningCell:
+    act = ACTIVATIONS[config["activation"]]
+    layers = [(W.T.copy(), b) for W, b in zip(e["weights"], e["biases"], strict=True)]
+
+    def step(input: Array, state: Array) -> tuple[Array, Array]:
+        for W, b in layers[:-1]:
+            input = act(input @ W + b)
+        return input @ layers[-1][0] + layers[-1][1], state
+
+    return RunningCell(0, step)
+
+
+def _lbdn(config: Mapping[str, Any], e: Arrays) -> RunningCell:
+    act, scale, kind = ACTIVATIONS[config["activation"]], e["scale"], e["scale"].dtype
+    layers = [
+        (_inward(layer).T.astype(kind), layer["b"], None if layer["A"] is None else _outward(layer).T.astype(kind))
+        for layer in e["layers"]
+    ]
+
+    def step(input: Array, state: Array) -> tuple[Array, Array]:
+        h = input * scale
+        for inward, b, outward in layers:
+            h = h @ inward + b
+            h = h if outward is None else act(h) @ outward
+        return h * scale, state
+
+    return RunningCell(0, step)
+
+
+def _lstm(config: Mapping[str, Any], e: Arrays) -> RunningCell:
+    size, sigmoid = int(config["state_size"]) // 2, ACTIVATIONS["sigmoid"]
+    weights, bias = np.vstack((e["weight_ih"].T, e["weight_hh"].T)), e["bias_ih"] + e["bias_hh"]
+    C, by = e["C"].T.copy(), e["by"]
+
+    def step(input: Array, state: Array) -> tuple[Array, Array]:
+        gates = np.concatenate((input, state[:, :size]), axis=1) @ weights + bias
+        i, f, g, o = (gates[:, k * size : (k + 1) * size] for k in range(4))
+        c = sigmoid(f) * state[:, size:] + sigmoid(i) * np.tanh(g)
+        h = sigmoid(o) * np.tanh(c)
+        return h @ C + by, np.concatenate((h, c), axis=1)
+
+    return RunningCell(2 * size, step)
+
+
+def _gru(config: Mapping[str, Any], e: Arrays) -> RunningCell:
+    size, sigmoid = int(config["state_size"]), ACTIVATIONS["sigmoid"]
+    inward, onward, C, by = e["weight_ih"].T.copy(), e["weight_hh"].T.copy(), e["C"].T.copy(), e["by"]
+
+    def step(input: Array, state: Array) -> tuple[Array, Array]:
+        given, kept = input @ inward + e["bias_ih"], state @ onward + e["bias_hh"]
+        both = sigmoid(given[:, : 2 * size] + kept[:, : 2 * size])
+        r, z = both[:, :size], both[:, size:]
+        n = np.tanh(given[:, 2 * size :] + r * kept[:, 2 * size :])
+        h = (1.0 - z) * n + z * state
+        return h @ C + by, h
+
+    return RunningCell(size, step)
+
+
+def _window(config: Mapping[str, Any], e: Arrays) -> RunningCell:
+    inner, perceptron = running_cell(config["inner"], e["cell"]), running_cell(config["perceptron"], e["perceptron"])
+    length, masked, blank = int(config["window"]), bool(config["masked"]), e["blank"]
+    width = len(blank) + 1
+
+    def step(input: Array, state: Array) -> tuple[Array, Array]:
+        count = len(input)
+        row = np.concatenate((input, np.ones((count, 1), input.dtype)), axis=1)
+        window = np.concatenate((state[:, width:], row.astype(state.dtype)), axis=1)
+        rows = window.reshape(count, length, width)
+        hidden = np.zeros((count, inner.state_size), blank.dtype)
+        output = blank
+        for k in range(length):
+            values, observed = rows[:, k, :-1], rows[:, k, -1:] > 0.5
+            if not masked:
+                values = np.where(observed, values, blank)
+            elif k:
+                # The cell begins where the episode did.
+                begun = rows[:, k - 1, -1:] > 0.5
+                hidden = np.where(begun, hidden, 0.0).astype(blank.dtype)
+            output, hidden = inner.step(values.astype(blank.dtype), hidden)
+        return perceptron.step(output, np.zeros((count, 0), blank.dtype))[0], window
+
+    return RunningCell(length * width, step)
+
+
+_MAKERS: dict[str, Callable[[Mapping[str, Any], Arrays], RunningCell]] = {
+    "r2dn": _r2dn,
+    "ren": _ren,
+    "mlp": _mlp,
+    "lbdn": _lbdn,
+    "lstm": _lstm,
+    "gru": _gru,
+    "window": _window,
+}
+
+
+def _wide(array: Array) -> Array:
+    return np.asarray(array, dtype=np.float64)
+
+
+def _inward(layer: Arrays) -> Array:
+    """Return the matrix in front of a sandwich layer's activation, of a linear layer its own."""
+    B = _wide(layer["B"])
+    return B if layer["psi"] is None else (math.sqrt(2.0) / _wide(layer["psi"]))[:, None] * B
+
+
+def _outward(layer: Arrays) -> Array:
+    """Return the matrix after a sandwich layer's activation."""
+    return math.sqrt(2.0) * _wide(layer["A"]).T * _wide(layer["psi"])
