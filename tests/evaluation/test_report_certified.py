@@ -17,7 +17,7 @@ from robust_policies.policies.return_certificate import ReturnCertificate, Retur
 TASK = "robust_policies/MassSpringDamper-v0"
 ROWS = (
     ReturnRow(size=0.02, nominal=-1.5, found=-2.0, certified=-2.5, clipped_share=0.0),
-    ReturnRow(size=0.1, nominal=-1.5, found=-6.0, certified=-12.0, clipped_share=0.25),
+    ReturnRow(size=0.1, nominal=-1.5, found=-6.0, certified=None, clipped_share=0.25, unclipped=-12.0),
     ReturnRow(size=0.05, nominal=-1.5, found=-3.0, certified=-5.0, clipped_share=0.0),
 )
 SENSORS = (SensorErrors("position [m]", {"force [N]": 36.24311}, {"position [m]": 9.8, "velocity [m/s]": None}),)
@@ -27,7 +27,7 @@ UNPROVEN = replace(
     status="NOT_CERTIFIED",
     gain=None,
     unclipped_up_to=None,
-    rows=tuple(replace(row, certified=None, found=row.found - 1) for row in ROWS),
+    rows=tuple(replace(row, certified=None, unclipped=None, found=row.found - 1) for row in ROWS),
     reason="it has gates",
     sensors=(SensorErrors("position [m]", {"force [N]": None}, {"position [m]": None}, "it has gates"),),
 )
@@ -78,7 +78,8 @@ def test_the_page_and_the_file_draw_the_same(tmp_path):
 
 
 def test_training_seeds_are_averaged_and_no_seed_without_a_proof_is_hidden(tmp_path):
-    worse = replace(PROVEN, rows=tuple(replace(row, found=row.found - 2, certified=row.certified - 4) for row in ROWS))
+    lower = [replace(row, certified=row.certified - 4) if row.certified is not None else row for row in ROWS]
+    worse = replace(PROVEN, rows=tuple(replace(row, found=row.found - 2) for row in lower))
     for name, certificates in (("both", (PROVEN, worse)), ("one", (PROVEN, UNPROVEN))):
         for seed, certificate in enumerate(certificates):
             folder = tmp_path / name / f"seed{seed}"

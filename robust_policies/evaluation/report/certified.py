@@ -71,21 +71,25 @@ def _lines(method: Method, found: Sequence[ReturnCertificate]) -> list[Series]:
         Series(method.name, look, x, worst, kind="worst found"),
         Series(method.name, dotted, x, [nominal] * len(x), points=False, kind="no error"),
     ]
-    bounds, at, limit = [nominal], [0.0], _limit(found)
-    for size in sizes:
-        values = [rows[size].certified for rows in by_size]
-        known = [value for value in values if value is not None]
-        if len(known) == len(values):
-            at.append(size)
-            bounds.append(float(np.mean(known)))
-    clear = sum(size <= limit for size in at)
-    if clear > 1:
-        lines.append(_step(method, look, at[:clear], bounds[:clear], "proven"))
-    if len(at) > clear:
-        # Joined to what is clear of clipping.
+    proven = [[rows[size].certified for rows in by_size] for size in sizes]
+    clear = next((place for place, values in enumerate(proven) if None in values), len(sizes))
+    bounds = [nominal, *(_average(values) for values in proven[:clear])]
+    if clear:
+        lines.append(_step(method, look, x[: clear + 1], bounds, "proven"))
+    void = [
+        [row.certified if row.unclipped is None else row.unclipped for row in (rows[size] for rows in by_size)]
+        for size in sizes[clear:]
+    ]
+    known = [(size, _average(values)) for size, values in zip(sizes[clear:], void, strict=True) if None not in values]
+    if known:
         grey = Look(GREY, look.marker, look.dash)
-        lines.append(_step(method, grey, at[clear - 1 :], bounds[clear - 1 :], "proven if no action is clipped"))
+        at, values = [x[clear], *(size for size, _ in known)], [bounds[-1], *(value for _, value in known)]
+        lines.append(_step(method, grey, at, values, "proven if no action is clipped"))
     return lines
+
+
+def _average(values: Sequence[float | None]) -> float:
+    return float(np.mean([value for value in values if value is not None]))
 
 
 def _step(method: Method, look: Look, x: Sequence[float], y: Sequence[float], kind: str) -> Series:
@@ -94,15 +98,16 @@ def _step(method: Method, look: Look, x: Sequence[float], y: Sequence[float], ki
 
 def _caption(methods: Sequence[Method], task: str) -> str:
     found = [one for method in methods for one in _certificates(method) if one.task == task]
-    aside = " Episodes in which an action is clipped without any error are left out." * any(f.set_aside for f in found)
+    aside = " Episodes of which nothing is proven are left out." * any(f.set_aside for f in found)
     episodes = sorted({f"{one.episodes} (seed {one.seed})" for one in found})
     open_ = sorted({method.name for method in methods for one in _of(method, task) if one.status != "PASS"})
     unproven = f" Nothing is proven of {', '.join(open_)}, which does not mean that it is bad." if open_ else ""
     return (
         "Across: how wrong what the policy reads may be. Dotted: the return without an error. Marked line: the worst "
         "error that a search of the whole episode found, which knows start and noise. Steps: proven; no error of at "
-        "most this size, whoever makes it and whatever it knows, leads to a lower mean return. Grey: an action may be "
-        "clipped, which voids the bound; in the grey area that is so for every policy with a bound. Means over "
+        "most this size, whoever makes it and whatever it knows, leads to a lower mean return, clipped actions "
+        "included. Grey line: proven while no action is clipped. Grey area: where an action of every policy with a "
+        "bound may be clipped. Means over "
         f"episodes: {', '.join(episodes)}. Rounding in a proven bound is covered by a margin, not by a proof."
         f"{aside}{unproven}"
     )
@@ -132,8 +137,9 @@ def _cells(one: ReturnCertificate) -> list[list[str]]:
     for row in sorted(one.rows, key=lambda row: row.size):
         bound = "-"
         if row.certified is not None:
-            void = one.unclipped_up_to is None or row.size > one.unclipped_up_to
-            bound = numbers.lower(row.certified) + " <span class='i'>if no action is clipped</span>" * void
+            bound = numbers.lower(row.certified)
+        elif row.unclipped is not None:
+            bound = numbers.lower(row.unclipped) + " <span class='i'>if no action is clipped</span>"
         size = f"{number(row.size)} <span class='i'>{_SHORT[one.norm]}</span>"
         cells.append([size, number(row.nominal), number(row.found), bound, f"{row.clipped_share:.2%}"])
     return cells
@@ -182,15 +188,11 @@ def _claims(methods: Sequence[Method], task: str) -> str:
 
 
 def certified_words(method: Method) -> str:
-    """Return a sentence about the largest error up to which no action is clipped, "" where no return is proven."""
+    """Return a sentence about the largest error with a proven return, "" where there is none."""
     found = _certificates(method)
     if not found or any(one.status != "PASS" for one in found):
         return ""
-    sizes = [
-        row.size
-        for row in found[0].rows
-        if all(_bound(one, row.size) is not None and (one.unclipped_up_to or 0.0) >= row.size for one in found)
-    ]
+    sizes = [row.size for row in found[0].rows if all(_bound(one, row.size) is not None for one in found)]
     if len({(one.task, one.norm) for one in found}) > 1 or not sizes:
         return ""
     size = max(sizes)

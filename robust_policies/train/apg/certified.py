@@ -142,7 +142,7 @@ class CertifiedCost:
         return found
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from what `tensors` returned; raises KeyError elsewhere."""
+        """Go on from what `tensors` returned, theta (size,) among it; raises KeyError elsewhere."""
         if not tensors:
             self.gain = None
             return
