@@ -18,10 +18,10 @@ from robust_policies.control.closed_loop import ClosedLoop
 from robust_policies.control.lqg import design
 from robust_policies.envs import TorchVectorEnv, register_tasks
 from robust_policies.errors import InvalidValueError
-from robust_policies.evaluation.attacks.actor import FrozenActor
 from robust_policies.networks import R2DN, REN, Cell, GRUCell, LBDNCell, Lipschitz, LSTMCell, MLPCell
 from robust_policies.policies import DeployedPolicy, YoulaPolicy, YoulaVectorWrapper
 from robust_policies.policies.actor import Actor, FrozenNormalizer, MeanHead, ScaledCell, Scaling
+from robust_policies.policies.frozen import FrozenActor
 from robust_policies.policies.youla.base import BaseController
 from robust_policies.policies.youla.policy import YoulaCell
 from robust_policies.train.imitation import teacher as teachers

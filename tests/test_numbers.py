@@ -19,6 +19,7 @@ def test_a_number_has_four_digits_and_no_powers_of_ten_in_the_middle(value, text
 def test_bounds_are_rounded_to_their_safe_side():
     assert (numbers.upper(0.84271), numbers.lower(0.84279)) == ("0.8428", "0.8427")
     assert (numbers.upper(3.0), numbers.lower(3.0)) == ("3", "3")
+    assert (numbers.lower(-2.50001), numbers.lower(2.50099), numbers.lower(0.0)) == ("-2.501", "2.5", "0")
     for value in (1.0, 4.9999999, 5.00000001, 123456.7, 3e-7):
         assert float(numbers.lower(value)) <= value * (1 + 1e-8) and value <= float(numbers.upper(value)) * (1 + 1e-12)
 

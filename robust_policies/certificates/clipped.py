@@ -82,10 +82,10 @@ class Moves(NamedTuple):
 
     def reached(self, clips: Clips, free: Array) -> Array:
         """Return bounds (time, episodes, nc) of the signals' increments, where `free` (time, nc) is `unclipped`."""
-        steps, episodes, count = clips.nominal.shape
+        steps, _, count = clips.nominal.shape
         room, reach, left = clips.room(), np.zeros(clips.nominal.shape), np.zeros(clips.nominal.shape)
         for t in range(steps):
-            past = left[:t].any(0) if t else np.zeros((episodes, count), dtype=bool)
+            past = np.any(left[:t], axis=0, keepdims=True)[0]
             for signal in range(count):
                 reach[t, :, signal] = free[t, signal]
                 for entering in range(count):

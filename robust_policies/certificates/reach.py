@@ -64,12 +64,15 @@ def reach_of(
     """Return how inputs reach the one signal of a system, None where no multipliers are found.
 
     Args:
-        neurons: the system d -> y.
+        neurons: the system d (nd,) -> y (1,).
         steps: the number of lags.
         groups: (groups, nd) which inputs each group has; they count as much as one another.
         whole: whether the inputs are bounded together, and not step by step.
         metrics: rates and metrics to start from, which do not depend on the signal; None: those of `rated`.
     """
+    model = neurons.model
+    if not (model.C2.any() or model.D21.any() or model.D22.any()):
+        return Reach(np.zeros(steps), np.ones((steps, len(groups))), np.zeros((steps, neurons.family.size)))
     dual = _Lags(neurons, steps, groups, whole)
     starts = dual.starts(neurons, rated(neurons) if metrics is None else metrics)
     if not starts:

@@ -104,6 +104,12 @@ def balanced(neurons: Neurons) -> Neurons:
     return neurons if moved is None else neurons._replace(model=moved)
 
 
+def contracting(neurons: Neurons) -> Iterator[Candidate]:
+    """Yield metrics, each with multipliers, in which a loop is thought to contract; nothing is proven."""
+    for _, found in rated(neurons):
+        yield found
+
+
 def rated(neurons: Neurons) -> Iterator[tuple[float, Candidate]]:
     """Yield rates below 1, and the metrics, each with multipliers, in which a loop is thought to contract like them.
 
@@ -320,7 +326,7 @@ class Dual(Protocol):
         ...
 
     def at(self, mu: Array, theta: Array, groups: Array) -> Point | None:
-        """Return the supremum for these multipliers, None if there is none."""
+        """Return the supremum for mu (1 or time, groups) and theta (1 or time, size), None if there is none."""
         ...
 
 

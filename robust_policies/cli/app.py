@@ -23,6 +23,8 @@ from robust_policies.cli.steps import (
     certify_evaluate_report,
     certify_folder,
     certify_return_folder,
+    certify_smoothed_folder,
+    check_together,
     report_on,
     said_of_dry_run,
 )
@@ -167,41 +169,61 @@ def certify(
     return_: Annotated[
         bool, typer.Option("--return", help="prove what its return in a linear task cannot fall below instead")
     ] = False,
+    smooth: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SIGMA",
+            help="certify its return in any environment with Gaussian noise of this deviation on what it reads",
+        ),
+    ] = None,
     sizes: Annotated[
         str | None,
-        typer.Option(help="of the errors, for --return: 0.02,0.1 [default: 0.5, 1, 2 and 5 times the sensors' noise]"),
+        typer.Option(
+            help="of the errors, for --return: 0.02,0.1 [default: 0.5, 1, 2 and 5 times the sensors' noise], and for "
+            "--smooth [default: 0.25, 0.5, 1 and 2 times SIGMA]"
+        ),
     ] = None,
     norm: Annotated[Norm | None, typer.Option(help="of the sizes, for --return [default: per_step_l2]")] = None,
-    episodes: Annotated[int | None, typer.Option(min=1, help="for --return [default: 64]")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="of the episodes, for --return [default: 0]")] = None,
+    episodes: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="for --return [default: 64] and --smooth [default: 10000; 1000 in other packages' environments]"
+        ),
+    ] = None,
+    confidence: Annotated[float | None, typer.Option(help="of all together, for --smooth [default: 0.99]")] = None,
+    floor: Annotated[
+        float | None,
+        typer.Option(help="no return is below it, for --smooth [default: where the task's rewards have a floor, that]"),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="for --return and --smooth [default: 0]")] = None,
 ) -> None:
     """Prove the gain and contraction of the policy that runs; exit status 1 if nothing could be proven.
 
     With --return: what its return cannot fall below, whatever the errors of its sensors, into return_certificate.json.
+    With --smooth: what its return does not fall below with stated confidence if noise is added to what it reads,
+    whatever an attacker adds before, into smoothed_return.json.
     """
     from robust_policies.train import open_run
 
+    modes = {"--check": check, "--weights": weights, "--return": return_, "--smooth": smooth}
+    asked = [name for name, value in modes.items() if value is not None and value is not False]
     given = {"--sizes": sizes, "--norm": norm, "--episodes": episodes, "--seed": seed}
-    stray = next((name for name, value in given.items() if value is not None), None)
-    if stray is not None and not return_:
-        raise InvalidValueError(f"{stray} was given without --return, which it is for.")
-    if return_:
-        if check or weights is not None:
-            raise InvalidValueError(
-                f"{'--check' if check else '--weights'} was given with --return; expected one only."
-            )
-        open_run(folder)
-        asked = None if sizes is None else _numbers("--sizes", sizes)
-        if not certify_return_folder(folder, asked, (norm or Norm.per_step_l2).value, episodes or 64, seed or 0):
-            raise typer.Exit(1)
-        return
+    given |= {"--confidence": confidence, "--floor": floor}
+    check_together(asked, [name for name, value in given.items() if value is not None])
+    numbers = None if sizes is None else _numbers("--sizes", sizes)
     if check:
-        if weights is not None:
-            raise InvalidValueError("--weights was given with --check, which takes them from certificate.json.")
         _check_certificate(folder)
         return
     open_run(folder)
-    if not certify_folder(folder, None if weights is None else _numbers("--weights", weights)):
+    if return_:
+        proven = certify_return_folder(folder, numbers, (norm or Norm.per_step_l2).value, episodes or 64, seed or 0)
+    elif smooth is not None:
+        level = 0.99 if confidence is None else confidence
+        options = {"episodes": episodes, "confidence": level, "floor": floor, "seed": seed or 0}
+        proven = certify_smoothed_folder(folder, smooth, numbers, **options)
+    else:
+        proven = certify_folder(folder, None if weights is None else _numbers("--weights", weights))
+    if not proven:
         raise typer.Exit(1)
 
 

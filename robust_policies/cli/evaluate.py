@@ -82,7 +82,10 @@ def _in_turn(folders: Sequence[Path], given: Mapping[str, Any], report: Report) 
 
 
 def _side_by_side(folders: Sequence[Path], given: Mapping[str, Any], jobs: int) -> Iterator[_Outcome]:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+    if sys.platform == "linux":
+        # Loaded once, for all.
+        context.set_forkserver_preload([__name__, "robust_policies.evaluation.run"])
     # A thread each: the processes would take the cores from one another.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with ProcessPoolExecutor(min(jobs, len(folders)), mp_context=context) as pool:

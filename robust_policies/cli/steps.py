@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from robust_policies.errors import InvalidValueError
 from robust_policies.files import numbers
 
 Threads = Annotated[int, typer.Option(min=1, max=1024, help="CPU threads; small networks are fastest with one")]
@@ -32,6 +33,19 @@ def ask_first(recipe: Any, folder: Path, device: str, resume: bool, evaluate: bo
 def said_of_dry_run(folder: Path) -> str:
     """Return what a dry run has shown."""
     return f"One update was made, saved, loaded, certified and evaluated; nothing was written into {folder}."
+
+
+def check_together(modes: list[str], given: list[str]) -> None:
+    """Raise InvalidValueError unless `certify` was asked for one thing, and given options of it alone."""
+    if len(modes) > 1:
+        why = ", which takes them from certificate.json" if set(modes) == {"--check", "--weights"} else "; give one"
+        raise InvalidValueError(f"{modes[1]} was given with {modes[0]}{why}.")
+    mode = modes[0] if modes else ""
+    for option in given:
+        whose = {"--norm": ("--return",), "--confidence": ("--smooth",), "--floor": ("--smooth",)}
+        takes = whose.get(option, ("--return", "--smooth"))
+        if mode not in takes:
+            raise InvalidValueError(f"{option} was given without {' or '.join(takes)}, which it is for.")
 
 
 def certify_folder(folder: Path, weights: list[float] | None = None) -> bool:
@@ -62,12 +76,31 @@ def certify_return_folder(folder: Path, sizes: list[float] | None, norm: str, ep
     certificate = certify_return_run(folder, sizes, norm, episodes, seed)
     typer.echo(f"{certificate.status}: {certificate.claim}")
     for row in certificate.rows:
-        proven = "nothing" if row.certified is None else numbers.shown(row.certified)
+        proven = "nothing" if row.certified is None else numbers.lower(row.certified)
         typer.echo(
             f"size {row.size:.4g}: certified {proven}, worst found {numbers.shown(row.found)}, without errors "
             f"{numbers.shown(row.nominal)}; clipped at the worst found: {row.clipped_share:.2%} of the steps"
         )
+    for entry in certificate.sensors:
+        changes = [(name, bound) for name, bound in {**entry.actions, **entry.states}.items() if bound is not None]
+        if changes:
+            said = ", ".join(f"{name} by at most {numbers.upper(bound)}" for name, bound in changes)
+            typer.echo(f"{entry.sensor} off by 1 at every step moves, for ever and while nothing is clipped: {said}")
     return certificate.status == "PASS"
+
+
+def certify_smoothed_folder(folder: Path, sigma: float, sizes: list[float] | None, **options: Any) -> bool:
+    """Return whether something is certified of the policy in `folder` behind noise, after writing it there."""
+    from robust_policies.evaluation import certify_smoothed_run
+
+    found = certify_smoothed_run(folder, sigma, sizes, **options)
+    typer.echo(f"{found.status}: {found.claim}")
+    for what, mean, error in (
+        ("without the noise", found.nominal, found.nominal_error),
+        ("with it, not attacked", found.smoothed, found.smoothed_error),
+    ):
+        typer.echo(f"Mean return {what}: {numbers.shown(mean)}, standard error {numbers.shown(error, 2)}.")
+    return found.status == "PASS"
 
 
 def report_on(folders: Sequence[Path], output: Path | None) -> None:

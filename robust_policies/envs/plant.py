@@ -54,6 +54,8 @@ class Plant(ABC):
     terminates: bool = False
     observes_actions: ClassVar[bool] = True
     """False: observations are what they are whatever the actions (an innovation), so they can be computed ahead."""
+    least_reward: float | None = None
+    """No step of an episode brings less, whatever the actions; None: not known."""
     process_noise_size: int = 0
     measurement_noise_size: int = 0
     reset_size: int

@@ -6,6 +6,7 @@ from .attacks import make_attack as make_attack
 from .attacks import prepare_attack as prepare_attack
 from .certify import certify_run as certify_run
 from .certify_return import certify_return_run as certify_return_run
+from .certify_return import certify_smoothed_run as certify_smoothed_run
 from .episodes import run_episodes as run_episodes
 from .report.page import write_report as write_report
 from .run import evaluate_run as evaluate_run

@@ -9,7 +9,7 @@ from robust_policies.envs.batch import Environment
 from robust_policies.errors import UnknownNameError
 from robust_policies.evaluation.attacks import ATTACKS, make_attack
 from robust_policies.evaluation.noise import PERTURBATIONS
-from robust_policies.evaluation.rollout import Episodes, Step, play_episodes
+from robust_policies.evaluation.rollout import Episodes, OnStep, play_episodes
 from robust_policies.policies.deployed import DeployedPolicy
 
 KINDS = (*PERTURBATIONS, *ATTACKS)
@@ -29,7 +29,7 @@ def run_episodes(
     env_kwargs: Mapping[str, Any] | None = None,
     perturbations: Any = (),
     max_steps: int = 2000,
-    on_step: Step | None = None,
+    on_step: OnStep | None = None,
     record: int = 0,
     episode_seeds: Sequence[int] | None = None,
     factors: Mapping[str, Sequence[float]] | None = None,

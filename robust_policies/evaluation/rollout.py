@@ -13,16 +13,16 @@ from torch import Tensor
 from robust_policies import checks
 from robust_policies.envs.batch import Environment
 from robust_policies.envs.known import seeds_of
-from robust_policies.errors import DivergedError, InvalidValueError
-from robust_policies.evaluation.attacks.actor import FrozenActor
+from robust_policies.errors import InvalidValueError
 from robust_policies.evaluation.attacks.attack import Attack, Moment, Scene
 from robust_policies.evaluation.attacks.budget import Budget
-from robust_policies.evaluation.batch import Task
 from robust_policies.evaluation.deviation import action_deviation
 from robust_policies.evaluation.noise import unit_noise
+from robust_policies.policies.batch import Step, Task, steps_of
 from robust_policies.policies.deployed import DeployedPolicy
+from robust_policies.policies.frozen import FrozenActor
 
-Step = Callable[[], None]
+OnStep = Callable[[], None]
 Perturb = Callable[[Moment], Tensor]
 
 
@@ -64,7 +64,7 @@ class Setting:
     episodes: int
     seed: int
     max_steps: int
-    on_step: Step | None
+    on_step: OnStep | None
     episode_seeds: list[int]
     factors: Mapping[str, Sequence[float]]
 
@@ -141,41 +141,19 @@ def attacked(setting: Setting, attack: Attack | None, kind: str, sizes: list[flo
 
 def _play(setting: Setting, task: Task, actor: FrozenActor, perturb: Perturb) -> _Played:
     """Return the episodes in which the policy reads what `perturb` makes of each moment's observations."""
-    count = task.count
     task.check_fit(setting.policy)
     for name, values in setting.factors.items():
         task.scale(name, torch.tensor(values).repeat_interleave(setting.episodes))
-    observation = task.reset(setting.episode_seeds * (count // setting.episodes))
-    hidden = actor.initial_state(count)
-    lengths = torch.zeros(count, dtype=torch.int64, device=observation.device)
-    ended = torch.zeros(count, dtype=torch.bool, device=observation.device)
-    fresh, failed = ended.clone(), ended.clone()
-    history: list[tuple[Tensor, ...]] = []
-    for t in range(min(setting.max_steps, task.limit or setting.max_steps)):
-        perturbed = torch.where(ended.unsqueeze(-1), observation, perturb(Moment(t, observation, hidden)))
-        with torch.no_grad():
-            mean, hidden = actor.step(perturbed, hidden)
-            action, finite = actor.applied(mean)
-        # A failed or ended episode's environment goes on uncounted, whatever its state.
-        broken = ~ended & ~finite
-        hidden = torch.nan_to_num(hidden)
-        following, reward, done = task.step(action, fresh)
-        broken = broken | (~ended & ~torch.isfinite(reward))
-        failed = failed | broken
-        if bool(failed.all()):
-            raise DivergedError(
-                f"The policy's action in {task.name}, or the reward, is NaN or infinite in all episodes (step {t}); "
-                "train the policy again."
-            )
-        lengths += ~ended
-        history.append((observation, perturbed, action, reward))
-        observation, fresh, ended = following, done, ended | done | broken
+    seeds = setting.episode_seeds * (task.count // setting.episodes)
+    limit = min(setting.max_steps, task.limit or setting.max_steps)
+    steps: list[Step] = []
+    for step in steps_of(task, actor, seeds, limit, lambda t, seen, hidden: perturb(Moment(t, seen, hidden))):
+        steps.append(step)
         if setting.on_step is not None:
             setting.on_step()
-        if bool(ended.all()):
-            break
-    observations, seen, actions, rewards = (torch.stack(values) for values in zip(*history, strict=True))
-    return _Played(observations, seen, actions, rewards, lengths, failed)
+    columns = (torch.stack(values) for values in zip(*(step[:5] for step in steps), strict=True))
+    observations, seen, actions, rewards, counted = columns
+    return _Played(observations, seen, actions, rewards, counted.sum(0), steps[-1].failed)
 
 
 def play_episodes(
@@ -191,7 +169,7 @@ def play_episodes(
     env_kwargs: Mapping[str, Any] | None = None,
     perturbations: Any = (),
     max_steps: int = 2000,
-    on_step: Step | None = None,
+    on_step: OnStep | None = None,
     record: int = 0,
     episode_seeds: Sequence[int] | None = None,
     factors: Mapping[str, Sequence[float]] | None = None,

@@ -32,7 +32,9 @@ def rate(value: float) -> str:
 
 def upward(value: float, digits: int = DIGITS) -> float:
     """Return `value` rounded up to `digits` significant digits, so that a printed bound is still a bound."""
-    if value <= 0 or not math.isfinite(value):
+    if value < 0:
+        return -downward(-value, digits)
+    if value == 0 or not math.isfinite(value):
         return value
     unit = 10.0 ** (math.floor(math.log10(value)) - digits + 1)
     return math.ceil(value / unit - 1e-9) * unit if abs(value / unit - round(value / unit)) > 1e-9 else value
@@ -40,7 +42,9 @@ def upward(value: float, digits: int = DIGITS) -> float:
 
 def downward(value: float, digits: int = DIGITS) -> float:
     """Return `value` rounded down to `digits` significant digits, so that a printed limit is still a limit."""
-    if value <= 0 or not math.isfinite(value):
+    if value < 0:
+        return -upward(-value, digits)
+    if value == 0 or not math.isfinite(value):
         return value
     unit = 10.0 ** (math.floor(math.log10(value)) - digits + 1)
     return math.floor(value / unit + 1e-9) * unit

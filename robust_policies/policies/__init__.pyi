@@ -1,6 +1,9 @@
 from .deployed import DeployedPolicy as DeployedPolicy
 from .feedback import closed_loop_bound as closed_loop_bound
+from .local import LocalBounds as LocalBounds
+from .local import local_bounds as local_bounds
 from .return_certificate import ReturnCertificate as ReturnCertificate
+from .return_certificate import SensorErrors as SensorErrors
 from .returns import certified_return as certified_return
 from .sb3.certify import certify_model as certify_model
 from .sb3.deploy import deploy as deploy
@@ -16,6 +19,9 @@ from .sb3.recurrent import (
     RecurrentCellPolicy as RecurrentCellPolicy,
 )
 from .sb3.windowed import WindowedExtractor as WindowedExtractor
+from .sensors import sensor_errors as sensor_errors
+from .smoothed import SmoothedReturn as SmoothedReturn
+from .smoothing import smoothed_return as smoothed_return
 from .storage import load_policy as load_policy
 from .storage import save_policy as save_policy
 from .youla.base import YoulaOptions as YoulaOptions

@@ -196,7 +196,9 @@ class DeployedPolicy:
         return running_actor(self.actor, self._neurons)
 
     def _neurons(self) -> Neurons:
-        found = self.neurons()
+        """Return the cell around its single neurons; raises NotCertifiableError where something is in the way."""
+        self._refuse_beside()
+        found = running_neurons(self)
         if found is None:
             # What has no matrices either says why.
             self.matrices()

@@ -27,6 +27,11 @@ class Played(NamedTuple):
     applied: Tensor
     signals: Tensor
 
+    @property
+    def actions(self) -> Tensor:
+        """Return the actions (time, episodes, m) before they are clipped."""
+        return self.signals[..., self.signals.shape[-1] - self.applied.shape[-1] :]
+
 
 class Playing:
     """A policy and its plant in float64, differentiable in what is added to the observations.
@@ -76,7 +81,7 @@ class Playing:
         """Return where (time, episodes) a signal is at its limit or beyond."""
         low, high = self.limits()
         signals = played.signals.detach().numpy()
-        return ((signals <= low) | (signals >= high)).any(-1)
+        return np.asarray(((signals <= low) | (signals >= high)).any(-1))
 
     def worst(self, norm: str, size: float, starts: Sequence[np.ndarray], steps: int, seed: int) -> Tensor:
         """Return the perturbations (time, episodes, p) of a size that cost most of all that were met.

@@ -48,6 +48,23 @@ class ReturnRow:
 
 
 @dataclass(frozen=True)
+class SensorErrors:
+    """What one unit of error of one sensor at every step can do in the closed loop, for ever.
+
+    Attributes:
+        sensor: its name and unit.
+        actions, states: by name and unit, how far each may differ at any step, while nothing is clipped; None: nothing
+            is proven.
+        reason: why nothing is proven, "" if something is.
+    """
+
+    sensor: str
+    actions: dict[str, float | None]
+    states: dict[str, float | None]
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class ReturnCertificate:
     """What is proven of the return of each episode, whoever perturbs what the policy reads.
 
@@ -64,6 +81,7 @@ class ReturnCertificate:
         set_aside: how many episodes are no part of this, because nothing is proven of them.
         each: certified returns by size and episode (sizes, episodes), minus infinity where there is none.
         reason: why nothing is proven, "" if something is.
+        sensors: what an error of each sensor can do to actions and states; () where it was not asked for.
         region: of a nonlinear plant, for the largest size that has one (`size_up_to`): `names` of states and actions,
             `low` and `high` of the box that they stay in, `moved_per_size` how far a perturbation of size 1 moves each,
             `channels` the number of slopes that vary in it. None for a linear plant.
@@ -80,6 +98,7 @@ class ReturnCertificate:
     set_aside: int = 0
     each: tuple[tuple[float, ...], ...] = ()
     reason: str = ""
+    sensors: tuple[SensorErrors, ...] = ()
     region: dict[str, Any] | None = None
 
     @property
@@ -88,7 +107,7 @@ class ReturnCertificate:
         if self.status != "PASS":
             return f"Nothing is proven of the return in {self.task}: {self.reason}. This does not mean that it is bad."
         bounds = [
-            f"at least {_down(row.certified)} where the error is at most {row.size:.6g}"
+            f"at least {numbers.lower(row.certified)} where the error is at most {row.size:.6g}"
             for row in self.rows
             if row.certified is not None
         ]
@@ -125,8 +144,8 @@ class ReturnCertificate:
         largest = max((row.size for row in self.rows), default=0.0)
         void = "".join(
             f" Where the error is at most {row.size:.6g} nothing is proven with clipped actions; while none is clipped "
-            f"the average of the episodes without a clipped action is at least {_down(row.unclipped)}, and one clipped "
-            "action voids it."
+            f"the average of the episodes without a clipped action is at least {numbers.lower(row.unclipped)}, and one "
+            "clipped action voids it."
             for row in self.rows
             if row.certified is None and row.unclipped is not None
         )
@@ -160,19 +179,14 @@ class ReturnCertificate:
         """Return the certificate in a file; raises MissingFileError, CorruptFileError, SchemaError."""
         content = read_json(path, "return certificate", SCHEMA)
         try:
-            # Files from before there were regions have none.
-            fields = {name: content[name] for name in cls.__dataclass_fields__ if name != "region"}
+            # Files of older versions lack these.
+            fields = {name: content[name] for name in cls.__dataclass_fields__ if name not in ("sensors", "region")}
             fields["region"] = content.get("region")
             fields["rows"] = tuple(ReturnRow(**row) for row in content["rows"])
+            fields["sensors"] = tuple(SensorErrors(**sensor) for sensor in content.get("sensors", ()))
             fields["each"] = tuple(
                 tuple(-math.inf if value is None else value for value in values) for values in content["each"]
             )
         except (KeyError, TypeError) as error:
             raise CorruptFileError(f"{path} lacks or garbles {error}; write it with `certify --return`.") from error
         return cls(**fields)
-
-
-def _down(value: float | None) -> str:
-    """Return a return as a reader sees it, rounded down."""
-    assert value is not None
-    return f"-{numbers.upper(-value)}" if value < 0 else numbers.lower(value)

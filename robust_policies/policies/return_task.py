@@ -45,6 +45,17 @@ def bare_task(task: Task) -> tuple[str, Plant, int]:
     return name, plant, steps
 
 
+def linear_task(task: Task) -> tuple[str, LinearPlant, int]:
+    """Return what `bare_task` does of a linear plant whose episodes do not end early, which others are refused."""
+    name, plant, steps = bare_task(task)
+    if not isinstance(plant, LinearPlant):
+        raise NotCertifiableError(
+            f"The plant of {name} is {plant.kind!r}, which is not linear; this needs a linear plant (plant: linear in "
+            "task.yaml)."
+        )
+    return name, lasting(name, plant), steps
+
+
 def lasting(name: str, plant: LinearPlant) -> LinearPlant:
     """Return the linear plant of a task whose episodes do not end early; raises NotCertifiableError where they may."""
     if plant.terminates:

@@ -29,7 +29,8 @@ from robust_policies.errors import InvalidValueError, NotCertifiableError, Unkno
 from robust_policies.policies.deployed import DeployedPolicy
 from robust_policies.policies.playing import Played, Playing
 from robust_policies.policies.return_certificate import ReturnCertificate, ReturnRow
-from robust_policies.policies.return_loop import Loop, return_loop
+from robust_policies.policies.return_clips import ClippedLoop, clipped_loop
+from robust_policies.policies.return_loop import ProvenLoop, proven_loop
 from robust_policies.policies.return_region import certified_in_region
 from robust_policies.policies.return_task import Task, bare_task, fitting_model, lasting
 
@@ -82,8 +83,9 @@ def certified_return(
     playing = Playing(running, plant, known_episodes(plant, seeds_of(seed, episodes), steps), low, high)
     with torch.no_grad():
         nominal = playing.play()
-    loop = return_loop(running.loop, running.entering, model, plant, steps, norm)
-    return _Searched(playing, nominal, loop, norm, seed).certificate(asked, name)
+    loop = proven_loop(running, model, plant)
+    clipped = None if isinstance(loop, str) else clipped_loop(loop, running.entering, model, steps, norm)
+    return _Searched(playing, nominal, loop, clipped, norm, seed).certificate(asked, name)
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,8 @@ class _Searched:
 
     playing: Playing
     nominal: Played
-    loop: Loop | str
+    loop: ProvenLoop | str
+    clipped: ClippedLoop | None
     norm: str
     seed: int
 
@@ -102,9 +105,9 @@ class _Searched:
         bounds = [self._bounds(size) for size in sizes]
         least = _monotone([bound.least for bound in bounds], order)
         # Episodes of which nothing is proven at any size are no part of the means, unless that is all of them.
-        kept = np.isfinite(least).any(0)
+        kept: Array = np.asarray(np.isfinite(least).any(0))
         proven = bool(kept.any())
-        kept = kept | (not proven)
+        kept = kept if proven else np.ones_like(kept)
         rows, starts, most = [], [], np.zeros(0)
         for index in order:
             bound, size = bounds[index], sizes[index]
@@ -151,23 +154,24 @@ class _Searched:
     def _bounds(self, size: float) -> _Bounds:
         """Return the bounds of each episode, infinite where there is none."""
         nothing = np.full(self.playing.shape[1], np.inf)
-        if isinstance(self.loop, str):
+        if isinstance(self.loop, str) or self.clipped is None:
             return _Bounds(nothing, nothing, nothing, nothing, [])
         perturbation, weights, loop = Perturbation(self.norm, size), self.loop.performance, self.loop
         z = self.nominal.states.numpy() @ weights.Cz.T + self.nominal.applied.numpy() @ weights.Dz.T
         found = Along(loop.costs.model, loop.costs.family, z).bounds(loop.gain, perturbation)
         if not size:
             # Where nothing is perturbed the episode, clipped or not, is the one that was played.
-            return _Bounds(*[found.triangle] * 4, [])
-        reach = loop.moves.reached(self._clips, self._moved(perturbation))
+            exact = found.triangle
+            return _Bounds(exact, exact, exact, exact, [])
+        reach = self.clipped.moves.reached(self._clips, self._moved(perturbation))
         free = (reach <= self._clips.room()).all((0, 2))
         triangle, constant, least = (np.where(free, bound, np.inf) for bound in found[:3])
         worst = [] if found.worst is None else [found.worst]
         if not free.all():
             clips = Clips(self._clips.nominal[:, ~free], self._clips.low, self._clips.high)
             lower, upper = clips.slopes(reach[:, ~free])
-            along = ClippedAlong(loop.clipped, z[:, ~free], lower, upper, (clips.room() < 0).any(2))
-            groups = perturbation.groups(loop.clipped.sizes[2])
+            along = ClippedAlong(self.clipped.costs, z[:, ~free], lower, upper, np.any(clips.room() < 0, axis=2))
+            groups = perturbation.groups(self.playing.shape[2])
             mu, theta = found.multipliers or _simple(loop.gain, len(groups))
             clipped = along.bounds(mu, theta, perturbation)
             if clipped is not None:
@@ -179,13 +183,13 @@ class _Searched:
 
     def _moved(self, perturbation: Perturbation) -> Array:
         """Return how far (time, k + m) a perturbation moves what is clipped, while nothing is left off."""
-        assert not isinstance(self.loop, str)
-        return self.loop.moves.unclipped(perturbation, self.playing.shape[0], self.playing.shape[2])
+        assert self.clipped is not None
+        return self.clipped.moves.unclipped(perturbation, self.playing.shape[0], self.playing.shape[2])
 
     def _unclipped(self, kept: Array) -> float | None:
         """Return the largest size at which nothing can be clipped in these episodes, None where none is known."""
         room = self._clips.room()[:, kept]
-        if isinstance(self.loop, str) or not (room > 0).all():
+        if self.clipped is None or not (room > 0).all():
             return None
         once = self._moved(Perturbation(self.norm, 1.0))
         sizes = np.divide(room.min(1), once, out=np.full_like(once, np.finfo(np.float64).max), where=once > 0)

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from robust_policies.certificates.lmi import Array
+from robust_policies.certificates.lmi import Array, Matrices
 from robust_policies.certificates.neurons import Neurons
+from robust_policies.control.bounded import between
 from robust_policies.control.feedback import feedback_matrices
 from robust_policies.control.linear_model import LinearModel
 from robust_policies.control.youla import Performance
@@ -30,17 +31,26 @@ class RunningPolicy:
         begin: the number of episodes -> the state at their start (episodes, nx).
         step: (observation (episodes, p), state) -> (action (episodes, m) before it is clipped, signals inside
             (episodes, k), what gives the next state for the action that was applied).
-        loop: (model, performance) -> the loop d -> (z, then the signals inside) around single neurons; it raises
-            NotCertifiableError where they are not known.
+        neurons: () -> the cell around its single neurons; it raises NotCertifiableError where they are not known, or
+            something beside the cell is in the way.
+        close: (model, performance, a system in the cell's place) -> the loop d -> (z, then the signals inside) around
+            that system's neurons.
+        sizes: (nu, ny) of the cell.
         limits: (k,) where the policy itself clips the signals inside, at plus and minus.
         entering: (m, k), through which the clipped signals inside enter the action.
     """
 
     begin: Callable[[int], Tensor]
     step: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Follow]]
-    loop: Callable[[LinearModel, Performance], Neurons]
+    neurons: Callable[[], Neurons]
+    close: Callable[[LinearModel, Performance, Matrices], Matrices]
+    sizes: tuple[int, int]
     limits: Array
     entering: Array
+
+    def loop(self, model: LinearModel, performance: Performance) -> Neurons:
+        """Return the loop d -> (z, then the signals inside) around single neurons; raises as `neurons`."""
+        return self.neurons().mapped(lambda system: self.close(model, performance, system))
 
 
 def exact_actor(actor: Actor) -> tuple[Actor, Any]:
@@ -52,24 +62,24 @@ def exact_actor(actor: Actor) -> tuple[Actor, Any]:
 
 
 def running_actor(actor: Actor, neurons: Callable[[], Neurons]) -> RunningPolicy:
-    """Return a policy that is an actor alone; `neurons` gives it around its single neurons, or says why it cannot."""
+    """Return a policy that is an actor alone; `neurons` gives its cell around single neurons, or says why it cannot."""
     double, explicit = exact_actor(actor)
+    folded = actor.folded()
 
     def step(observation: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Follow]:
         output, following = double.cell.step(explicit, double.body.scaling(double.normalized(observation)), state)
         action = double.head(output)
         return action, action[..., :0], lambda applied: following
 
-    def loop(model: LinearModel, performance: Performance) -> Neurons:
-        return neurons().mapped(lambda matrices: feedback_matrices(model, matrices, performance))
+    def close(model: LinearModel, performance: Performance, system: Matrices) -> Matrices:
+        return feedback_matrices(model, between(system, folded.inward, folded.outward), performance)
 
-    return RunningPolicy(
-        lambda count: double.cell.initial_state(count).double(),
-        step,
-        loop,
-        np.zeros(0),
-        np.zeros((actor.head.output_size, 0)),
-    )
+    def begin(count: int) -> Tensor:
+        return double.cell.initial_state(count).double()
+
+    sizes = actor.cell.input_size, actor.cell.output_size
+    entering = np.zeros((actor.head.output_size, 0))
+    return RunningPolicy(begin, step, neurons, close, sizes, np.zeros(0), entering)
 
 
 def _double(leaf: Any) -> Any:

@@ -55,7 +55,8 @@ def _run(data: dict[str, Any], board: Any) -> tuple[str, str]:
     from ray.exceptions import RayError
 
     job = Job.from_data(data)
-    pool = LocalPool(1)
+    # A child of the worker: what is forked from another process would outlive the worker's death unseen.
+    pool = LocalPool(1, fork=False)
     pool.submit(job)
     try:
         while True:

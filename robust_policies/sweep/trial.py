@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -9,7 +10,9 @@ import sys
 import threading
 import time
 import traceback
-from typing import Any, TextIO
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
 
 from robust_policies import evaluation
 from robust_policies import train as training
@@ -26,10 +29,10 @@ _PATIENCE = 60.0
 
 
 class _Messages:
-    """A reporter that writes JSON lines for the sweep."""
+    """A reporter that sends messages of JSON to the sweep."""
 
-    def __init__(self, file: TextIO) -> None:
-        self.file, self.total, self.sent, self.rung = file, 1, -1.0, -1
+    def __init__(self, sweep: Connection) -> None:
+        self.sweep, self.total, self.sent, self.rung = sweep, 1, -1.0, -1
 
     def start(self, total: int, done: int) -> None:
         """Begin at `done` of `total` environment steps."""
@@ -47,28 +50,33 @@ class _Messages:
         """Nothing is open."""
 
     def write(self, message: dict[str, Any]) -> None:
-        """Send one message; without a sweep that reads, do nothing: the end of standard input stops the trial."""
-        try:
-            print(json.dumps(message), file=self.file, flush=True)
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+        """Send one message; without a sweep that reads, do nothing: the end of the connection stops the trial."""
+        with contextlib.suppress(OSError):
+            self.sweep.send_bytes(json.dumps(message).encode())
 
 
-def main() -> None:
-    """Run the job on the first line of standard input; end with a checkpoint when standard input closes."""
-    # Standard output carries messages; what a library prints goes to the log with the rest.
-    messages = _Messages(os.fdopen(os.dup(1), "w"))
-    os.dup2(2, 1)
+def run_trial(data: str, sweep: Connection, log: str) -> None:
+    """Run a job in this process, which is made for it; end with a checkpoint when the sweep says so or is no more.
+
+    Args:
+        data: of the job, as JSON.
+        sweep: takes messages; what comes from it, or its end, ends the trial.
+        log: the file to which goes what is printed.
+    """
+    # A session of its own, so that Ctrl-C in the terminal reaches the sweep alone, which tells its trials.
+    os.setsid()
+    with Path(log).open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
     # A Ray worker blocks SIGINT and a shell's background job ignores it, and this process inherits both.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+    messages, asked = _Messages(sweep), threading.Event()
     status: Status = "stopped"
     reason = ""
-    asked = threading.Event()
     try:
-        job = Job.from_data(json.loads(sys.stdin.buffer.readline()))
-        threading.Thread(target=_stop_at_the_end_of_input, args=(asked,), daemon=True).start()
-        _run(job, messages)
+        threading.Thread(target=_stop_with_the_sweep, args=(sweep, asked), daemon=True).start()
+        _run(Job.from_data(json.loads(data)), messages)
         status = "done"
     except BaseException as error:
         known = isinstance(error, RobustPoliciesError)
@@ -84,11 +92,10 @@ def main() -> None:
     raise SystemExit(0 if status == "done" else 1)
 
 
-def _stop_at_the_end_of_input(asked: threading.Event) -> None:
-    """Ask this process to stop as Ctrl-C does, once the sweep closes its end of the pipe or is no more."""
-    # Past Python's buffer: its lock, held by a thread that waits, would end the interpreter with an error.
-    while os.read(0, 1024):
-        continue
+def _stop_with_the_sweep(sweep: Connection, asked: threading.Event) -> None:
+    """Ask this process to stop as Ctrl-C does, once the sweep says so or is no more."""
+    with contextlib.suppress(EOFError, OSError):
+        sweep.recv_bytes()
     asked.set()
     os.kill(os.getpid(), signal.SIGINT)
 

@@ -68,7 +68,8 @@ def test_notes_on_secondary_tasks_are_at_the_foot(tmp_path):
     runs = methods[0].runs
     assert f"not in {PENDULUM}" in notes(runs) and "not in Pendulum-v1" not in notes(runs)
     assert "not in Pendulum-v1" in asides(runs)
-    page = render(methods, {"gains": [], "training": [], f"task {PENDULUM}": [], f"trajectories {PENDULUM}": []}, {})
+    names = ("certified", "gains", "training", f"task {PENDULUM}", f"trajectories {PENDULUM}")
+    page = render(methods, {name: [] for name in names}, {})
     page = page[page.index("<body>") : page.index("<script")]
     order = ("id='verdict'", f"not in {PENDULUM}", ">At a glance</h2>", "<dt>CVaR 10%", ">What was checked</h2>")
     places = [page.index(words) for words in (*order, "not in Pendulum-v1")]

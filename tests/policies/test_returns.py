@@ -27,7 +27,7 @@ from robust_policies.policies import (
     YoulaOptions,
     YoulaPolicy,
     certified_return,
-    return_loop,
+    return_clips,
     returns,
     save_policy,
 )
@@ -98,7 +98,7 @@ def test_other_norms_are_ordered_by_what_they_allow(monkeypatch):
     assert rows["per_step_linf"].certified == pytest.approx(rows["per_step_l2"].certified, rel=1e-3)
     assert rows["total_l2"].certified > rows["per_step_l2"].certified
     # Where nothing is known of how far an action moves, it may be clipped at every step.
-    monkeypatch.setattr(return_loop, "reach_of", lambda *_: None)
+    monkeypatch.setattr(return_clips, "reach_of", lambda *_: None)
     silent = certified_return(policy(), TASK, [0.05], episodes=1)
     assert silent.unclipped_up_to is None and silent.rows[0].triangle is None
     assert silent.rows[0].certified is None or silent.rows[0].certified < silent.rows[0].found
@@ -253,6 +253,7 @@ def test_a_folder_gets_its_file_and_the_command_says_it(tmp_path):
     assert ReturnCertificate.from_json(path) == found
     done = answer("certify", tmp_path, "--return", "--sizes", "0.01,0.03", "--norm", "total_l2", "--episodes", 1)
     assert done.returncode == 0 and done.stdout.startswith("PASS: For each of 1 episodes")
+    assert "measured position [m] off by 1 at every step moves" in done.stdout
     again = ReturnCertificate.from_json(path)
     assert again.norm == "total_l2" and [row.size for row in again.rows] == [0.01, 0.03]
     assert "sizes are" in one_line(answer("certify", tmp_path, "--return", "--sizes=-1"))

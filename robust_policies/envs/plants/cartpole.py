@@ -113,6 +113,9 @@ class CartPolePlant(Plant):
         if task.cost is None and task.reward != "alive":
             raise InvalidValueError(f"cost is missing; expected its weights, which reward: {task.reward} needs.")
         self.cost = task.cost or Cost(position=0.0, speed=0.0, angular_speed=0.0, force=0.0)
+        # The squares of `balance` have no limit.
+        effort = -(1 + 1e-5) * self.cost.force * self.limits.force**2
+        self.least_reward = {"alive": 1.0, "swing_up": effort}.get(self.reward_kind)
         self.action_high = np.array([task.limits.force])
         self.action_low = -self.action_high
         if task.actions == "two_forces":

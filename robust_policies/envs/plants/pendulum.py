@@ -97,6 +97,10 @@ class PendulumPlant(Plant):
         self.output_names = tuple(_OUTPUTS[name] for name in self.observed)
         self.observation_high = np.array([task.limits.speed if name == "speed" else 1.0 for name in self.observed])
         self.action_low, self.observation_low = -self.action_high, -self.observation_high
+        fastest = max(self.limits.speed, self.start.speed)
+        self.least_reward = -(1 + 1e-5) * (
+            self.cost.angle * math.pi**2 + self.cost.speed * fastest**2 + self.cost.torque * self.limits.torque**2
+        )
 
     def advance(
         self,

@@ -103,6 +103,7 @@ class QuadrotorPlant(Plant):
     """
 
     kind = "quadrotor"
+    least_reward = 0.0
     Task = QuadrotorTask
     terminates = True
     state_size = 14

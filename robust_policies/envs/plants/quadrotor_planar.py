@@ -96,6 +96,7 @@ class PlanarQuadrotorPlant(Plant):
     """
 
     kind = "quadrotor_planar"
+    least_reward = 0.0
     Task = PlanarQuadrotorTask
     terminates = True
     state_size = 7

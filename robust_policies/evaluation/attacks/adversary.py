@@ -12,8 +12,8 @@ from gymnasium.vector.utils import batch_space
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from torch import Tensor
 
-from robust_policies.evaluation.attacks.actor import FrozenActor
 from robust_policies.evaluation.attacks.budget import Budget
+from robust_policies.policies.frozen import FrozenActor
 from robust_policies.policies.observations import alone, encode
 from robust_policies.policies.spaces import given
 

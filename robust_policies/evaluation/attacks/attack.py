@@ -13,10 +13,10 @@ from torch import Tensor
 
 from robust_policies.envs.batch import Environment
 from robust_policies.envs.vector import TorchVectorEnv
-from robust_policies.evaluation.attacks.actor import FrozenActor
 from robust_policies.evaluation.attacks.budget import Budget, unit
 from robust_policies.files.settings import Section, one_line
 from robust_policies.policies.deployed import DeployedPolicy
+from robust_policies.policies.frozen import FrozenActor
 
 
 class Options(Section):

@@ -12,11 +12,11 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from robust_policies.errors import DivergedError
-from robust_policies.evaluation.attacks.actor import FrozenActor
 from robust_policies.evaluation.attacks.attack import Attack, Moment, Options, Tuning
 from robust_policies.evaluation.attacks.random import Random, RandomOptions
 from robust_policies.evaluation.attacks.search import ascend
 from robust_policies.evaluation.rollout import play_episodes
+from robust_policies.policies.frozen import FrozenActor
 
 
 class CriticOptions(Options):

@@ -20,11 +20,11 @@ from torch import Tensor
 from robust_policies.envs.batch import make_batch, ours, time_limit
 from robust_policies.envs.bridges.sb3 import SB3VecEnv, make_sb3_vec_env
 from robust_policies.errors import DivergedError
-from robust_policies.evaluation.attacks.actor import FrozenActor
 from robust_policies.evaluation.attacks.adversary import AdversaryVecEnv, AdversaryVectorEnv, Victim, seen, wish
 from robust_policies.evaluation.attacks.attack import Attack, Moment, Options, Scene, Tuning
 from robust_policies.evaluation.attacks.random import Random, RandomOptions
 from robust_policies.evaluation.rollout import play_episodes
+from robust_policies.policies.frozen import FrozenActor
 from robust_policies.policies.sb3.recurrent import RecurrentCellPolicy
 from robust_policies.train.ppo.algorithm import TensorRecurrentPPO
 

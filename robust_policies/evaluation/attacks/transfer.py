@@ -14,12 +14,12 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from robust_policies.errors import ShapeError
-from robust_policies.evaluation.attacks.actor import FrozenActor
 from robust_policies.evaluation.attacks.attack import Attack, Moment, Options, Scene, checked
 from robust_policies.evaluation.attacks.closed_loop_pgd import ClosedLoopPGD
 from robust_policies.evaluation.attacks.mad_pgd import MADPGD
 from robust_policies.evaluation.attacks.sequence_pgd import SequencePGD
 from robust_policies.policies.deployed import DeployedPolicy
+from robust_policies.policies.frozen import FrozenActor
 from robust_policies.policies.spaces import different, short
 from robust_policies.policies.storage import load_policy
 

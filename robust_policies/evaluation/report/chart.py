@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
@@ -46,7 +47,9 @@ class Series:
         line, points: whether the values are joined, and whether they are marked.
         faint: a series in the background, such as the single training seeds behind their method.
         text: what the pointer shows of each point, (points,); empty: x, y and the interval.
-        step: joined by steps rather than slopes.
+        step: joined by steps rather than slopes: each value holds "after" or "before" its x.
+        kind: which of a method's lines this is, where it has several; written at the end of the first such line,
+            below it, or above it where there are no points.
     """
 
     name: str
@@ -61,7 +64,8 @@ class Series:
     points: bool = True
     faint: bool = False
     text: Sequence[str] = ()
-    step: bool = False
+    step: Literal["", "after", "before"] = ""
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,10 @@ class Heat:
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes; `y_names` writes words at y = 0, 1, 2, ... from the top down."""
+    """One pair of axes.
+
+    `y_names` writes words at y = 0, 1, 2, ... from the top down; what is right of `grey_from` is in grey.
+    """
 
     title: str
     x_label: str
@@ -92,6 +99,19 @@ class Panel:
     log_x: bool = False
     log_y: bool = False
     y_names: Sequence[str] = ()
+    grey_from: float | None = None
+
+    @property
+    def right(self) -> float:
+        """The largest x that is drawn."""
+        values = np.concatenate([np.asarray(s.x, float) for s in self.series] or [np.zeros(1)])
+        return float(values.max(initial=0.0))
+
+    @property
+    def labelled(self) -> list[Series]:
+        """The first series of each kind, at whose ends the kind is written."""
+        first = {one.kind: one for one in reversed(self.series) if one.kind and len(one.x)}
+        return [one for one in self.series if first.get(one.kind) is one]
 
     @property
     def ticks_x(self) -> list[float]:

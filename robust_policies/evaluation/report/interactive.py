@@ -50,6 +50,25 @@ def _data(panel: Panel) -> Iterable[dict[str, Any]]:
     yield from (_band(one) for one in bands)
     for one in panel.series:
         yield _trace(panel, one)
+    yield from map(_kind, panel.labelled)
+
+
+def _kind(series: Series) -> dict[str, Any]:
+    """Return the words at the end of a line, which go when it does."""
+    return {
+        "type": "scatter",
+        # The markers are not seen, and keep the words off the line.
+        "mode": "markers+text",
+        "marker": {"size": 9, "opacity": 0},
+        "x": _numbers(series.x[-1:]),
+        "y": _numbers(series.y[-1:]),
+        "text": [_text(series.kind)],
+        "textposition": "bottom left" if series.points else "top left",
+        "textfont": {"size": 11, "color": series.look.colour},
+        "hoverinfo": "skip",
+        "name": series.name,
+        "showlegend": False,
+    }
 
 
 def _band(series: Series) -> dict[str, Any]:
@@ -77,7 +96,8 @@ def _rgba(colour: str, alpha: float) -> str:
 
 def _trace(panel: Panel, series: Series) -> dict[str, Any]:
     look, bar = series.look, series.look.marker == "bar"
-    joined = series.line or series.step
+    joined = bool(series.line or series.step)
+    shape = {"": {}, "after": {"shape": "hv"}, "before": {"shape": "vh"}}[series.step]
     mode = "+".join(word for word, on in (("lines", joined), ("markers", series.points)) if on)
     size = (18 if bar else 7) * (0.65 if series.faint else 1.0) * (1.3 if not series.line and not series.faint else 1.0)
     edge = {"width": 3 if bar else 1, "color": look.colour if bar else "#fff"}
@@ -91,10 +111,10 @@ def _trace(panel: Panel, series: Series) -> dict[str, Any]:
         "name": series.name,
         "showlegend": False,
         "opacity": 0.4 if series.faint else 1.0,
-        "line": {"color": look.colour, "width": 2, "dash": look.dash, **({"shape": "hv"} if series.step else {})},
+        "line": {"color": look.colour, "width": 2, "dash": look.dash, **shape},
         "marker": {"symbol": "line-ns" if bar else look.marker, "size": size, "color": look.colour, "line": edge},
         # A name may hold anything: plotly fills in `meta` without reading it as a template.
-        "meta": _text(series.name),
+        "meta": _text(f"{series.name}, {series.kind}" if series.kind else series.name),
     }
     trace["hovertemplate"], custom = _hover(panel, series)
     if custom is not None:
@@ -186,7 +206,12 @@ def _layout(panel: Panel, shared: tuple[float, float] | None) -> dict[str, Any]:
         if max(map(len, panel.heat.x)) > 5:
             x["tickangle"] = -45
         height = max(240, 130 + 30 * len(panel.heat.y)) + 5 * min(16, max(map(len, panel.heat.x)))
+    grey: dict[str, Any] = {}
+    if panel.grey_from is not None:
+        area = {"x0": panel.grey_from, "x1": max(panel.right, panel.grey_from), "y0": 0, "y1": 1, "yref": "paper"}
+        grey = {"shapes": [{"type": "rect", **area, "fillcolor": "#e4e4e4", "line": {"width": 0}, "layer": "below"}]}
     return {
+        **grey,
         "height": height,
         "margin": {"l": 52, "r": 12, "t": 26, "b": 44},
         "xaxis": x,

@@ -18,10 +18,18 @@ from robust_policies.certificates import Certificate
 from robust_policies.errors import CorruptFileError, InvalidValueError, MissingFileError, UserError
 from robust_policies.evaluation.report.agreement import Agreement, agreement
 from robust_policies.files.yaml_text import read_yaml
+from robust_policies.policies.return_certificate import ReturnCertificate
 from robust_policies.train.run.folder import RunFolder
 
 TRAINING_TAG = "rollout/ep_rew_mean"
-RUN_FILES = ("evaluation.json", "certificate.json", "policy.json", "recipe.yaml", "provenance.json")
+RUN_FILES = (
+    "evaluation.json",
+    "certificate.json",
+    "return_certificate.json",
+    "policy.json",
+    "recipe.yaml",
+    "provenance.json",
+)
 SIGNALS = ("observations", "perturbed", "actions", "rewards")
 
 Array = NDArray[np.float64]
@@ -76,6 +84,7 @@ class Run:
     critical: list[dict[str, Any]] = field(default_factory=list)
     recordings: list[Recording] = field(default_factory=list)
     certificate: Certificate | None = None
+    returns: ReturnCertificate | None = None
     tightness: tuple[Array, Array, float | None] | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     training: tuple[Array, Array] | None = None
@@ -141,7 +150,9 @@ def load_runs(folders: Sequence[Path]) -> list[Run]:
 def _load(folder: Path, name: str) -> Run:
     run = Run(folder, name, name, str(folder.resolve()))
     files = RunFolder(folder)
-    evaluation = _try(run, lambda: _evaluation(files))
+    # A run may have what is proven of its return in place of an evaluation.
+    wanted = files.evaluation.exists() or not files.return_certificate.exists()
+    evaluation = _try(run, lambda: _evaluation(files)) if wanted else None
     if evaluation is not None:
         run.evaluation = evaluation
         run.rows = _rows(run, evaluation)
@@ -160,6 +171,8 @@ def _load(folder: Path, name: str) -> Run:
             )
         run.recordings = _try(run, lambda: _recordings(files.trajectories, evaluation)) or []
     run.certificate = _try(run, lambda: _certificate(files))
+    if files.return_certificate.exists():
+        run.returns = _try(run, lambda: _return_certificate(files.return_certificate))
     if files.tightness.exists():
         run.tightness = _try(run, lambda: _tightness(files))
     if files.provenance.exists():
@@ -300,6 +313,17 @@ def _certificate(files: RunFolder) -> Certificate:
         raise CorruptFileError(
             f"{files.certificate} cannot be read ({error}); write it again with `certify`."
         ) from error
+
+
+def _return_certificate(path: Path) -> ReturnCertificate:
+    """Return the certificate of a return; raises CorruptFileError where a number of it is none."""
+    found = ReturnCertificate.from_json(path)
+    needed = [v for row in found.rows for v in (row.size, row.nominal, row.found, row.clipped_share)]
+    allowed = [found.unclipped_up_to, found.gain, *(row.certified for row in found.rows)]
+    values = [*needed, *(value for value in allowed if value is not None)]
+    if not all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values):
+        raise CorruptFileError(f"{path} holds something else than numbers; write it again with `certify --return`.")
+    return found
 
 
 def _tightness(files: RunFolder) -> tuple[Array, Array, float | None]:

@@ -145,7 +145,7 @@ def _line_table(panel: Panel) -> str:
     for series in panel.series:
         at = {float(x): i for i, x in enumerate(series.x)}
         row = [f"{number(float(series.y[at[x]]))}{_ends(series, at[x])}" if x in at else "-" for x in places]
-        rows.append([escape(series.name), *row])
+        rows.append([escape(f"{series.name}, {series.kind}" if series.kind else series.name), *row])
     head = [escape(panel.x_label), *(number(place) for place in places)]
     return table(head, rows, escape(panel.title), range(1, len(head)))
 

@@ -11,6 +11,7 @@ from plotly.offline import get_plotlyjs
 from robust_policies import __version__
 from robust_policies.errors import InvalidValueError
 from robust_policies.evaluation.report import facts, sections, static
+from robust_policies.evaluation.report.certified import certified_chart, certified_tables, certified_tasks
 from robust_policies.evaluation.report.chart import Chart
 from robust_policies.evaluation.report.gains import gains_chart, gains_panel, tightness_chart, training_chart
 from robust_policies.evaluation.report.interactive import embed, panels
@@ -24,6 +25,7 @@ from robust_policies.evaluation.report.methods import (
     main_worst,
     tasks_of,
 )
+from robust_policies.evaluation.report.reproduce import reproduce
 from robust_policies.evaluation.report.returns import (
     curve_panel,
     fault_chart,
@@ -43,7 +45,7 @@ from robust_policies.files.atomic import output_folder, write_atomic
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 LEAD = (
     "What is proven of these control policies, and the worst that was found when what they observe, or the plant, is "
-    "changed. The certificate is about the policy alone; the returns are measurements."
+    "changed. The certificate is about the policy alone; the returns are measurements, but for those called proven."
 )
 
 
@@ -61,7 +63,7 @@ def write_report(folders: Sequence[str | Path] | str | Path, output: str | Path 
     """
     paths = [Path(folders)] if isinstance(folders, str | Path) else [Path(folder) for folder in folders]
     runs = load_runs(find_runs(paths))
-    if all(run.evaluation is None and run.certificate is None for run in runs):
+    if all(run.evaluation is run.certificate is run.returns is None for run in runs):
         why = "; ".join(dict.fromkeys(note for run in runs for note in run.notes))
         raise InvalidValueError(
             f"{', '.join(str(path) for path in paths)} holds neither a readable certificate.json nor evaluation.json "
@@ -76,7 +78,7 @@ def write_report(folders: Sequence[str | Path] | str | Path, output: str | Path 
     parts = _charts(methods)
     charts = list({chart.key: chart for group in parts.values() for chart in group}.values())
     pictures = static.save_all(charts, target.parent / "figures", target.name)
-    _overview(methods, target.parent / "overview.png")
+    _overview(methods, parts["certified"], target.parent / "overview.png")
     page = render(methods, parts, pictures)
     return write_atomic(target, lambda file: file.write(page.encode(errors="replace")))
 
@@ -84,6 +86,7 @@ def write_report(folders: Sequence[str | Path] | str | Path, output: str | Path 
 def _charts(methods: Sequence[Method]) -> dict[str, list[Chart]]:
     """Return the pictures of each part of the page: gains, training, and each task by name."""
     parts = {"gains": _some(gains_chart(methods), tightness_chart(methods)), "training": _some(training_chart(methods))}
+    parts["certified"] = _some(*(certified_chart(methods, task) for task in certified_tasks(methods)))
     for task in tasks_of(methods):
         here = [method for method in methods if task in method.tasks]
         parts[f"task {task}"] = [
@@ -100,8 +103,12 @@ def _some(*charts: Chart | None) -> list[Chart]:
     return [chart for chart in charts if chart is not None]
 
 
-def _overview(methods: Sequence[Method], path: Path) -> None:
-    """Write the picture for a README: return under the worst attack, and proven against found gain."""
+def _overview(methods: Sequence[Method], certified: Sequence[Chart], path: Path) -> None:
+    """Write the picture for a README: what is proven of a return, else the worst attack and the gains."""
+    if certified:
+        first = certified[0]
+        static.save_overview(first.panels[:1], first.legend_entries(), path)
+        return
     shown = []
     for task in tasks_of(methods)[:1]:
         here = [method for method in methods if task in method.tasks]
@@ -159,6 +166,9 @@ def _blocks(
         ]
         tables.insert(1, sections.terms(methods))
         yield "glance", "At a glance", "".join(tables) + sections.worst_note(methods)
+    for chart, task in zip(parts["certified"], certified_tasks(methods), strict=True):
+        body = figure(chart, pictures[chart.key]) + certified_tables(methods, task)
+        yield slug("certified", task), f"Proven of the return in {task}", body
     if parts["gains"]:
         yield "proven-found", "Proven and found", draw("gains")
     for task in tasks:
@@ -175,7 +185,7 @@ def _blocks(
     if training:
         yield "training-part", "Training", training
     yield "agreement", "What was checked", facts.check_table(methods)
-    yield "reproduce", "How to reproduce", sections.reproduce(methods)
+    yield "reproduce", "How to reproduce", reproduce(methods)
     yield "reading", "How to read this report", sections.reading()
     secondary = sections.asides([run for method in methods for run in method.runs])
     if secondary:

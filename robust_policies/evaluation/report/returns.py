@@ -165,7 +165,7 @@ def pareto_chart(methods: Sequence[Method], task: str) -> Chart | None:
             front.sort()
             x, y = zip(*front, strict=True)
             # Between two methods of the front, what is surely reached is the worse of the two.
-            series.insert(0, Series("front", Look("#6b6b6b", "circle", "dot"), x, y, points=False, step=True))
+            series.insert(0, Series("front", Look("#6b6b6b", "circle", "dot"), x, y, points=False, step="after"))
         if series:
             panels.append(Panel(f"size {size:g}", "natural return", "return under the worst attack", series))
     if not panels:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -51,7 +50,8 @@ READING = (
     "A certificate is about the policy alone (a Youla policy's: about the linear closed loop): the gain from the "
     "observations it reads to its mean actions (of choices: to their logits), in open "
     "loop. It says nothing about exploration noise, and <b>a gain in open loop does not bound a return in closed "
-    "loop</b>: every return here is a measurement.",
+    "loop</b>: every return here is a measurement, apart from those called proven, which a certificate of the return "
+    "bounds: of the linear plant, the episodes it names, and every error of what the policy reads.",
     "A low ratio of found to proven gain means a loose bound <b>or</b> a weak search; it cannot say which. "
     "“Not certified” never means unstable.",
     "The worst attack is the worst of those that were run, chosen on other episodes than those reported. "
@@ -337,51 +337,6 @@ def _target(target: dict[str, Any]) -> list[str] | None:
         return [f"{target['expected']:g}", f"{target['within']:,}", state + at, best]
     except (KeyError, TypeError, ValueError, OverflowError):
         return None
-
-
-def reproduce(methods: Sequence[Method]) -> str:
-    """Return the commands and what they ran on, by method."""
-    return "".join(map(_reproduce, methods))
-
-
-def _reproduce(method: Method) -> str:
-    folders = " ".join(shlex.quote(str(run.folder)) for run in method.runs)
-    lines = [_train_command(run) for run in method.runs]
-    lines += [f"robust-policies certify {shlex.quote(str(run.folder))}" for run in method.runs]
-    suite = (method.runs[0].evaluation or {}).get("suite")
-    option = f" --suite {shlex.quote(suite)}" if isinstance(suite, str) and suite else ""
-    lines += [f"robust-policies evaluate {folders}{option}", f"robust-policies report {folders}"]
-    commands = f"<pre>{escape(chr(10).join(lines))}</pre>"
-    if len(method.runs) > 1:
-        commands = details(f"Commands of {len(method.runs)} training seeds", commands)
-    first = method.runs[0]
-    rows = [
-        [escape(key.replace("_", " ")), escape(_setting("", first.provenance[key]).strip())]
-        for key in ("seed", "num_timesteps", "training_seconds", "written", "git_commit", "machine")
-        if first.provenance.get(key) is not None
-    ]
-    versions = first.provenance.get("versions")
-    if isinstance(versions, dict):
-        rows.append(["versions", escape(", ".join(f"{key} {value}" for key, value in versions.items()))])
-    evaluation = first.evaluation
-    if evaluation is not None:
-        keys = ("suite", "episodes", "seeds", "attack_budget", "seconds")
-        rows.append(["evaluation", escape("; ".join(_setting(k, evaluation[k]) for k in keys if k in evaluation))])
-    facts = table(["", escape(first.name)], rows) if rows else ""
-    return f"<h3>{name_of(method)}</h3>{commands}{facts}"
-
-
-def _train_command(run: Run) -> str:
-    command = run.provenance.get("command")
-    if isinstance(command, str):
-        return command
-    return f"robust-policies train {shlex.quote(str(run.folder / 'recipe.yaml'))} -o NEW_FOLDER"
-
-
-def _setting(name: str, value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{str(key).replace('_', ' ')} {item}" for key, item in value.items())
-    return f"{name} {', '.join(map(str, value)) if isinstance(value, list) else value}"
 
 
 def reading() -> str:

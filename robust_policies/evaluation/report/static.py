@@ -120,6 +120,12 @@ def draw_panel(axes: Axes, panel: Panel) -> None:
         return
     for series in panel.series:
         _series(axes, series)
+    if panel.labelled:
+        axes.margins(y=0.09)
+    for series in panel.labelled:
+        _write_kind(axes, series)
+    if panel.grey_from is not None:
+        axes.axvspan(panel.grey_from, max(panel.right, panel.grey_from), color="#e4e4e4", linewidth=0, zorder=0)
     if panel.log_x:
         axes.set_xscale("log")
         _plain_ticks(axes.xaxis, panel.ticks_x)
@@ -155,7 +161,16 @@ def _series(axes: Axes, series: Series) -> None:
         thick = series.low is None
         ends = np.asarray(series.x_low), np.asarray(series.x_high)
         axes.hlines(y, *ends, color=colour, linewidth=5 if thick else 1.2, alpha=0.3 if thick else 1.0)
-    axes.plot(x, y, drawstyle="steps-post" if series.step else "default", **_style(series))
+    style = {"": "default", "after": "steps-post", "before": "steps-pre"}[series.step]
+    axes.plot(x, y, drawstyle=style, **_style(series))
+
+
+def _write_kind(axes: Axes, series: Series) -> None:
+    end = float(series.x[-1]), float(series.y[-1])
+    place: dict[str, Any] = {"xytext": (-3, -5), "textcoords": "offset points", "ha": "right", "va": "top"}
+    if not series.points:
+        place |= {"xytext": (-3, 3), "va": "bottom"}
+    axes.annotate(series.kind, end, color=series.look.colour, fontsize=8, **place)
 
 
 def _heat(axes: Axes, heat: Heat) -> None:

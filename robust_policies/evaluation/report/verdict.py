@@ -11,6 +11,7 @@ import numpy as np
 from robust_policies.certificates import Certificate
 from robust_policies.certificates.signals import RAW
 from robust_policies.evaluation.effect import Effect, effect
+from robust_policies.evaluation.report.certified import certified_words
 from robust_policies.evaluation.report.gains import proven_gains
 from robust_policies.evaluation.report.markup import details, escape
 from robust_policies.evaluation.report.methods import (
@@ -41,7 +42,9 @@ class Worst:
 
 def verdict(methods: Sequence[Method]) -> str:
     """Return a sentence about what is proven and one about the worst found, for each method."""
-    said = [f"<p class='verdict'>{_proven(method)} {_found(method)}</p>" for method in methods]
+    said = [
+        f"<p class='verdict'>{_proven(method)} {certified_words(method)} {_found(method)}</p>" for method in methods
+    ]
     rest = details(f"The same of {len(said) - _IN_VIEW} more", "".join(said[_IN_VIEW:])) if said[_IN_VIEW:] else ""
     return "".join(said[:_IN_VIEW]) + rest
 
@@ -80,7 +83,8 @@ def _proven(method: Method) -> str:
     known = [run.certificate for run in runs if run.certificate is not None]
     states = [certificate.status for certificate in known]
     if not known:
-        return f"{name}: there is no certificate."
+        alone = " of the policy alone" if any(run.returns is not None for run in runs) else ""
+        return f"{name}: there is no certificate{alone}."
     if "VIOLATED" in states:
         return f"{name}: what was claimed is <b>refuted</b>; a search found a larger gain than the claimed one."
     passed = states.count("PASS")
@@ -141,7 +145,7 @@ def _given(certificates: Sequence[Certificate]) -> str:
 
 def _found(method: Method) -> str:
     if not method.tasks:
-        return "Its returns were not measured."
+        return "" if any(run.returns is not None for run in method.runs) else "Its returns were not measured."
     task = method.tasks[0]
     said = []
     worst = worst_attack(method, task)

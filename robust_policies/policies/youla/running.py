@@ -42,14 +42,16 @@ def running_youla(policy: Judged) -> RunningPolicy:
         inside = torch.minimum(torch.maximum(youla, -base.youla_high), base.youla_high)
         return base.unclipped(innovation, inside, own), youla, after
 
-    def loop(model: LinearModel, performance: Performance) -> Neurons:
-        return _loop(policy, performance)
+    def close(model: LinearModel, performance: Performance, system: Matrices) -> Matrices:
+        return _closed(policy, performance, system)
 
-    return RunningPolicy(begin, step, loop, base.youla_high.numpy(), base.input_scale.numpy())
+    sizes = actor.cell.input_size, actor.cell.output_size
+    limits, entering = base.youla_high.numpy(), base.input_scale.numpy()
+    return RunningPolicy(begin, step, lambda: _neurons(policy), close, sizes, limits, entering)
 
 
-def _loop(policy: Judged, performance: Performance) -> Neurons:
-    """Return the loop of the policy's own model, its outputs z and then the normalised Youla inputs."""
+def _neurons(policy: Judged) -> Neurons:
+    """Return the Youla parameter's cell around single neurons, where the loop is linear around them."""
     options, actor = policy.controller.options, policy.policy.actor
     for what, there in (
         ("rounds its inputs to the quantum of an actuator", options.quantum),
@@ -60,22 +62,21 @@ def _loop(policy: Judged, performance: Performance) -> Neurons:
     ):
         if there:
             raise NotCertifiableError(f"The Youla policy {what}.")
-    found, parts = running_neurons(actor.cell), loop_parts(policy)
+    found = running_neurons(actor.cell)
     if found is None:
         raise NotCertifiableError(f"The neurons of {type(actor.cell).__name__} are not known one by one.")
-    inward, outward = around(actor, parts.model.p)
+    return found
 
-    def fold(q: Matrices) -> Matrices:
-        normalised = between(q, inward, outward)
-        whole = closed_loop_matrices(
-            parts.model, parts.design, scaled_parameter(normalised, *parts.scales), performance
-        )
-        half = bounded_parts(scaled_parameter(normalised, parts.scales[0], np.eye(parts.model.m)))
-        made, count = bounded_parts(whole), parts.model.m
-        C, Dv, zero = parts.model.C, performance.Dv, np.zeros
-        made["C2"] = block([[made["C2"]], [block([[zero((count, parts.model.n)), half["D22"] @ C, half["C2"]]])]])
-        made["D21"] = block([[made["D21"]], [half["D21"]]])
-        made["D22"] = block([[made["D22"]], [block([[zero((count, performance.Bw.shape[1])), half["D22"] @ Dv]])]])
-        return assembled(made)
 
-    return found.mapped(fold)
+def _closed(policy: Judged, performance: Performance, q: Matrices) -> Matrices:
+    """Return the loop of the policy's own model with a cell q in it, its outputs z and then the Youla inputs."""
+    parts = loop_parts(policy)
+    normalised = between(q, *around(policy.policy.actor, parts.model.p))
+    whole = closed_loop_matrices(parts.model, parts.design, scaled_parameter(normalised, *parts.scales), performance)
+    half = bounded_parts(scaled_parameter(normalised, parts.scales[0], np.eye(parts.model.m)))
+    made, count = bounded_parts(whole), parts.model.m
+    C, Dv, zero = parts.model.C, performance.Dv, np.zeros
+    made["C2"] = block([[made["C2"]], [block([[zero((count, parts.model.n)), half["D22"] @ C, half["C2"]]])]])
+    made["D21"] = block([[made["D21"]], [half["D21"]]])
+    made["D22"] = block([[made["D22"]], [block([[zero((count, performance.Bw.shape[1])), half["D22"] @ Dv]])]])
+    return assembled(made)

@@ -24,12 +24,14 @@ from torch import Tensor, nn
 from robust_policies.envs import arguments
 from robust_policies.envs.gradient import differentiable, transition
 from robust_policies.envs.plant import Plant
-from robust_policies.errors import DivergedError
+from robust_policies.envs.plants.linear import LinearPlant
+from robust_policies.errors import DivergedError, NotCertifiableError
 from robust_policies.files.tensors import load_optimizer, optimizer_tensors, under
 from robust_policies.policies.actor import Actor
 from robust_policies.policies.deployed import DeployedPolicy
 from robust_policies.train.actor import InwardClip
 from robust_policies.train.apg.adversary import worst_observations
+from robust_policies.train.apg.certified import CertifiedCost
 from robust_policies.train.apg.critic import Experience, ValueTail, follow, lambda_returns, target_of
 from robust_policies.train.apg.world import World
 from robust_policies.train.recipe.apg import ApgSection
@@ -49,6 +51,9 @@ class AnalyticPolicyGradient:
         num_envs: n, environments side by side.
         seed: of start states, noise and the value's first weights.
         max_episode_steps: the time limit; None: the task's own.
+
+    Attributes:
+        certified: what is added for a certified_size, None without one.
 
     Raises:
         InvalidValueError: the plant is not differentiable.
@@ -81,6 +86,11 @@ class AnalyticPolicyGradient:
                 value = ValueTail(size, settings.critic_sizes).to(self.device)
             self.value, self.target = value, target_of(value)
             self.value_optimizer = torch.optim.Adam(value.parameters(), lr=1e-3)
+        self.certified: CertifiedCost | None = None
+        if settings.certified_size is not None:
+            if not isinstance(plant, LinearPlant):
+                raise NotCertifiableError(f"algorithm.certified_size needs a linear plant, not {plant.kind!r}.")
+            self.certified = CertifiedCost(plant, actor, self.optimizer, settings)
         self.n_updates = 0
         self.episodes: deque[tuple[float, int]] = deque(maxlen=_EPISODES_SHOWN)
         self.world = self._spread(self.fresh(num_envs, self.generator))
@@ -108,6 +118,8 @@ class AnalyticPolicyGradient:
         """
         settings, parameters = self.settings, list(self.actor.parameters())
         clock = [time.perf_counter()]
+        if self.certified is not None:
+            self.certified.renew(self.n_updates)
         try:
             perturbed = None
             if settings.adversary is not None:
@@ -117,20 +129,24 @@ class AnalyticPolicyGradient:
             raise self._diverged(too_large(self.actor)) from error
         clock.append(time.perf_counter())
         self.optimizer.zero_grad(set_to_none=True)
-        (-objective).backward()
+        total, bound = -objective, {}
+        if self.certified is not None:
+            total, bound = self.certified.loss(total, remaining)
+        total.backward()
         # A part without influence on the objective (the memory of a memoryless cell) has no gradient at all.
         norm = nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], settings.max_grad_norm)
-        loss, size = -float(objective.detach()), float(norm)
+        loss, size = float(total.detach()), float(norm)
         if not (np.isfinite(loss) and np.isfinite(size)):
             raise self._diverged(self._cause(experience, loss, size))
-        rate = _set_rate(self.optimizer, settings.learning_rate, remaining)
+        pace = 1.0 if self.certified is None else self.certified.pace
+        rate = _set_rate(self.optimizer, settings.learning_rate, remaining, pace)
         self.optimizer.step()
         spoilt = in_weights(self.actor.state_dict())
         if spoilt:
             raise self._diverged(spoilt)
         self.world = world.detached()
         clock.append(time.perf_counter())
-        found = {"train/loss": loss, "train/gradient_norm": size, "train/learning_rate": rate}
+        found = {"train/loss": loss, "train/gradient_norm": size, "train/learning_rate": rate, **bound}
         if self.value is not None:
             found["train/value_loss"] = self._fit(self.value, experience, remaining)
         clock.append(time.perf_counter())
@@ -230,6 +246,8 @@ class AnalyticPolicyGradient:
             found |= {f"target.{name}": value for name, value in self.target.state_dict().items()}
             saved = optimizer_tensors(self.value_optimizer)
             found |= {f"value_optimizer.{name}": value for name, value in saved.items()}
+        if self.certified is not None:
+            found |= {f"certified.{name}": value for name, value in self.certified.tensors().items()}
         found["generator"] = self.generator.get_state()
         found["episodes"] = torch.tensor(list(self.episodes), dtype=torch.float64).reshape(-1, 2)
         found["n_updates"] = torch.tensor(self.n_updates)
@@ -247,6 +265,8 @@ class AnalyticPolicyGradient:
             self.value.load_state_dict(under("value", tensors))
             self.target.load_state_dict(under("target", tensors))
             load_optimizer(self.value_optimizer, under("value_optimizer", tensors))
+        if self.certified is not None:
+            self.certified.load_tensors(under("certified", tensors))
         self.generator.set_state(tensors["generator"])
         self.episodes.clear()
         self.episodes.extend((float(total), int(length)) for total, length in tensors["episodes"])
@@ -354,8 +374,8 @@ def _at(noise: Tensor | None, t: int) -> Tensor | None:
     return None if noise is None else noise[t]
 
 
-def _set_rate(optimizer: torch.optim.Optimizer, rate: float | str, remaining: float) -> float:
-    number = rate_at(rate, remaining)
+def _set_rate(optimizer: torch.optim.Optimizer, rate: float | str, remaining: float, pace: float = 1.0) -> float:
+    number = pace * rate_at(rate, remaining)
     for group in optimizer.param_groups:
         group["lr"] = number
     return number

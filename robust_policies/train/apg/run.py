@@ -16,21 +16,28 @@ from gymnasium.spaces import flatdim
 from torch import Tensor, nn
 
 from robust_policies import checks
+from robust_policies.certificates.trajectory import Gain
 from robust_policies.envs.batch import make_one, plant_of, spec_of
 from robust_policies.envs.plant import Plant
-from robust_policies.errors import InvalidValueError
+from robust_policies.errors import InvalidValueError, NotCertifiableError
 from robust_policies.policies.actor import Actor
 from robust_policies.policies.deployed import DeployedPolicy
+from robust_policies.policies.return_task import linear_task
 from robust_policies.policies.youla.base import BaseController
 from robust_policies.policies.youla.policy import YoulaCell
 from robust_policies.train.actor import new_actor
 from robust_policies.train.apg.algorithm import AnalyticPolicyGradient
+from robust_policies.train.apg.certified import UnprovenStartError
+from robust_policies.train.apg.start import imitated, load_start
 from robust_policies.train.environment import youla_wrapper
 from robust_policies.train.recipe.apg import ApgSection
+from robust_policies.train.recipe.imitation import LQG
 from robust_policies.train.recipe.recipe import Recipe
 from robust_policies.train.run.checkpoints import Progress
 from robust_policies.train.run.job import Job, TrainResult
 from robust_policies.train.run.loop import RETURN, Updates, run_updates, trained
+
+_CERTIFIED = "eval/certified_reward"
 
 
 def task_plant(recipe: Recipe[ApgSection]) -> tuple[Plant, int]:
@@ -126,10 +133,17 @@ class ApgRun(Updates):
         self.recipe, self.eval_seed = recipe, eval_seed
         plant, limit = task_plant(recipe)
         actor = make_actor(recipe, plant, device)
+        self.start, self.device = recipe.algorithm.start, device
+        if recipe.algorithm.certified_size is not None:
+            linear_task({"id": recipe.task.id, "kwargs": recipe.task.kwargs})
+        if self.start not in (None, LQG):
+            load_start(actor, self.start)
         self.algorithm = AnalyticPolicyGradient(
             plant, actor, recipe.algorithm, recipe.task.num_envs, recipe.seed, limit
         )
         self.steps = self.algorithm.steps_per_update
+        if self.algorithm.certified is not None and self.start != LQG:
+            self.algorithm.certified.begin()
         self._number = math.ceil(recipe.algorithm.total_steps / self.steps)
         self._began: tuple[float, int] | None = None
 
@@ -140,6 +154,8 @@ class ApgRun(Updates):
 
     def update(self, progress: Progress) -> dict[str, Any]:
         """Return the scalars of one update made at `progress`; raises `DivergedError`."""
+        if self.start == LQG and not progress.n_updates:
+            self._imitate()
         began, first = self._began = self._began or (time.monotonic(), progress.num_timesteps)
         found: dict[str, Any] = self.algorithm.update(1.0 - progress.n_updates / self._number)
         steps = progress.num_timesteps + self.steps - first
@@ -156,7 +172,18 @@ class ApgRun(Updates):
     def evaluate(self) -> dict[str, float]:
         """Return the scalars of an evaluation; its episodes begin the same every time."""
         mean, length = self.algorithm.evaluate(self.recipe.checkpoints.evaluate_episodes, self.eval_seed)
-        return {RETURN: mean, "eval/mean_ep_length": length}
+        found = {RETURN: mean, "eval/mean_ep_length": length}
+        certified = self.algorithm.certified
+        gain = None if certified is None else certified.proven()
+        if isinstance(gain, Gain):
+            size, steps = self.recipe.algorithm.certified_size or 0.0, self.algorithm.limit
+            bound = -((math.sqrt(max(-mean, 0.0)) + gain.gain * size * math.sqrt(steps)) ** 2)
+            found |= {"eval/certified_gain": gain.gain, _CERTIFIED: bound}
+        return found
+
+    def rank(self, found: Mapping[str, float]) -> float | None:
+        """Return the mean return, or with a certified_size the certified one, None where nothing is proven."""
+        return found[RETURN] if self.algorithm.certified is None else found.get(_CERTIFIED)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return weights, optimizers, plants, memories and the random generator, by name."""
@@ -165,6 +192,15 @@ class ApgRun(Updates):
     def load_tensors(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], progress: Progress) -> None:
         """Go on from what `tensors` returned, of the same shapes; raises KeyError or RuntimeError elsewhere."""
         self.algorithm.load_tensors(tensors)
+
+    def _imitate(self) -> None:
+        """Begin with an imitation of the task's design."""
+        imitated(self.algorithm.actor, self.recipe, self.device, self.eval_seed)
+        if self.algorithm.certified is not None:
+            try:
+                self.algorithm.certified.begin()
+            except NotCertifiableError as error:
+                raise UnprovenStartError(f"After algorithm.start_rounds rounds of imitation: {error}") from error
 
 
 def train_apg(job: Job) -> TrainResult:

@@ -26,6 +26,12 @@ _STEEPNESS = 100.0
 _ANGLES = 64
 
 
+def unit_circle(device: torch.device) -> Tensor:
+    """Return points (samples,) of the upper unit circle, denser towards 1."""
+    angles = torch.cat((torch.zeros(1), torch.logspace(-3.0, math.log10(math.pi), _ANGLES - 1)))
+    return torch.polar(torch.ones(_ANGLES, dtype=torch.float64), angles.double()).to(device)
+
+
 class ClosedLoopMargin:
     """The penalty for students in feedback with one linear model.
 
@@ -53,8 +59,7 @@ class ClosedLoopMargin:
                 f"The student does not read {model.p} output(s) and give {model.m} input(s), as the model."
             )
         self.A, self.B, self.C = (torch.as_tensor(value, device=device) for value in (model.A, model.B, model.C))
-        angles = torch.cat((torch.zeros(1), torch.logspace(-3.0, math.log10(math.pi), _ANGLES - 1)))
-        self.circle = torch.polar(torch.ones(_ANGLES, dtype=torch.float64), angles.double()).to(device)
+        self.circle = unit_circle(device)
 
     def numbers(self, actor: Actor) -> tuple[Tensor, Tensor]:
         """Return the spectral radius of the linear part, and the largest gain around the neurons on the samples."""

@@ -45,7 +45,24 @@ class ApgSection(Algorithm):
     critic_updates: int = Field(default=8, ge=1, description="gradient steps of the value an update")
     critic_lambda: float = Field(default=0.95, ge=0, le=1, description="of the TD(lambda) targets of the value")
     adversary: AdversarySection | None = Field(default=None, description="perturbs the observations while training")
+    start: str | None = Field(
+        default=None, description="lqg: imitation of the task's design; or a run folder, or a policy.json; null: none"
+    )
+    start_rounds: int = Field(default=10, ge=1, description="rounds of that imitation")
+    certified_size: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="train for the return under every perturbation of each step's observation of this l2 norm",
+    )
+    certified_ramp: float = Field(default=0.3, ge=0, le=1, description="share of the training over which it grows")
+    certified_every: int = Field(default=8, ge=1, description="updates between two proofs of the gain")
     target_rate: float = Field(default=0.2, gt=0, le=1, description="share of the way the target value goes an update")
+
+    def certified_size_at(self, remaining: float) -> float:
+        """Return the size when the share `remaining` (1 to 0) of the training is left; it grows from a tenth."""
+        passed = (1.0 - remaining) / self.certified_ramp if self.certified_ramp else 1.0
+        return (self.certified_size or 0.0) * min(1.0, 0.1 + 0.9 * passed)
 
     @field_validator("learning_rate", "critic_learning_rate")
     @classmethod
@@ -75,4 +92,20 @@ class ApgSection(Algorithm):
                 f"youla.quantum is {quantum:g} with algorithm.name apg, whose gradients do not pass rounded "
                 "inputs; expected 0, or recurrent_ppo or tensor_ppo"
             )
+        if self.start is not None and youla is not None:
+            raise ValueError(
+                f"algorithm.start is {self.start!r} with a youla section, whose controller is the start; expected null"
+            )
+        if self.certified_size is not None:
+            self._check_certified()
         refuse_settings_of_ppo(policy, "with apg, whose value is set by algorithm.critic_sizes")
+
+    def _check_certified(self) -> None:
+        """Raise `ValueError` where the objective is not the plain cost that the certified one is made of."""
+        for name, expected in (("discount", 1.0), ("value_tail", False), ("adversary", None), ("action_noise", 0.0)):
+            if getattr(self, name) != expected:
+                given = getattr(self, name)
+                raise ValueError(
+                    f"algorithm.certified_size is {self.certified_size:g} and algorithm.{name} is {given!r}; expected "
+                    f"{'null' if expected is None else str(expected).lower()}, as the bound is of the plain cost"
+                )

@@ -33,7 +33,7 @@ class Progress:
     """Where a run stands between two updates.
 
     `evaluations` lists all so far: environment steps, CPU seconds of training (earlier evaluations included), and mean
-    return of each.
+    return of each. `best_rank` is what the best of them was chosen by where that is not the mean return.
     """
 
     num_timesteps: int = 0
@@ -43,15 +43,19 @@ class Progress:
     last_evaluation: int = 0
     best_reward: float | None = None
     best_timesteps: int | None = None
+    best_rank: float | None = None
     evaluations: list[tuple[int, float, float]] = field(default_factory=list)
 
-    def evaluated(self, mean: float) -> bool:
-        """Note the mean return of an evaluation made now; return whether it is the best so far."""
+    def evaluated(self, mean: float, rank: float | None) -> bool:
+        """Note an evaluation made now; return whether it is the best so far by `rank`; one without a rank never is."""
         self.last_evaluation = self.num_timesteps
         self.evaluations.append((self.num_timesteps, round(self.cpu_seconds, 2), mean))
-        if self.best_reward is not None and mean <= self.best_reward:
+        # Checkpoints of trainings whose rank is the mean return have no other.
+        best = self.best_reward if self.best_rank is None else self.best_rank
+        if rank is None or (best is not None and rank <= best):
             return False
         self.best_reward, self.best_timesteps = mean, self.num_timesteps
+        self.best_rank = None if rank == mean else rank
         return True
 
 

@@ -48,6 +48,10 @@ class Learner(Protocol):
         """Return the scalars of an evaluation, among them `RETURN`; its episodes begin the same every time."""
         ...
 
+    def rank(self, found: Mapping[str, float]) -> float | None:
+        """Return the number by which the best of the evaluations is kept, None for one that never is."""
+        return found[RETURN]
+
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors that decide what comes next, by name."""
         ...
@@ -215,7 +219,7 @@ class Training:
             raise diverged(what, number, progress.num_timesteps)
         if self.section.policies:
             save_policy(learner.deployed(), self.run.policy_at(progress.num_timesteps))
-        if progress.evaluated(found[RETURN]):
+        if progress.evaluated(found[RETURN], learner.rank(found)):
             self.best = weights(learner.module)
             save_policy(learner.deployed(), self.run.best)
         return found

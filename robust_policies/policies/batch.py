@@ -1,9 +1,9 @@
-"""A batch of environments that end one by one, and the checks that a policy fits them."""
+"""A batch of environments that end one by one, the checks that a policy fits them, and its steps in them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,8 +13,9 @@ from torch import Tensor
 
 from robust_policies.envs.batch import Environment, make_batch, name_of, time_limit
 from robust_policies.envs.vector import TorchVectorEnv
-from robust_policies.errors import InvalidValueError, ShapeError
+from robust_policies.errors import DivergedError, InvalidValueError, ShapeError
 from robust_policies.policies.deployed import DeployedPolicy
+from robust_policies.policies.frozen import FrozenActor
 from robust_policies.policies.observations import encode
 from robust_policies.policies.spaces import different, given, short
 
@@ -108,3 +109,59 @@ class Task:
         double = self.precise and observation.dtype == torch.float64
         kind = torch.float64 if double else torch.float32
         return observation.to(self.device, kind).reshape(self.count, -1)
+
+
+class Step(NamedTuple):
+    """One step of a batch: what there was, and whose episode it belongs to.
+
+    observation, perturbed: (batch, nu), of the environment and as the policy read it. action: (batch, k) as sent.
+    reward: (batch,) float64. counted: (batch,) bool, the episode had not ended before. failed: (batch,) bool, so far.
+    """
+
+    observation: Tensor
+    perturbed: Tensor
+    action: Tensor
+    reward: Tensor
+    counted: Tensor
+    failed: Tensor
+
+
+def steps_of(
+    task: Task, actor: FrozenActor, seeds: list[int], limit: int, perturb: Callable[[int, Tensor, Tensor], Tensor]
+) -> Iterator[Step]:
+    """Yield the steps of one episode of each environment, until all have ended.
+
+    Args:
+        task: the environments, whose checks the policy has passed.
+        actor: acts.
+        seeds: of the environments.
+        limit: of steps.
+        perturb: (step, observations (batch, nu), state (batch, nx)) -> what the policy reads.
+
+    An episode in which the policy's action or the environment's reward is not finite ends there and has failed. Raises
+    DivergedError where all have.
+    """
+    observation = task.reset(seeds)
+    hidden = actor.initial_state(task.count)
+    ended = torch.zeros(task.count, dtype=torch.bool, device=observation.device)
+    fresh, failed = ended.clone(), ended.clone()
+    for t in range(limit):
+        perturbed = torch.where(ended.unsqueeze(-1), observation, perturb(t, observation, hidden))
+        with torch.no_grad():
+            mean, hidden = actor.step(perturbed, hidden)
+            action, finite = actor.applied(mean)
+        # A failed or ended episode's environment goes on uncounted, whatever its state.
+        broken = ~ended & ~finite
+        hidden = torch.nan_to_num(hidden)
+        following, reward, done = task.step(action, fresh)
+        broken = broken | (~ended & ~torch.isfinite(reward))
+        failed = failed | broken
+        if bool(failed.all()):
+            raise DivergedError(
+                f"The policy's action in {task.name}, or the reward, is NaN or infinite in all episodes (step {t}); "
+                "train the policy again."
+            )
+        yield Step(observation, perturbed, action, reward, ~ended, failed)
+        observation, fresh, ended = following, done, ended | done | broken
+        if bool(ended.all()):
+            return
