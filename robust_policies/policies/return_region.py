@@ -34,7 +34,7 @@ _SEARCH = 6
 # Boxes for a size hold what the loop in the smallest box does to this many times the size.
 _ROOMS = (1.2, 1.7, 2.5)
 # How often the largest size is bisected.
-_BISECTIONS = 4
+_BISECTIONS = 3
 
 
 def certified_in_region(
