@@ -17,8 +17,9 @@ from robust_policies.control.youla import Performance
 from robust_policies.envs import load_plant
 from robust_policies.envs.known import known_episodes, seeds_of
 from robust_policies.envs.task import task_file
-from robust_policies.errors import NotCertifiableError
+from robust_policies.errors import InvalidValueError, NotCertifiableError
 from robust_policies.evaluation import run_episodes
+from robust_policies.evaluation.certify_return import certify_return_run
 from robust_policies.networks import make_cell
 from robust_policies.policies import (
     DeployedPolicy,
@@ -26,6 +27,7 @@ from robust_policies.policies import (
     YoulaOptions,
     YoulaPolicy,
     certified_return,
+    save_policy,
 )
 from robust_policies.policies.actor import Actor, MeanHead, ScaledCell, Scaling
 from robust_policies.policies.playing import Playing
@@ -208,6 +210,14 @@ def test_a_size_beyond_the_region_alone_is_not_certified(pendulum):
     assert found.status == "NOT_CERTIFIED" and found.region["size_up_to"] < 0.5
     assert f"{found.region['size_up_to']:.3g}" in found.claim and found.each == ()
     assert found.norm in NORMS and found.region["size_up_to"] > before.region["size_up_to"]
+
+
+def test_a_folder_without_sizes_is_asked_for_them(pendulum, tmp_path):
+    task, _, policy, _ = pendulum
+    save_policy(policy, tmp_path, task=task)
+    with pytest.raises(InvalidValueError, match="give --sizes"):
+        certify_return_run(tmp_path)
+    assert certify_return_run(tmp_path, [0.0], episodes=1).sensors == ()
 
 
 def test_the_cart_pole_is_certified_where_it_balances(tmp_path):
