@@ -92,7 +92,7 @@ class _InRegion:
         rows: dict[float, ReturnRow] = {}
         each: list[tuple[float, ...]] = []
         reason = self._outside() or self._failed(self._box(0.0))
-        largest, limit = None, 0.0
+        limit, largest = 0.0, 0.0
         if not reason:
             limit, largest = self._largest(sizes)
         starts: list[Array] = []
@@ -136,7 +136,7 @@ class _InRegion:
             seed=self.seed,
             each=tuple(each),
             reason="" if proven else reason,
-            region=None if largest is None else self._region(largest, limit),
+            region=self._region(largest, limit) if limit else None,
         )
 
     @property
@@ -221,15 +221,21 @@ class _InRegion:
     def _failed(box: Box | str) -> str:
         return box if isinstance(box, str) else ""
 
-    def _up_to(self, box: Box | str) -> float:
+    def _reach(self, scale: float) -> Array:
+        """Return the reach in a box that was looked at: at most that in every larger one, which holds it."""
+        larger = [box.reach for other, box in self.boxes.items() if other >= scale and isinstance(box, Box)]
+        return np.minimum.reduce(larger)
+
+    def _up_to(self, scale: float) -> float:
         """Return the largest size whose tubes are in a box and clip nothing, 0 where there is none."""
+        box = self._box(scale)
         if isinstance(box, str):
             return 0.0
         low, high = (part.copy() for part in self._allowed)
-        count = len(box.low)
+        count, reach = len(box.low), self._reach(scale)
         low[:count], high[:count] = np.maximum(low[:count], box.low), np.minimum(high[:count], box.high)
         room = np.minimum(self._path - low, high - self._path).min(1)
-        sizes = np.divide(room, box.reach, out=np.full_like(room, np.inf), where=box.reach > 0)
+        sizes = np.divide(room, reach, out=np.full_like(room, np.inf), where=reach > 0)
         return max(float(sizes.min()), 0.0) * (1 - MARGIN)
 
     def _smallest(self, size: float) -> Box | None:
@@ -237,15 +243,15 @@ class _InRegion:
         if not size:
             box = self._box(0.0)
             return box if isinstance(box, Box) else None
-        held = [scale for scale, box in self.boxes.items() if self._up_to(box) >= size]
+        held = [scale for scale in self.boxes if self._up_to(scale) >= size]
         box = self.boxes[min(held)] if held else None
         return box if isinstance(box, Box) else None
 
-    def _largest(self, sizes: list[float]) -> tuple[float, Box | None]:
-        """Return the largest size found for which there is a region, and its box; looks at boxes for each size."""
+    def _largest(self, sizes: list[float]) -> tuple[float, float]:
+        """Return the largest size found that has a region, and the scale of its box; looks at boxes for each size."""
         for size in sorted({size for size in sizes if size}):
             for room in _ROOMS:
-                if self._up_to(self._box(room * size)) >= size or isinstance(self._box(room * size), str):
+                if self._up_to(room * size) >= size or isinstance(self._box(room * size), str):
                     break
             else:
                 break
@@ -253,20 +259,20 @@ class _InRegion:
                 break
         low, first = self._allowed, self._box(0.0)
         assert isinstance(first, Box)
-        # In the smallest box a perturbation moves everything least, so no size has a region beyond this one.
+        # In the smallest box a perturbation moves everything least, so about here the sizes with a region end.
         room = np.minimum(self._path - low[0], low[1] - self._path).min(1)
         most = float(np.divide(room, first.reach, out=np.full_like(room, np.inf), where=first.reach > 0).min())
-        held = [scale for scale, box in self.boxes.items() if self._up_to(box) > 0]
+        held = [scale for scale in self.boxes if self._up_to(scale) > 0]
         good, bad = max(held, default=0.0), 2.0 * most
         for _ in range(_BISECTIONS):
             middle = 0.5 * (good + bad)
-            if self._up_to(self._box(middle)) > max(map(self._up_to, self.boxes.values()), default=0.0) * 0.999:
+            before = max(map(self._up_to, self.boxes))
+            if self._up_to(middle) > before * 0.999:
                 good = middle
             else:
                 bad = middle
-        best = max(self.boxes, key=lambda scale: self._up_to(self.boxes[scale]))
-        box = self.boxes[best]
-        return self._up_to(box), box if isinstance(box, Box) and self._up_to(box) > 0 else None
+        best = max(self.boxes, key=self._up_to)
+        return self._up_to(best), best
 
     def _bounds(self, box: Box, gain: Gain, size: float) -> CostBounds:
         """Return the bounds of the squares' sum of each episode."""
@@ -292,13 +298,15 @@ class _InRegion:
         with torch.no_grad():
             return self.playing.play(added)
 
-    def _region(self, box: Box, limit: float) -> dict[str, Any]:
+    def _region(self, scale: float, limit: float) -> dict[str, Any]:
+        box = self._box(scale)
+        assert isinstance(box, Box)
         names, count = [*self.model.state_names, *self.model.input_names], len(box.low)
         return {
             "size_up_to": limit,
             "names": names,
             "low": box.low.tolist(),
             "high": box.high.tolist(),
-            "moved_per_size": box.reach[:, :count].max(0).tolist(),
+            "moved_per_size": self._reach(scale)[:, :count].max(0).tolist(),
             "channels": box.channels,
         }
