@@ -57,14 +57,14 @@ def closed(neurons: Neurons, lower: Array, width: Array, late: Array) -> Neurons
     p = turned @ np.hstack((lower[:, None] * q, np.diag(width)))
     p[:, nx + nv : nx + nv + k] = 0.0
 
-    def parts(state: Array, inner: Array, inputs: Array) -> tuple[Array, Array, Array, Array]:
+    def parts(of_x: Array, of_neurons: Array, of_p_d: Array) -> tuple[Array, Array, Array, Array]:
         """Return the maps of (x, neurons, w, d) into rows."""
-        added = inputs[:, :k] @ p
+        added = of_p_d[:, :k] @ p
         return (
-            state + added[:, :nx],
-            inner + added[:, nx : nx + nv],
-            added[:, -k:] if k else np.zeros((len(state), 0)),
-            inputs[:, k:] + added[:, nx + nv + k : added.shape[1] - k],
+            of_x + added[:, :nx],
+            of_neurons + added[:, nx : nx + nv],
+            added[:, -k:] if k else np.zeros((len(of_x), 0)),
+            of_p_d[:, k:] + added[:, nx + nv + k : added.shape[1] - k],
         )
 
     A, Bn, Bw, Bd = parts(model.A, model.B1, model.B2)
