@@ -14,6 +14,7 @@ is float64 arithmetic, no proof of its rounding.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,7 @@ from scipy.linalg import get_lapack_funcs
 from robust_policies.certificates.descent import descend
 from robust_policies.certificates.lmi import Array, signal_maps
 from robust_policies.certificates.neurons import Neurons
+from robust_policies.certificates.optimum import Candidate
 from robust_policies.certificates.trajectory import rated
 
 _factor, _solve = get_lapack_funcs(("potrf", "potrs"), dtype=np.float64)
@@ -52,7 +54,13 @@ class Reach:
         return np.sqrt(max(float(self.kappa[steps]), 0.0) * (self.mu[steps:0:-1, 0] @ np.square(past)))
 
 
-def reach_of(neurons: Neurons, steps: int, groups: Array, whole: bool = False) -> Reach | None:
+def reach_of(
+    neurons: Neurons,
+    steps: int,
+    groups: Array,
+    whole: bool = False,
+    metrics: Iterable[tuple[float, Candidate]] | None = None,
+) -> Reach | None:
     """Return how inputs reach the one signal of a system, None where no multipliers are found.
 
     Args:
@@ -60,12 +68,13 @@ def reach_of(neurons: Neurons, steps: int, groups: Array, whole: bool = False) -
         steps: the number of lags.
         groups: (groups, nd) which inputs each group has; they count as much as one another.
         whole: whether the inputs are bounded together, and not step by step.
+        metrics: rates and metrics to start from, which do not depend on the signal; None: those of `rated`.
     """
     model = neurons.model
     if not (model.C2.any() or model.D21.any() or model.D22.any()):
         return Reach(np.zeros(steps), np.ones((steps, len(groups))), np.zeros((steps, neurons.family.size)))
     dual = _Lags(neurons, steps, groups, whole)
-    starts = dual.starts(neurons)
+    starts = dual.starts(neurons, rated(neurons) if metrics is None else metrics)
     if not starts:
         return None
     start = min(starts, key=dual.value)
@@ -95,13 +104,13 @@ class _Lags:
         mu = np.broadcast_to(np.exp(logs[:count]).reshape(self.shape), (self.steps, self.shape[1]))
         return mu, np.exp(logs[count:]).reshape(self.steps, self.nv)
 
-    def starts(self, neurons: Neurons) -> list[Array]:
+    def starts(self, neurons: Neurons, metrics: Iterable[tuple[float, Candidate]]) -> list[Array]:
         """Return logarithms of feasible multipliers that fade as fast as the system contracts in some metric."""
         if not self.nv:
             # One step's sum is the same for all, so this is a start only.
             return [np.zeros(self.shape[0] * self.shape[1])]
         found, lags = [], np.arange(self.steps)
-        for rate, candidate in rated(neurons):
+        for rate, candidate in metrics:
             theta = np.maximum(candidate.theta, _LEAST * max(float(candidate.theta.max(initial=0.0)), 1e-300))
             fade = np.maximum(rate ** (2.0 * lags), 1e-150)
             model = neurons.model

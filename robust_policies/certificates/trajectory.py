@@ -28,7 +28,7 @@ the recursion with a known trajectory.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -66,14 +66,17 @@ class Gain(NamedTuple):
     theta: Array
 
 
-def gain_of(neurons: Neurons) -> Gain | None:
-    """Return the least gain that is proven of a loop around its neurons, and its multipliers, None without a proof."""
+def gain_of(neurons: Neurons, metrics: Iterable[tuple[float, Candidate]] | None = None) -> Gain | None:
+    """Return the least gain that is proven of a loop around its neurons, and its multipliers, None without a proof.
+
+    `metrics` to start from, which do not depend on the outputs; None: those of `rated`.
+    """
     model, found = neurons.model, []
     if not np.abs(np.linalg.eigvals(model.A)).max(initial=0.0) < 1.0:
         return None
     if not (model.C2.any() or model.D21.any() or model.D22.any()) and model.error is None:
         return Gain(0.0, np.zeros(neurons.family.size))
-    for start in contracting(neurons):
+    for _, start in rated(neurons) if metrics is None else metrics:
         proven = proven_by_neurons(Neurons(model, start.theta), start.P)
         if proven is not None and proven.gamma is not None:
             found.append(Gain(proven.gamma, proven.theta))

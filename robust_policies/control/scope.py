@@ -125,6 +125,29 @@ def scope_of(plant: StepPlant | None, model: LinearModel, region: Sequence[float
     return Scope("interval", *enclosed)
 
 
+def enclosed_plant(plant: StepPlant, low: Array, high: Array) -> tuple[Array, Array] | None:
+    """Return bounds (n + p, n + m) of the Jacobian of (next state, observation), rounding included, None without.
+
+    `low` and `high` (n + m,) are corners of a box of states and actions, in which the plant clips nothing; nothing is
+    known where it does, or where an operation of the plant is not known to the interval arithmetic.
+    """
+    n, params, points = plant.state_size, plant.prepare(plant.nominal()), _points(low, high)
+
+    def advance(x: Any, u: Any) -> Any:
+        return plant.advance(x, u, params)
+
+    def observe(x: Any, u: Any) -> Any:
+        return plant.observe(x, params)
+
+    found = [
+        enclosed_jacobian(function, n, low, high, _cells(lambda z, f=function: f(z[:, :n], z[:, n:]), points))
+        for function in (advance, observe)
+    ]
+    if found[0] is None or found[1] is None:
+        return None
+    return np.vstack((found[0][0], found[1][0])), np.vstack((found[0][1], found[1][1]))
+
+
 def _enclosed(plant: StepPlant, params: Any, low: Array, high: Array, cells: list[int]) -> tuple[Array, Array] | None:
     """Return the step's Jacobian bounds by interval arithmetic, None where it or linear outputs cannot be shown."""
     n = plant.state_size

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from robust_policies.envs.batch import ours, plant_of
+from robust_policies.envs.plants.cartpole import CartPolePlant
 from robust_policies.envs.plants.linear import LinearPlant
+from robust_policies.envs.plants.pendulum import PendulumPlant
 from robust_policies.errors import InvalidValueError
 from robust_policies.policies import load_policy
 from robust_policies.policies.return_certificate import ReturnCertificate
@@ -36,7 +38,8 @@ def certify_return_run(
 ) -> ReturnCertificate:
     """Return the certificate of the return in a run folder's own task, also written to return_certificate.json.
 
-    It also has what an error of each sensor can do to each action and state (`policies.sensor_errors`).
+    On a linear plant it also has what an error of each sensor can do to each action and state
+    (`policies.sensor_errors`).
 
     Args:
         folder: with policy.json and policy.safetensors, and the task's name in recipe.yaml or policy.json.
@@ -49,7 +52,8 @@ def certify_return_run(
     policy, task = load_policy(run.path), _task(run)
     given = _default_sizes(task) if sizes is None else list(sizes)
     certificate = certified_return(policy, task, given, norm, episodes, seed)
-    certificate = replace(certificate, sensors=sensor_errors(policy, task))
+    if isinstance(plant_of(task["id"], task["kwargs"]), LinearPlant):
+        certificate = replace(certificate, sensors=sensor_errors(policy, task))
     certificate.to_json(run.return_certificate)
     return certificate
 
@@ -100,6 +104,8 @@ def _task(run: RunFolder) -> dict[str, Any]:
 def _default_sizes(task: dict[str, Any]) -> list[float]:
     plant = plant_of(task["id"], task["kwargs"])
     deviation = float(np.linalg.norm(plant.F, axis=1).max(initial=0.0)) if isinstance(plant, LinearPlant) else 1.0
+    if isinstance(plant, (PendulumPlant, CartPolePlant)):
+        deviation = 0.0
     if not deviation:
         raise InvalidValueError("The task's sensors have no noise that sizes could be multiples of; give --sizes.")
     return [multiple * deviation for multiple in MULTIPLES]

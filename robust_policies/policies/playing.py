@@ -1,4 +1,4 @@
-"""Episodes of a linear plant in feedback with a policy, start and noise known, and the worst that a search can do."""
+"""Episodes of a plant in feedback with a policy, start and noise known, and the worst that a search can do."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robust_policies.certificates.ball import Ball, climb, unit
 from robust_policies.envs.known import Known
-from robust_policies.envs.plants.linear import LinearPlant
+from robust_policies.envs.plant import Plant
 from robust_policies.policies.running import RunningPolicy
 
 
@@ -43,7 +43,7 @@ class Playing:
         low, high: (m,) the limits of the actions.
     """
 
-    def __init__(self, policy: RunningPolicy, plant: LinearPlant, known: Known, low: np.ndarray, high: np.ndarray):
+    def __init__(self, policy: RunningPolicy, plant: Plant, known: Known, low: np.ndarray, high: np.ndarray):
         self.policy, self.plant, self.known = policy, plant, known
         self.params = plant.prepare(plant.nominal())
         self.low, self.high = torch.as_tensor(low).double(), torch.as_tensor(high).double()

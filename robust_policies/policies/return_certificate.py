@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -78,9 +79,12 @@ class ReturnCertificate:
         task: the environment's name.
         seed: of the episodes.
         set_aside: how many episodes are no part of this, because nothing is proven of them.
-        each: certified returns by size and episode (sizes, episodes).
+        each: certified returns by size and episode (sizes, episodes), minus infinity where there is none.
         reason: why nothing is proven, "" if something is.
         sensors: what an error of each sensor can do to actions and states; () where it was not asked for.
+        region: of a nonlinear plant, for the largest size that has one (`size_up_to`): `names` of states and actions,
+            `low` and `high` of the box that they stay in, `moved_per_size` how far a perturbation of size 1 moves each,
+            `channels` the number of slopes that vary in it. None for a linear plant.
     """
 
     status: str
@@ -95,6 +99,7 @@ class ReturnCertificate:
     each: tuple[tuple[float, ...], ...] = ()
     reason: str = ""
     sensors: tuple[SensorErrors, ...] = ()
+    region: dict[str, Any] | None = None
 
     @property
     def claim(self) -> str:
@@ -106,6 +111,8 @@ class ReturnCertificate:
             for row in self.rows
             if row.certified is not None
         ]
+        if self.region is not None:
+            return self._in_region(bounds)
         aside = f" Of {self.set_aside} other episode(s) nothing is said." if self.set_aside else ""
         return (
             f"For each of {self.episodes} episodes of {self.task} (seed {self.seed}), whoever adds an error to what "
@@ -114,6 +121,23 @@ class ReturnCertificate:
             f"{numbers.upper(self.gain or 0.0)} behind it is proven with its rounding; the bound of the return and "
             f"what is said of clipping are computed in float64, with {MARGIN:g} added for what that rounds: a margin "
             "and no proof."
+        )
+
+    def _in_region(self, bounds: list[str]) -> str:
+        """Return the sentence of a nonlinear plant."""
+        assert self.region is not None
+        columns = zip(*(self.region[name] for name in ("names", "low", "high")), strict=True)
+        box = ", ".join(f"{low:.4g} <= {name} <= {high:.4g}" for name, low, high in columns)
+        without = [f"{row.size:.6g}" for row in self.rows if row.certified is None]
+        unknown = f" Where it is at most {', '.join(without)} nothing is proven." if without else ""
+        return (
+            f"For each of {self.episodes} episodes of {self.task} (seed {self.seed}, from their own starts), whoever "
+            "adds an error to what the policy reads and whatever it knows, the return on the nonlinear plant is "
+            f"bounded from below, and on average it is {', '.join(bounds)} ({_AT_MOST[self.norm]}).{unknown} An error "
+            f"of at most {numbers.lower(self.region['size_up_to'])} cannot lead an episode out of the region {box}, "
+            "where no action is clipped and no episode ends. The plant's slopes in the region are bounded by interval "
+            "arithmetic; the gain, the region and the bound are computed in float64, with "
+            f"{MARGIN:g} added for what that rounds: a margin and no proof."
         )
 
     def _clipping(self) -> str:
@@ -140,6 +164,8 @@ class ReturnCertificate:
             "status": self.status,
             "claim": self.claim,
             **named,
+            # JSON has no infinity.
+            "each": [[value if math.isfinite(value) else None for value in values] for values in self.each],
             "rows": [asdict(row) for row in self.rows],
             "versions": versions(),
         }
@@ -153,11 +179,14 @@ class ReturnCertificate:
         """Return the certificate in a file; raises MissingFileError, CorruptFileError, SchemaError."""
         content = read_json(path, "return certificate", SCHEMA)
         try:
-            fields = {name: content[name] for name in cls.__dataclass_fields__ if name != "sensors"}
+            # Files of older versions lack these.
+            fields = {name: content[name] for name in cls.__dataclass_fields__ if name not in ("sensors", "region")}
+            fields["region"] = content.get("region")
             fields["rows"] = tuple(ReturnRow(**row) for row in content["rows"])
-            # A file of an older version has none.
             fields["sensors"] = tuple(SensorErrors(**sensor) for sensor in content.get("sensors", ()))
-            fields["each"] = tuple(tuple(values) for values in content["each"])
+            fields["each"] = tuple(
+                tuple(-math.inf if value is None else value for value in values) for values in content["each"]
+            )
         except (KeyError, TypeError) as error:
             raise CorruptFileError(f"{path} lacks or garbles {error}; write it with `certify --return`.") from error
         return cls(**fields)

@@ -1,4 +1,4 @@
-"""The tasks of which a return can be certified: a linear plant at its nominal parameters, and nothing around it."""
+"""The tasks of which a return can be certified: a known plant at its nominal parameters, and nothing around it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Task = str | Mapping[str, Any] | Plant | gymnasium.Env | VectorEnv | Callable[..
 _HARMLESS = ("PassiveEnvChecker", "OrderEnforcing", "TimeLimit", "RecordEpisodeStatistics", "EpisodeStatistics")
 
 
-def linear_task(task: Task) -> tuple[str, LinearPlant, int]:
+def bare_task(task: Task) -> tuple[str, Plant, int]:
     """Return a task's name, its plant and the length of its episodes; arguments and errors as `certified_return`."""
     if isinstance(task, Plant):
         name, plant, steps = task.kind, task, task.max_episode_steps
@@ -42,17 +42,28 @@ def linear_task(task: Task) -> tuple[str, LinearPlant, int]:
             plant, steps = _bare(made)
         finally:
             made.close()
+    return name, plant, steps
+
+
+def linear_task(task: Task) -> tuple[str, LinearPlant, int]:
+    """Return what `bare_task` does of a linear plant whose episodes do not end early, which others are refused."""
+    name, plant, steps = bare_task(task)
     if not isinstance(plant, LinearPlant):
         raise NotCertifiableError(
-            f"The plant of {name} is {plant.kind!r}, which is not linear; a return is certified for linear plants "
-            "alone (plant: linear in task.yaml)."
+            f"The plant of {name} is {plant.kind!r}, which is not linear; this needs a linear plant (plant: linear in "
+            "task.yaml)."
         )
+    return name, lasting(name, plant), steps
+
+
+def lasting(name: str, plant: LinearPlant) -> LinearPlant:
+    """Return the linear plant of a task whose episodes do not end early; raises NotCertifiableError where they may."""
     if plant.terminates:
         raise NotCertifiableError(
             f"Episodes of {name} end where a state leaves its limits, and a bound of a return needs a fixed length; "
             "leave limits.state out of task.yaml."
         )
-    return name, plant, steps
+    return plant
 
 
 def _bare(env: Any) -> tuple[Plant, int]:
@@ -89,12 +100,7 @@ def _refuse(wrapper: str) -> None:
 def fitting_model(policy: DeployedPolicy, plant: LinearPlant) -> LinearModel:
     """Return the plant's model; raises NotCertifiableError where the policy holds the model of another one."""
     model = from_matrices(plant.A, plant.B, plant.C, time_step=plant.time_step)
-    sizes = policy.cell.input_size, policy.actor.head.output_size
-    if sizes != (model.p, model.m):
-        raise ShapeError(
-            f"The policy reads {sizes[0]} number(s) and gives {sizes[1]}; the plant has {model.p} output(s) and "
-            f"{model.m} input(s)."
-        )
+    check_fits(policy, model)
     if isinstance(policy, YoulaPolicy):
         for name in "ABC":
             own, here = getattr(policy.model, name), getattr(model, name)
@@ -104,3 +110,13 @@ def fitting_model(policy: DeployedPolicy, plant: LinearPlant) -> LinearModel:
                     "for this task."
                 )
     return model
+
+
+def check_fits(policy: DeployedPolicy, model: LinearModel) -> None:
+    """Raise ShapeError where the policy does not read the model's outputs or does not give its inputs."""
+    sizes = policy.cell.input_size, policy.actor.head.output_size
+    if sizes != (model.p, model.m):
+        raise ShapeError(
+            f"The policy reads {sizes[0]} number(s) and gives {sizes[1]}; the plant has {model.p} output(s) and "
+            f"{model.m} input(s)."
+        )

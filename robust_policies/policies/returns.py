@@ -1,4 +1,4 @@
-"""The certified return: what no perturbation of a policy's observations can lead below, on a linear plant.
+"""The certified return: what no perturbation of a policy's observations can lead below.
 
 Policy and plant are one system around the policy's neurons, from the perturbation to the root of the cost; the
 episodes are played once without a perturbation, and `certificates.trajectory` bounds what any perturbation can make of
@@ -24,13 +24,15 @@ from robust_policies.certificates.clipped import ClippedAlong, Clips
 from robust_policies.certificates.lmi import Array
 from robust_policies.certificates.trajectory import MARGIN, Along, Gain, Perturbation
 from robust_policies.envs.known import known_episodes, seeds_of
+from robust_policies.envs.plants.linear import LinearPlant
 from robust_policies.errors import InvalidValueError, NotCertifiableError, UnknownNameError
 from robust_policies.policies.deployed import DeployedPolicy
 from robust_policies.policies.playing import Played, Playing
 from robust_policies.policies.return_certificate import ReturnCertificate, ReturnRow
 from robust_policies.policies.return_clips import ClippedLoop, clipped_loop
 from robust_policies.policies.return_loop import ProvenLoop, proven_loop
-from robust_policies.policies.return_task import Task, fitting_model, linear_task
+from robust_policies.policies.return_region import certified_in_region
+from robust_policies.policies.return_task import Task, bare_task, fitting_model, lasting
 
 _SEARCH = 6
 
@@ -56,8 +58,9 @@ def certified_return(
     Where the loop has no bound, the status of the result is NOT_CERTIFIED and its `reason` says why.
 
     Raises:
-        NotCertifiableError: the task is none of which such a bound is known (its plant is not linear, something stands
-            around it, its episodes end early, its parameters vary), or the policy was made for another plant.
+        NotCertifiableError: the task is none of which such a bound is known (its plant is neither linear nor one of
+            `return_region`, something stands around it, its episodes end early, its parameters vary), or the policy was
+            made for another plant.
         InvalidValueError, UnknownNameError, ShapeError: an argument is wrong, or the policy does not fit.
     """
     asked = _checked_sizes(sizes, norm)
@@ -67,13 +70,16 @@ def certified_return(
             f"The policy is a {type(policy).__name__}; expected a deployed one, of load_policy(folder) or "
             "deploy(model). Of a policy behind a normaliser that still learns nothing can be proven."
         )
-    name, plant, steps = linear_task(task)
-    model, space = fitting_model(policy, plant), policy.action_space
+    name, plant, steps = bare_task(task)
+    space = policy.action_space
     if not isinstance(space, spaces.Box):
         raise NotCertifiableError(f"The actions are choices ({type(space).__name__}), which do not change by a little.")
     low = np.maximum(np.asarray(space.low, dtype=np.float64).ravel(), plant.action_low)
     high = np.minimum(np.asarray(space.high, dtype=np.float64).ravel(), plant.action_high)
-    running = policy.running()
+    if not isinstance(plant, LinearPlant):
+        return certified_in_region(policy, name, plant, steps, (low, high), asked, norm, episodes, seed)
+    plant = lasting(name, plant)
+    model, running = fitting_model(policy, plant), policy.running()
     playing = Playing(running, plant, known_episodes(plant, seeds_of(seed, episodes), steps), low, high)
     with torch.no_grad():
         nominal = playing.play()

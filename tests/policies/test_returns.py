@@ -209,7 +209,7 @@ def test_a_size_at_which_an_action_may_be_clipped_is_said():
 @pytest.mark.parametrize(
     ("task", "words"),
     [
-        ("robust_policies/Pendulum-v0", "'pendulum', which is not linear"),
+        ("robust_policies/MagLev-v0", "in a region for the pendulum and the cart-pole"),
         ({**TASK, "perturbations": [{"ObservationDelay": 2}]}, "a delay that the loop of the proof does not have"),
         ({"id": ID, "kwargs": {"randomize": {"A": (0.9, 1.1)}}}, "randomize"),
         ("Pendulum-v1", "another package"),
