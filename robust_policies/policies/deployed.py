@@ -34,7 +34,7 @@ from robust_policies.policies.certify import certify_actor, observation_weights
 from robust_policies.policies.observations import flat_size, read
 from robust_policies.policies.peak import action_peaks
 from robust_policies.policies.running import RunningPolicy, running_actor
-from robust_policies.policies.running_arrays import PREFIX, named_arrays
+from robust_policies.policies.running_arrays import PREFIX, check_arrays, named_arrays
 from robust_policies.policies.spaces import choose, gaps, parameter_count, space_from_json, space_to_json
 from robust_policies.policies.window import WindowCell, stored_cell
 
@@ -266,10 +266,8 @@ class DeployedPolicy:
             **({"exact_offset": True} if actor.body.scaling.exact else {}),
             **({"raw_observations": True} if self.raw else {}),
         }
-        tensors = self._tensors()
-        with torch.no_grad():
-            names, arrays = named_arrays(actor.body.explicit(), tensors, self._places())
-        return {**content, "runtime": {"arrays": names}}, tensors | arrays
+        names, arrays = self._running()
+        return {**content, "runtime": {"arrays": names}}, self._tensors() | arrays
 
     @classmethod
     def from_parts(cls, content: Mapping[str, Any], tensors: Mapping[str, Tensor], source: Path) -> DeployedPolicy:
@@ -311,6 +309,9 @@ class DeployedPolicy:
             raw=checks.flag("raw_observations", content.get("raw_observations", False)),
         )
         policy._take({name: value for name, value in tensors.items() if not name.startswith(PREFIX)}, source)
+        if "runtime" in content:
+            names, arrays = policy._running()
+            check_arrays(arrays, tensors, {"arrays": names}, content["runtime"], source)
         return policy
 
     def predict(
@@ -375,6 +376,11 @@ class DeployedPolicy:
         # An offset is subtracted in the observation's own precision.
         own = None if self.actor.body.scaling.offset is not None else np.float32
         return read(self.observation_space, observation, np.float64 if self._double else own)
+
+    def _running(self) -> tuple[Any, dict[str, Tensor]]:
+        """Return the names of the explicit arrays, nested as they are, and those that are no parameters by name."""
+        with torch.no_grad():
+            return named_arrays(self.actor.body.explicit(), self._tensors(), self._places())
 
     def _places(self) -> dict[int, str]:
         """Return the names of the tensors that are stored by the addresses of their memory."""

@@ -7,12 +7,34 @@ from typing import Any
 
 from torch import Tensor
 
+from robust_policies.errors import CorruptFileError
+
 PREFIX = "runtime."
 # What a base controller runs with.
 BASE_ARRAYS = (
     *("A", "B", "C", "K", "L", "M", "u0", "y0", "low", "high", "idle"),
     *("innovation_scale", "input_scale", "angle", "measured", "exogenous", "youla_high"),
 )
+
+
+def check_arrays(
+    expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], names: Any, given: Any, source: Any
+) -> None:
+    """Raise CorruptFileError unless stored arrays have the names and shapes of those that a policy runs.
+
+    Args:
+        expected: its own, of any shapes, by name.
+        tensors: all that are stored.
+        names: what of the description says which array is which, as it should be.
+        given: the same as it is stored.
+        source: the file, for the message.
+    """
+    stored = {name: value for name, value in tensors.items() if name.startswith(PREFIX)}
+    same = stored.keys() == expected.keys() and all(
+        stored[name].shape == value.shape and stored[name].dtype == value.dtype for name, value in expected.items()
+    )
+    if not same or names != given:
+        raise CorruptFileError(f"{source} holds arrays to run that are not those of its policy; save the policy again.")
 
 
 def named_arrays(

@@ -23,7 +23,7 @@ from robust_policies.policies.actor import Actor, MeanHead, ScaledCell, Scaling
 from robust_policies.policies.deployed import DeployedPolicy
 from robust_policies.policies.records import from_parts, to_parts
 from robust_policies.policies.running import RunningPolicy
-from robust_policies.policies.running_arrays import BASE_ARRAYS, PREFIX
+from robust_policies.policies.running_arrays import BASE_ARRAYS, PREFIX, check_arrays
 from robust_policies.policies.spaces import choose, space_from_json, space_to_json
 from robust_policies.policies.youla.base import BaseController, YoulaOptions
 from robust_policies.policies.youla.certify import certify_youla, loop_arrays, searched_loop
@@ -290,14 +290,18 @@ class YoulaPolicy(DeployedPolicy):
             tensors |= numbers
         content["observation_space"] = space_to_json(self.observation_space)
         content["action_space"] = space_to_json(self.action_space)
+        runs, arrays = self._base()
+        content["runtime"] = {"base": runs}
+        return content, tensors | arrays
+
+    def _base(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return what the base controller runs with: in words and names of arrays, and those by name."""
         base, options = self.controller, self.controller.options
         stored = {name: f"{PREFIX}base.{name}" for name in BASE_ARRAYS}
-        tensors |= {stored[name]: getattr(base, name).detach().cpu().contiguous().clone() for name in BASE_ARRAYS}
-        runs = {"arrays": stored, "delay": options.delay, "quantum": options.quantum}
+        arrays = {stored[name]: getattr(base, name).detach().cpu().contiguous().clone() for name in BASE_ARRAYS}
         kinds = {"numbers": str(base.numbers), "inputs": str(base.inputs)}
-        runs |= {name: kind.removeprefix("torch.") for name, kind in kinds.items()}
-        content["runtime"] = {"base": runs}
-        return content, tensors
+        words = {name: kind.removeprefix("torch.") for name, kind in kinds.items()}
+        return {"arrays": stored, "delay": options.delay, "quantum": options.quantum, **words}, arrays
 
     @classmethod
     def from_parts(cls, content: Mapping[str, Any], tensors: Mapping[str, Tensor], source: Path) -> YoulaPolicy:
@@ -306,7 +310,7 @@ class YoulaPolicy(DeployedPolicy):
         weights = {
             name.removeprefix("policy."): tensor for name, tensor in tensors.items() if name.startswith("policy.")
         }
-        return cls(
+        policy = cls(
             from_parts(LQGDesign, content["design"], own, "design"),
             from_parts(LinearModel, content["model"], own, "model"),
             DeployedPolicy.from_parts(content["policy"], weights, source),
@@ -315,6 +319,10 @@ class YoulaPolicy(DeployedPolicy):
             options=from_parts(YoulaOptions, content["options"], own, "options"),
             scope=from_parts(Scope, content["scope"], own, "scope") if "scope" in content else None,
         )
+        if "runtime" in content:
+            runs, arrays = policy._base()
+            check_arrays(arrays, tensors, {"base": runs}, content["runtime"], source)
+        return policy
 
     @property
     def _double(self) -> bool:

@@ -128,7 +128,7 @@ class CertifiedCost:
             "certified/gain": proven,
             "certified/sampled_gain": float(gain.detach()),
             "certified/size": size,
-            "certified/cost": float((root.detach() + self.settings.certified_size * proven).square()),
+            "certified/cost": float((root.detach() + (self.settings.certified_size or 0.0) * proven).square()),
             "certified/undone": self.undone,
         }
 
