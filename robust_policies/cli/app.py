@@ -143,6 +143,7 @@ def train(
     shown, stop = reporter_for(Console()), training.StopOnSignal()
     result = training.train(resolved, folder, device=device, resume=resume, reporter=shown, stop=stop)
     best = "" if result.best_reward is None else f", best mean return {result.best_reward:.1f}"
+    best += "" if result.best_certified is None else f", certified {result.best_certified:.4g}"
     early = " (checkpoints.stop_at_reward was reached)" if result.reached else ""
     typer.echo(f"Trained {result.num_timesteps} steps in {result.seconds:.0f} s{best}{early}: {folder}")
     if result.target is not None:

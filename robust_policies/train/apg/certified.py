@@ -94,6 +94,11 @@ class CertifiedCost:
                 "youla section, algorithm.start=lqg, or the run folder of such a policy."
             )
         self._keep(found)
+        if self._sampled() is None:
+            raise NotCertifiableError(
+                "algorithm.certified_size: a gain of the policy to start from is proven, but the multipliers "
+                "of its proof give no gradient (a neuron has none); start from another policy."
+            )
 
     def renew(self, number: int) -> None:
         """Prove the policy of before update `number` (from 0) if it is time, and go back where that fails.

@@ -36,6 +36,8 @@ class TrainResult:
     reached: bool = False
     """Whether it ended because an evaluation reached `checkpoints.stop_at_reward`."""
     target: Outcome | None = None
+    best_certified: float | None = None
+    """The certified return by which the best policy was kept, in a training for it."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,9 @@ class Job:
             target=None if found is None else asdict(found),
         )
         best = progress.best_reward, progress.best_timesteps
-        return TrainResult(self.run.path, progress.num_timesteps, progress.seconds, *best, stopped, found)
+        return TrainResult(
+            self.run.path, progress.num_timesteps, progress.seconds, *best, stopped, found, progress.best_rank
+        )
 
     def interrupted(self, progress: Progress) -> TrainingInterruptedError:
         """Return the error that says how to go on."""

@@ -2,20 +2,26 @@
 
 import copy
 import functools
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from stopping import stop_at
 
+from robust_policies.control.youla import Performance
 from robust_policies.envs.task import load_plant
-from robust_policies.errors import NotCertifiableError, UserError
+from robust_policies.errors import DivergedError, InvalidValueError, NotCertifiableError, UserError
 from robust_policies.evaluation import run_episodes
 from robust_policies.policies import load_policy
 from robust_policies.policies.return_loop import around_cell, proven_loop
 from robust_policies.policies.return_task import fitting_model
 from robust_policies.train import TrainingInterruptedError, load_recipe, train
+from robust_policies.train.apg.certified import CertifiedCost
 from robust_policies.train.apg.loop_gain import LoopGain
+from robust_policies.train.apg.run import ApgRun
 from robust_policies.train.recipe.apg import ApgSection
+from robust_policies.train.run.checkpoints import Progress
 
 RECIPE = "mass_spring_damper_youla_certified"
 SHORT = (
@@ -115,6 +121,71 @@ def test_it_goes_on_with_the_same_numbers(tmp_path):
     train(recipe, tmp_path / "run", resume=True)
     for name in ("policy.safetensors", "checkpoints/step_000000001600/training.safetensors"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def tiny(*changes):
+    """Return a recipe of a policy directly in the loop, of one update, for the plain cost."""
+    return recipe_with("youla=null", "algorithm.certified_size=null", "algorithm.total_steps=400", *changes)
+
+
+def test_the_loop_that_is_differentiated_is_the_one_that_is_proven():
+    recipe = tiny(
+        "policy.hidden_sizes=[3, 4]", "policy.gamma=0.5", "policy.observation_scale=[0.5]", "algorithm.zero_init=false"
+    )
+    run = ApgRun(recipe, "cpu")
+    policy, plant = run.deployed(), load_plant("mass_spring_damper")
+    model, running = fitting_model(policy, plant), policy.running()
+    weights = Performance.weighted(plant.Q, plant.R)
+    whole = running.loop(model, replace(weights, Bw=np.zeros((model.n, 0)), Dv=np.eye(model.p))).model
+    sampled = LoopGain(around_cell(running, model, plant), running.sizes, torch.device("cpu"))
+    names = ("A", "B1", "B2", "C1", "D11", "D12", "C2", "D21", "D22")
+    for name, found in zip(names, sampled.loop(policy.cell.explicit()), strict=True):
+        assert np.abs(found.numpy() - getattr(whole, name)).max(initial=0.0) <= 1e-12
+    assert np.abs(whole.D11).max() > 1e-3
+
+
+def test_a_lost_bound_is_said_and_undone(monkeypatch):
+    run = ApgRun(recipe_with(), "cpu")
+    certified = run.algorithm.certified
+    before = {name: value.clone() for name, value in run.module.state_dict().items()}
+    with torch.no_grad():
+        for parameter in run.module.parameters():
+            parameter.add_(0.1)
+    monkeypatch.setattr(CertifiedCost, "proven", lambda self: "nothing is proven")
+    with pytest.warns(UserWarning, match=r"Before update 7 the bound .* was lost \(nothing is proven\).* at 0.5 of"):
+        certified.renew(6)
+    assert all(torch.equal(value, before[name]) for name, value in run.module.state_dict().items())
+    with pytest.warns(UserWarning, match="0.25 of"):
+        certified.renew(12)
+    certified.pace = 2.0**-10
+    with pytest.raises(DivergedError, match="lost again and again"):
+        certified.renew(18)
+
+
+def test_the_best_is_that_of_the_largest_certified_return():
+    progress = Progress()
+    kept = [progress.evaluated(*one) for one in ((-5.0, -20.0), (-4.0, -25.0), (-6.0, -15.0), (-1.0, None))]
+    assert kept == [True, False, True, False]
+    assert (progress.best_reward, progress.best_rank) == (-6.0, -15.0)
+
+
+def test_training_begins_with_the_policy_of_a_folder(tmp_path):
+    train(tiny(), tmp_path / "first")
+    start = f"algorithm.start={tmp_path / 'first'}"
+    begun = ApgRun(tiny(start, "seed=9"), "cpu").module.state_dict()
+    assert all(
+        torch.equal(begun[name], value) for name, value in load_policy(tmp_path / "first").actor.state_dict().items()
+    )
+    for change, words in (
+        ("policy.state_size=3", "other parts"),
+        ("policy.activation=tanh", "other options"),
+        ("policy.observation_scale=[0.5]", "other parts"),
+        ("policy.cell=lstm", "other parts"),
+    ):
+        with pytest.raises(InvalidValueError, match=words):
+            ApgRun(
+                tiny(start, change, *(["policy.features=null", "policy.hidden_sizes=null"] * ("lstm" in change))), "cpu"
+            )
 
 
 def test_the_size_grows_over_the_ramp():
