@@ -6,13 +6,13 @@ import difflib
 import sys
 import traceback
 from collections.abc import Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from robust_policies import __version__
+from robust_policies.cli.choices import Format, Norm, Render
 from robust_policies.cli.errors import exit_status, short_warnings
 from robust_policies.cli.imitate import imitate
 from robust_policies.cli.listing import Listing, entries_of
@@ -39,29 +39,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     epilog="Exit status: 0 done, 1 failed or not certified, 2 wrong input. --debug anywhere shows tracebacks.",
 )
-
-
-class Render(StrEnum):
-    """How `enjoy` shows an episode."""
-
-    human = "human"
-    video = "video"
-    none = "none"
-
-
-class Format(StrEnum):
-    """What `export` writes."""
-
-    safetensors = "safetensors"
-    onnx = "onnx"
-
-
-class Norm(StrEnum):
-    """What the sizes of `certify --return` are of."""
-
-    per_step_l2 = "per_step_l2"
-    per_step_linf = "per_step_linf"
-    total_l2 = "total_l2"
 
 
 # Options that take several values, as in `--set a=1 b=2`.
@@ -185,6 +162,10 @@ def certify(
         ),
     ] = None,
     norm: Annotated[Norm | None, typer.Option(help="of the sizes, for --return [default: per_step_l2]")] = None,
+    delay: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="STEPS", help="from an action to the plant, for --return [default: the task's]"),
+    ] = None,
     episodes: Annotated[
         int | None,
         typer.Option(
@@ -209,7 +190,7 @@ def certify(
     modes = {"--check": check, "--weights": weights, "--return": return_, "--smooth": smooth}
     asked = [name for name, value in modes.items() if value is not None and value is not False]
     given = {"--sizes": sizes, "--norm": norm, "--episodes": episodes, "--seed": seed}
-    given |= {"--confidence": confidence, "--floor": floor}
+    given |= {"--confidence": confidence, "--floor": floor, "--delay": delay}
     check_together(asked, [name for name, value in given.items() if value is not None])
     numbers = None if sizes is None else _numbers("--sizes", sizes)
     if check:
@@ -217,7 +198,8 @@ def certify(
         return
     open_run(folder)
     if return_:
-        proven = certify_return_folder(folder, numbers, (norm or Norm.per_step_l2).value, episodes or 64, seed or 0)
+        options = {"norm": (norm or Norm.per_step_l2).value, "episodes": episodes or 64, "seed": seed or 0}
+        proven = certify_return_folder(folder, numbers, **options, delay=delay or 0)
     elif smooth is not None:
         level = 0.99 if confidence is None else confidence
         options = {"episodes": episodes, "confidence": level, "floor": floor, "seed": seed or 0}

@@ -42,8 +42,8 @@ def check_together(modes: list[str], given: list[str]) -> None:
         raise InvalidValueError(f"{modes[1]} was given with {modes[0]}{why}.")
     mode = modes[0] if modes else ""
     for option in given:
-        whose = {"--norm": ("--return",), "--confidence": ("--smooth",), "--floor": ("--smooth",)}
-        takes = whose.get(option, ("--return", "--smooth"))
+        whose = {"--norm": "--return", "--delay": "--return", "--confidence": "--smooth", "--floor": "--smooth"}
+        takes = (whose[option],) if option in whose else ("--return", "--smooth")
         if mode not in takes:
             raise InvalidValueError(f"{option} was given without {' or '.join(takes)}, which it is for.")
 
@@ -69,11 +69,11 @@ def certify_folder(folder: Path, weights: list[float] | None = None) -> bool:
     return certificate.status == "PASS"
 
 
-def certify_return_folder(folder: Path, sizes: list[float] | None, norm: str, episodes: int, seed: int) -> bool:
+def certify_return_folder(folder: Path, sizes: list[float] | None, **options: Any) -> bool:
     """Return whether something is proven of the return of the policy in `folder`, after writing it there."""
     from robust_policies.evaluation import certify_return_run
 
-    certificate = certify_return_run(folder, sizes, norm, episodes, seed)
+    certificate = certify_return_run(folder, sizes, **options)
     typer.echo(f"{certificate.status}: {certificate.claim}")
     for row in certificate.rows:
         proven = "nothing" if row.certified is None else numbers.lower(row.certified)

@@ -35,6 +35,7 @@ def certify_return_run(
     norm: str = "per_step_l2",
     episodes: int = 64,
     seed: int = 0,
+    delay: int = 0,
 ) -> ReturnCertificate:
     """Return the certificate of the return in a run folder's own task, also written to return_certificate.json.
 
@@ -47,13 +48,14 @@ def certify_return_run(
         norm: as of `policies.certified_return`, which says what is raised.
         episodes: their number.
         seed: of the episodes.
+        delay: as of `policies.certified_return`.
     """
     run = RunFolder(folder)
     policy, task = load_policy(run.path), _task(run)
     given = _default_sizes(task) if sizes is None else list(sizes)
-    certificate = certified_return(policy, task, given, norm, episodes, seed)
+    certificate = certified_return(policy, task, given, norm, episodes, seed, delay)
     if isinstance(plant_of(task["id"], task["kwargs"]), LinearPlant):
-        certificate = replace(certificate, sensors=sensor_errors(policy, task))
+        certificate = replace(certificate, sensors=sensor_errors(policy, task, delay))
     certificate.to_json(run.return_certificate)
     return certificate
 

@@ -18,8 +18,9 @@ from robust_policies.policies.running import RunningPolicy
 class Played(NamedTuple):
     """What happened: `cost` (episodes,) is minus the return.
 
-    `states` (time, episodes, n) before each step, `applied` (time, episodes, m), and before they are clipped the
-    signals (time, episodes, k + m): those inside the policy, then the actions.
+    `states` (time, episodes, n + d m) are the plant's before each step, then the d actions on their way, the latest
+    first; `applied` (time, episodes, m) the actions within their limits, as they are sent, and before they are clipped
+    the signals (time, episodes, k + m): those inside the policy, then the actions.
     """
 
     cost: Tensor
@@ -41,10 +42,14 @@ class Playing:
         plant: at its nominal parameters.
         known: start and noise of the episodes.
         low, high: (m,) the limits of the actions.
+        delay: d, steps from an action to the plant; until the first arrives it gets the idle action, as behind
+            `ActionDelay`.
     """
 
-    def __init__(self, policy: RunningPolicy, plant: Plant, known: Known, low: np.ndarray, high: np.ndarray):
-        self.policy, self.plant, self.known = policy, plant, known
+    def __init__(
+        self, policy: RunningPolicy, plant: Plant, known: Known, low: np.ndarray, high: np.ndarray, delay: int = 0
+    ) -> None:
+        self.policy, self.plant, self.known, self.delay = policy, plant, known, delay
         self.params = plant.prepare(plant.nominal())
         self.low, self.high = torch.as_tensor(low).double(), torch.as_tensor(high).double()
 
@@ -59,17 +64,20 @@ class Playing:
         plant, state = self.plant, self.known.start
         hidden = self.policy.begin(len(state))
         cost = torch.zeros(len(state), dtype=torch.float64)
+        idle = torch.as_tensor(np.clip(np.zeros(len(self.low)), plant.action_low, plant.action_high)).double()
+        waiting = [idle.expand(len(state), -1)] * self.delay
         history: list[tuple[Tensor, ...]] = []
         for t, (process, measurement) in enumerate(zip(self.known.process, self.known.measurement, strict=True)):
             observation = plant.observe(state, self.params, measurement if measurement.shape[1] else None)
             observation = observation if added is None else observation + added[t]
             action, inside, follow = self.policy.step(observation, hidden)
-            applied = torch.minimum(torch.maximum(action, self.low), self.high)
-            hidden = follow(applied)
+            sent = torch.minimum(torch.maximum(action, self.low), self.high)
+            hidden = follow(sent)
+            *arriving, applied = sent, *waiting
             following = plant.advance(state, applied, self.params, process if process.shape[1] else None)
             cost = cost - plant.reward(state, applied, following, self.params)
-            history.append((state, applied, torch.cat((inside, action), -1)))
-            state = following
+            history.append((torch.cat((state, *waiting), -1), sent, torch.cat((inside, action), -1)))
+            state, waiting = following, arriving
         return Played(cost, *(torch.stack(parts) for parts in zip(*history, strict=True)))
 
     def limits(self) -> tuple[np.ndarray, np.ndarray]:

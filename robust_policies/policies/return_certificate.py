@@ -14,6 +14,7 @@ from robust_policies.files.atomic import read_json, write_json
 from robust_policies.files.versions import versions
 
 SCHEMA = 1
+_LATER = ("sensors", "region", "delay")
 _AT_MOST = {
     "per_step_l2": "in the l2 norm at every step",
     "per_step_linf": "at every sensor and step",
@@ -85,6 +86,7 @@ class ReturnCertificate:
         region: of a nonlinear plant, for the largest size that has one (`size_up_to`): `names` of states and actions,
             `low` and `high` of the box that they stay in, `moved_per_size` how far a perturbation of size 1 moves each,
             `channels` the number of slopes that vary in it. None for a linear plant.
+        delay: by how many steps the actions reach the plant late.
     """
 
     status: str
@@ -100,12 +102,14 @@ class ReturnCertificate:
     reason: str = ""
     sensors: tuple[SensorErrors, ...] = ()
     region: dict[str, Any] | None = None
+    delay: int = 0
 
     @property
     def claim(self) -> str:
         """The sentence that holds."""
         if self.status != "PASS":
-            return f"Nothing is proven of the return in {self.task}: {self.reason}. This does not mean that it is bad."
+            nothing = f"Nothing is proven of the return in {self._where}: {self.reason}."
+            return f"{nothing} This does not mean that it is bad."
         bounds = [
             f"at least {numbers.lower(row.certified)} where the error is at most {row.size:.6g}"
             for row in self.rows
@@ -115,13 +119,19 @@ class ReturnCertificate:
             return self._in_region(bounds)
         aside = f" Of {self.set_aside} other episode(s) nothing is said." if self.set_aside else ""
         return (
-            f"For each of {self.episodes} episodes of {self.task} (seed {self.seed}), whoever adds an error to what "
+            f"For each of {self.episodes} episodes of {self._where} (seed {self.seed}), whoever adds an error to what "
             "the policy reads and whatever it knows of start and noise, the return is bounded from below, and on "
             f"average it is {', '.join(bounds)} ({_AT_MOST[self.norm]}). {self._clipping()}{aside} The gain "
             f"{numbers.upper(self.gain or 0.0)} behind it is proven with its rounding; the bound of the return and "
             f"what is said of clipping are computed in float64, with {MARGIN:g} added for what that rounds: a margin "
             "and no proof."
         )
+
+    @property
+    def _where(self) -> str:
+        """The task, and that its actions are late."""
+        late = f", whose actions reach the plant {self.delay} step(s) late," if self.delay else ""
+        return self.task + late
 
     def _in_region(self, bounds: list[str]) -> str:
         """Return the sentence of a nonlinear plant."""
@@ -180,8 +190,8 @@ class ReturnCertificate:
         content = read_json(path, "return certificate", SCHEMA)
         try:
             # Files of older versions lack these.
-            fields = {name: content[name] for name in cls.__dataclass_fields__ if name not in ("sensors", "region")}
-            fields["region"] = content.get("region")
+            fields = {name: content[name] for name in cls.__dataclass_fields__ if name not in _LATER}
+            fields |= {"region": content.get("region"), "delay": content.get("delay", 0)}
             fields["rows"] = tuple(ReturnRow(**row) for row in content["rows"])
             fields["sensors"] = tuple(SensorErrors(**sensor) for sensor in content.get("sensors", ()))
             fields["each"] = tuple(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -32,7 +32,7 @@ class ProvenLoop:
 
 
 def proven_loop(running: RunningPolicy, model: LinearModel, plant: LinearPlant) -> ProvenLoop | str:
-    """Return the loop, or why nothing is proven of it."""
+    """Return the loop, or why nothing is proven of it; `model` is of the plant, or of the plant behind a delay."""
     weights, both = _judged(model, plant)
     rows = len(weights.Cz)
     try:
@@ -63,6 +63,10 @@ def _judged(model: LinearModel, plant: LinearPlant) -> tuple[Performance, Perfor
     """Return z of the cost, and z of the cost and then the actions where a perturbation of the outputs enters."""
     weights = Performance.weighted(plant.Q, plant.R)
     n, m = model.n, model.m
+    if under_way := n - plant.state_size:
+        # What the plant receives is the last of the model's states, the oldest action on its way.
+        nothing = np.zeros((len(weights.Cz), under_way - m))
+        weights = replace(weights, Cz=np.hstack((weights.Cz, nothing, weights.Dz)), Dz=np.zeros_like(weights.Dz))
     return weights, Performance(
         np.vstack((weights.Cz, np.zeros((m, n)))),
         np.vstack((weights.Dz, np.eye(m))),

@@ -64,6 +64,8 @@ def certified_in_region(
 def _model(policy: DeployedPolicy, plant: Plant) -> LinearModel:
     """Return the linear model that the policy is closed with: a Youla policy's own, else that about zero."""
     if isinstance(policy, YoulaPolicy):
+        if policy.controller.options.delay:
+            raise NotCertifiableError("The Youla policy was made for actions that are late; a region is known without.")
         model = policy.model
     else:
         model = linearize_plant(plant, np.zeros(plant.state_size), np.zeros(len(plant.action_high)))

@@ -44,6 +44,7 @@ def certified_return(
     norm: str = "per_step_l2",
     episodes: int = 64,
     seed: int = 0,
+    delay: int = 0,
 ) -> ReturnCertificate:
     """Return what is proven of the policy's return where its observations may be off by anything of a size.
 
@@ -54,13 +55,14 @@ def certified_return(
         norm: what the sizes are of: each step's l2 norm, each step's largest entry, or the l2 norm of all steps.
         episodes: their number; they are those of `run_episodes` with this seed.
         seed: of the episodes.
+        delay: steps from an action to the plant, of a linear one; that of `ActionDelay` around the task is known.
 
     Where the loop has no bound, the status of the result is NOT_CERTIFIED and its `reason` says why.
 
     Raises:
         NotCertifiableError: the task is none of which such a bound is known (its plant is neither linear nor one of
             `return_region`, something stands around it, its episodes end early, its parameters vary), or the policy was
-            made for another plant.
+            made for another plant or delay.
         InvalidValueError, UnknownNameError, ShapeError: an argument is wrong, or the policy does not fit.
     """
     asked = _checked_sizes(sizes, norm)
@@ -70,17 +72,19 @@ def certified_return(
             f"The policy is a {type(policy).__name__}; expected a deployed one, of load_policy(folder) or "
             "deploy(model). Of a policy behind a normaliser that still learns nothing can be proven."
         )
-    name, plant, steps = bare_task(task)
+    name, plant, steps, late = bare_task(task, delay)
     space = policy.action_space
     if not isinstance(space, spaces.Box):
         raise NotCertifiableError(f"The actions are choices ({type(space).__name__}), which do not change by a little.")
     low = np.maximum(np.asarray(space.low, dtype=np.float64).ravel(), plant.action_low)
     high = np.minimum(np.asarray(space.high, dtype=np.float64).ravel(), plant.action_high)
     if not isinstance(plant, LinearPlant):
+        if late:
+            raise NotCertifiableError(f"The actions are {late} step(s) late; a region is known without a delay alone.")
         return certified_in_region(policy, name, plant, steps, (low, high), asked, norm, episodes, seed)
     plant = lasting(name, plant)
-    model, running = fitting_model(policy, plant), policy.running()
-    playing = Playing(running, plant, known_episodes(plant, seeds_of(seed, episodes), steps), low, high)
+    model, running = fitting_model(policy, plant, late), policy.running()
+    playing = Playing(running, plant, known_episodes(plant, seeds_of(seed, episodes), steps), low, high, late)
     with torch.no_grad():
         nominal = playing.play()
     loop = proven_loop(running, model, plant)
@@ -145,6 +149,7 @@ class _Searched:
             set_aside=int((~kept).sum()),
             each=tuple(tuple((-bound[kept]).tolist()) for bound in least) if proven else (),
             reason="" if proven else reason,
+            delay=self.playing.delay,
         )
 
     @cached_property

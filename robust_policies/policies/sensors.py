@@ -21,23 +21,24 @@ from robust_policies.policies.return_certificate import SensorErrors
 from robust_policies.policies.return_task import Task, fitting_model, linear_task
 
 
-def sensor_errors(policy: DeployedPolicy, task: Task) -> tuple[SensorErrors, ...]:
+def sensor_errors(policy: DeployedPolicy, task: Task, delay: int = 0) -> tuple[SensorErrors, ...]:
     """Return, for each sensor, what one unit of its error at every step can change in the closed loop, for ever.
 
     Args:
         policy: reads the outputs of the task's plant and gives its inputs.
         task: as of `policies.certified_return`, which says what is raised.
+        delay: the same.
 
     It holds between any two trajectories with the same start and noise while no action is clipped.
     """
-    _, plant, _ = linear_task(task)
-    model = fitting_model(policy, plant)
+    _, plant, _, late = linear_task(task, delay)
+    model = fitting_model(policy, plant, late)
     states, actions = plant.state_names, plant.action_names
     n, m = len(states), len(actions)
     signals = Performance(
-        np.vstack((np.eye(n), np.zeros((m, n)))),
+        np.eye(n + m, n) @ np.eye(n, model.n),
         np.vstack((np.zeros((n, m)), np.eye(m))),
-        np.zeros((n, 0)),
+        np.zeros((model.n, 0)),
         np.eye(model.p),
     )
     reason = "no ellipsoid was found that holds the loop"

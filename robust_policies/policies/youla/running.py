@@ -15,7 +15,7 @@ from robust_policies.control.bounded import assembled, between, block
 from robust_policies.control.bounded import parts as bounded_parts
 from robust_policies.control.linear_model import LinearModel
 from robust_policies.control.youla import Performance, closed_loop_matrices, scaled_parameter
-from robust_policies.errors import NotCertifiableError
+from robust_policies.errors import InvalidValueError, NotCertifiableError
 from robust_policies.policies.running import Follow, RunningPolicy, exact_actor
 from robust_policies.policies.youla.certify import Judged, around, loop_parts
 
@@ -55,7 +55,6 @@ def _neurons(policy: Judged) -> Neurons:
     options, actor = policy.controller.options, policy.policy.actor
     for what, there in (
         ("rounds its inputs to the quantum of an actuator", options.quantum),
-        ("was made for an actuator that delays its inputs", options.delay),
         ("reads a reference", len(options.reference or ())),
         ("has an observation normalizer, which clips", actor.normalizer),
         ("has tanh beside its cell", actor.head.squash),
@@ -72,7 +71,13 @@ def _closed(policy: Judged, performance: Performance, q: Matrices) -> Matrices:
     """Return the loop of the policy's own model with a cell q in it, its outputs z and then the Youla inputs."""
     parts = loop_parts(policy)
     normalised = between(q, *around(policy.policy.actor, parts.model.p))
-    whole = closed_loop_matrices(parts.model, parts.design, scaled_parameter(normalised, *parts.scales), performance)
+    try:
+        whole = closed_loop_matrices(
+            parts.model, parts.design, scaled_parameter(normalised, *parts.scales), performance
+        )
+    except InvalidValueError as error:
+        # A delay beyond the model may be more than the design bears.
+        raise NotCertifiableError(f"The policy's own base loop is not stable: {error}") from error
     half = bounded_parts(scaled_parameter(normalised, parts.scales[0], np.eye(parts.model.m)))
     made, count = bounded_parts(whole), parts.model.m
     C, Dv, zero = parts.model.C, performance.Dv, np.zeros

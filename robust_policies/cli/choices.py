@@ -1,0 +1,26 @@
+"""What the command line's options may choose from."""
+
+from enum import StrEnum
+
+
+class Render(StrEnum):
+    """How `enjoy` shows an episode."""
+
+    human = "human"
+    video = "video"
+    none = "none"
+
+
+class Format(StrEnum):
+    """What `export` writes."""
+
+    safetensors = "safetensors"
+    onnx = "onnx"
+
+
+class Norm(StrEnum):
+    """What the sizes of `certify --return` are of."""
+
+    per_step_l2 = "per_step_l2"
+    per_step_linf = "per_step_linf"
+    total_l2 = "total_l2"
