@@ -33,6 +33,8 @@ _OWN = 100
 # What multipliers are multiplied with, step by step, until the supremum is finite.
 _SCALES = (1.0, 1.3, 2.0, 4.0, 16.0, 256.0, 65536.0)
 _FIRST, _ROOM = 2.0, 1.02
+# Of mu: the least multiplier of a clip to start from.
+_LEAST = 1e-9
 _LARGEST = 1e13
 
 
@@ -224,7 +226,8 @@ class ClippedAlong:
             maps = self._maps(t)
             straight = np.einsum("ic,gij,jc->gc", self.plain[:nx], P, self.plain[:nx]).max(0)
             straight = straight + np.square(self.plain[nx:]).sum(0)
-            made[t, self.cells :] = _FIRST * np.maximum(straight, 1e-12 * max(float(straight.max()), 1e-300))
+            # What is left off in the last steps of a loop with a delay changes no cost any more.
+            made[t, self.cells :] = _FIRST * np.maximum(straight, max(1e-12 * straight.max(), _LEAST * mu.max()))
             base, _ = self._form(P, np.zeros(self.nd), made[t], maps)
             for factor in _SCALES:
                 less = factor / _ROOM
