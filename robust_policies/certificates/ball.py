@@ -71,11 +71,11 @@ class Balls:
     parts: list[int]
 
     def project(self, delta: Tensor) -> Tensor:
-        """Return the nearest member to `delta` in the l2 norm."""
+        """Return the nearest member to `delta` (time, batch, nu) in the l2 norm."""
         return self._each(Ball.project, delta)
 
     def steepest(self, gradient: Tensor) -> Tensor:
-        """Return the member furthest along `gradient`."""
+        """Return the member furthest along `gradient` (time, batch, nu)."""
         return self._each(Ball.steepest, gradient)
 
     def _each(self, move: Callable[[Ball, Tensor], Tensor], whole: Tensor) -> Tensor:

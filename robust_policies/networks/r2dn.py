@@ -15,9 +15,11 @@ from robust_policies import checks
 from robust_policies.errors import InvalidValueError
 from robust_policies.networks import r2dn_forms as forms
 from robust_policies.networks.cell import hidden_widths
+from robust_policies.networks.compiled import Collapsed, applies, run
 from robust_policies.networks.guarantees import Contracting, Dissipative, Guarantee
 from robust_policies.networks.lbdn import LayerMatrices, explicit_layers, sandwich_layers
 from robust_policies.networks.linalg import frobenius, full_precision
+from robust_policies.networks.program import recordable, recorded
 from robust_policies.networks.robust_cell import RobustCell
 from robust_policies.networks.scan import scan
 
@@ -37,6 +39,12 @@ class R2DNExplicit(NamedTuple):
     bv: Tensor
     by: Tensor
     layers: tuple[LayerMatrices, ...]
+
+
+class _Together(R2DNExplicit):
+    """Explicit arrays that were made together with their collapsed step."""
+
+    collapsed: Collapsed
 
 
 class R2DN(RobustCell):
@@ -105,9 +113,41 @@ class R2DN(RobustCell):
 
     def explicit(self) -> R2DNExplicit:
         """Return the arrays that run."""
+        if not (torch.is_grad_enabled() and recordable(self)):
+            return self._explicit()
+        found, collapsed = recorded(self, self._with_collapsed)
+        together = _Together(*found)
+        together.collapsed = collapsed
+        return together
+
+    def _explicit(self) -> R2DNExplicit:
         with full_precision(self.X):
             linear = self.linear_part()
             return R2DNExplicit(*linear[:8], self.bx, self.bv, self.by, explicit_layers(self.network))
+
+    def _with_collapsed(self) -> tuple[R2DNExplicit, Collapsed]:
+        found = self._explicit()
+        return found, self._collapsed(found)
+
+    def _collapsed(self, e: R2DNExplicit) -> Collapsed:
+        """Return the step with everything linear between two activations collapsed."""
+        first = e.layers[0].in_map()
+        active = e.layers[: self.layers_active]
+        ins, outs = [layer.in_map() for layer in active[1:]], [layer.out_map() for layer in active]
+        out, bx, by = outs[-1], e.bx, e.by
+        if len(active) < len(e.layers):
+            out, constant = e.layers[-1].B @ out, e.layers[-1].b
+            bx, by = bx + e.B1 @ constant, by + e.D21 @ constant
+        return Collapsed(
+            torch.cat((torch.cat((e.A, e.B2), 1), first @ torch.cat((e.C1, e.D12), 1))),
+            torch.cat((bx, first @ e.bv + active[0].b)),
+            e.B1 @ out,
+            torch.cat((e.C2, e.D22), 1),
+            e.D21 @ out,
+            by,
+            tuple(inner @ outer for inner, outer in zip(ins, outs[:-1], strict=True)),
+            tuple(layer.b for layer in active[1:]),
+        )
 
     def step(self, explicit: R2DNExplicit, input: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return (output, next state) by the model's equations as they stand."""
@@ -123,23 +163,16 @@ class R2DN(RobustCell):
         self, explicit: R2DNExplicit, inputs: Tensor, state: Tensor, starts: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Return (outputs, final state) by the collapsed scan."""
-        e = explicit
+        nx = self.state_size
         with full_precision(inputs):
-            first = e.layers[0].in_map()
-            active = e.layers if self.layers_active == len(e.layers) else e.layers[:-1]
-            ins, outs = [layer.in_map() for layer in active[1:]], [layer.out_map() for layer in active]
-            out, constant = outs[-1], None
-            if len(active) < len(e.layers):
-                out, constant = e.layers[-1].B @ out, e.layers[-1].b
-            weights = [inner @ outer for inner, outer in zip(ins, outs[:-1], strict=True)]
-            biases = [layer.b for layer in active[1:]]
-            bx = e.bx if constant is None else e.bx + e.B1 @ constant
-            by = e.by if constant is None else e.by + e.D21 @ constant
-            drive_bias = torch.cat((bx, first @ e.bv + active[0].b))
-            drive = nn.functional.linear(inputs, torch.cat((e.B2, first @ e.D12)), drive_bias)
-            AM = torch.cat((e.A, first @ e.C1))
-            states, last, final = scan(self.activation, starts, drive, state, AM, e.B1 @ out, weights, biases)
-            outputs = nn.functional.linear(inputs, e.D22, by) + states @ e.C2.mT + last @ (e.D21 @ out).mT
+            known = getattr(explicit, "collapsed", None)
+            step = self._collapsed(explicit) if known is None else known
+            if applies(self.activation.name, inputs, state, step):
+                return run(self.activation.name, starts, inputs, state, step)
+            P, c, B, Q, R, d, weights, biases = step
+            drive = nn.functional.linear(inputs, P[:, nx:], c)
+            states, last, final = scan(self.activation, starts, drive, state, P[:, :nx], B, weights, biases)
+            outputs = nn.functional.linear(inputs, Q[:, nx:], d) + states @ Q[:, :nx].mT + last @ R.mT
             return outputs, final
 
     @property

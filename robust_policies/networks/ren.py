@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from robust_policies.errors import InvalidValueError
 from robust_policies.networks import ren_forms as forms
+from robust_policies.networks.compiled import Collapsed, applies, run
 from robust_policies.networks.equilibrium import solve_equilibrium
 from robust_policies.networks.guarantees import Contracting, Dissipative, Guarantee
 from robust_policies.networks.linalg import frobenius, full_precision
+from robust_policies.networks.program import recordable, recorded
 from robust_policies.networks.robust_cell import RobustCell
 
 
@@ -35,6 +37,17 @@ class RENExplicit(NamedTuple):
     bx: Tensor
     bv: Tensor
     by: Tensor
+
+
+class _Together(RENExplicit):
+    """Explicit arrays that were made together with their step in s = [x; u]."""
+
+    collapsed: Collapsed
+
+
+def _collapsed(e: RENExplicit) -> Collapsed:
+    P = torch.cat((torch.cat((e.A, e.B2), 1), torch.cat((e.C1, e.D12), 1)))
+    return Collapsed(P, torch.cat((e.bx, e.bv)), e.B1, torch.cat((e.C2, e.D22), 1), e.D21, e.by, (e.D11,), ())
 
 
 class REN(RobustCell):
@@ -92,8 +105,20 @@ class REN(RobustCell):
 
     def explicit(self) -> RENExplicit:
         """Return the arrays that run."""
+        if not (torch.is_grad_enabled() and recordable(self)):
+            return self._explicit()
+        found, collapsed = recorded(self, self._with_collapsed)
+        together = _Together(*found)
+        together.collapsed = collapsed
+        return together
+
+    def _explicit(self) -> RENExplicit:
         with full_precision(self.X):
             return RENExplicit(*self.implicit()[:9], self.bx, self.bv, self.by)
+
+    def _with_collapsed(self) -> tuple[RENExplicit, Collapsed]:
+        found = self._explicit()
+        return found, _collapsed(found)
 
     def step(self, explicit: RENExplicit, input: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return (output, next state) by the model's equations as they stand."""
@@ -107,6 +132,10 @@ class REN(RobustCell):
         """Return (outputs, final state); what does not depend on the state is one product over all time steps."""
         e = explicit
         with full_precision(inputs):
+            known = getattr(explicit, "collapsed", None)
+            step = _collapsed(explicit) if known is None else known
+            if applies(self.activation.name, inputs, state, step):
+                return run(self.activation.name, starts, inputs, state, step)
             drive_x = nn.functional.linear(inputs, e.B2, e.bx)
             drive_v = nn.functional.linear(inputs, e.D12, e.bv)
             A_T, B1_T, C1_T = e.A.mT, e.B1.mT, e.C1.mT

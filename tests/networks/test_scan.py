@@ -12,10 +12,22 @@ from robust_policies.networks import (
     Dissipative,
     Lipschitz,
     cell_from_config,
+    compiled,
     make_cell,
 )
 
 NU, NX, NY, NV = 3, 4, 2, 5
+
+
+@pytest.fixture(params=["torch", "compiled"], autouse=True)
+def way(request, monkeypatch):
+    """Run every test by PyTorch's operations alone, and with compiled loops for however few steps."""
+    if request.param == "compiled":
+        pytest.importorskip("numba")
+        monkeypatch.setattr(compiled, "_ENOUGH", 1)
+    return request.param
+
+
 GUARANTEES = {
     "contracting": Contracting(),
     "lipschitz": Lipschitz(2.0),

@@ -1,0 +1,196 @@
+"""The compiled run of an R2DN or a REN as one node of PyTorch's graph, and when it is used."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from functools import cache
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robust_policies.networks.activations import ACTIVATIONS
+from robust_policies.networks.program import transformed
+
+# Fewer steps are not worth the second in which numba is loaded, and wider products are faster by BLAS.
+_ENOUGH, _WIDEST = 1024, 48
+
+
+class Collapsed(NamedTuple):
+    """One step, s = [x; u], neurons h: [x part; h] = P s + c, h <- act(h + W h), x+ = x part + B h, y = Q s + R h + d.
+
+    P (nx + n_1, nx + nu), c (nx + n_1,), B (nx, n), Q (ny, nx + nu), R (ny, n), d (ny,) with the n last neurons. In a
+    chain `weights` are W_2, ..., W_L, (n_k, n_(k-1)), `biases` b_2, ..., b_L, (n_k,): each layer reads the one before.
+    Without biases there is one matrix (n_1, n_1), strictly lower triangular: each neuron reads all before it.
+    """
+
+    P: Tensor
+    c: Tensor
+    B: Tensor
+    Q: Tensor
+    R: Tensor
+    d: Tensor
+    weights: tuple[Tensor, ...]
+    biases: tuple[Tensor, ...]
+
+
+def applies(name: str, inputs: Tensor, state: Tensor, step: Collapsed) -> bool:
+    """Return whether the compiled run is to be used: many small steps on a CPU, in float32 or float64.
+
+    Args:
+        name: of the activation.
+        inputs: (time, batch, nu).
+        state: (batch, nx).
+        step: of the cell.
+    """
+    if inputs.device.type != "cpu" or inputs.dtype not in (torch.float32, torch.float64):
+        return False
+    if inputs.shape[0] < 2 or inputs.shape[0] * inputs.shape[1] < _ENOUGH:
+        return False
+    matrices = (step.P, step.Q, step.R, *step.weights)
+    if max(max(one.shape) for one in matrices) > _WIDEST or transformed((inputs, state, *matrices)):
+        return False
+    return _works(name, str(inputs.dtype).removeprefix("torch."))
+
+
+def run(name: str, starts: Tensor | None, inputs: Tensor, state: Tensor, step: Collapsed) -> tuple[Tensor, Tensor]:
+    """Return (outputs (time, batch, ny), final state (batch, nx)) of the loop of `kernels`.
+
+    Args:
+        name: of the activation.
+        starts: (time, batch) bool or None; where True the state is zeroed before the step.
+        inputs: (time, batch, nu).
+        state: (batch, nx).
+        step: of the cell.
+    """
+    return _Run.apply(name, starts, len(step.biases), inputs, state, *step[:6], *step.weights, *step.biases)
+
+
+def plain_run(
+    name: str, starts: Tensor | None, inputs: Tensor, state: Tensor, step: Collapsed
+) -> tuple[Tensor, Tensor]:
+    """Return (outputs (time, batch, ny), final state (batch, nx)) as `run` does, by operations that have derivatives.
+
+    The arguments are its: inputs (time, batch, nu), state (batch, nx), starts (time, batch).
+    """
+    nx, function, outputs = state.shape[1], ACTIVATIONS[name].function, []
+    for t in range(len(inputs)):
+        if starts is not None:
+            state = torch.where(starts[t].unsqueeze(-1), torch.zeros_like(state), state)
+        s = torch.cat((state, inputs[t]), 1)
+        z = s @ step.P.mT + step.c
+        if step.biases or not step.weights:
+            h = function(z[:, nx:])
+            for W, b in zip(step.weights, step.biases, strict=True):
+                h = function(h @ W.mT + b)
+        else:
+            neurons = [function(z[:, nx])]
+            for i in range(1, z.shape[1] - nx):
+                neurons.append(function(z[:, nx + i] + torch.stack(neurons, 1) @ step.weights[0][i, :i]))
+            h = torch.stack(neurons, 1)
+        outputs.append(s @ step.Q.mT + h @ step.R.mT + step.d)
+        state = z[:, :nx] + h @ step.B.mT
+    return torch.stack(outputs), state
+
+
+@cache
+def _kernels() -> Any:
+    """Return the module of the loops, which loads numba; raises ImportError where that is not there."""
+    return importlib.import_module("robust_policies.networks.kernels")
+
+
+@cache
+def _works(name: str, dtype: str) -> bool:
+    """Return whether numba is there and its loops run, which compiles them where that was not done before."""
+    try:
+        kernels = _kernels()
+        if name not in kernels.ACTIVATIONS:
+            return False
+        one = np.ones((1, 1), dtype)
+        step = (np.ones((2, 2), dtype), np.ones(2, dtype), one, np.ones((1, 2), dtype), one, one[0], one[0], one[0, :0])
+        blocks, S, H = np.array([[0, 1, 0, 0, 0]]), np.ones((2, 2, 1), dtype), np.ones((2, 1, 1), dtype)
+        kind, keep, inputs = kernels.kind_of(name, np.dtype(dtype)), np.ones((2, 1), dtype), np.ones((2, 1, 1), dtype)
+        P, c, B, Q, R, d, weights, biases = step
+        grad = kernels.forward(kind, keep, inputs, one.copy(), P, c, B, Q, R, d, weights, biases, blocks, S, H)
+        kernels.backward(kind, keep, 1, grad, one.copy(), P, B, Q.T.copy(), R, weights, blocks, S, H)
+    except Exception:  # whatever ails the compiler: the run by PyTorch needs none
+        return False
+    return True
+
+
+@cache
+def _blocks(widths: tuple[int, ...], chain: bool) -> np.ndarray:
+    """Return the blocks of neurons as `kernels.forward` takes them: layers of these widths, or neurons one by one."""
+    if not chain:
+        return np.array([(i, i + 1, 0, i, i * widths[0]) for i in range(widths[0])])
+    found, row, at = [(0, widths[0], 0, 0, 0)], widths[0], 0
+    for before, width in pairwise(widths):
+        found.append((row, row + width, row - before, row, at))
+        row, at = row + width, at + width * before
+    return np.array(found)
+
+
+class _Run(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, name: str, starts: Tensor | None, layers: int, inputs: Tensor, state: Tensor, *rest: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        kernels = _kernels()
+        P, c, B, Q, R, d, *others = (np.ascontiguousarray(one.detach().numpy()) for one in rest)
+        weights, biases = others[: len(others) - layers], others[len(others) - layers :]
+        flat = [np.concatenate([one.ravel() for one in part]) if part else P[:0, 0] for part in (weights, biases)]
+        first = len(P) - state.shape[1]
+        blocks = _blocks((first, *map(len, biases)), bool(layers) or not weights)
+        kind, (time, batch, nu) = kernels.kind_of(name, P.dtype), inputs.shape
+        keep = np.empty((0, batch), P.dtype) if starts is None else (~starts).numpy().astype(P.dtype)
+        given = np.ascontiguousarray(inputs.detach().transpose(1, 2).numpy())
+        final = state.detach().numpy().T.copy()
+        S = np.empty((time, P.shape[1], batch), P.dtype)
+        H = np.empty((time, first + len(flat[1]), batch), P.dtype)
+        outputs = kernels.forward(kind, keep, given, final, P, c, B, Q, R, d, *flat, blocks, S, H)
+        ctx.name, ctx.starts, ctx.layers = name, starts, layers
+        turned = (np.ascontiguousarray(one.T) for one in (P, B, Q, R))
+        ctx.kept = (kind, keep, nu), (*turned, flat[0], blocks, S, H)
+        ctx.save_for_backward(inputs, state, *rest)
+        return torch.from_numpy(outputs).transpose(1, 2), torch.from_numpy(final).t()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        kernels = _kernels()
+        inputs, state, *rest = ctx.saved_tensors
+        if torch.is_grad_enabled() or transformed(grads):
+            return (None, None, None, *_again(ctx, (inputs, state, *rest), grads))
+        grad = np.ascontiguousarray(grads[0].transpose(1, 2).numpy())
+        first = grads[1].numpy().T.copy()
+        g_inputs, *found, gW, gb = kernels.backward(*ctx.kept[0], grad, first, *ctx.kept[1])
+        places = len(rest) - ctx.layers
+        found += _parts(gW, rest[6:places]) + _parts(gb, rest[places:])
+        results = (torch.from_numpy(one) for one in found)
+        return (None, None, None, torch.from_numpy(g_inputs).transpose(1, 2), torch.from_numpy(first).t(), *results)
+
+
+def _parts(flat: np.ndarray, like: Sequence[Tensor]) -> list[np.ndarray]:
+    """Return consecutive parts of a flat array in the shapes of tensors."""
+    found, at = [], 0
+    for one in like:
+        found.append(flat[at : at + one.numel()].reshape(one.shape))
+        at += one.numel()
+    return found
+
+
+def _again(ctx: Any, tensors: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Tensor | None]:
+    """Return the gradients as a graph, which may be differentiated again."""
+    needed = ctx.needs_input_grad[3:]
+    with torch.enable_grad():
+        # The aliases keep the graph that joins the inputs out of it.
+        aliases = [tensor.view_as(tensor) if need else tensor for tensor, need in zip(tensors, needed, strict=True)]
+        inputs, state, *rest = aliases
+        places = len(rest) - ctx.layers
+        step = Collapsed(*rest[:6], tuple(rest[6:places]), tuple(rest[places:]))
+        outputs = plain_run(ctx.name, ctx.starts, inputs, state, step)
+    wanted = [alias for alias, need in zip(aliases, needed, strict=True) if need]
+    found = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=torch.is_grad_enabled(), allow_unused=True))
+    return [next(found) if need else None for need in needed]
