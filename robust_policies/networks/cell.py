@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -63,6 +65,10 @@ class Cell(nn.Module, ABC):
 
         The inputs are (time, batch, nu), the state (batch, nx), starts (time, batch) bool or None; all unchecked.
         """
+
+    def fixed_step(self, explicit: Any) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Return `step` with arrays that stay as they are and have no gradient: (input, state) -> (output, state)."""
+        return partial(self.step, explicit)
 
     @abstractmethod
     def options(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from robust_policies.networks.cell import hidden_widths
 from robust_policies.networks.guarantees import Contracting, Dissipative, Guarantee
 from robust_policies.networks.lbdn import LayerMatrices, explicit_layers, sandwich_layers
 from robust_policies.networks.linalg import frobenius, full_precision
+from robust_policies.networks.r2dn_step import Step, fixed_step
 from robust_policies.networks.robust_cell import RobustCell
 from robust_policies.networks.scan import scan
 
@@ -118,6 +119,10 @@ class R2DN(RobustCell):
                 w = layer.apply(w, self.activation)
             output = state @ e.C2.mT + w @ e.D21.mT + input @ e.D22.mT + e.by
             return output, state @ e.A.mT + w @ e.B1.mT + input @ e.B2.mT + e.bx
+
+    def fixed_step(self, explicit: R2DNExplicit) -> Step:
+        """Return `step` with these arrays, without what does not change from step to step; the same numbers."""
+        return fixed_step(self.activation, explicit[:11], explicit.layers)
 
     def run(
         self, explicit: R2DNExplicit, inputs: Tensor, state: Tensor, starts: Tensor | None

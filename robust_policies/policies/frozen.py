@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from gymnasium import spaces
 from torch import Tensor
@@ -28,6 +30,7 @@ class FrozenActor:
         self.choices = not isinstance(self.space, spaces.Box)
         with torch.no_grad():
             self.explicit = policy.actor.body.explicit()
+            self._step = policy.cell.fixed_step(self.explicit)
         self.low, self.high = (
             torch.as_tensor(bound, dtype=torch.float32, device=policy.device) for bound in limits(self.space)
         )
@@ -41,7 +44,7 @@ class FrozenActor:
     def step(self, observations: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return (mean actions (batch, na) before clipping, or logits, next state (batch, nx)) of inputs."""
         inputs = self.actor.body.scaling(self.actor.normalized(observations))
-        output, state = self.actor.cell.step(self.explicit, inputs, state)
+        output, state = self._step(inputs, state)
         return self.actor.head(output), state
 
     def run(self, observations: Tensor, state: Tensor) -> Tensor:
@@ -56,14 +59,9 @@ class FrozenActor:
         """
         if self.choices:
             return self._centred(action)
-        clipped = torch.minimum(torch.maximum(action, self.low), self.high).detach()
-        if not torch.is_grad_enabled():
-            return clipped
-        within = (action >= self.low) & (action <= self.high)
-        slope = torch.where(within, 1.0, self.leak)
-        return clipped + slope * (action - action.detach())
-
-    leak = 0.1
+        if torch.is_grad_enabled() and action.requires_grad:
+            return _Clip.apply(action, self.low, self.high)
+        return torch.minimum(torch.maximum(action.detach(), self.low), self.high)
 
     def applied(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
         """Return the actions (batch, k) float32 that the environment is sent, and which of them are finite (batch,)."""
@@ -86,3 +84,18 @@ class FrozenActor:
             return logits
         pieces = logits.split(choices_of(self.space)[1], dim=-1)
         return torch.cat([piece - piece.mean(dim=-1, keepdim=True) for piece in pieces], dim=-1)
+
+
+class _Clip(torch.autograd.Function):
+    """Clipped to the limits, with a slope of 1 within and a tenth beyond."""
+
+    @staticmethod
+    def forward(ctx: Any, action: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        clipped = torch.minimum(torch.maximum(action, low), high)
+        ctx.save_for_backward(clipped == action)
+        return clipped
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (within,) = ctx.saved_tensors
+        return grads[0] * torch.where(within, 1.0, 0.1), None, None
