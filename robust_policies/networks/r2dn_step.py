@@ -1,101 +1,133 @@
-"""One step of an R2DN whose arrays stay as they are: nothing computed twice, and its own backward pass.
-
-The operations are those of `R2DN.step`, and of its gradients those of autograd, in the same order: the numbers are the
-same, bit for bit. Gradients flow to the input and the state only.
-"""
+"""One step of an R2DN whose arrays stay as they are: nothing computed twice, and gradients without a graph."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from robust_policies.networks.activations import Activation
+from robust_policies.networks.cell import FixedStep
 from robust_policies.networks.lbdn import LayerMatrices
 from robust_policies.networks.linalg import full_precision
 
-Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Linear = tuple[Tensor, Tensor, Tensor, Tensor, Sequence[Tensor], Sequence[Tensor]]
 
 
-class Arrays(NamedTuple):
-    """The arrays of a step, transposed as they multiply rows; `layers` (in map, bias, out map or None) first to last."""
+class FixedR2DN(FixedStep):
+    """(input (batch, nu), state (batch, nx)) -> (output (batch, ny), next state (batch, nx)).
 
-    A: Tensor
-    B1: Tensor
-    B2: Tensor
-    C1: Tensor
-    C2: Tensor
-    D12: Tensor
-    D21: Tensor
-    D22: Tensor
-    bx: Tensor
-    bv: Tensor
-    by: Tensor
-    layers: tuple[tuple[Tensor, Tensor, Tensor | None], ...]
-
-
-def fixed_step(activation: Activation, matrices: Sequence[Tensor], layers: Sequence[LayerMatrices]) -> Step:
-    """Return (input (batch, nu), state (batch, nx)) -> (output (batch, ny), next state (batch, nx)).
+    A call does what `R2DN.step` and its graph do, in the same order: the same numbers, bit for bit. `forward` and
+    `backward` take the collapsed arrays, as `R2DN.run` does: fewer products, rounded otherwise; whoever calls them often
+    sets `full_precision`.
 
     Args:
         activation: of the layers that are not linear.
-        matrices: A, B1, B2, C1, C2, D12, D21, D22, bx, bv, by; they have no gradient.
+        matrices: A, B1, B2, C1, C2, D12, D21, D22, bx, bv, by.
         layers: of phi, first layer first.
+        collapsed: [B2; M_u; D22] (n, nu) and its bias, [A; M; C2] (n, nx), [Bt; D21] (nx + ny, n_L), W_2 .. W_L and
+            b_2 .. b_L, as `scan` has them.
     """
-    maps = tuple(
-        (layer.in_map().mT, layer.b.detach(), None if layer.A is None else layer.out_map().mT) for layer in layers
-    )
-    arrays = Arrays(*(matrix.detach() if matrix.ndim == 1 else matrix.detach().mT for matrix in matrices), layers=maps)
 
-    def step(input: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def __init__(
+        self,
+        activation: Activation,
+        matrices: Sequence[Tensor],
+        layers: Sequence[LayerMatrices],
+        collapsed: Linear,
+    ) -> None:
+        self.activation = activation
+        # Matrices are transposed, as they multiply rows.
+        self.arrays = tuple(matrix.detach() if matrix.ndim == 1 else matrix.detach().mT for matrix in matrices)
+        self.layers = [
+            (layer.in_map().detach().mT, layer.b.detach(), None if layer.A is None else layer.out_map().detach().mT)
+            for layer in layers
+        ]
+        drive, self.bias, AM, self.out, weights, biases = collapsed
+        self.hidden = [(weight, weight.t(), bias.detach()) for weight, bias in zip(weights, biases, strict=True)]
+        self.nx, self.first = matrices[0].shape[0], AM.shape[0] - matrices[4].shape[0]
+        self.drive_T, self.AM_T, self.Bt_T, self.D21_T = drive.t(), AM.t(), self.out[: self.nx].t(), self.out[self.nx :].t()
+        rows = slice(0, self.nx), slice(self.nx, self.first), slice(self.first, None)
+        (self.drive_linear, self.drive_first), (self.AM_linear, self.AM_first) = (
+            (torch.cat((whole[rows[0]], whole[rows[2]])), whole[rows[1]].contiguous()) for whole in (drive, AM)
+        )
+
+    def __call__(self, input: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (output, next state), differentiable in both arguments."""
+        if torch.is_grad_enabled() and (input.requires_grad or state.requires_grad):
+            return _Step.apply(self, input, state)
+        return self.step(input, state)[:2]
+
+    def step(self, input: Tensor, state: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Return (output, next state, what each activation gave)."""
+        A, B1, B2, C1, C2, D12, D21, D22, bx, bv, by = self.arrays
+        hidden = []
         with full_precision(state):
-            if torch.is_grad_enabled() and (input.requires_grad or state.requires_grad):
-                return _Step.apply(activation, arrays, input, state)
-            output, following, _ = _forward(activation, arrays, input, state)
-            return output, following
+            w = (state @ C1).add_(input @ D12).add_(bv)
+            for inward, bias, outward in self.layers:
+                w = (w @ inward).add_(bias)
+                if outward is not None:
+                    w = self.activation.inplace(w)
+                    hidden.append(w)
+                    w = w @ outward
+            output = (state @ C2).add_(w @ D21).add_(input @ D22).add_(by)
+            return output, (state @ A).add_(w @ B1).add_(input @ B2).add_(bx), hidden
 
-    return step
+    def slopes(self, hidden: Sequence[Tensor], output: Tensor, following: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gradients of input and state of `step` from those of output and next state."""
+        A, B1, B2, C1, C2, D12, D21, D22, *_ = self.arrays
+        left = list(hidden)
+        with full_precision(output):
+            w = (following @ B1.mT).add_(output @ D21.mT)
+            for inward, _, outward in reversed(self.layers):
+                if outward is not None:
+                    w = (w @ outward.mT).mul_(self._slope(left.pop()))
+                w = w @ inward.mT
+            return (
+                (following @ B2.mT).add_(output @ D22.mT).add_(w @ D12.mT),
+                (following @ A.mT).add_(output @ C2.mT).add_(w @ C1.mT),
+            )
 
+    def forward(self, input: Tensor, state: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Return (output, next state, what each activation gave), by the collapsed arrays."""
+        nx, first = self.nx, self.first
+        z = torch.addmm(self.bias, input, self.drive_T).addmm_(state, self.AM_T)
+        h = self.activation.inplace(z[:, nx:first])
+        hidden = [h]
+        for _, transposed, bias in self.hidden:
+            h = self.activation.inplace(torch.addmm(bias, h, transposed))
+            hidden.append(h)
+        following, output = z[:, :nx].addmm_(h, self.Bt_T), z[:, first:].addmm_(h, self.D21_T)
+        return output, following, hidden
 
-def _forward(activation: Activation, a: Arrays, input: Tensor, state: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Return (output, next state, what each activation gave)."""
-    w = (state @ a.C1).add_(input @ a.D12).add_(a.bv)
-    hidden = []
-    for inward, bias, outward in a.layers:
-        w = (w @ inward).add_(bias)
-        if outward is not None:
-            w = activation.inplace(w)
-            hidden.append(w)
-            w = w @ outward
-    output = (state @ a.C2).add_(w @ a.D21).add_(input @ a.D22).add_(a.by)
-    return output, (state @ a.A).add_(w @ a.B1).add_(input @ a.B2).add_(a.bx), hidden
+    def backward(self, kept: Sequence[Tensor], output: Tensor, following: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gradients of input and state of `forward` from those of output and next state."""
+        slope = self.activation.slope
+        both = torch.cat((following, output), -1)
+        g = both @ self.out
+        for (weight, _, _), h in zip(reversed(self.hidden), reversed(kept), strict=False):
+            g = g.mul_(slope(h, torch.empty_like(h))) @ weight
+        g.mul_(slope(kept[0], torch.empty_like(g)))
+        return (
+            (both @ self.drive_linear).addmm_(g, self.drive_first),
+            (both @ self.AM_linear).addmm_(g, self.AM_first),
+        )
+
+    def _slope(self, h: Tensor) -> Tensor:
+        return self.activation.slope(h, torch.empty_like(h))
 
 
 class _Step(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, activation: Activation, a: Arrays, input: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        output, following, hidden = _forward(activation, a, input, state)
-        ctx.activation, ctx.arrays = activation, a
+    def forward(ctx: Any, step: FixedR2DN, input: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        output, following, hidden = step.step(input, state)
+        ctx.step = step
         ctx.save_for_backward(*hidden)
         return output, following
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        a, hidden = ctx.arrays, list(ctx.saved_tensors)
-        output, following = grads
-        _, _, wanted, remembered = ctx.needs_input_grad
-        w = (following @ a.B1.mT).add_(output @ a.D21.mT)
-        for inward, _, outward in reversed(a.layers):
-            if outward is not None:
-                h = hidden.pop()
-                w = (w @ outward.mT).mul_(ctx.activation.slope(h, torch.empty_like(h)))
-            w = w @ inward.mT
-        input = state = None
-        if wanted:
-            input = (following @ a.B2.mT).add_(output @ a.D22.mT).add_(w @ a.D12.mT)
-        if remembered:
-            state = (following @ a.A.mT).add_(output @ a.C2.mT).add_(w @ a.C1.mT)
-        return None, None, input, state
+        return (None, *ctx.step.slopes(ctx.saved_tensors, *grads))

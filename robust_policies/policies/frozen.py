@@ -19,6 +19,7 @@ class FrozenActor:
     Attributes:
         low, high: (na,) the limits of its numbers; logits have none.
         choices: its actions are choices.
+        fixed: the cell's step with its arrays.
         measured: (nu,) bool, which observations can be off by a little; None: all of them.
     """
 
@@ -30,7 +31,7 @@ class FrozenActor:
         self.choices = not isinstance(self.space, spaces.Box)
         with torch.no_grad():
             self.explicit = policy.actor.body.explicit()
-            self._step = policy.cell.fixed_step(self.explicit)
+            self.fixed = policy.cell.fixed_step(self.explicit)
         self.low, self.high = (
             torch.as_tensor(bound, dtype=torch.float32, device=policy.device) for bound in limits(self.space)
         )
@@ -43,14 +44,16 @@ class FrozenActor:
 
     def step(self, observations: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return (mean actions (batch, na) before clipping, or logits, next state (batch, nx)) of inputs."""
-        inputs = self.actor.body.scaling(self.actor.normalized(observations))
-        output, state = self._step(inputs, state)
+        output, state = self.fixed(self.inward(observations), state)
         return self.actor.head(output), state
+
+    def inward(self, observations: Tensor) -> Tensor:
+        """Return what the cell reads of observations (..., nu), entry by entry."""
+        return self.actor.body.scaling(self.actor.normalized(observations))
 
     def run(self, observations: Tensor, state: Tensor) -> Tensor:
         """Return the mean actions (time, batch, na) before clipping for observations (time, batch, nu)."""
-        inputs = self.actor.body.scaling(self.actor.normalized(observations))
-        return self.actor.head(self.actor.cell.run(self.explicit, inputs, state, None)[0])
+        return self.actor.head(self.actor.cell.run(self.explicit, self.inward(observations), state, None)[0])
 
     def clip(self, action: Tensor) -> Tensor:
         """Return what attacks take for the action: within the action space; of a choice the logits about their mean.
