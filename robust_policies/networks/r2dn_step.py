@@ -20,8 +20,8 @@ class FixedR2DN(FixedStep):
     """(input (batch, nu), state (batch, nx)) -> (output (batch, ny), next state (batch, nx)).
 
     A call does what `R2DN.step` and its graph do, in the same order: the same numbers, bit for bit. `forward` and
-    `backward` take the collapsed arrays, as `R2DN.run` does: fewer products, rounded otherwise; whoever calls them often
-    sets `full_precision`.
+    `backward` take the collapsed arrays, as `R2DN.run` does: fewer products, rounded otherwise; their caller sets
+    `full_precision`.
 
     Args:
         activation: of the layers that are not linear.
@@ -48,7 +48,12 @@ class FixedR2DN(FixedStep):
         drive, self.bias, AM, self.out, weights, biases = collapsed
         self.hidden = [(weight, weight.t(), bias.detach()) for weight, bias in zip(weights, biases, strict=True)]
         self.nx, self.first = matrices[0].shape[0], AM.shape[0] - matrices[4].shape[0]
-        self.drive_T, self.AM_T, self.Bt_T, self.D21_T = drive.t(), AM.t(), self.out[: self.nx].t(), self.out[self.nx :].t()
+        self.drive_T, self.AM_T, self.Bt_T, self.D21_T = (
+            drive.t(),
+            AM.t(),
+            self.out[: self.nx].t(),
+            self.out[self.nx :].t(),
+        )
         rows = slice(0, self.nx), slice(self.nx, self.first), slice(self.first, None)
         (self.drive_linear, self.drive_first), (self.AM_linear, self.AM_first) = (
             (torch.cat((whole[rows[0]], whole[rows[2]])), whole[rows[1]].contiguous()) for whole in (drive, AM)

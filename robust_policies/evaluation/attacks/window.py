@@ -6,7 +6,7 @@ one pass backward through time multiplies them and the cell's own gradient.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,10 +106,11 @@ def _gradient(window: Window, played: _Played) -> Tensor:
     """Return the gradient (time, batch, nu) of the rewards."""
     plant, params, actor = window.plant, window.params, window.actor
     assert isinstance(actor.fixed, FixedStep)
-    nx, time = plant.state_size, len(played.outputs)
+    nx = plant.state_size
     with torch.enable_grad():
         states, read, outputs, shown = (
-            value.detach().requires_grad_() for value in (played.states[:-1], played.read, played.outputs, played.states[:-1])
+            value.detach().requires_grad_()
+            for value in (played.states[:-1], played.read, played.outputs, played.states[:-1])
         )
         actions = actor.clip(actor.actor.head(outputs))
         following = plant.advance(states, actions, params)
@@ -122,7 +123,6 @@ def _gradient(window: Window, played: _Played) -> Tensor:
         seen = torch.stack([_slopes(part, (shown,))[0] for part in observed.unbind(-1)], -2)
         scale = _slopes(actor.inward(read), (read,))[0]
     seen = scale.unsqueeze(-1) * seen
-    # A next state that the reward depends on is part of `following` above.
     later, memory = torch.zeros_like(window.state).unsqueeze(1), torch.zeros_like(window.hidden)
     found: list[Tensor] = []
     steps = zip(*(value.unbind() for value in (gained.unsqueeze(-2), moved, seen)), played.kept, strict=True)
@@ -132,7 +132,6 @@ def _gradient(window: Window, played: _Played) -> Tensor:
             inputs, memory = actor.fixed.backward(kept, both[:, 0, nx:], memory)
             later = torch.baddbmm(both[..., :nx], inputs.unsqueeze(1), sensor)
             found.append(inputs)
-    assert len(found) == time
     return torch.stack(found[::-1]) * scale
 
 
