@@ -29,7 +29,8 @@ class SideBySide(SyncVectorEnv):
         """The single environments."""
         if self._arrays is not None:
             (scratch, elapsed, _), self._arrays = self._arrays, None
-            for env, state, torque, steps in zip(self._envs, scratch.state.T, scratch.last_u, elapsed, strict=True):
+            torques: Any = scratch.last_u
+            for env, state, torque, steps in zip(self._envs, scratch.state.T, torques, elapsed, strict=True):
                 inner: Any = env.unwrapped
                 inner.state, inner.last_u = state.copy(), torque
                 env._elapsed_steps = int(steps)  # type: ignore[attr-defined]
