@@ -20,6 +20,7 @@ from robust_policies.networks.guarantees import Contracting, Dissipative, Guaran
 from robust_policies.networks.lbdn import LayerMatrices, explicit_layers, sandwich_layers
 from robust_policies.networks.linalg import frobenius, full_precision
 from robust_policies.networks.program import recordable, recorded
+from robust_policies.networks.r2dn_step import FixedR2DN
 from robust_policies.networks.robust_cell import RobustCell
 from robust_policies.networks.scan import scan
 
@@ -158,6 +159,15 @@ class R2DN(RobustCell):
                 w = layer.apply(w, self.activation)
             output = state @ e.C2.mT + w @ e.D21.mT + input @ e.D22.mT + e.by
             return output, state @ e.A.mT + w @ e.B1.mT + input @ e.B2.mT + e.bx
+
+    def fixed_step(self, explicit: R2DNExplicit) -> FixedR2DN:
+        """Return `step` with these arrays, without what does not change from step to step; the same numbers."""
+        with torch.no_grad(), full_precision(explicit.A):
+            P, c, B, Q, R, d, weights, biases = self._collapsed(explicit)
+            both = torch.cat((P, Q))
+            AM, drive = both.split((self.state_size, self.input_size), 1)
+            window = drive, torch.cat((c, d)), AM, torch.cat((B, R)), weights, biases
+        return FixedR2DN(self.activation, explicit[:11], explicit.layers, window)
 
     def run(
         self, explicit: R2DNExplicit, inputs: Tensor, state: Tensor, starts: Tensor | None
