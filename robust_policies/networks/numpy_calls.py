@@ -66,7 +66,9 @@ def solved(matrix: np.ndarray, right: np.ndarray, of_transposed: bool) -> tuple[
 
 
 def solved_again(factor: Any, pivots: Any, right: np.ndarray, left: bool, adjoint: bool) -> np.ndarray:
-    """Return X (n, m) with matrix X = right (n, m), or X matrix = right, of a matrix with these factors, or its transpose.
+    """Return X (n, m) with matrix X = right (n, m), or X matrix = right, of a matrix of which these are the factors.
+
+    If `adjoint` they are those of its transpose.
 
     Raises:
         numpy.linalg.LinAlgError: LAPACK finds the arguments wrong.
