@@ -6,8 +6,8 @@ BIN := $(VENV)/bin
 # PyTorch's own index of CPU builds, if your package index has none: make demo TORCH_INDEX=<its address>
 TORCH_INDEX ?=
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
-# Each process begins with half of the files, whose tests share what they train, and takes over what is left at the end.
-PYTEST_ARGS ?= -n 2 --dist worksteal
+# A file stays in one process: its tests share what they train.
+PYTEST_ARGS ?= -n 2 --dist loadfile
 # m, errors of the position; its noise has a deviation of 0.02.
 DEMO_SIZES := 0.01,0.02,0.04,0.06,0.1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

@@ -1,7 +1,20 @@
 """What tests of several rooms share."""
 
+import gc
+
 import pictures
 import pytest
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Spare the garbage collector what stays: modules and tests, through which it would go again and again."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture

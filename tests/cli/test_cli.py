@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pictures
 import pytest
+from forked import Command
 from in_process import answer, one_line
 from safetensors.numpy import load_file, save_file
 
@@ -83,9 +84,7 @@ def test_every_option_of_train_may_follow_set(trained, tmp_path):
 def test_a_run_that_was_stopped_goes_on(number, tmp_path):
     folder = tmp_path / "run"
     command = ["train", "pendulum_r2dn_gamma6", *TINY, "algorithm.total_steps=2000", "-o", folder, "--no-evaluate"]
-    process = subprocess.Popen(
-        [*COMMAND, *map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
-    )
+    process = Command(*command)
     limit = time.monotonic() + 900
     while not list(folder.glob("checkpoints/step_*/state.json")) and time.monotonic() < limit:
         assert process.poll() is None, process.communicate()

@@ -3,14 +3,12 @@
 import csv
 import json
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import gymnasium
 import numpy as np
 import pytest
+from forked import begin
 from tiny import OURS, SUITE, tiny_folder, tiny_policy, tiny_suite
 
 from robust_policies.cli import main
@@ -232,20 +230,20 @@ def same(first, second):
     return timeless[0] == timeless[1]
 
 
+def evaluated(folder):
+    evaluate_run(folder, suite=tiny_suite(), tasks=[OURS])
+
+
 def test_a_killed_evaluation_goes_on_where_it_was(tmp_path, content):
     folder = tiny_folder(tmp_path / "gamma=4_seed=7")
-    script = (
-        "import sys; sys.path.insert(0, sys.argv[2]); from tiny import OURS, tiny_suite\n"
-        "from robust_policies.evaluation import evaluate_run\n"
-        "evaluate_run(sys.argv[1], suite=tiny_suite(), tasks=[OURS])"
-    )
-    process = subprocess.Popen([sys.executable, "-c", script, str(folder), str(Path(__file__).parent)])
+    process = begin(evaluated, folder)
     partial = RunFolder(folder).journal
     until = time.monotonic() + 900
     while time.monotonic() < until and (not partial.is_file() or len(partial.read_bytes().splitlines()) < 3):
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL and not (folder / "evaluation.json").exists()
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL and not (folder / "evaluation.json").exists()
     before = partial.read_bytes().splitlines()
     # Half a line, as a write that was cut off leaves it.
     with partial.open("ab") as file:

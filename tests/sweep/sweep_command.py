@@ -1,18 +1,14 @@
 """The command as a user runs it, on trials of a few seconds, and the processes behind it."""
 
 import csv
-import os
 import runpy
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+from forked import Command
 from in_process import answer
 
-COMMAND = [sys.executable, "-c", "from robust_policies.cli import main; main()", "sweep", "pendulum_r2dn_gamma6"]
 TINY = runpy.run_path(str(Path(__file__).parents[1] / "train" / "tiny_recipe.py"))["TINY"]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "NO_COLOR": "1"}
 
 
 def sweep(*arguments, cwd=None):
@@ -22,8 +18,7 @@ def sweep(*arguments, cwd=None):
 
 def begin(*arguments):
     """Return a sweep that runs."""
-    command = [*COMMAND, "--set", *TINY, *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    return Command("sweep", "pendulum_r2dn_gamma6", "--set", *TINY, *arguments)
 
 
 def rows(folder, name="trials.csv"):

@@ -1,5 +1,6 @@
 """MuJoCo-Warp does what the C library does; here on the CPU, where it is for testing."""
 
+import importlib
 import importlib.util
 import sys
 
@@ -15,6 +16,12 @@ from robust_policies.errors import InvalidValueError
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("mujoco_warp") is None, reason="the extra warp is missing")
 CPU = torch.device("cpu")
 FOR_TESTING = "ignore:MuJoCo-Warp runs on the CPU"
+
+
+@pytest.fixture
+def unoptimized(monkeypatch):
+    """Compile kernels without optimization, which costs more here than it saves in a few steps."""
+    monkeypatch.setattr(importlib.import_module("warp").config, "optimization_level", 0)
 
 
 def elliptic(content):
@@ -57,7 +64,7 @@ def test_warp_agrees_with_c_after_a_hundred_steps_with_elliptic_cones(own_task):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings(FOR_TESTING)
-def test_readings_of_the_last_stage_agree_on_warp(own_task):
+def test_readings_of_the_last_stage_agree_on_warp(unoptimized):
     plant = load_plant("reacher")
     expected, got = after(plant, "c", 10), after(plant, "warp", 10)
     params = plant.prepare(plant.nominal())
@@ -117,7 +124,7 @@ def task(folder, model, time_step, **more):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings(FOR_TESTING, "ignore:compiler attribute")
-def test_an_unstable_simulation_ends_in_the_same_step_as_in_c(tmp_path, monkeypatch):
+def test_an_unstable_simulation_ends_in_the_same_step_as_in_c(tmp_path, monkeypatch, unoptimized):
     monkeypatch.chdir(tmp_path)  # MuJoCo writes its warnings into a file there.
     ends = {}
     for backend in ("c", "warp"):
@@ -135,7 +142,7 @@ def test_an_unstable_simulation_ends_in_the_same_step_as_in_c(tmp_path, monkeypa
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings(FOR_TESTING, "ignore:compiler attribute")
-def test_room_that_runs_out_is_said_and_counted(tmp_path):
+def test_room_that_runs_out_is_said_and_counted(tmp_path, unoptimized):
     def height(**warp):
         env = TorchVectorEnv(task(tmp_path, BOXES, 0.002, warp=warp), num_envs=2, backend="warp")
         env.reset()

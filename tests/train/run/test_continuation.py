@@ -1,17 +1,14 @@
 """A run that is stopped and resumed ends with the very numbers of one that is not."""
 
 import json
-import os
 import pickle
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from forked import begin
 from soak_cases import some_soak
-from stopping import stop_at
+from stopping import StopAt, stop_at
 from tiny_recipe import TINY
 
 from robust_policies.errors import CorruptFileError, SchemaError
@@ -54,9 +51,6 @@ CASES = {
     ),
 }  # fmt: skip
 
-# Where the tests of training lie, for processes of their own.
-FOLDERS = [str(folder) for folder in Path(__file__).parents[:2]]
-
 
 def recipe_of(case):
     name, assignments = CASES[case]
@@ -97,25 +91,19 @@ def test_it_ends_with_the_same_numbers(case, tmp_path):
         assert found[name] == value, name
 
 
-KILLED = """
-import signal, sys, torch
-sys.path[:0] = {folders!r}
-from stopping import StopAt
-from test_continuation import recipe_of
-from robust_policies.train import train
-torch.set_num_threads(1)
-train(recipe_of({case!r}), {folder!r}, reporter=StopAt(1300, signal.SIGKILL))
-"""
+def begun(case, folder):
+    """Train in a process that ends itself."""
+    torch.set_num_threads(1)
+    train(recipe_of(case), folder, reporter=StopAt(1300, signal.SIGKILL))
 
 
 @pytest.mark.parametrize("case", some_soak(["recurrent_ppo", "tensor_ppo", "apg"], "tensor_ppo"))
 def test_it_does_after_a_kill_too(case, tmp_path):
     recipe = recipe_of(case)
     killed = tmp_path / "killed"
-    code = KILLED.format(folders=FOLDERS, case=case, folder=str(killed))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    process = begin(begun, case, killed)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert not (killed / "policy.json").exists()
     assert checkpoints_in(killed / "checkpoints")
     train(recipe, tmp_path / "whole")

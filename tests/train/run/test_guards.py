@@ -1,13 +1,11 @@
 """What ends a run that should not go on: NaN, a reached return, no memory, no disk, another process."""
 
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from forked import CONTEXT, begin
 from soak_cases import some_soak
 from tiny_recipe import TINY
 
@@ -18,6 +16,7 @@ from robust_policies.train import RunFolder, load_recipe, train
 from robust_policies.train.ppo import run as ppo_run
 from robust_policies.train.run.checkpoints import checkpoints_in
 from robust_policies.train.run.guard import GradientNorms, diverged, in_rollout, in_update, in_weights
+from robust_policies.train.run.progress import Silent
 from robust_policies.train.run.resources import memory_of
 
 ON_DEVICE = ["algorithm.name=tensor_ppo"]
@@ -29,10 +28,6 @@ RECIPES = {
 }
 # Beyond what a processor can address, so that asking for it fails at once wherever memory is promised in advance.
 TOO_MANY = 10**14
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-# Where the tests of training lie, for processes of their own.
-FOLDERS = [str(folder) for folder in Path(__file__).parents[:2]]
 
 
 def recipe_of(algorithm, *more):
@@ -209,34 +204,33 @@ def test_every_library_that_has_no_memory_is_understood_and_other_errors_pass():
         torch.zeros(2).reshape(3)
 
 
-FULL_DISK = """
-import resource, sys, torch
-sys.path[:0] = {folders!r}
-from test_guards import recipe_of
-from robust_policies.train import train
-from robust_policies.train.run.progress import Silent
-torch.set_num_threads(1)
-
 class Fills(Silent):
     def update(self, steps, reward, best):
         if steps >= 900:
+            import resource
+
             # As on a full disk, no file may grow: the limit for one is smaller than any checkpoint.
             resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
 
-try:
-    train(recipe_of({algorithm!r}), {folder!r}, reporter=Fills())
-except Exception as error:
-    print(type(error).__name__, error)
-"""
+
+def fills(algorithm, folder, said):
+    """Train in a process that may write no more."""
+    torch.set_num_threads(1)
+    try:
+        train(recipe_of(algorithm), folder, reporter=Fills())
+    except Exception as error:
+        said.send(f"{type(error).__name__} {error}")
 
 
 @pytest.mark.parametrize("algorithm", some_soak(RECIPES, "tensor_ppo"))
 def test_a_disk_without_room_leaves_the_last_checkpoint_whole(algorithm, tmp_path):
     folder = tmp_path / "run"
-    code = FULL_DISK.format(folders=FOLDERS, algorithm=algorithm, folder=str(folder))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT)
-    (line,) = done.stdout.strip().splitlines()
-    assert line.startswith(DiskError.__name__), done.stderr
+    mine, theirs = CONTEXT.Pipe()
+    process = begin(fills, algorithm, folder, theirs)
+    process.join()
+    assert mine.poll(), process.exitcode
+    line = mine.recv()
+    assert line.startswith(DiskError.__name__) and "\n" not in line
     last = checkpoints_in(folder / "checkpoints")[-1]
     assert last.name == "step_000000000800"
     assert "File too large" in line and str(last) in line and "Make room" in line
@@ -245,39 +239,37 @@ def test_a_disk_without_room_leaves_the_last_checkpoint_whole(algorithm, tmp_pat
     assert train(recipe_of(algorithm), folder, resume=True).num_timesteps == 1600
 
 
-HOLDS = """
-import sys, time, torch
-sys.path[:0] = {folders!r}
-from test_guards import recipe_of
-from robust_policies.train import train
-from robust_policies.train.run.progress import Silent
-torch.set_num_threads(1)
-
 class Waits(Silent):
+    def __init__(self, asked):
+        self.asked = asked
+
     def update(self, steps, reward, best):
         if steps >= 900:
-            print("training", flush=True)
-            sys.stdin.readline()
+            self.asked.send("training")
+            self.asked.recv()
             sys.exit(0)
 
-train(recipe_of("tensor_ppo"), {folder!r}, reporter=Waits())
-"""
+
+def holds(folder, asked):
+    """Train in a process that ends when it is told to."""
+    torch.set_num_threads(1)
+    train(recipe_of("tensor_ppo"), folder, reporter=Waits(asked))
 
 
 def test_a_run_folder_in_use_by_another_process_is_refused_and_left_alone(tmp_path):
     folder = tmp_path / "run"
-    code = HOLDS.format(folders=FOLDERS, folder=str(folder))
-    other = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
-    )
+    mine, theirs = CONTEXT.Pipe()
+    other = begin(holds, folder, theirs)
+    theirs.close()
     try:
-        assert other.stdout.readline() == "training\n"
+        assert mine.recv() == "training"
         before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
         for resume in (False, True):
             with pytest.raises(InvalidValueError, match=r"Run folder '.*run' is in use by another process; wait"):
                 train(recipe_of("tensor_ppo"), folder, resume=resume)
         assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     finally:
-        other.communicate("go\n", timeout=900)
-    assert other.returncode == 0
+        mine.send("go")
+        other.join(900)
+    assert other.exitcode == 0
     assert train(recipe_of("tensor_ppo"), folder, resume=True).num_timesteps == 1600
