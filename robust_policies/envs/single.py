@@ -60,6 +60,8 @@ class TaskEnv(gymnasium.Env):
         self._start_program = StraightLine(plant, self._begin, self._start_arguments, patience=4)
         choices = plant.discrete_actions
         self._choices = None if choices is None else np.asarray(choices, dtype=np.float64).tolist()
+        self._action_shape = self.action_space.shape
+        self._only = torch.zeros(1, dtype=torch.int64)
         self._viewed: tuple[torch.Tensor | None, ...] = (None,) * 5
         self._views: tuple[np.ndarray, ...] = ()
 
@@ -181,34 +183,38 @@ class TaskEnv(gymnasium.Env):
 
     def _plain_step(self, given: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]] | None:
         """Return what `step` does by its program; None, and nothing has changed: torch has to do it."""
-        batch, kind = self._batch, given.dtype.char
-        count = batch._steps.noise_numbers
-        if self._step_program.given_up or not batch._started or (count and not self._draws_alike()):
+        batch, program, kind = self._batch, self._step_program, given.dtype.char
+        if program.given_up or not batch._started:
             return None
-        action: list[float]
+        action: Any = given.tolist()
         if self._choices is None:
-            if kind not in "fd" or given.shape != self.action_space.shape:
+            if kind not in "fd" or given.shape != self._action_shape:
                 return None
-            action = given.tolist()
+        elif given.shape or kind not in "bBhHiIlLqQ" or not 0 <= action < len(self._choices):
+            return None
         else:
-            if given.shape or kind not in "bBhHiIlLqQ" or not 0 <= (choice := given.item()) < len(self._choices):
-                return None
-            kind, action = "d", self._choices[choice]
+            kind, action = "d", self._choices[action]
+        count = batch._steps.noise_numbers
+        if count and not self._draws_alike():
+            return None
+        uniform = self._draw(count) if count else None
+        held = batch._disturbance
+        held = None if held is None else held[0].tolist()
         state, seen, acted, elapsed, gained = self._look()
-        held = None if batch._disturbance is None else batch._disturbance[0].tolist()
-        uniform = self._draw(count)
-        found = self._step_program((kind, held is None), batch.params.prepared, state.tolist(), action, uniform, held)
+        found = program((kind, held is None), batch.params.prepared, state.tolist(), action, uniform, held)
         if found is None:
-            self._draw(-count)
+            if count:
+                self._draw(-count)
             return None
         state[:], observed, (reward,), (terminated,) = found
-        observation = np.array(observed, dtype=np.float32)
+        observation = np.array(observed, np.float32)
         seen[:], acted[:], gained[0] = observation, action, reward
         elapsed[0] = steps = elapsed.item() + 1
         batch._steps_surely_running -= 1
         truncated = steps >= batch.max_episode_steps
-        batch._ended = torch.zeros(1, dtype=torch.int64) if terminated or truncated else None
-        self._show()
+        batch._ended = self._only if terminated or truncated else None
+        if self.render_mode == "human":
+            self.render()
         return observation, reward, terminated, truncated, {}
 
     def _plain_reset(self, seed: int | None) -> tuple[np.ndarray, dict[str, Any]] | None:
@@ -234,9 +240,7 @@ class TaskEnv(gymnasium.Env):
         return observation, {}
 
     def _draw(self, count: int) -> list[float] | None:
-        """Return the next numbers in [0, 1); take them back where `count` is negative."""
-        if not count:
-            return None
+        """Return the next `count` numbers in [0, 1); take them back where it is negative."""
         self._batch_is_behind = True
         if count < 0:
             self.np_random.bit_generator.advance(count)  # type: ignore[attr-defined]  # PCG64's

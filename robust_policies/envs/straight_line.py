@@ -11,7 +11,7 @@ import functools
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -25,8 +25,6 @@ Function = Callable[..., Sequence[torch.Tensor]]
 Numbers = tuple[tuple[Any, ...], ...]
 _EACH_ENTRY = frozenset("add cos exp expm1 log log1p sin sqrt sub tan tanh".split())
 """Operations that work entry by entry: several of them that do not wait for each other are done at once."""
-_INTO = _EACH_ENTRY | {"bmm", "mm", "sum"}
-"""Operations whose torch function, writing into a tensor that is there, costs half of the operator."""
 _LONGEST = 160
 """The length of an expression beyond which its value gets a name."""
 _LARGEST = 1e76
@@ -68,7 +66,9 @@ class StraightLine:
         self.plant, self.function, self.tensors, self.patience = plant, function, tensors, patience
         self._programs: dict[Any, _Program] = {}
         self._bound: dict[Any, _Bound] = {}
-        self._traces_left = _MOST_TRACES if plant.differentiable else 0
+        self._traces_left = _MOST_TRACES
+        self.given_up = not plant.differentiable
+        """Whether all is left to torch for good."""
 
     def __call__(self, key: Any, params: Params, *numbers: Sequence[float] | None) -> Numbers | None:
         """Return the numbers of the function's tensors, each's as a tuple row by row, or None: to be left to torch."""
@@ -81,11 +81,6 @@ class StraightLine:
             # Torch divides by zero, and takes the square root of a negative number.
             return None
 
-    @property
-    def given_up(self) -> bool:
-        """Whether all is left to torch for good."""
-        return not self._traces_left and not self._programs
-
     def _changed(self, program: _Program, tensors: list[torch.Tensor], versions: list[int]) -> bool:
         try:
             return vars(self.plant) != program.attributes or list(map(_version, tensors)) != versions
@@ -95,7 +90,10 @@ class StraightLine:
 
     def _bind(self, key: Any, params: Params, numbers: Sequence[Any]) -> _Bound | None:
         self.patience -= 1
-        if self.patience >= 0 or not all(isinstance(value, torch.Tensor) for value in params.values()):
+        if self.patience >= 0 or self.given_up:
+            return None
+        if not isinstance(params, Mapping) or not all(isinstance(value, torch.Tensor) for value in params.values()):
+            self.given_up = True
             return None
         layout = (key, *((name, value.shape, value.stride(), value.dtype) for name, value in params.items()))
         program = self._programs.get(layout)
@@ -108,7 +106,7 @@ class StraightLine:
                     program = self._programs[layout] = self._traced(key, params, numbers)
             # A plant of somebody's own may raise anything where it is given symbols.
             except Exception:
-                self._traces_left = 0
+                self.given_up = True
                 return None
         tensors = [*params.values(), *program.outside]
         versions = list(map(_version, tensors))
@@ -118,24 +116,21 @@ class StraightLine:
     def _traced(self, key: Any, params: Params, numbers: Sequence[Any]) -> _Program:
         """Return the program, after a look at whether it gives the same bits."""
         attributes = dict(vars(self.plant))
-        try:
-            program = _compiled(self.function, params, self.tensors(key, *numbers), attributes)
-            for factor in (1.0, 0.97, 0.5):
-                varied = [None if given is None else [factor * number for number in given] for given in numbers]
-                tensors = self.tensors(key, *varied)
-                expected = self.function(params, *tensors)
-                with contextlib.suppress(ArithmeticError, ValueError):
-                    # As the tensors have them, which may be of float32.
-                    found = _run(program, params)(*(one if one is None else one.flatten().tolist() for one in tensors))
-                    # Written out, as zero is not minus zero.
-                    if found is not None and repr([*found]) != repr([(*one.reshape(-1).tolist(),) for one in expected]):
-                        raise Untraceable("the program gives other numbers")
-            if vars(self.plant) != attributes:
-                raise Untraceable("the function changes the plant")
-            return program
-        finally:
+        program = _compiled(self.function, params, self.tensors(key, *numbers), attributes)
+        for factor in (1.0, 0.97, 0.5):
+            tensors = self.tensors(key, *(None if given is None else [factor * x for x in given] for given in numbers))
+            expected = self.function(params, *tensors)
+            with contextlib.suppress(ArithmeticError, ValueError):
+                # As the tensors have them, which may be of float32.
+                found = _run(program, params)(*(one if one is None else one.flatten().tolist() for one in tensors))
+                # Written out, as zero is not minus zero.
+                if found is not None and repr([*found]) != repr([(*one.flatten().tolist(),) for one in expected]):
+                    raise Untraceable("the program gives other numbers")
+        if vars(self.plant) != attributes:
             vars(self.plant).clear()
             vars(self.plant).update(attributes)
+            raise Untraceable("the function changes the plant")
+        return program
 
 
 def _run(program: _Program, params: Params) -> Callable[..., Numbers | None]:
@@ -237,16 +232,17 @@ class _Writer:
             arguments = mapped(lambda one: next(joined) if isinstance(one, Buffer) else one, arguments)
             results = [torch.cat([each.results[0].reshape(-1) for each in calls])]
         for place, buffer in enumerate(one for one in leaves(arguments) if isinstance(one, Buffer)):
-            self.names[f"b{at}_{place}"] = memory(buffer.tensor).numpy()
+            self.names[f"b{at}_{place}"] = memoryview(memory(buffer.tensor).numpy())
             written = self.late if any(self.nodes[node].late for node in buffer.nodes) else self.early
             written += [f"b{at}_{place}[{i}] = {self._texts[node]}" for i, node in enumerate(buffer.nodes)]
         given = mapped(lambda one: one.tensor if isinstance(one, Buffer) else one, arguments)
         names = [f"r{caller}_{i}" for caller, each in zip(group, calls, strict=True) for i in range(_size(each))]
         lines = self.late if late else self.early
-        if _name(call) in _INTO and len(results) == 1 and results[0].is_contiguous():
-            function = functools.partial(getattr(torch, _name(call)), *given, **call.options, out=results[0])
-            self.names[f"n{at}"] = memory(results[0]).numpy()
-            lines += [f"c{at}()", f"{names[0]} = n{at}.item()" if len(names) == 1 else f"{', '.join(names)} = n{at}.tolist()"]
+        into = _into(call)
+        if into is not None and len(results) == 1 and results[0].is_contiguous():
+            function = functools.partial(into, *given, **call.options, out=results[0])
+            self.names[f"n{at}"] = memoryview(memory(results[0]).numpy())
+            lines += [f"c{at}()", f"{names[0]} = n{at}[0]" if len(names) == 1 else f"{', '.join(names)} = n{at}.tolist()"]
         else:
             function = functools.partial(call.function, *given, **call.options)
             lines.append(f"{', '.join(names)}, = read(c{at}())")
@@ -259,8 +255,14 @@ def _joined(buffers: Sequence[Buffer]) -> Buffer:
     return Buffer(torch.empty(len(nodes), dtype=buffers[0].tensor.dtype), nodes)
 
 
-def _name(call: Call) -> str:
-    return call.function._schema.name.removeprefix("aten::")
+def _into(call: Call) -> Callable[..., Any] | None:
+    """Return the same operation as a function that writes into a tensor, at half of the cost, or None."""
+    if call.name in {"matmul", "__matmul__"} and all(
+        (one.tensor if isinstance(one, Buffer) else one).ndim == 2 for one in call.arguments
+    ):
+        return torch.mm
+    over = call.name == "sum" and len(call.arguments) + len(call.options) == 2
+    return getattr(torch, call.name) if call.name in _EACH_ENTRY or over else None
 
 
 def _size(call: Call) -> int:
@@ -271,7 +273,7 @@ def _kind(call: Call) -> str | None:
     """Return what calls that can be done as one have in common, None for one that stands alone."""
     tensors = [one.tensor if isinstance(one, Buffer) else one for one in leaves(call.arguments)]
     tensors = [one for one in tensors if isinstance(one, torch.Tensor)] + call.results
-    if _name(call) not in _EACH_ENTRY or len({one.shape for one in tensors}) != 1:
+    if call.name not in _EACH_ENTRY or len({one.shape for one in tensors}) != 1:
         return None
     if not all(one.is_contiguous() for one in tensors) or any(isinstance(one, torch.Tensor) for one in leaves(call.arguments)):
         return None

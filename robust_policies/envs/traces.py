@@ -13,39 +13,46 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 _MOST_NODES = 20_000
-_MOVES = frozenset(
-    "alias cat clone detach expand flip index index_select permute repeat roll select slice split split_with_sizes "
-    "squeeze stack t transpose unbind unsqueeze view _reshape_alias _unsafe_view".split()
+_JOINS = frozenset("broadcast_tensors cat concat concatenate stack".split())
+_MOVES = _JOINS | frozenset(
+    "T __getitem__ chunk clone contiguous data detach expand flatten flip mT moveaxis movedim narrow permute ravel "
+    "repeat reshape roll select split squeeze swapaxes t tile transpose unbind unflatten unsqueeze view".split()
 )
 """Operations that put numbers elsewhere and leave them as they are."""
-_JOINS = frozenset(("cat", "stack"))
-_CONSTANT = frozenset("full_like new_full new_ones new_zeros ones_like zeros_like".split())
+_CONSTANT = frozenset("full_like new_full new_ones new_tensor new_zeros ones_like zeros_like".split())
 """Operations whose result is the same whatever the numbers are."""
+_ABOUT = frozenset(
+    "__len__ dim element_size get_device is_contiguous is_floating_point is_tensor ndimension nelement numel size "
+    "storage_offset stride".split()
+)
+"""What a function may ask of a tensor; attributes that are no tensors, too."""
 # Of NaN and a number the result is NaN; of equal numbers it is the first, as in torch's loop over a few numbers.
 _GREATER, _LESS = ("{0} if {0} " + sign + " {1} or {0} != {0} else {1}" for sign in (">=", "<="))
 _WHERE = "{1} if {0} else {2}"
 _ON_FLOATS = {
-    "add": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}", "div": "{0} / {1}", "rsub": "{1} - {0}",
-    "neg": "-{0}", "abs": "abs({0})", "reciprocal": "1.0 / {0}",
-    "remainder": "remainder({0}, {1})", "maximum": _GREATER, "minimum": _LESS, "where": _WHERE,
+    "add": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}", "div": "{0} / {1}", "true_divide": "{0} / {1}",
+    "__rsub__": "{1} - {0}", "rsub": "{1} - {0}", "__rdiv__": "1.0 / {0} * {1}", "reciprocal": "1.0 / {0}",
+    "neg": "-{0}", "abs": "abs({0})", "square": "{0} * {0}", "remainder": "remainder({0}, {1})",
+    "maximum": _GREATER, "minimum": _LESS,
 }  # fmt: skip
-_IN_FLOAT32 = frozenset("add sub rsub mul neg abs maximum minimum where".split())
+_IN_FLOAT32 = frozenset("__rsub__ abs add maximum minimum mul neg rsub square sub".split())
 """What float64 arithmetic, rounded to float32, does exactly as float32 arithmetic."""
 _POWERS = {2: "{0} * {0}", 3: "{0} * {0} * {0}"}
-_COMPARISONS = {
+_QUESTIONS = {
     "eq": "{0} == {1}", "ne": "{0} != {1}", "lt": "{0} < {1}", "le": "{0} <= {1}", "gt": "{0} > {1}", "ge": "{0} >= {1}",
+    "isfinite": "-inf < {0} < inf", "isnan": "{0} != {0}",
 }  # fmt: skip
 _ON_BOOLS = {
-    "bitwise_and": "{0} and {1}", "logical_and": "{0} and {1}", "mul": "{0} and {1}", "bitwise_or": "{0} or {1}",
-    "logical_or": "{0} or {1}", "bitwise_not": "not {0}", "logical_not": "not {0}", "where": _WHERE,
+    "__and__": "{0} and {1}", "logical_and": "{0} and {1}", "mul": "{0} and {1}", "__or__": "{0} or {1}",
+    "logical_or": "{0} or {1}", "__invert__": "not {0}", "logical_not": "not {0}",
 }  # fmt: skip
 
 
 class Untraceable(Exception):
-    """The function looks at numbers, draws random ones, writes in place, or is too long."""
+    """The function looks at numbers, writes in place, or is too long."""
 
 
 class _LeftToTorch(Exception):
@@ -62,7 +69,8 @@ class Buffer(NamedTuple):
 class Call(NamedTuple):
     """A torch operation, with buffers among its arguments, and tensors like those that it returns."""
 
-    function: Any
+    name: str
+    function: Callable[..., Any]
     arguments: tuple[Any, ...]
     options: dict[str, Any]
     results: list[torch.Tensor]
@@ -86,16 +94,15 @@ class Symbol(torch.Tensor):
 
     example: torch.Tensor
     nodes: torch.Tensor
-    __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
     def __new__(cls, example: torch.Tensor, nodes: torch.Tensor) -> Symbol:
-        made = torch.Tensor._make_wrapper_subclass(cls, example.shape, strides=example.stride(), dtype=example.dtype)
+        made = torch.Tensor._make_subclass(cls, torch.empty(example.shape, dtype=example.dtype, device="meta"))
         made.example, made.nodes = example, nodes
         return made
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         raise Untraceable(f"{func} was called outside of the trace")
 
 
@@ -135,7 +142,7 @@ def _example(value: Any) -> Any:
     return value.example if isinstance(value, Symbol) else value
 
 
-class Trace(TorchDispatchMode):
+class Trace(TorchFunctionMode):
     """Writes down what operations do with symbols; to be entered around the function."""
 
     def __init__(self) -> None:
@@ -154,7 +161,7 @@ class Trace(TorchDispatchMode):
         """Return the nodes of a symbol's entries, or of a constant's."""
         if isinstance(tensor, Symbol):
             return tensor.nodes
-        return _like(tensor, [self._literal(number) for number in tensor.reshape(-1).tolist()])
+        return _like(tensor, [self._literal(number) for number in tensor.flatten().tolist()])
 
     def _node(self, text: str, operands: tuple[int, ...] = (), late: bool = False, call: Call | None = None) -> int:
         """Return the place of a node: of the one that is there, if there is one like it."""
@@ -169,75 +176,80 @@ class Trace(TorchDispatchMode):
     def _literal(self, number: Any) -> int:
         return self._node(f"({number!r})")
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        options, name = kwargs or {}, func._schema.name.removeprefix("aten::")
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        options = kwargs or {}
+        name = func.__name__ if func.__name__ != "__get__" else func.__self__.__name__
         given = [one for one in leaves([args, list(options.values())]) if isinstance(one, torch.Tensor)]
         symbols = [one for one in given if isinstance(one, Symbol)]
         self.outside |= {id(one): one for one in given if not isinstance(one, Symbol) and id(one) not in self._made}
-        if torch.Tag.nondeterministic_seeded in func.tags:
-            raise Untraceable(f"{func} is random")
-        if symbols and (func._schema.is_mutable or name.startswith("empty")):
-            raise Untraceable(f"{func} is no function of its arguments")
-        if any(isinstance(one, Symbol) for one in leaves(list(options.values()))):
-            raise Untraceable(f"{func} takes tensors by name")
-        found = func(*mapped(_example, args), **options)
+        if name == "__iter__" and symbols:
+            return iter(self.__torch_function__(torch.Tensor.unbind, types, args))
+        versions = [_example(one)._version for one in given] if symbols else []
+        found = func(*mapped(_example, args), **{key: mapped(_example, value) for key, value in options.items()})
         results = list(leaves(found))
         if name in _CONSTANT or not symbols:
             # Kept, so that no other tensor gets its identity.
-            self._made |= {id(one): one for one in results}
+            self._made |= {id(one): one for one in results if isinstance(one, torch.Tensor)}
             return found
+        if versions != [_example(one)._version for one in given]:
+            raise Untraceable(f"{name} writes in place")
         if not all(isinstance(one, torch.Tensor) for one in results):
-            raise Untraceable(f"{func} looks at a number")
-        counted = given if name in _JOINS else symbols
-        if name in _MOVES and len({one.dtype for one in (*counted, *results)}) == 1:
-            kind = torch.Tensor if name in _JOINS else Symbol
-            nodes = leaves(func(*mapped(lambda x: self.nodes_of(x) if isinstance(x, kind) else x, args), **options))
-        else:
-            try:
-                nodes = [self._elementwise(func, name, found, args, options)]
-            except _LeftToTorch:
-                nodes = self._called(func, args, options, results)
+            if name in _ABOUT or func.__name__ == "__get__":
+                return found
+            raise Untraceable(f"{name} looks at numbers")
+        nodes = self._results(func, name, found, args, options, given if name in _JOINS else symbols)
         made = map(Symbol, results, nodes)
         return mapped(lambda _: next(made), found)
 
-    def _elementwise(self, func: Any, name: str, found: Any, args: Any, options: Any) -> torch.Tensor:
+    def _results(self, func: Any, name: str, found: Any, args: Any, options: Any, moved: list[Any]) -> Any:
+        """Return the nodes of the results of an operation, tensor by tensor; `moved` is what it may move."""
+        alike = len({_example(one).dtype for one in (*moved, *leaves(found))}) == 1
+        if name in _MOVES and alike and (name in _JOINS or (len(moved) == 1 and moved[0] is args[0])):
+            kind = torch.Tensor if name in _JOINS else Symbol
+            return leaves(func(*mapped(lambda one: self.nodes_of(one) if isinstance(one, kind) else one, args), **options))
+        try:
+            return [self._elementwise(func, name, found, args, dict(options))]
+        except _LeftToTorch:
+            return self._called(func, name, args, options, list(leaves(found)))
+
+    def _elementwise(self, func: Any, name: str, found: Any, args: Any, options: dict[str, Any]) -> torch.Tensor:
         """Return the nodes of an operation of entry by entry on floats, or raise `_LeftToTorch`."""
         if not isinstance(found, torch.Tensor):
             raise _LeftToTorch
-        named = {one.name: value for one, value in zip(func._schema.arguments, args, strict=False)} | options
-        operands = [named.pop(key) for key in ("condition", "self", "other", "exponent") if key in named]
         dtype, narrow = found.dtype, found.dtype is torch.float32
-        if name in {"clamp", "clamp_min", "clamp_max"}:
-            nodes = self._each(found, "{0}", dtype, operands)
-            for bound, text in ((named.get("min"), _GREATER), (named.get("max"), _LESS)):
-                if bound is not None:
-                    nodes = self._each(found, text, dtype, [Symbol(found, nodes), bound])
+        if name in {"clamp", "clip", "clamp_min", "clamp_max"}:
+            keys = {"clamp_min": ("min",), "clamp_max": ("max",)}.get(name, ("min", "max"))
+            bounds = dict(zip(keys, args[1:], strict=False)) | options
+            nodes = self._each(found, "{0}", dtype, args[:1])
+            for key, text in (("min", _GREATER), ("max", _LESS)):
+                if bounds.get(key) is not None:
+                    nodes = self._each(found, text, dtype, (Symbol(found, nodes), bounds[key]))
             return nodes
-        if name == "_to_copy" and set(named) == {"dtype"}:
-            return self._each(found, "{0}", dtype, operands)
-        if named.pop("alpha", 1) != 1 or named:
+        if name in {"to", "float", "double", "type", "type_as"}:
+            return self._each(found, "{0}", dtype, args[:1])
+        if options.pop("alpha", 1) != 1 or options:
             raise _LeftToTorch
-        if name in _COMPARISONS:
-            return self._each(found, _COMPARISONS[name], torch.result_type(*map(_example, operands)), operands)
+        if func is torch.where and len(args) == 3:
+            return self._each(found, _WHERE, dtype, args)
+        if name in _QUESTIONS and dtype is torch.bool:
+            return self._each(found, _QUESTIONS[name], torch.result_type(*map(_example, (args * 2)[:2])), args)
         if name in _ON_BOOLS and dtype is torch.bool:
-            return self._each(found, _ON_BOOLS[name], torch.bool, operands)
-        if name == "pow" and not isinstance(operands[1], torch.Tensor) and operands[1] in _POWERS:
-            if not narrow or operands[1] == 2:
-                return self._each(found, _POWERS[operands[1]], dtype, operands[:1], rounded=narrow)
+            return self._each(found, _ON_BOOLS[name], torch.bool, args)
+        power = args[1] if name == "pow" and not isinstance(args[1], torch.Tensor) else None
+        if power in _POWERS and (dtype is torch.float64 or (narrow and power == 2)):
+            return self._each(found, _POWERS[power], dtype, args[:1], rounded=narrow)
         if name in _ON_FLOATS and (dtype is torch.float64 or (narrow and name in _IN_FLOAT32)):
-            return self._each(found, _ON_FLOATS[name], dtype, operands, rounded=narrow)
+            return self._each(found, _ON_FLOATS[name], dtype, args, rounded=narrow)
         raise _LeftToTorch
 
-    def _each(
-        self, found: torch.Tensor, text: str, dtype: torch.dtype, operands: list[Any], rounded: bool = False
-    ) -> torch.Tensor:
+    def _each(self, found: torch.Tensor, text: str, dtype: torch.dtype, operands: Any, rounded: bool = False) -> Any:
         """Return the nodes, of the shape of `found`, of an expression of broadcast operands computed in `dtype`."""
         columns = []
         for operand in operands:
             wanted = torch.bool if text == _WHERE and not columns else dtype
             if isinstance(operand, torch.Tensor):
                 entries = self.nodes_of(operand).expand(found.shape).reshape(-1).tolist()
-                columns.append([self._cast(node, operand.dtype, wanted) for node in entries])
+                columns.append([self._cast(node, _example(operand).dtype, wanted) for node in entries])
             else:
                 number = operand if wanted is torch.bool else float(operand)
                 columns.append([self._literal(single(number) if wanted is torch.float32 else number)] * found.numel())
@@ -251,8 +263,12 @@ class Trace(TorchDispatchMode):
             return self._node("single({0})", (node,))
         raise _LeftToTorch
 
-    def _called(self, func: Any, args: Any, options: Any, results: list[torch.Tensor]) -> list[torch.Tensor]:
+    def _called(
+        self, func: Any, name: str, args: Any, options: dict[str, Any], results: list[torch.Tensor]
+    ) -> list[torch.Tensor]:
         """Return the nodes of the results of an operation that torch does."""
+        if any(isinstance(one, Symbol) for one in leaves(list(options.values()))):
+            raise Untraceable(f"{name} takes tensors by name")
         key: list[Any] = [func, options]
 
         def buffered(value: Any) -> Any:
@@ -264,7 +280,7 @@ class Trace(TorchDispatchMode):
             key.append(id(value) if isinstance(value, torch.Tensor) else value)
             return value.detach() if isinstance(value, torch.Tensor) else value
 
-        call = Call(func, mapped(buffered, tuple(args)), options, [torch.empty_like(one) for one in results])
+        call = Call(name, func, mapped(buffered, tuple(args)), options, [torch.empty_like(one) for one in results])
         operands = tuple(at for one in leaves(call.arguments) if isinstance(one, Buffer) for at in one.nodes)
         caller, count, found = self._node(str(key), operands, call=call), 0, []
         for result in results:
