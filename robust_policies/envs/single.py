@@ -1,4 +1,8 @@
-"""One task as a plain Gymnasium environment in NumPy: the N = 1 view of the vectorized one."""
+"""One task as a plain Gymnasium environment in NumPy: the N = 1 view of the vectorized one.
+
+After a few steps by torch a program of Python's floats takes them (`StraightLine`), and the starts: bit for bit the
+same, in the buffers of the vectorized environment. Torch still takes what a program cannot.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ from robust_policies import checks
 from robust_policies.envs.parameters import PhysicalParameters, checked_ranges
 from robust_policies.envs.plant import COMMON_RESET_OPTIONS, Params, Plant
 from robust_policies.envs.straight_line import StraightLine
-from robust_policies.envs.traces import Untraceable
+from robust_policies.envs.traces import UntraceableError
 from robust_policies.envs.vector import RENDER_MODES, TorchVectorEnv
 from robust_policies.errors import InvalidValueError, ShapeError, UserError
 
@@ -55,6 +59,7 @@ class TaskEnv(gymnasium.Env):
         self._write_programs()
 
     def _write_programs(self) -> None:
+        """Prepare the programs that take the steps and starts once torch has taken a few, and what they look at."""
         plant = self._batch.plant
         self._step_program = StraightLine(plant, self._transition, self._step_arguments, patience=16)
         self._start_program = StraightLine(plant, self._begin, self._start_arguments, patience=4)
@@ -76,8 +81,8 @@ class TaskEnv(gymnasium.Env):
 
     @property
     def batch(self) -> TorchVectorEnv:
-        """The vectorized environment of one that this one is."""
-        if self._batch_is_behind:
+        """The vectorized environment of one that this one is, its generator where `np_random` is now."""
+        if self._batch_is_behind and self._draws_alike():
             self._take_generator()
         return self._batch
 
@@ -248,6 +253,7 @@ class TaskEnv(gymnasium.Env):
         return self.np_random.random(count).tolist()
 
     def _draws_alike(self) -> bool:
+        """Return whether `np_random` is of the kind that the batch draws from."""
         return isinstance(self.np_random.bit_generator, np.random.PCG64)
 
     def _look(self) -> tuple[np.ndarray, ...]:
@@ -277,7 +283,7 @@ class TaskEnv(gymnasium.Env):
         sizes = (self.plant.state_size,), (self.plant.observation_size,), (), ()
         kept = [(1, *size) for size in sizes[: len(found)]]
         if found[0].dtype is not torch.float64 or [tuple(tensor.shape) for tensor in found] != kept:
-            raise Untraceable("the plant's tensors have other shapes or number types than those of the batch")
+            raise UntraceableError("the plant's tensors have other shapes or number types than those of the batch")
         return found
 
     @staticmethod
@@ -293,6 +299,7 @@ class TaskEnv(gymnasium.Env):
 
     @staticmethod
     def _start_arguments(kind: None, uniform: list[float]) -> list[torch.Tensor | None]:
+        """Return the tensor of a start's numbers."""
         return [_column(uniform)]
 
     def _take_generator(self) -> None:

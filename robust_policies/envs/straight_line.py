@@ -19,7 +19,7 @@ import torch
 
 from robust_policies.envs.parameters import plain_tensors
 from robust_policies.envs.plant import Params, Plant
-from robust_policies.envs.traces import Buffer, Call, Node, Trace, Untraceable, leaves, mapped, memory, single
+from robust_policies.envs.traces import Buffer, Call, Node, Trace, UntraceableError, leaves, mapped, memory, single
 
 Function = Callable[..., Sequence[torch.Tensor]]
 Numbers = tuple[tuple[Any, ...], ...]
@@ -44,6 +44,8 @@ class _Program(NamedTuple):
 
 
 class _Bound(NamedTuple):
+    """A program for the parameters' present values; tensors whose numbers it took, to see whether they change."""
+
     run: Callable[..., Numbers | None]
     program: _Program
     params: Params
@@ -77,8 +79,8 @@ class StraightLine:
             bound = self._bind(key, params, numbers)
         try:
             return None if bound is None else bound.run(*numbers)
-        except (ArithmeticError, ValueError):
-            # Torch divides by zero, and takes the square root of a negative number.
+        # Torch divides by zero, and says what it refuses in its own words.
+        except Exception:
             return None
 
     def _changed(self, program: _Program, tensors: list[torch.Tensor], versions: list[int]) -> bool:
@@ -125,21 +127,23 @@ class StraightLine:
                 found = _run(program, params)(*(one if one is None else one.flatten().tolist() for one in tensors))
                 # Written out, as zero is not minus zero.
                 if found is not None and repr([*found]) != repr([(*one.flatten().tolist(),) for one in expected]):
-                    raise Untraceable("the program gives other numbers")
+                    raise UntraceableError("the program gives other numbers")
         if vars(self.plant) != attributes:
             vars(self.plant).clear()
             vars(self.plant).update(attributes)
-            raise Untraceable("the function changes the plant")
+            raise UntraceableError("the function changes the plant")
         return program
 
 
 def _run(program: _Program, params: Params) -> Callable[..., Numbers | None]:
+    """Return the program for the parameters' present values."""
     return program.bind(*itertools.chain(*(value.reshape(-1).tolist() for value in params.values())))
 
 
 def _compiled(
     function: Function, params: Params, tensors: Sequence[torch.Tensor | None], attributes: dict[str, Any]
 ) -> _Program:
+    """Return the program of `function(params, *tensors)` for tensors of these shapes and number types."""
     trace = Trace()
     symbols = {name: trace.symbol(value, f"p{place}_", False) for place, (name, value) in enumerate(params.items())}
     letters = [f"x{place}_" for place in range(len(tensors))]
@@ -149,14 +153,16 @@ def _compiled(
     writer = _Writer(trace.nodes)
     results = writer.write([trace.nodes_of(one).reshape(-1).tolist() for one in found])
     sizes = [0 if tensor is None else tensor.numel() for tensor in tensors]
-    every = [
-        ", ".join(f"p{place}_{i}" for i in range(value.numel())) for place, value in enumerate(params.values())
-    ]
+    every = [", ".join(f"p{place}_{i}" for i in range(value.numel())) for place, value in enumerate(params.values())]
     lines = [
         f"def bind({', '.join(filter(None, every))}):",
         *(f" {line}" for line in writer.early),
         f" def run({', '.join(letters)}):",
-        *(f"  {''.join(f'{x}{i}, ' for i in range(size))} = {x}" for x, size in zip(letters, sizes, strict=True) if size),
+        *(
+            f"  {''.join(f'{x}{i}, ' for i in range(size))} = {x}"
+            for x, size in zip(letters, sizes, strict=True)
+            if size
+        ),
         *(f"  {line}" for line in writer.late),
         f"  return {results}",
         " return run",
@@ -232,7 +238,7 @@ class _Writer:
             arguments = mapped(lambda one: next(joined) if isinstance(one, Buffer) else one, arguments)
             results = [torch.cat([each.results[0].reshape(-1) for each in calls])]
         for place, buffer in enumerate(one for one in leaves(arguments) if isinstance(one, Buffer)):
-            self.names[f"b{at}_{place}"] = memoryview(memory(buffer.tensor).numpy())
+            self.names[f"b{at}_{place}"] = _shared(buffer.tensor)
             written = self.late if any(self.nodes[node].late for node in buffer.nodes) else self.early
             written += [f"b{at}_{place}[{i}] = {self._texts[node]}" for i, node in enumerate(buffer.nodes)]
         given = mapped(lambda one: one.tensor if isinstance(one, Buffer) else one, arguments)
@@ -241,13 +247,22 @@ class _Writer:
         into = _into(call)
         if into is not None and len(results) == 1 and results[0].is_contiguous():
             function = functools.partial(into, *given, **call.options, out=results[0])
-            self.names[f"n{at}"] = memoryview(memory(results[0]).numpy())
-            lines += [f"c{at}()", f"{names[0]} = n{at}[0]" if len(names) == 1 else f"{', '.join(names)} = n{at}.tolist()"]
+            self.names[f"n{at}"] = _shared(results[0])
+            lines += [
+                f"c{at}()",
+                f"{names[0]} = n{at}[0]" if len(names) == 1 else f"{', '.join(names)} = n{at}.tolist()",
+            ]
         else:
             function = functools.partial(call.function, *given, **call.options)
             lines.append(f"{', '.join(names)}, = read(c{at}())")
         self.names[f"c{at}"] = function
         self._texts |= {node: self.nodes[node].text for node in group}
+
+
+def _shared(tensor: torch.Tensor) -> memoryview:
+    """Return the numbers of a tensor in the order of its memory, to be read and written there."""
+    array: Any = memory(tensor).numpy()
+    return memoryview(array)
 
 
 def _joined(buffers: Sequence[Buffer]) -> Buffer:
@@ -273,9 +288,9 @@ def _kind(call: Call) -> str | None:
     """Return what calls that can be done as one have in common, None for one that stands alone."""
     tensors = [one.tensor if isinstance(one, Buffer) else one for one in leaves(call.arguments)]
     tensors = [one for one in tensors if isinstance(one, torch.Tensor)] + call.results
-    if call.name not in _EACH_ENTRY or len({one.shape for one in tensors}) != 1:
+    if call.name not in _EACH_ENTRY or any(isinstance(one, torch.Tensor) for one in leaves(call.arguments)):
         return None
-    if not all(one.is_contiguous() for one in tensors) or any(isinstance(one, torch.Tensor) for one in leaves(call.arguments)):
+    if len({one.shape for one in tensors}) != 1 or not all(one.is_contiguous() for one in tensors):
         return None
     others = mapped(lambda one: one.tensor.dtype if isinstance(one, Buffer) else one, call.arguments)
     return str((call.function, others, call.options))

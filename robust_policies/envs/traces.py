@@ -42,8 +42,8 @@ _IN_FLOAT32 = frozenset("__rsub__ abs add maximum minimum mul neg rsub square su
 """What float64 arithmetic, rounded to float32, does exactly as float32 arithmetic."""
 _POWERS = {2: "{0} * {0}", 3: "{0} * {0} * {0}"}
 _QUESTIONS = {
-    "eq": "{0} == {1}", "ne": "{0} != {1}", "lt": "{0} < {1}", "le": "{0} <= {1}", "gt": "{0} > {1}", "ge": "{0} >= {1}",
-    "isfinite": "-inf < {0} < inf", "isnan": "{0} != {0}",
+    "eq": "{0} == {1}", "ne": "{0} != {1}", "lt": "{0} < {1}", "le": "{0} <= {1}", "gt": "{0} > {1}",
+    "ge": "{0} >= {1}", "isfinite": "-inf < {0} < inf", "isnan": "{0} != {0}",
 }  # fmt: skip
 _ON_BOOLS = {
     "__and__": "{0} and {1}", "logical_and": "{0} and {1}", "mul": "{0} and {1}", "__or__": "{0} or {1}",
@@ -51,11 +51,11 @@ _ON_BOOLS = {
 }  # fmt: skip
 
 
-class Untraceable(Exception):
-    """The function looks at numbers, writes in place, or is too long."""
+class UntraceableError(Exception):
+    """The function is not one that a trace can be made of."""
 
 
-class _LeftToTorch(Exception):
+class _LeftToTorchError(Exception):
     """An operation that Python's floats do not do alike."""
 
 
@@ -97,13 +97,14 @@ class Symbol(torch.Tensor):
 
     @staticmethod
     def __new__(cls, example: torch.Tensor, nodes: torch.Tensor) -> Symbol:
+        """Return a symbol of the example's shape and number type."""
         made = torch.Tensor._make_subclass(cls, torch.empty(example.shape, dtype=example.dtype, device="meta"))
         made.example, made.nodes = example, nodes
         return made
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        raise Untraceable(f"{func} was called outside of the trace")
+        raise UntraceableError(f"{func} was called outside of the trace")
 
 
 def leaves(value: Any) -> Iterator[Any]:
@@ -117,8 +118,10 @@ def leaves(value: Any) -> Iterator[Any]:
 
 def mapped(change: Callable[[Any], Any], value: Any) -> Any:
     """Apply `change` to what lists and tuples hold."""
-    several = isinstance(value, list | tuple) and not isinstance(value, Buffer)
-    return type(value)([mapped(change, one) for one in value]) if several else change(value)
+    if not isinstance(value, list | tuple) or isinstance(value, Buffer):
+        return change(value)
+    kind: Any = type(value)
+    return kind([mapped(change, one) for one in value])
 
 
 def single(number: float) -> float:
@@ -168,7 +171,7 @@ class Trace(TorchFunctionMode):
         key = (text, operands)
         if key not in self._known:
             if len(self.nodes) >= _MOST_NODES:
-                raise Untraceable(f"more than {_MOST_NODES} numbers")
+                raise UntraceableError(f"more than {_MOST_NODES} numbers")
             self._known[key] = len(self.nodes)
             self.nodes.append(Node(text, operands, late or any(self.nodes[at].late for at in operands), call))
         return self._known[key]
@@ -192,11 +195,11 @@ class Trace(TorchFunctionMode):
             self._made |= {id(one): one for one in results if isinstance(one, torch.Tensor)}
             return found
         if versions != [_example(one)._version for one in given]:
-            raise Untraceable(f"{name} writes in place")
+            raise UntraceableError(f"{name} writes in place")
         if not all(isinstance(one, torch.Tensor) for one in results):
             if name in _ABOUT or func.__name__ == "__get__":
                 return found
-            raise Untraceable(f"{name} looks at numbers")
+            raise UntraceableError(f"{name} looks at numbers")
         nodes = self._results(func, name, found, args, options, given if name in _JOINS else symbols)
         made = map(Symbol, results, nodes)
         return mapped(lambda _: next(made), found)
@@ -206,16 +209,18 @@ class Trace(TorchFunctionMode):
         alike = len({_example(one).dtype for one in (*moved, *leaves(found))}) == 1
         if name in _MOVES and alike and (name in _JOINS or (len(moved) == 1 and moved[0] is args[0])):
             kind = torch.Tensor if name in _JOINS else Symbol
-            return leaves(func(*mapped(lambda one: self.nodes_of(one) if isinstance(one, kind) else one, args), **options))
+            return leaves(
+                func(*mapped(lambda one: self.nodes_of(one) if isinstance(one, kind) else one, args), **options)
+            )
         try:
             return [self._elementwise(func, name, found, args, dict(options))]
-        except _LeftToTorch:
+        except _LeftToTorchError:
             return self._called(func, name, args, options, list(leaves(found)))
 
     def _elementwise(self, func: Any, name: str, found: Any, args: Any, options: dict[str, Any]) -> torch.Tensor:
-        """Return the nodes of an operation of entry by entry on floats, or raise `_LeftToTorch`."""
+        """Return the nodes of an operation of entry by entry on floats, or raise `_LeftToTorchError`."""
         if not isinstance(found, torch.Tensor):
-            raise _LeftToTorch
+            raise _LeftToTorchError
         dtype, narrow = found.dtype, found.dtype is torch.float32
         if name in {"clamp", "clip", "clamp_min", "clamp_max"}:
             keys = {"clamp_min": ("min",), "clamp_max": ("max",)}.get(name, ("min", "max"))
@@ -228,7 +233,7 @@ class Trace(TorchFunctionMode):
         if name in {"to", "float", "double", "type", "type_as"}:
             return self._each(found, "{0}", dtype, args[:1])
         if options.pop("alpha", 1) != 1 or options:
-            raise _LeftToTorch
+            raise _LeftToTorchError
         if func is torch.where and len(args) == 3:
             return self._each(found, _WHERE, dtype, args)
         if name in _QUESTIONS and dtype is torch.bool:
@@ -240,7 +245,7 @@ class Trace(TorchFunctionMode):
             return self._each(found, _POWERS[power], dtype, args[:1], rounded=narrow)
         if name in _ON_FLOATS and (dtype is torch.float64 or (narrow and name in _IN_FLOAT32)):
             return self._each(found, _ON_FLOATS[name], dtype, args, rounded=narrow)
-        raise _LeftToTorch
+        raise _LeftToTorchError
 
     def _each(self, found: torch.Tensor, text: str, dtype: torch.dtype, operands: Any, rounded: bool = False) -> Any:
         """Return the nodes, of the shape of `found`, of an expression of broadcast operands computed in `dtype`."""
@@ -248,7 +253,8 @@ class Trace(TorchFunctionMode):
         for operand in operands:
             wanted = torch.bool if text == _WHERE and not columns else dtype
             if isinstance(operand, torch.Tensor):
-                entries = self.nodes_of(operand).expand(found.shape).reshape(-1).tolist()
+                entries = self.nodes_of(operand)
+                entries = (entries if entries.shape == found.shape else entries.expand(found.shape)).flatten().tolist()
                 columns.append([self._cast(node, _example(operand).dtype, wanted) for node in entries])
             else:
                 number = operand if wanted is torch.bool else float(operand)
@@ -261,14 +267,14 @@ class Trace(TorchFunctionMode):
             return node
         if (dtype, wanted) == (torch.float64, torch.float32):
             return self._node("single({0})", (node,))
-        raise _LeftToTorch
+        raise _LeftToTorchError
 
     def _called(
         self, func: Any, name: str, args: Any, options: dict[str, Any], results: list[torch.Tensor]
     ) -> list[torch.Tensor]:
         """Return the nodes of the results of an operation that torch does."""
         if any(isinstance(one, Symbol) for one in leaves(list(options.values()))):
-            raise Untraceable(f"{name} takes tensors by name")
+            raise UntraceableError(f"{name} takes tensors by name")
         key: list[Any] = [func, options]
 
         def buffered(value: Any) -> Any:
