@@ -6,6 +6,9 @@ Against ours stand Gymnasium's SyncVectorEnv of the same task (`Pendulum-v1`, `C
 vectorized `CartPoleVectorEnv`, and a bare `mujoco.rollout` of the same number of physics steps. Every figure is the
 median of repeated timings; the sides alternate, so that a busy machine slows both. The cart-pole is timed compiled too;
 `--compile` does so for every task. With `--tasks` the rows of the others stay as they are in the output file.
+
+`--single` times single environments instead, by CPU time: ours from `gymnasium.make` (`ours_by_torch`: without the
+program that takes its steps) beside Gymnasium's from `gymnasium.make`, in the same wrappers, a reset after every end.
 """
 
 # MuJoCo's compiled binding has no type stubs.
@@ -29,7 +32,7 @@ import numpy as np
 import torch
 from mujoco import rollout
 
-from robust_policies.envs import SB3VecEnv, TorchVectorEnv, load_plant
+from robust_policies.envs import ENV_IDS, SB3VecEnv, TorchVectorEnv, load_plant
 from robust_policies.files import assets
 
 SIZES = (1, 64, 4096, 65536)
@@ -44,6 +47,7 @@ MUJOCO = {
 }
 GYMNASIUMS = {"pendulum": "Pendulum-v1", "cartpole": "CartPole-v1", **MUJOCO}
 Step = Callable[[], object]
+Clock = Callable[[], float]
 
 
 def ours(task: str, size: int, device: str, **options: object) -> Step:
@@ -71,6 +75,36 @@ def gymnasiums(env_id: str, size: int, mode: str) -> Step:
     env.reset(seed=0)
     actions = itertools.cycle(drawn_actions(env))
     return lambda: env.step(next(actions))
+
+
+def single(env_id: str, by_torch: bool = False) -> Step:
+    """Return a step of one environment, followed by a reset where an episode ends."""
+    env = gymnasium.make(env_id)
+    if by_torch:
+        programs = vars(env.unwrapped)
+        programs["_step_program"].given_up = programs["_start_program"].given_up = True
+    env.reset(seed=0)
+    env.action_space.seed(0)
+    actions = itertools.cycle([env.action_space.sample() for _ in range(64)])
+
+    def step() -> None:
+        _, _, terminated, truncated, _ = env.step(next(actions))
+        if terminated or truncated:
+            env.reset()
+
+    # Past the first steps and starts, which torch takes, and the traces of the others.
+    for _ in range(5):
+        env.reset()
+    for _ in range(50):
+        step()
+    return step
+
+
+def singles(task: str) -> dict[str, Step]:
+    """Return what is timed side by side for one environment of a task."""
+    ours_id = next(one for one in ENV_IDS if gymnasium.spec(one).kwargs["task"] == task)
+    found = {"ours": single(ours_id), "ours_by_torch": single(ours_id, by_torch=True)}
+    return found | ({"gymnasium": single(GYMNASIUMS[task])} if task in GYMNASIUMS else {})
 
 
 def bare_rollout(task: str, size: int) -> Step:
@@ -115,16 +149,18 @@ def candidates(task: str, size: int, device: str, compiled: bool) -> dict[str, S
     return found
 
 
-def rates(found: dict[str, Step], size: int, device: str, repeats: int, seconds: float) -> dict[str, float]:
+def rates(
+    found: dict[str, Step], size: int, device: str, repeats: int, seconds: float, clock: Clock = time.perf_counter
+) -> dict[str, float]:
     """Return the environment steps per second of each candidate: medians over `repeats` alternating timings."""
 
     def measure(step: Step, count: int) -> float:
-        start = time.perf_counter()
+        start = clock()
         for _ in range(count):
             step()
         if device != "cpu":
             torch.cuda.synchronize()
-        return (time.perf_counter() - start) / count
+        return (clock() - start) / count
 
     counts = {}
     for name, step in found.items():
@@ -146,8 +182,17 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.2, help="a timing's length")
     parser.add_argument("--compile", action="store_true", help="time the compiled steps too")
+    parser.add_argument("--single", action="store_true", help="time single environments instead")
     arguments = parser.parse_args()
     rows = []
+    if arguments.single:
+        print(f"{'task':<24} steps of one environment per CPU second")
+        for task in arguments.tasks:
+            rate = rates(singles(task), 1, "cpu", arguments.repeats, arguments.seconds, time.process_time)
+            ratios = [f"ours / {name.removeprefix('ours_')} {rate['ours'] / rate[name]:.2f}" for name in [*rate][1:]]
+            text = "  ".join(f"{name} {value:,.0f}" for name, value in rate.items())
+            print(f"{task:<24} {text}  {'  '.join(ratios)}", flush=True)
+        return
     print(f"{'task':<24} {'num_envs':>8}  environment steps per second")
     for task in arguments.tasks:
         physics = load_plant(task).kind == "mujoco"

@@ -53,6 +53,14 @@ class Steps:
         self.state_dtype = state_dtype
         self.numbers = plant.reset_size + uniforms_for_normals(plant.measurement_noise_size)
         """How many random numbers a start takes."""
+        self.noise_numbers = uniforms_for_normals(plant.process_noise_size + plant.measurement_noise_size)
+        """How many a step takes."""
+
+    def noise(self, uniform: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Return a step's process and measurement noise, None where the plant has none, of its random numbers."""
+        process, measurement = self.plant.process_noise_size, self.plant.measurement_noise_size
+        drawn = normals(uniform, process + measurement).to(self.state_dtype)
+        return (drawn[:, :process] if process else None), (drawn[:, process:] if measurement else None)
 
     def transition(self, params: Params, *given: Any) -> Transition:
         """Return the step from (state, action, process, measurement, disturbance); see `gradient.step`."""

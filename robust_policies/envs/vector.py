@@ -17,7 +17,7 @@ from robust_policies.envs.compiled import Batch, steps_of, write
 from robust_policies.envs.parameters import PhysicalParameters, checked_ranges
 from robust_policies.envs.plant import Params, Plant
 from robust_policies.envs.rendering import Renderer
-from robust_policies.envs.streams import Streams, normals, uniforms_for_normals
+from robust_policies.envs.streams import Streams
 from robust_policies.envs.task import load_plant
 from robust_policies.errors import InvalidValueError, UnknownNameError
 
@@ -336,12 +336,8 @@ class TorchVectorEnv(VectorEnv):
 
     def _noise(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Return this step's process and measurement noise, None where the plant has none."""
-        process, measurement = self.plant.process_noise_size, self.plant.measurement_noise_size
-        total = process + measurement
-        if not total:
-            return None, None
-        drawn = normals(self._streams.uniform(uniforms_for_normals(total)), total).to(self.state_dtype)
-        return (drawn[:, :process] if process else None), (drawn[:, process:] if measurement else None)
+        numbers = self._steps.noise_numbers
+        return self._steps.noise(self._streams.uniform(numbers)) if numbers else (None, None)
 
     def foreseen(self, steps: int) -> list[tuple[torch.Tensor | None, torch.Tensor | None]]:
         """Return the noise that each of the next `steps` steps will draw: of the process, and of what it shows then.
