@@ -21,6 +21,7 @@ from robust_policies.certificates import Certificate
 from robust_policies.errors import InvalidValueError, UnknownNameError
 from robust_policies.networks import Cell, make_cell
 from robust_policies.policies.actor import Actor, MeanHead, ScaledCell, Scaling, mean_head
+from robust_policies.policies.adam import adam
 from robust_policies.policies.hidden import hidden_layers
 from robust_policies.policies.observations import encode, is_image, parts_of
 from robust_policies.policies.sb3.choices import from_zero, padded, starting
@@ -113,12 +114,8 @@ class RecurrentCellPolicy(RecurrentActorCriticPolicy):
         )
         self.action_dist = starting(action_space, self.action_dist)
         self._replace_cells()
-        optimizer: Any = self.optimizer_class
-        given = self.optimizer_kwargs
-        if optimizer is torch.optim.Adam and not given.keys() & {"foreach", "differentiable"}:
-            # One kernel for all parameters.
-            given = {"fused": True, **given}
-        self.optimizer = optimizer(self.parameters(), lr=lr_schedule(1), **given)
+        optimizer = adam(self.optimizer_class, self.optimizer_kwargs)
+        self.optimizer = optimizer(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
 
     @property
     def cell(self) -> Cell:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from robust_policies.envs.bridges.sb3 import SB3VecEnv
 from robust_policies.errors import InvalidValueError
+from robust_policies.policies.adam import forget_gradients, gradient_norm, take_step
 from robust_policies.train.ppo.buffer import Minibatch, Pieces, TensorRolloutBuffer, minibatch_count
 from robust_policies.train.ppo.episodes import EpisodeTotals
 from robust_policies.train.ppo.losses import clipped_loss
@@ -24,7 +25,6 @@ from robust_policies.train.ppo.normalization import ObservationScale, RewardScal
 from robust_policies.train.ppo.on_demand import OnDemand
 from robust_policies.train.ppo.policy import Apart, Arrays, RolloutPolicy, TensorPolicy, unsupported
 from robust_policies.train.run.guard import diverged, in_buffer, in_update
-from robust_policies.train.steps import forget_gradients, gradient_norm, take_step
 
 _DEVICE_ONLY = ("normalize_observation", "normalize_reward")
 PHASES = ("policy", "environment", "advantages", "update")

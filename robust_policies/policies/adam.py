@@ -1,4 +1,4 @@
-"""One gradient step of Adam with its gradient's norm limited, in few calls whatever the number of parameters."""
+"""Adam in one kernel, and its gradient's norm limited in few calls, whatever the number of parameters."""
 
 from __future__ import annotations
 
@@ -9,9 +9,27 @@ import torch
 from torch import Tensor, nn
 
 
-def adam(parameters: Iterable[nn.Parameter], **options: Any) -> torch.optim.Adam:
-    """Return an Adam whose step is one kernel for all parameters; the options are PyTorch's."""
-    return torch.optim.Adam(parameters, lr=1e-3, fused=True, **options)
+class FusedAdam(torch.optim.Adam):
+    """PyTorch's Adam, fused, whose steps are seen as changes of the parameters.
+
+    PyTorch's fused kernel leaves their version counters alone, by which `ScaledCell` knows that its arrays are old.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], lr: Any = 1e-3, **options: Any) -> None:
+        super().__init__(parameters, lr=lr, fused=True, **options)
+
+    def step(self, closure: Any = None) -> Any:
+        """Take a step; see `torch.optim.Adam`."""
+        loss = super().step(closure)
+        for group in self.param_groups:
+            torch.autograd.graph.increment_version(group["params"])
+        return loss
+
+
+def adam(kind: Any, options: Iterable[str]) -> Any:
+    """Return the optimizer's class to use where `kind` was asked for with these options: `FusedAdam` if it fits."""
+    given = {"foreach", "fused", "capturable", "differentiable"} & set(options)
+    return FusedAdam if kind is torch.optim.Adam and not given else kind
 
 
 def forget_gradients(parameters: Iterable[nn.Parameter]) -> None:
