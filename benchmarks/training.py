@@ -1,7 +1,7 @@
 """Training, with its updates: ours and what a user would take otherwise, in one run.
 
     OMP_NUM_THREADS=1 python benchmarks/training.py [--output benchmarks/training.json]
-        [--parts numpy device growth learning gpu] [--rounds 5] [--seeds 5] [--limit 240]
+        [--parts numpy device growth learning gpu] [--rounds 5] [--seeds 5] [--limit 240] [--base PATH]
 
 `numpy`: sb3-contrib's RecurrentPPO with its own LSTM policy of 256 units on eight of Gymnasium's Pendulum-v1, against
 the same algorithm with the cells of this package and the same hyperparameters (sb3-contrib's defaults); the LSTM's
@@ -11,6 +11,9 @@ critic is a second LSTM, as upstream's, the others' a memoryless one, and `own_c
 docs/images/growth.png too.
 `learning`: seconds and environment steps until the mean return of 100 test episodes is -200, over several seeds.
 `gpu`: TensorRecurrentPPO with 4,096 and 65,536 environments, where CUDA is available.
+`base`: this tree against another checkout of the project, at PATH: steps per CPU second of TensorRecurrentPPO (128
+environments, 64 steps, ten epochs of minibatches of 2,048; nx 8 of R2DN and REN, 16 of LSTM and GRU), of sb3-contrib's
+RecurrentPPO, of analytic policy gradients and of imitation, and peak memory with 4,096 environments x 64 steps.
 The sides of `numpy` and `device` are timed in turns, so that a busy machine slows all of them, over `rounds` rollouts
 and updates each; their ratios are of seconds of this process' CPU, one thread. A part is written once it is done, and
 the parts that are not asked for stay in the file as they were.
@@ -30,6 +33,7 @@ import gymnasium
 import sb3_contrib
 import stable_baselines3
 import torch
+from against import against
 from growth import FIGURE, draw, growth
 from learning import learning
 from sb3_contrib import RecurrentPPO
@@ -38,7 +42,7 @@ from stable_baselines3.common.env_util import make_vec_env
 
 from robust_policies.policies import RecurrentCellPolicy
 
-PARTS = ("numpy", "device", "growth", "learning", "gpu")
+PARTS = ("numpy", "device", "growth", "learning", "gpu", "base")
 GPU_SIZES = (4096, 65536)
 
 
@@ -102,7 +106,8 @@ def circumstances() -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS[:-1]))
+    parser.add_argument("--base", type=Path, help="the other checkout of the part base")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=5, help="of the part learning")
     parser.add_argument("--stock-seeds", type=int, default=5, help="of sb3-contrib's side in the part learning")
@@ -118,6 +123,10 @@ def main() -> None:
         todo["learning"] = lambda: learning("cpu", arguments.seeds, arguments.limit, arguments.stock_seeds)
     if "gpu" in parts:
         todo["gpu"] = lambda: on_gpu(rounds)
+    if "base" in parts:
+        if arguments.base is None:
+            parser.error("the part base needs --base PATH")
+        todo["base"] = lambda: against(arguments.base, rounds)
     report = json.loads(output.read_text()) if output and output.is_file() else {}
     for name, measure in todo.items():
         before = circumstances()

@@ -21,6 +21,8 @@ from robust_policies.certificates import Certificate
 from robust_policies.errors import InvalidValueError, UnknownNameError
 from robust_policies.networks import Cell, make_cell
 from robust_policies.policies.actor import Actor, MeanHead, ScaledCell, Scaling, mean_head
+from robust_policies.policies.adam import adam
+from robust_policies.policies.hidden import hidden_layers
 from robust_policies.policies.observations import encode, is_image, parts_of
 from robust_policies.policies.sb3.choices import from_zero, padded, starting
 from robust_policies.policies.sb3.deploy import certify_policy, reads_flat
@@ -112,7 +114,7 @@ class RecurrentCellPolicy(RecurrentActorCriticPolicy):
         )
         self.action_dist = starting(action_space, self.action_dist)
         self._replace_cells()
-        optimizer: Any = self.optimizer_class
+        optimizer = adam(self.optimizer_class, self.optimizer_kwargs)
         self.optimizer = optimizer(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
 
     @property
@@ -316,7 +318,7 @@ class _Heads(nn.Module):
 
     def forward_critic(self, latent: Tensor) -> Tensor:
         """Return the critic's last hidden layer."""
-        return self.value_net(latent)
+        return hidden_layers(self.value_net, latent)
 
 
 def _extractor(space: spaces.Space, given: Mapping[str, Any]) -> type:

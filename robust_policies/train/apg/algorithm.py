@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from robust_policies.envs import arguments
 from robust_policies.envs.gradient import differentiable, transition
@@ -28,11 +28,13 @@ from robust_policies.envs.plants.linear import LinearPlant
 from robust_policies.errors import DivergedError, NotCertifiableError
 from robust_policies.files.tensors import load_optimizer, optimizer_tensors, under
 from robust_policies.policies.actor import Actor
+from robust_policies.policies.adam import FusedAdam, forget_gradients, gradient_norm, take_step
 from robust_policies.policies.deployed import DeployedPolicy
 from robust_policies.train.actor import InwardClip
 from robust_policies.train.apg.adversary import worst_observations
 from robust_policies.train.apg.certified import CertifiedCost
 from robust_policies.train.apg.critic import Experience, ValueTail, follow, lambda_returns, target_of
+from robust_policies.train.apg.horizon import discount_factors, steps_at_limits, totals
 from robust_policies.train.apg.world import World
 from robust_policies.train.recipe.apg import ApgSection
 from robust_policies.train.recipe.rates import rate_at
@@ -77,7 +79,7 @@ class AnalyticPolicyGradient:
             for bound in (plant.action_low, plant.action_high)
         )
         self.generator = torch.Generator(self.device).manual_seed(seed)
-        self.optimizer = torch.optim.Adam(actor.parameters(), lr=1e-3, betas=(settings.betas[0], settings.betas[1]))
+        self.optimizer = FusedAdam(actor.parameters(), betas=(settings.betas[0], settings.betas[1]))
         self.value: ValueTail | None = None
         if settings.value_tail:
             size = plant.observation_size + plant.state_size
@@ -85,7 +87,7 @@ class AnalyticPolicyGradient:
                 torch.manual_seed(seed)
                 value = ValueTail(size, settings.critic_sizes).to(self.device)
             self.value, self.target = value, target_of(value)
-            self.value_optimizer = torch.optim.Adam(value.parameters(), lr=1e-3)
+            self.value_optimizer = FusedAdam(value.parameters())
         self.certified: CertifiedCost | None = None
         if settings.certified_size is not None:
             if not isinstance(plant, LinearPlant):
@@ -128,19 +130,18 @@ class AnalyticPolicyGradient:
         except LinAlgError as error:
             raise self._diverged(too_large(self.actor)) from error
         clock.append(time.perf_counter())
-        self.optimizer.zero_grad(set_to_none=True)
+        forget_gradients(parameters)
         total, bound = -objective, {}
         if self.certified is not None:
             total, bound = self.certified.loss(total, remaining)
         total.backward()
-        # A part without influence on the objective (the memory of a memoryless cell) has no gradient at all.
-        norm = nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], settings.max_grad_norm)
+        norm = gradient_norm(parameters)
         loss, size = float(total.detach()), float(norm)
         if not (np.isfinite(loss) and np.isfinite(size)):
             raise self._diverged(self._cause(experience, loss, size))
         pace = 1.0 if self.certified is None else self.certified.pace
         rate = _set_rate(self.optimizer, settings.learning_rate, remaining, pace)
-        self.optimizer.step()
+        take_step(self.optimizer, parameters, norm, settings.max_grad_norm)
         spoilt = in_weights(self.actor.state_dict())
         if spoilt:
             raise self._diverged(spoilt)
@@ -162,47 +163,55 @@ class AnalyticPolicyGradient:
         horizon's end (and at time limits within it), divided by the number of steps. `perturbed` (horizon, n,
         observation_size) is added to what the policies observe.
         """
-        settings, plant, horizon = self.settings, self.plant, self.settings.horizon
+        plant, horizon = self.plant, self.settings.horizon
         explicit = self.actor.cell.explicit()
         process = self._noise(horizon, plant.process_noise_size)
         measurement = self._noise(horizon, plant.measurement_noise_size)
-        explored = self._noise(horizon, plant.action_size) if settings.action_noise else None
+        explored = self._noise(horizon, plant.action_size) if self.settings.action_noise else None
+        ahead = None
         last = int(world.elapsed.max()) + horizon
-        limit_within, ahead = last >= self.limit, None
         if perturbed is None and self.value is None and not plant.observes_actions and last <= self.limit:
-            ahead = self._ahead(world, explicit, process, measurement)
-        weight = torch.ones(self.num_envs, dtype=torch.float64, device=self.device)
-        total = torch.zeros_like(weight)
+            outputs, memory = self._ahead(world, explicit, process, measurement)
+            ahead, world = self._action(outputs, explored), world._replace(memory=memory)
+        limits = steps_at_limits(world.elapsed, self.limit, horizon, plant.terminates)
+        nobody = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
         seen: list[tuple[Tensor, ...]] = []
+        ends: dict[int, tuple[Tensor, Tensor]] = {}
         for t in range(horizon):
-            before = self._features(world.state).detach() if self.value is not None else weight
+            action, memory = nobody if ahead is None else ahead[t], world.memory
             if ahead is None:
                 observed = world.observation if perturbed is None else world.observation + perturbed[t]
-                output, memory = self.actor.cell.step(explicit, self.inputs(observed), world.memory)
-            else:
-                output, memory = ahead[0][t], ahead[1]
-            action = self._action(output, _at(explored, t))
-            after = transition(plant, world.state, action, self.params, _at(process, t), _at(measurement, t))
-            reward = after.reward.double()
-            total = total + weight * reward
-            weight = weight * settings.discount
+                output, memory = self.actor.cell.step(explicit, self.inputs(observed), memory)
+                action = self._action(output, _at(explored, t))
+            state = plant.advance(world.state, action, self.params, _at(process, t))
+            observation = plant.observe(state, self.params, _at(measurement, t))
             elapsed = world.elapsed + 1
-            ended = after.terminated | (elapsed >= self.limit) if limit_within else after.terminated
-            world = World(after.state, after.observation, memory, elapsed, world.gained + reward.detach(), world.whole)
-            following = before
-            if self.value is not None:
-                features = self._features(after.state)
-                following = features.detach()
-                if t + 1 == horizon:
-                    total = total + weight * torch.where(after.terminated, 0.0, self.target(features).double())
-                elif limit_within and bool((ended & ~after.terminated).any()):
-                    beyond = torch.where(ended & ~after.terminated, self.target(features).double(), 0.0)
-                    total = total + weight * beyond
-            seen.append((before, following, reward.detach().float(), after.terminated, ended, action.detach()))
-            if (limit_within or plant.terminates) and bool(ended.any()):
+            terminated = plant.terminated(state, self.params) if plant.terminates else nobody
+            ended = terminated | (elapsed >= self.limit) if t in limits else terminated
+            seen.append((world.state, action, state, terminated, ended))
+            world = World(state, observation, memory, elapsed, world.gained, world.whole)
+            if bool(ended.any()) if plant.terminates else t in limits:
+                ends[t] = elapsed, ended & world.whole
                 world = self._restarted(world, ended)
-                weight = torch.where(ended, 1.0, weight)
-        return total.mean() / horizon, Experience(*map(torch.stack, zip(*seen, strict=True))), world
+        before, actions, after, terminated, ended = map(torch.stack, zip(*seen, strict=True))
+        rewards = plant.reward(before, actions, after, self.params).double()
+        factors = discount_factors(ended, ends, self.settings.discount)
+        total = (factors * rewards).sum(0)
+        features = following = factors
+        if self.value is not None:
+            with torch.no_grad():
+                features, following = self._features(before), self._features(after)
+            # What follows the last step, and time limits before it.
+            steps = [*(t for t in ends if t + 1 < horizon), horizon - 1]
+            counts = ended[steps] & ~terminated[steps]
+            counts[-1] = ~terminated[-1]
+            values = torch.where(counts, self.target(self._features(after[steps])).double(), 0.0)
+            total = total + (self.settings.discount * factors[steps] * values).sum(0)
+        rewards = rewards.detach()
+        gained, episodes = totals(world.gained, rewards, ended, ends)
+        self.episodes.extend(episodes)
+        experience = Experience(features, following, rewards.float(), terminated, ended, actions.detach())
+        return total.mean() / horizon, experience, world._replace(gained=gained)
 
     def evaluate(self, episodes: int, seed: int) -> tuple[float, float]:
         """Return the mean return and length of `episodes` whole episodes that begin the same for the same seed."""
@@ -295,13 +304,12 @@ class AnalyticPolicyGradient:
         with torch.no_grad():
             later = self.target(experience.following)
         wanted = lambda_returns(experience, later, settings.discount, settings.critic_lambda)
-        first = 0.0
+        parameters, features, first = list(value.parameters()), value.normalised(experience.features), 0.0
         for k in range(settings.critic_updates):
-            loss = ((value(experience.features) - wanted) / value.scale).square().mean()
-            self.value_optimizer.zero_grad(set_to_none=True)
+            loss = ((value.of(features) - wanted) / value.scale).square().mean()
+            forget_gradients(parameters)
             loss.backward()
-            nn.utils.clip_grad_norm_(value.parameters(), 1.0)
-            self.value_optimizer.step()
+            take_step(self.value_optimizer, parameters, gradient_norm(parameters), 1.0)
             first = float(loss.detach()) if k == 0 else first
         follow(self.target, value, settings.target_rate)
         return first
@@ -340,10 +348,8 @@ class AnalyticPolicyGradient:
         return self.actor.body.scaling(self.actor.normalized(observation))
 
     def _restarted(self, world: World, ended: Tensor) -> World:
-        """Return the world with new episodes where (n,) `ended`; the others keep their past."""
-        rows = (ended & world.whole).nonzero().squeeze(-1)
-        self.episodes.extend(zip(world.gained[rows].tolist(), world.elapsed[rows].tolist(), strict=True))
-        fresh = self.fresh(self.num_envs, self.generator)
+        """Return the world with new episodes where (n,) `ended`; the others keep their past, `gained` all of it."""
+        fresh = self.fresh(self.num_envs, self.generator)._replace(gained=world.gained)
         pick = ended.unsqueeze(-1)
         return World(
             *(torch.where(pick if new.ndim == 2 else ended, new, old) for new, old in zip(fresh, world, strict=True))

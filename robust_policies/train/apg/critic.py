@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from robust_policies.policies.hidden import hidden_layers
+
 
 class Experience(NamedTuple):
     """What a horizon of h steps of n environments says about values, without gradients."""
@@ -54,8 +56,16 @@ class ValueTail(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the values (...) of features (..., size)."""
-        normalised = (features.to(self.mean.dtype) - self.mean) / self.deviation
-        return self.scale * self.network(normalised.clamp(-10.0, 10.0)).squeeze(-1)
+        return self.of(self.normalised(features))
+
+    def normalised(self, features: Tensor) -> Tensor:
+        """Return what the network reads of features (..., size)."""
+        return ((features.to(self.mean.dtype) - self.mean) / self.deviation).clamp(-10.0, 10.0)
+
+    def of(self, normalised: Tensor) -> Tensor:
+        """Return the values (...) of normalised features (..., size)."""
+        *hidden, last = self.network
+        return self.scale * last(hidden_layers(hidden, normalised)).squeeze(-1)
 
     @torch.no_grad()
     def observe(self, features: Tensor) -> None:

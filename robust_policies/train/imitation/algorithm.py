@@ -16,11 +16,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from robust_policies.errors import InvalidValueError
 from robust_policies.files.tensors import load_optimizer, optimizer_tensors, under
 from robust_policies.policies.actor import Actor
+from robust_policies.policies.adam import FusedAdam, forget_gradients, gradient_norm, take_step
 from robust_policies.policies.deployed import DeployedPolicy
 from robust_policies.train.actor import InwardClip
 from robust_policies.train.imitation.margin import ClosedLoopMargin
@@ -70,7 +71,7 @@ class Imitation:
         if settings.horizon is None and stage.limit is None:
             raise InvalidValueError("algorithm.horizon is null and the task has no time limit; expected a number.")
         self.horizon: int = settings.horizon or stage.limit or 0
-        self.optimizer = torch.optim.Adam(student.parameters(), lr=1e-3)
+        self.optimizer = FusedAdam(student.parameters())
         self.data: Demonstrations | None = None
         self.scale: Tensor | None = None
         self.rounds = 0
@@ -180,12 +181,12 @@ class Imitation:
         total = loss
         if self.margin is not None:
             total = loss + self.settings.closed_loop_weight * self.margin(self.student)
-        self.optimizer.zero_grad(set_to_none=True)
+        parameters = list(self.student.parameters())
+        forget_gradients(parameters)
         total.backward()
-        parameters = [p for p in self.student.parameters() if p.grad is not None]
-        norm = nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm)
-        self.optimizer.step()
-        return loss.detach(), norm.detach(), state.detach()
+        norm = gradient_norm(parameters)
+        take_step(self.optimizer, parameters, norm, self.settings.max_grad_norm)
+        return loss.detach(), norm, state.detach()
 
     def _set_rate(self, remaining: float) -> None:
         for group in self.optimizer.param_groups:

@@ -12,20 +12,24 @@ import torch
 from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
-from torch import Tensor, nn
+from torch import Tensor
 
 from robust_policies.envs.bridges.sb3 import SB3VecEnv
 from robust_policies.errors import InvalidValueError
-from robust_policies.train.ppo.buffer import Minibatch, TensorRolloutBuffer, minibatch_count
+from robust_policies.policies.adam import forget_gradients, gradient_norm, take_step
+from robust_policies.train.ppo.buffer import Minibatch, Pieces, TensorRolloutBuffer, minibatch_count
 from robust_policies.train.ppo.episodes import EpisodeTotals
+from robust_policies.train.ppo.losses import clipped_loss
 from robust_policies.train.ppo.minibatches import merge_remainders
 from robust_policies.train.ppo.normalization import ObservationScale, RewardScale, from_json, to_json
 from robust_policies.train.ppo.on_demand import OnDemand
-from robust_policies.train.ppo.policy import RolloutPolicy, TensorPolicy, unsupported
+from robust_policies.train.ppo.policy import Apart, Arrays, RolloutPolicy, TensorPolicy, unsupported
 from robust_policies.train.run.guard import diverged, in_buffer, in_update
 
 _DEVICE_ONLY = ("normalize_observation", "normalize_reward")
 PHASES = ("policy", "environment", "advantages", "update")
+# What a CPU differentiates at once: more samples at a time are no faster there and take more memory.
+_CPU_ROWS_AT_ONCE = 2**14
 
 
 class _Truncation(NamedTuple):
@@ -322,6 +326,8 @@ class TensorRecurrentPPO(RecurrentPPO):
         clip_range = self.clip_range(self._current_progress_remaining)  # pyright: ignore[reportCallIssue]
         # Stable-Baselines3 made it a function.
         clip_range_vf = self.clip_range_vf and self.clip_range_vf(self._current_progress_remaining)  # pyright: ignore[reportCallIssue]
+        optimizer, parameters = self.policy.optimizer, list(self.policy.parameters())
+        at_once = _CPU_ROWS_AT_ONCE if self.device.type == "cpu" else None
         steps: list[Tensor] = []
         norms: list[Tensor] = []
         divergences: list[Tensor] = []
@@ -329,19 +335,18 @@ class TensorRecurrentPPO(RecurrentPPO):
         try:
             for epoch in range(self.n_epochs):
                 divergences = []
-                for batch in self.rollout_buffer.minibatches(self.minibatches):
-                    loss, parts, divergence = self._loss(batch, clip_range, clip_range_vf)
-                    steps.append(torch.stack((loss.detach(), *parts)))
+                for pieces in self.rollout_buffer.minibatches(self.minibatches, self.normalize_advantage, at_once):
+                    forget_gradients(parameters)
+                    *found, divergence = self._differentiate(pieces, clip_range, clip_range_vf)
+                    steps.append(torch.stack(found))
                     divergences.append(divergence)
                     if self.target_kl is not None and float(divergence) > 1.5 * self.target_kl:
                         stop = True
                         if self.verbose >= 1:
                             print(f"Early stopping at step {epoch} due to reaching max kl: {float(divergence):.2f}")
                         break
-                    self.policy.optimizer.zero_grad()
-                    loss.backward()
-                    norms.append(nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm))
-                    self.policy.optimizer.step()
+                    norms.append(gradient_norm(parameters))
+                    take_step(optimizer, parameters, norms[-1], self.max_grad_norm)
                 self._n_updates += 1
                 if stop:
                     break
@@ -354,27 +359,33 @@ class TensorRecurrentPPO(RecurrentPPO):
         norms = norms or [torch.zeros((), device=self.device)]
         self._log(torch.stack(steps), torch.stack(norms), torch.stack(divergences), clip_range, clip_range_vf)
 
+    def _differentiate(self, pieces: Pieces, clip_range: float, clip_range_vf: float | None) -> tuple[Tensor, ...]:
+        """Leave the gradient of a minibatch's loss in the parameters.
+
+        Returns loss, policy loss, clip fraction, value loss, entropy loss and approximate divergence.
+        """
+        arrays = self._tensors.arrays()
+        apart = Apart(arrays) if len(pieces) > 1 else None
+        sums: list[Tensor] = []
+        for batch, share in pieces:
+            loss, found = self._loss(batch, arrays if apart is None else apart.arrays, clip_range, clip_range_vf)
+            (loss if apart is None else share * loss).backward()
+            parts = (loss.detach(), *found)
+            if apart is not None:
+                parts = [share * part for part in parts]
+                parts = [before + part for before, part in zip(sums, parts, strict=True)] if sums else parts
+            sums = list(parts)
+        if apart is not None:
+            apart.backward()
+        return tuple(sums)
+
     def _loss(
-        self, batch: Minibatch, clip_range: float, clip_range_vf: float | None
-    ) -> tuple[Tensor, list[Tensor], Tensor]:
-        """Return the loss, [policy loss, clip fraction, value loss, entropy loss] and the approximate divergence."""
-        values, log_probs, entropy = self._tensors.evaluate(batch)
-        advantages = batch.advantages
-        # As Stable-Baselines3's PPO: one advantage has no deviation.
-        if self.normalize_advantage and advantages.numel() > 1:
-            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-        log_ratio = log_probs - batch.log_probs
-        ratio = log_ratio.exp()
-        clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
-        policy_loss = -torch.min(advantages * ratio, advantages * clipped).mean()
-        if clip_range_vf is not None:
-            values = batch.values + (values - batch.values).clamp(-clip_range_vf, clip_range_vf)
-        value_loss = nn.functional.mse_loss(values, batch.returns)
-        loss = policy_loss - self.ent_coef * entropy + self.vf_coef * value_loss
-        with torch.no_grad():
-            divergence = (ratio - 1 - log_ratio).mean()
-            fraction = ((ratio - 1).abs() > clip_range).float().mean()
-        return loss, [policy_loss.detach(), fraction, value_loss.detach(), -entropy.detach()], divergence
+        self, batch: Minibatch, arrays: Arrays, clip_range: float, clip_range_vf: float | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the loss, and (policy loss, clip fraction, value loss, entropy loss, approximate divergence)."""
+        values, log_probs, entropy = self._tensors.evaluate(batch, arrays)
+        loss, parts = clipped_loss(values, log_probs, batch, clip_range, clip_range_vf, self.vf_coef)
+        return loss - self.ent_coef * entropy, (*parts[:3], -entropy.detach(), parts.divergence)
 
     def _log(
         self, steps: Tensor, norms: Tensor, divergences: Tensor, clip_range: float, clip_range_vf: float | None

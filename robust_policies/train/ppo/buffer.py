@@ -25,6 +25,23 @@ class Minibatch(NamedTuple):
     critic_state: Tensor
 
 
+class Pieces:
+    """One minibatch, in pieces of at most `width` environments, gathered as they are asked for."""
+
+    def __init__(self, buffer: TensorRolloutBuffer, order: Tensor | None, places: range, width: int) -> None:
+        self._buffer, self._order, self._places, self._width = buffer, order, places, width
+
+    def __len__(self) -> int:
+        return -(-len(self._places) // self._width)
+
+    def __iter__(self) -> Iterator[tuple[Minibatch, float]]:
+        """Yield each piece with its share of the minibatch."""
+        for first in self._places[:: self._width]:
+            piece = slice(first, min(first + self._width, self._places.stop))
+            rows = piece if self._order is None else self._order[piece]
+            yield self._buffer.take(rows), (piece.stop - piece.start) / len(self._places)
+
+
 class TensorRolloutBuffer:
     """What one rollout leaves behind, on one device; every rollout writes into the same memory.
 
@@ -60,6 +77,7 @@ class TensorRolloutBuffer:
         self.starts, self.dones = zeros(*grid, dtype=torch.bool), zeros(*grid, dtype=torch.bool)
         self.rewards, self.values, self.log_probs = zeros(*grid), zeros(*grid), zeros(*grid)
         self.advantages, self.returns = zeros(*grid), zeros(*grid)
+        self._counted = self.advantages
         self.actor_state, self.critic_state = zeros(n_envs, state_sizes[0]), zeros(n_envs, state_sizes[1])
 
     def estimate(self, rewards: Tensor, last_values: Tensor, discount: float, gae_lambda: float) -> None:
@@ -81,28 +99,49 @@ class TensorRolloutBuffer:
             advantage = torch.addcmul(delta, factor, advantage, out=row)
         torch.add(self.advantages, self.values, out=self.returns)
 
-    def minibatches(self, count: int) -> Iterator[Minibatch]:
-        """Yield `count` minibatches of as many environments each, drawn anew; sequences stay whole."""
-        if count == 1:
-            yield self._take(None)
-            return
-        order = torch.randperm(self.n_envs, device=self.device)
-        for rows in order.view(count, -1):
-            yield self._take(rows)
+    def minibatches(self, count: int, normalize: bool = False, rows_at_once: int | None = None) -> Iterator[Pieces]:
+        """Yield `count` minibatches of as many environments each, drawn anew; sequences stay whole.
 
-    def _take(self, rows: Tensor | None) -> Minibatch:
+        Args:
+            count: of minibatches.
+            normalize: give the advantages of each minibatch with mean 0 and deviation 1, as Stable-Baselines3 does;
+                one advantage alone has no deviation and stays.
+            rows_at_once: samples of a piece, at most; None: a minibatch is one piece.
+        """
+        each = self.n_envs // count
+        order = None if count == 1 else torch.randperm(self.n_envs, device=self.device)
+        self._counted = self.advantages
+        if normalize and each * self.buffer_size > 1:
+            self._counted = self._normalized(order, count)
+        width = each if rows_at_once is None else min(each, max(1, rows_at_once // self.buffer_size))
+        for first in range(0, self.n_envs, each):
+            yield Pieces(self, order, range(first, first + each), width)
+
+    def _normalized(self, order: Tensor | None, count: int) -> Tensor:
+        """Return the advantages (n_steps, n_envs), those of each minibatch normalised."""
+        advantages = self.advantages
+        if order is None:
+            deviation, mean = torch.std_mean(advantages)
+            return (advantages - mean).div_(deviation + 1e-8)
+        chosen = advantages.index_select(1, order).view(self.buffer_size, count, -1)
+        deviation, mean = torch.std_mean(chosen, dim=(0, 2), keepdim=True)
+        normalized = ((chosen - mean) / (deviation + 1e-8)).flatten(1)
+        return torch.empty_like(advantages).index_copy_(1, order, normalized)
+
+    def take(self, rows: Tensor | slice) -> Minibatch:
+        """Return the sequences of some environments, by number or a slice; advantages as the present epoch has them."""
         grids = (
             self.observations,
             self.actions,
             self.starts,
             self.values,
             self.log_probs,
-            self.advantages,
+            self._counted,
             self.returns,
         )
         states = (self.actor_state, self.critic_state)
-        if rows is None:
-            return Minibatch(*grids, *states)
+        if isinstance(rows, slice):
+            return Minibatch(*(grid[:, rows] for grid in grids), *(state[rows] for state in states))
         return Minibatch(*(grid.index_select(1, rows) for grid in grids), *(s.index_select(0, rows) for s in states))
 
 

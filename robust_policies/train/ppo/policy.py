@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -10,13 +9,14 @@ from gymnasium import spaces
 from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from robust_policies import checks
 from robust_policies.policies import RecurrentCellPolicy
 from robust_policies.policies.actor import ScaledCell
 from robust_policies.train.ppo.buffer import Minibatch
+from robust_policies.train.ppo.losses import GaussianLogProb, gaussian_entropy, gaussian_log_prob
 
-_HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 _ROWS_AT_ONCE = 2**14
 
 
@@ -26,6 +26,13 @@ class Evaluated(NamedTuple):
     values: Tensor
     log_probs: Tensor
     entropy: Tensor
+
+
+class Arrays(NamedTuple):
+    """The explicit arrays of actor and critic; None where the critic has no cell."""
+
+    actor: Any
+    critic: Any
 
 
 class States(NamedTuple):
@@ -78,11 +85,16 @@ class TensorPolicy:
         """Return the values (...) of the critic's latents (..., width)."""
         return self.policy.value_net(self.policy.mlp_extractor.forward_critic(latent)).squeeze(-1)
 
-    def evaluate(self, batch: Minibatch) -> Evaluated:
-        """Return values, log-probabilities and entropy of a minibatch; the cells' arrays are computed once."""
-        outputs = self._sequence(self.actor, batch.observations, batch.actor_state, batch.starts)
+    def arrays(self) -> Arrays:
+        """Return the explicit arrays of the present weights."""
+        return Arrays(self.actor.explicit(), None if self.critic is None else self.critic.explicit())
+
+    def evaluate(self, batch: Minibatch, arrays: Arrays) -> Evaluated:
+        """Return values, log-probabilities and entropy of sequences."""
+        observations, starts = batch.observations, batch.starts
+        outputs = _sequence(self.actor, arrays.actor, observations, batch.actor_state, starts)
         if self.critic is not None:
-            latent = self._sequence(self.critic, batch.observations, batch.critic_state, batch.starts)
+            latent = _sequence(self.critic, arrays.critic, observations, batch.critic_state, starts)
         elif self.shared:
             latent = torch.cat((outputs.detach(), self.actor.scaling(batch.observations)), dim=-1)
         else:
@@ -91,16 +103,37 @@ class TensorPolicy:
         values = self.values(latent)
         if self.gaussian:
             log_std = self.policy.log_std
-            noise = (batch.actions - self.policy.action_net(outputs)) * (-log_std).exp()
-            return Evaluated(values, gaussian_log_prob(noise, log_std), (log_std + (0.5 + _HALF_LOG_2PI)).sum())
+            log_probs = GaussianLogProb.apply(self.policy.action_net(outputs), log_std, batch.actions)
+            return Evaluated(values, log_probs, gaussian_entropy(log_std))
         distribution = self.policy._get_action_dist_from_latent(outputs.flatten(0, 1))
         log_probs = distribution.log_prob(batch.actions.flatten(0, 1)).view_as(values)
         entropy = distribution.entropy()
         return Evaluated(values, log_probs, -log_probs.mean() if entropy is None else entropy.mean())
 
-    @staticmethod
-    def _sequence(body: ScaledCell, observations: Tensor, state: Tensor, starts: Tensor) -> Tensor:
-        return body.run(observations, state, starts if body.cell.state_size else None)[0]
+
+def _sequence(body: ScaledCell, arrays: Any, observations: Tensor, state: Tensor, starts: Tensor) -> Tensor:
+    inputs = body.scaling(observations)
+    return body.cell.run(arrays, inputs, state, starts if body.cell.state_size else None)[0]
+
+
+class Apart:
+    """Arrays cut off from the parameters that they come from, so that gradients of many pieces are summed there first.
+
+    Attributes:
+        arrays: the same values, as leaves.
+    """
+
+    def __init__(self, arrays: Arrays) -> None:
+        found, kind = tree_flatten(arrays)
+        leaves = [v.detach().requires_grad_(v.requires_grad) if isinstance(v, Tensor) else v for v in found]
+        self._joints = [(v, leaf) for v, leaf in zip(found, leaves, strict=True) if getattr(v, "requires_grad", False)]
+        self.arrays: Arrays = tree_unflatten(leaves, kind)
+
+    def backward(self) -> None:
+        """Hand the sums on to the parameters."""
+        reached = [(value, leaf.grad) for value, leaf in self._joints if leaf.grad is not None]
+        if reached:
+            torch.autograd.backward(*map(list, zip(*reached, strict=True)))
 
 
 class RolloutPolicy:
@@ -113,6 +146,9 @@ class RolloutPolicy:
         self.critic_arrays = None if self.critic is None else self.critic.explicit()
         self.states = states
         self.latents: list[Tensor] = []
+        self._values: list[Tensor] = []
+        # In pieces: the hidden layers of all steps at once would take many times the rollout's memory.
+        self._length = max(1, _ROWS_AT_ONCE // len(states.actor))
         self.log_probs: list[Tensor] = []
         self.noise = self.deviation = None
         if tensors.gaussian:
@@ -130,9 +166,9 @@ class RolloutPolicy:
             latent, critic_state = self.critic.cell.step(
                 self.critic_arrays, self.critic.scaling(observations), critic_state
             )
-            self.latents.append(latent)
+            self._keep(latent)
         elif self.tensors.shared:
-            self.latents.append(torch.cat((outputs, self.actor.scaling(observations)), dim=-1))
+            self._keep(torch.cat((outputs, self.actor.scaling(observations)), dim=-1))
         self.states = States(actor_state, critic_state)
         if self.noise is not None and self.deviation is not None:
             return torch.addcmul(self.policy.action_net(outputs), self.noise[t], self.deviation)
@@ -160,22 +196,23 @@ class RolloutPolicy:
 
     def all_values(self, observations: Tensor) -> Tensor:
         """Return the values (time, env) of the rollout's observations (time, env, nu), after its last step."""
-        # In pieces: the hidden layers of all steps at once would take many times the rollout's memory.
-        length = max(1, _ROWS_AT_ONCE // observations.shape[1])
-        values = []
-        for first in range(0, len(observations), length):
-            piece = slice(first, first + length)
-            latents = torch.stack(self.latents[piece]) if self.latents else self.latent(observations[piece])
-            values.append(self.tensors.values(latents))
-        return torch.cat(values)
+        self._value_latents()
+        if not self._values:
+            self._values = [self.tensors.values(self.latent(piece)) for piece in observations.split(self._length)]
+        return torch.cat(self._values)
+
+    def _keep(self, latent: Tensor) -> None:
+        self.latents.append(latent)
+        if len(self.latents) == self._length:
+            self._value_latents()
+
+    def _value_latents(self) -> None:
+        if self.latents:
+            self._values.append(self.tensors.values(torch.stack(self.latents)))
+            self.latents.clear()
 
     def all_log_probs(self) -> Tensor:
         """Return the log-probabilities (time, env) of the sampled actions, after the rollout's last step."""
         if self.noise is not None:
             return gaussian_log_prob(self.noise, self.policy.log_std)
         return torch.stack(self.log_probs)
-
-
-def gaussian_log_prob(noise: Tensor, log_std: Tensor) -> Tensor:
-    """Return the log-probability (...) of actions mean + exp(log_std) noise, noise (..., na), log_std (na,)."""
-    return noise.square().sum(-1).mul(-0.5) - (log_std.sum() + _HALF_LOG_2PI * log_std.shape[0])

@@ -338,7 +338,7 @@ def test_minibatches_are_disjoint_shares_of_whole_environments():
     ours = make_model(make_env(), batch_size=2 * STEPS)
     buffer = ours.rollout_buffer
     buffer.values.copy_(torch.arange(ENVS).expand(STEPS, ENVS))
-    taken = [batch.values for batch in buffer.minibatches(ours.minibatches)]
+    taken = [batch.values for pieces in buffer.minibatches(ours.minibatches) for batch, _ in pieces]
     assert [tuple(values.shape) for values in taken] == [(STEPS, 2)] * 3
     assert sorted(torch.cat([values[0] for values in taken]).tolist()) == list(range(ENVS))
 
