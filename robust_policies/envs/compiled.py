@@ -57,7 +57,7 @@ class Steps:
         """How many a step takes."""
 
     def noise(self, uniform: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Return a step's process and measurement noise, None where the plant has none, of its random numbers."""
+        """Return noises of process and measurement, (n, q) and (n, p), None where there is none, of numbers (n, r)."""
         process, measurement = self.plant.process_noise_size, self.plant.measurement_noise_size
         drawn = normals(uniform, process + measurement).to(self.state_dtype)
         return (drawn[:, :process] if process else None), (drawn[:, process:] if measurement else None)

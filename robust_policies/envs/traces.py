@@ -157,11 +157,11 @@ class Trace(TorchFunctionMode):
         self._known: dict[Any, int] = {}
 
     def symbol(self, example: torch.Tensor, letter: str, late: bool) -> Symbol:
-        """Return an argument of the function; its numbers, row by row, are called by a letter and their place."""
+        """Return an argument like an example (1, n); its numbers, row by row, are called by letter and place."""
         return Symbol(example, _like(example, [self._node(f"{letter}{i}", late=late) for i in range(example.numel())]))
 
     def nodes_of(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the nodes of a symbol's entries, or of a constant's."""
+        """Return the nodes of the entries of a symbol of any shape, or of a constant's."""
         if isinstance(tensor, Symbol):
             return tensor.nodes
         return _like(tensor, [self._literal(number) for number in tensor.flatten().tolist()])

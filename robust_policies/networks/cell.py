@@ -28,11 +28,11 @@ class FixedStep(ABC):
 
     @abstractmethod
     def forward(self, input: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Any]:
-        """Return (output, next state, what `backward` needs), without a graph."""
+        """Return output, next state and what `backward` needs, without a graph; input (batch, nu), state (batch, nx)."""
 
     @abstractmethod
     def backward(self, kept: Any, output: Tensor, following: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the gradients of input and state from those of output and next state."""
+        """Return the gradients of input (batch, nu) and state (batch, nx) from those of output and next state."""
 
 
 class Cell(nn.Module, ABC):

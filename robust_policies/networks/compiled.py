@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import register_pytree_node
 
 from robust_policies.networks.activations import ACTIVATIONS
 from robust_policies.networks.program import transformed
@@ -35,6 +36,26 @@ class Collapsed(NamedTuple):
     d: Tensor
     weights: tuple[Tensor, ...]
     biases: tuple[Tensor, ...]
+
+
+def with_step(kind: type[Any]) -> type[Any]:
+    """Return a subclass of a NamedTuple of explicit arrays whose `collapsed` is their step, made together with them.
+
+    For `torch.utils._pytree` the step's arrays are leaves too, after the others.
+    """
+    made = type(f"{kind.__name__}WithStep", (kind,), {"collapsed": None})
+
+    def taken_apart(arrays: Any) -> tuple[list[Any], None]:
+        return [*arrays, arrays.collapsed], None
+
+    def put_together(leaves: Iterable[Any], _: None) -> Any:
+        *arrays, collapsed = leaves
+        found = made(*arrays)
+        found.collapsed = collapsed
+        return found
+
+    register_pytree_node(made, taken_apart, put_together)
+    return made
 
 
 def applies(name: str, inputs: Tensor, state: Tensor, step: Collapsed) -> bool:
@@ -66,7 +87,8 @@ def run(name: str, starts: Tensor | None, inputs: Tensor, state: Tensor, step: C
         state: (batch, nx).
         step: of the cell.
     """
-    return _Run.apply(name, starts, len(step.biases), inputs, state, *step[:6], *step.weights, *step.biases)
+    rest = (*step[:6], *step.weights, *step.biases)
+    return _Run.apply(name, starts, len(step.biases), inputs, state, *rest)
 
 
 def plain_run(
@@ -189,7 +211,8 @@ def _again(ctx: Any, tensors: Sequence[Tensor], grads: Sequence[Tensor]) -> list
         aliases = [tensor.view_as(tensor) if need else tensor for tensor, need in zip(tensors, needed, strict=True)]
         inputs, state, *rest = aliases
         places = len(rest) - ctx.layers
-        step = Collapsed(*rest[:6], tuple(rest[6:places]), tuple(rest[places:]))
+        P, c, B, Q, R, d = rest[:6]
+        step = Collapsed(P, c, B, Q, R, d, tuple(rest[6:places]), tuple(rest[places:]))
         outputs = plain_run(ctx.name, ctx.starts, inputs, state, step)
     wanted = [alias for alias, need in zip(aliases, needed, strict=True) if need]
     found = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=torch.is_grad_enabled(), allow_unused=True))

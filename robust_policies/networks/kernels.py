@@ -19,6 +19,7 @@ Needs numba (the extra `fast`); compiled once, kept on the disk. Whatever is not
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numba
 import numpy as np
@@ -39,7 +40,7 @@ _P = (
 _Q = (1.0, 0.4641648397433102, 0.02449138163917271, 0.0002544751398427181)
 
 
-def _compiled(function):  # type: ignore[no-untyped-def]  # numba's decorator has no types
+def _compiled(function: Any) -> Any:
     return numba.njit(function, fastmath=_FAST, cache=True, error_model="numpy", nogil=True)
 
 
@@ -50,7 +51,7 @@ def kind_of(name: str, dtype: np.dtype) -> int:
 
 
 @_compiled
-def _product(W, X, Y):  # type: ignore[no-untyped-def]
+def _product(W, X, Y):
     """Add W X to Y: (m, k), (k, batch), (m, batch)."""
     m, k = W.shape
     batch = X.shape[1]
@@ -71,7 +72,7 @@ def _product(W, X, Y):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _outer(D, X, G):  # type: ignore[no-untyped-def]
+def _outer(D, X, G):
     """Add D X' to G: (m, batch), (k, batch), (m, k)."""
     m, batch = D.shape
     k = X.shape[0]
@@ -101,7 +102,7 @@ def _outer(D, X, G):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _turned(W):  # type: ignore[no-untyped-def]
+def _turned(W):
     """Return W' for W (m, k)."""
     m, k = W.shape
     found = np.empty((k, m), W.dtype)
@@ -112,7 +113,7 @@ def _turned(W):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _sums(D, g):  # type: ignore[no-untyped-def]
+def _sums(D, g):
     """Add the sums of the rows of D (m, batch) to g (m,)."""
     m, batch = D.shape
     for i in range(m):
@@ -123,7 +124,7 @@ def _sums(D, g):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _copied(X, Y):  # type: ignore[no-untyped-def]
+def _copied(X, Y):
     """Overwrite Y (m, batch) with X."""
     m, batch = X.shape
     for i in range(m):
@@ -133,7 +134,7 @@ def _copied(X, Y):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _filled(x, Y):  # type: ignore[no-untyped-def]
+def _filled(x, Y):
     """Overwrite the rows of Y (m, batch) with the entries of x (m,)."""
     m, batch = Y.shape
     for i in range(m):
@@ -143,7 +144,7 @@ def _filled(x, Y):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _kept(keep, X):  # type: ignore[no-untyped-def]
+def _kept(keep, X):
     """Zero the samples of X (m, batch) where keep (batch,) is 0, whatever they are."""
     m, batch = X.shape
     zero = X.dtype.type(0)
@@ -154,7 +155,7 @@ def _kept(keep, X):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _rational(x):  # type: ignore[no-untyped-def]
+def _rational(x):
     f = np.float32
     x = min(max(x, f(-_BOUND)), f(_BOUND)) if x == x else x
     t = x * x
@@ -173,7 +174,7 @@ def _rational(x):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _activate(kind, Z):  # type: ignore[no-untyped-def]
+def _activate(kind, Z):
     """Overwrite Z (m, batch) with the activation of its entries."""
     m, batch = Z.shape
     one, half, leak = Z.dtype.type(1), Z.dtype.type(0.5), Z.dtype.type(_LEAK)
@@ -206,7 +207,7 @@ def _activate(kind, Z):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _slope(kind, H, G):  # type: ignore[no-untyped-def]
+def _slope(kind, H, G):
     """Multiply G (m, batch) by the activation's derivative where its value is H (m, batch)."""
     m, batch = H.shape
     zero, one, leak = H.dtype.type(0), H.dtype.type(1), H.dtype.type(_LEAK)
@@ -233,7 +234,7 @@ def _slope(kind, H, G):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def forward(kind, keep, inputs, state, P, c, B, Q, R, d, weights, biases, blocks, S, H):  # type: ignore[no-untyped-def]
+def forward(kind, keep, inputs, state, P, c, B, Q, R, d, weights, biases, blocks, S, H):
     """Return the outputs (time, ny, batch); `state` (nx, batch) becomes the final one.
 
     Args:
@@ -284,7 +285,7 @@ def forward(kind, keep, inputs, state, P, c, B, Q, R, d, weights, biases, blocks
 
 
 @_compiled
-def backward(kind, keep, nu, grad, state, PT, BT, QT, RT, weights, blocks, S, H):  # type: ignore[no-untyped-def]
+def backward(kind, keep, nu, grad, state, PT, BT, QT, RT, weights, blocks, S, H):
     """Return the gradients of inputs (time, nu, batch), P, c, B, Q, R, d, weights and biases.
 
     `grad` (time, ny, batch) is that of the outputs; `state` (nx, batch), that of the final state, becomes that of the

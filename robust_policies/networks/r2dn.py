@@ -15,7 +15,7 @@ from robust_policies import checks
 from robust_policies.errors import InvalidValueError
 from robust_policies.networks import r2dn_forms as forms
 from robust_policies.networks.cell import hidden_widths
-from robust_policies.networks.compiled import Collapsed, applies, run
+from robust_policies.networks.compiled import Collapsed, applies, run, with_step
 from robust_policies.networks.guarantees import Contracting, Dissipative, Guarantee
 from robust_policies.networks.lbdn import LayerMatrices, explicit_layers, sandwich_layers
 from robust_policies.networks.linalg import frobenius, full_precision
@@ -42,10 +42,7 @@ class R2DNExplicit(NamedTuple):
     layers: tuple[LayerMatrices, ...]
 
 
-class _Together(R2DNExplicit):
-    """Explicit arrays that were made together with their collapsed step."""
-
-    collapsed: Collapsed
+_Together = with_step(R2DNExplicit)
 
 
 class R2DN(RobustCell):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from robust_policies.errors import InvalidValueError
 from robust_policies.networks import ren_forms as forms
-from robust_policies.networks.compiled import Collapsed, applies, run
+from robust_policies.networks.compiled import Collapsed, applies, run, with_step
 from robust_policies.networks.equilibrium import solve_equilibrium
 from robust_policies.networks.guarantees import Contracting, Dissipative, Guarantee
 from robust_policies.networks.linalg import frobenius, full_precision
@@ -39,10 +39,7 @@ class RENExplicit(NamedTuple):
     by: Tensor
 
 
-class _Together(RENExplicit):
-    """Explicit arrays that were made together with their step in s = [x; u]."""
-
-    collapsed: Collapsed
+_Together = with_step(RENExplicit)
 
 
 def _collapsed(e: RENExplicit) -> Collapsed:

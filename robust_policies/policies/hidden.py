@@ -50,7 +50,7 @@ def hidden_layers(modules: Iterable[nn.Module], inputs: Tensor) -> Tensor:
         for module in modules:
             inputs = module(inputs)
         return inputs
-    parameters = [value for layer in layers for value in (layer.weight, layer.bias)]
+    parameters: list[Any] = [value for layer in layers for value in (layer.weight, layer.bias)]
     flat = inputs.flatten(0, -2)
     if torch.is_grad_enabled():
         h = _Hidden.apply(kind, flat, *parameters)

@@ -133,7 +133,7 @@ class Apart:
         """Hand the sums on to the parameters."""
         reached = [(value, leaf.grad) for value, leaf in self._joints if leaf.grad is not None]
         if reached:
-            torch.autograd.backward(*map(list, zip(*reached, strict=True)))
+            torch.autograd.backward([value for value, _ in reached], [slope for _, slope in reached])
 
 
 class RolloutPolicy:
