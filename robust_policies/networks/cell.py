@@ -28,7 +28,7 @@ class FixedStep(ABC):
 
     @abstractmethod
     def forward(self, input: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Any]:
-        """Return output, next state and what `backward` needs, without a graph; input (batch, nu), state (batch, nx)."""
+        """Return output, next state, what `backward` needs, without a graph; input (batch, nu), state (batch, nx)."""
 
     @abstractmethod
     def backward(self, kept: Any, output: Tensor, following: Tensor) -> tuple[Tensor, Tensor]:
