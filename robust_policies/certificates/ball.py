@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -58,12 +58,37 @@ class Ball:
         return delta if self.measured is None else torch.where(self.measured, delta, 0.0)
 
 
+@dataclass(frozen=True)
+class Balls:
+    """Sequences whose first, second, ... entries are in a ball each.
+
+    Attributes:
+        balls: one for each part.
+        parts: how many entries each has.
+    """
+
+    balls: Sequence[Ball]
+    parts: list[int]
+
+    def project(self, delta: Tensor) -> Tensor:
+        """Return the nearest member to `delta` in the l2 norm."""
+        return self._each(Ball.project, delta)
+
+    def steepest(self, gradient: Tensor) -> Tensor:
+        """Return the member furthest along `gradient`."""
+        return self._each(Ball.steepest, gradient)
+
+    def _each(self, move: Callable[[Ball, Tensor], Tensor], whole: Tensor) -> Tensor:
+        pieces = zip(self.balls, whole.split(self.parts, -1), strict=True)
+        return torch.cat([move(ball, piece) if piece.shape[-1] else piece for ball, piece in pieces], -1)
+
+
 def unit(norm: str, noise: Tensor) -> Tensor:
     """Return standard normal noise (time, batch, nu) moved to the surface (linf: corners) of the ball of size 1."""
     return Ball(norm, torch.ones(noise.shape[1], dtype=noise.dtype, device=noise.device)).steepest(noise)
 
 
-def climb(cost: Callable[[Tensor], Tensor], start: Tensor, ball: Ball, steps: int) -> tuple[Tensor, Tensor]:
+def climb(cost: Callable[[Tensor], Tensor], start: Tensor, ball: Ball | Balls, steps: int) -> tuple[Tensor, Tensor]:
     """Return the perturbations (time, batch, nu) of the largest cost met, and that cost (batch,).
 
     Each of `steps` steps goes to the point of the ball that is furthest along the gradient (the power iteration, or

@@ -76,8 +76,8 @@ class Moves(NamedTuple):
 
     def unclipped(self, perturbation: Perturbation, steps: int, inputs: int) -> Array:
         """Return how far (steps, nc) the perturbation alone moves each signal by each step."""
-        sizes = np.full(len(perturbation.groups(inputs)), perturbation.size)
-        unknown = np.full(steps, np.inf if perturbation.size else 0.0)
+        sizes = np.sqrt(perturbation.budgets(steps, inputs))
+        unknown = np.full(steps, 0.0 if perturbation.nothing else np.inf)
         whole = perturbation.norm == "total_l2"
         each = [unknown if one is None else one.bound(sizes, whole) for one in self.free]
         return np.stack(each, axis=-1) * (1 + MARGIN)

@@ -127,22 +127,52 @@ def rated(neurons: Neurons) -> Iterator[tuple[float, Candidate]]:
             yield rate, Candidate(metric, theta)
 
 
+class Noise(NamedTuple):
+    """Inputs of a loop that are bounded one by one: `before` the perturbation's and `after` them, each by `bound`."""
+
+    before: int
+    after: int
+    bound: float
+
+
 class Perturbation(NamedTuple):
-    """Every sequence d (time, nd) of a size: of each step's l2 or linf norm, or of the l2 norm of the whole."""
+    """Every sequence d (time, nd) of a size: of each step's l2 or linf norm, or of the l2 norm of the whole.
+
+    With a noise the inputs are (noise before, d, noise after), and each entry of the noise is bounded at every step.
+    """
 
     norm: str
     size: float
+    noise: Noise | None = None
+
+    @property
+    def nothing(self) -> bool:
+        """Return whether zero is the only member."""
+        return self.size == 0.0 and (self.noise is None or self.noise.bound == 0.0)
 
     def total(self, steps: int, inputs: int) -> float:
-        """Return the largest l2 norm of a whole sequence."""
-        if self.norm == "total_l2":
-            return self.size
-        entries = inputs if self.norm == "per_step_linf" else 1
-        return self.size * math.sqrt(steps * entries) * (1 + 1e-14)
+        """Return the largest l2 norm of a whole sequence of all inputs."""
+        spent = self.budgets(steps, inputs)
+        return math.sqrt(float(spent.sum()) * (1 if self.norm == "total_l2" else steps)) * (1 + 1e-14)
 
     def groups(self, inputs: int) -> Array:
-        """Return the multipliers' map (groups, inputs): each group's sum of squares is at most size^2."""
-        return np.eye(inputs) if self.norm == "per_step_linf" else np.ones((1, inputs))
+        """Return the multipliers' map (groups, inputs): which inputs' sum of squares has a budget together."""
+        if self.norm == "per_step_linf":
+            return np.eye(inputs)
+        first, last = (self.noise.before, inputs - self.noise.after) if self.noise is not None else (0, inputs)
+        together = np.zeros((1, inputs))
+        together[0, first:last] = 1.0
+        alone = np.eye(inputs)
+        return np.vstack((alone[:first], together, alone[last:]))
+
+    def budgets(self, steps: int, inputs: int) -> Array:
+        """Return (groups,) what each group's sum of squares may be: at each step, of a total norm in all of them."""
+        whole = self.norm == "total_l2"
+        if self.noise is None:
+            return np.full(len(self.groups(inputs)), self.size**2)
+        one = self.noise.bound**2 * (steps if whole else 1)
+        own = len(self.groups(inputs)) - self.noise.before - self.noise.after
+        return np.repeat([one, self.size**2, one], [self.noise.before, own, self.noise.after])
 
 
 class CostBounds(NamedTuple):
@@ -226,7 +256,7 @@ class Along:
                 "A multiplier is negative or not finite; expected numbers >= 0, one for each neuron."
             )
         first = self.triangle(gain.gain, perturbation)
-        if perturbation.size == 0.0 or gain.gain == 0.0:
+        if perturbation.nothing or gain.gain == 0.0:
             return CostBounds(first, first, first, None)
         total = perturbation.total(self.steps, self.loop.sizes[2])
         share = math.sqrt(float(self.cost.mean())) / (gain.gain * total)
@@ -338,7 +368,8 @@ class Descent:
     """
 
     def __init__(self, dual: Dual, perturbation: Perturbation, groups: Array) -> None:
-        self.dual, self.groups, self.budget = dual, groups, perturbation.size**2
+        self.dual, self.groups = dual, groups
+        self.budget = perturbation.budgets(dual.steps, groups.shape[1])
         self.whole = perturbation.norm == "total_l2"
         self.best: tuple[Array, Array] = (np.zeros(0), np.zeros(0))
         self.worst: Array | None = None
@@ -361,7 +392,7 @@ class Descent:
             point = self.dual.at(mu, theta, self.groups)
             if point is None:
                 return None
-            bound = (point.kappa + spent * float(mu.sum())) * (1 + MARGIN)
+            bound = (point.kappa + float((mu * spent).sum())) * (1 + MARGIN)
             least = bound if least is None else np.minimum(least, bound)
             if bound.mean() < mean:
                 mean, self.best, self.worst = float(bound.mean()), (mu, theta), point.worst
@@ -370,7 +401,7 @@ class Descent:
         descend(at, np.concatenate((np.log(mu).ravel(), np.log(theta).ravel())), iterations, rate)
         return least
 
-    def _slope(self, point: Point, mu: Array, theta: Array, spent: float) -> Array:
+    def _slope(self, point: Point, mu: Array, theta: Array, spent: Array) -> Array:
         """Return the gradient of the mean bound by the logarithms of mu and theta."""
         squares, forms = point.squares.mean(1), point.forms.mean(1)
         squares = squares.sum(0, keepdims=True) if len(mu) == 1 else squares

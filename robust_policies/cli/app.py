@@ -166,6 +166,14 @@ def certify(
         int | None,
         typer.Option(min=0, metavar="STEPS", help="from an action to the plant, for --return [default: the task's]"),
     ] = None,
+    noise: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="K",
+            help="of every noise up to K deviations, for --return [default: of the noise of the episodes]",
+        ),
+    ] = None,
     episodes: Annotated[
         int | None,
         typer.Option(
@@ -190,7 +198,7 @@ def certify(
     modes = {"--check": check, "--weights": weights, "--return": return_, "--smooth": smooth}
     asked = [name for name, value in modes.items() if value is not None and value is not False]
     given = {"--sizes": sizes, "--norm": norm, "--episodes": episodes, "--seed": seed}
-    given |= {"--confidence": confidence, "--floor": floor, "--delay": delay}
+    given |= {"--confidence": confidence, "--floor": floor, "--delay": delay, "--noise": noise}
     check_together(asked, [name for name, value in given.items() if value is not None])
     numbers = None if sizes is None else _numbers("--sizes", sizes)
     if check:
@@ -199,7 +207,7 @@ def certify(
     open_run(folder)
     if return_:
         options = {"norm": (norm or Norm.per_step_l2).value, "episodes": episodes or 64, "seed": seed or 0}
-        proven = certify_return_folder(folder, numbers, **options, delay=delay or 0)
+        proven = certify_return_folder(folder, numbers, **options, delay=delay or 0, noise=noise)
     elif smooth is not None:
         level = 0.99 if confidence is None else confidence
         options = {"episodes": episodes, "confidence": level, "floor": floor, "seed": seed or 0}

@@ -42,7 +42,8 @@ def check_together(modes: list[str], given: list[str]) -> None:
         raise InvalidValueError(f"{modes[1]} was given with {modes[0]}{why}.")
     mode = modes[0] if modes else ""
     for option in given:
-        whose = {"--norm": "--return", "--delay": "--return", "--confidence": "--smooth", "--floor": "--smooth"}
+        whose = dict.fromkeys(("--norm", "--delay", "--noise"), "--return")
+        whose |= dict.fromkeys(("--confidence", "--floor"), "--smooth")
         takes = (whose[option],) if option in whose else ("--return", "--smooth")
         if mode not in takes:
             raise InvalidValueError(f"{option} was given without {' or '.join(takes)}, which it is for.")

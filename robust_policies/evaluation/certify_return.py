@@ -36,6 +36,7 @@ def certify_return_run(
     episodes: int = 64,
     seed: int = 0,
     delay: int = 0,
+    noise: float | None = None,
 ) -> ReturnCertificate:
     """Return the certificate of the return in a run folder's own task, also written to return_certificate.json.
 
@@ -49,11 +50,12 @@ def certify_return_run(
         episodes: their number.
         seed: of the episodes.
         delay: as of `policies.certified_return`.
+        noise: as of `policies.certified_return`.
     """
     run = RunFolder(folder)
     policy, task = load_policy(run.path), _task(run)
     given = _default_sizes(task) if sizes is None else list(sizes)
-    certificate = certified_return(policy, task, given, norm, episodes, seed, delay)
+    certificate = certified_return(policy, task, given, norm, episodes, seed, delay, noise)
     if isinstance(plant_of(task["id"], task["kwargs"]), LinearPlant):
         certificate = replace(certificate, sensors=sensor_errors(policy, task, delay))
     certificate.to_json(run.return_certificate)

@@ -1,4 +1,4 @@
-"""Episodes of a plant in feedback with a policy, start and noise known, and the worst that a search can do."""
+"""Episodes of a plant in feedback with a policy, start and noise known or searched too, and the worst that is found."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robust_policies.certificates.ball import Ball, climb, unit
+from robust_policies.certificates.ball import Ball, Balls, climb
 from robust_policies.envs.known import Known
 from robust_policies.envs.plant import Plant
 from robust_policies.policies.running import RunningPolicy
@@ -35,7 +35,7 @@ class Played(NamedTuple):
 
 
 class Playing:
-    """A policy and its plant in float64, differentiable in what is added to the observations.
+    """A policy and its plant in float64, differentiable in what is added to the observations and to the noise.
 
     Args:
         policy: as it runs.
@@ -44,23 +44,36 @@ class Playing:
         low, high: (m,) the limits of the actions.
         delay: d, steps from an action to the plant; until the first arrives it gets the idle action, as behind
             `ActionDelay`.
+        noise: what is added to the plant's noise for each unit of an input; 0: there are no such inputs.
     """
 
     def __init__(
-        self, policy: RunningPolicy, plant: Plant, known: Known, low: np.ndarray, high: np.ndarray, delay: int = 0
+        self,
+        policy: RunningPolicy,
+        plant: Plant,
+        known: Known,
+        low: np.ndarray,
+        high: np.ndarray,
+        delay: int = 0,
+        noise: float = 0.0,
     ) -> None:
-        self.policy, self.plant, self.known, self.delay = policy, plant, known, delay
+        self.policy, self.plant, self.known, self.delay, self.noise = policy, plant, known, delay, noise
+        self.parts = [known.process.shape[2] if noise else 0, plant.observation_size]
+        self.parts.append(known.measurement.shape[2] if noise else 0)
         self.params = plant.prepare(plant.nominal())
         self.low, self.high = torch.as_tensor(low).double(), torch.as_tensor(high).double()
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Return the shape (time, episodes, p) of what may be added to the observations."""
+        """Return the shape (time, episodes, q) of what may be added.
+
+        Its inputs are those of the process's noise, of the observations, and of the measurement's noise.
+        """
         steps, episodes, _ = self.known.process.shape
-        return steps, episodes, self.plant.observation_size
+        return steps, episodes, sum(self.parts)
 
     def play(self, added: Tensor | None = None) -> Played:
-        """Return the episodes in which `added` (time, episodes, p) is added to the observations; None: nothing."""
+        """Return the episodes in which `added` (time, episodes, q) is added, of `shape`; None: nothing."""
         plant, state = self.plant, self.known.start
         hidden = self.policy.begin(len(state))
         cost = torch.zeros(len(state), dtype=torch.float64)
@@ -68,8 +81,14 @@ class Playing:
         waiting = [idle.expand(len(state), -1)] * self.delay
         history: list[tuple[Tensor, ...]] = []
         for t, (process, measurement) in enumerate(zip(self.known.process, self.known.measurement, strict=True)):
+            extra = None
+            if added is not None:
+                to_process, extra, to_measurement = added[t].split(self.parts, -1)
+                if self.noise:
+                    process = process + self.noise * to_process
+                    measurement = measurement + self.noise * to_measurement
             observation = plant.observe(state, self.params, measurement if measurement.shape[1] else None)
-            observation = observation if added is None else observation + added[t]
+            observation = observation if extra is None else observation + extra
             action, inside, follow = self.policy.step(observation, hidden)
             sent = torch.minimum(torch.maximum(action, self.low), self.high)
             hidden = follow(sent)
@@ -91,18 +110,24 @@ class Playing:
         signals = played.signals.detach().numpy()
         return np.asarray(((signals <= low) | (signals >= high)).any(-1))
 
-    def worst(self, norm: str, size: float, starts: Sequence[np.ndarray], steps: int, seed: int) -> Tensor:
-        """Return the perturbations (time, episodes, p) of a size that cost most of all that were met.
+    def worst(
+        self, norm: str, size: float, starts: Sequence[np.ndarray], steps: int, seed: int, bound: float = 0.0
+    ) -> Tensor:
+        """Return what of a size may be added (time, episodes, q) that costs most of all that was met.
 
-        The whole episode is climbed at once, its noise known. It begins at `starts`, else at noise.
+        The whole episode is climbed at once, its noise known; the inputs of the noise are at most `bound` each. It
+        begins at `starts`, else at noise.
         """
         episodes = self.shape[1]
-        ball = Ball(norm, torch.full((episodes,), size, dtype=torch.float64))
+        ball: Ball | Balls = Ball(norm, torch.full((episodes,), size, dtype=torch.float64))
+        if self.noise:
+            box = Ball("per_step_linf", torch.full((episodes,), bound, dtype=torch.float64))
+            ball = Balls((box, ball, box), self.parts)
         noise = torch.randn(self.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         best = torch.zeros(self.shape, dtype=torch.float64)
         with torch.no_grad():
             most = self.play().cost
-        for start in [ball.steepest(torch.as_tensor(start)) for start in starts] or [size * unit(norm, noise)]:
+        for start in [ball.steepest(torch.as_tensor(start)) for start in starts] or [ball.steepest(noise)]:
             found, cost = climb(lambda added: self.play(added).cost, start, ball, steps)
             best = torch.where((cost > most)[None, :, None], found, best)
             most = torch.maximum(most, cost)

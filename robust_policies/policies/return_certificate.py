@@ -14,7 +14,7 @@ from robust_policies.files.atomic import read_json, write_json
 from robust_policies.files.versions import versions
 
 SCHEMA = 1
-_LATER = ("sensors", "region", "delay")
+_LATER = ("sensors", "region", "delay", "noise")
 _AT_MOST = {
     "per_step_l2": "in the l2 norm at every step",
     "per_step_linf": "at every sensor and step",
@@ -87,6 +87,8 @@ class ReturnCertificate:
             `low` and `high` of the box that they stay in, `moved_per_size` how far a perturbation of size 1 moves each,
             `channels` the number of slopes that vary in it. None for a linear plant.
         delay: by how many steps the actions reach the plant late.
+        noise: the rows are of every noise whose standard normal numbers are at most this in size, `nominal` is without
+            any; None: of the noise of the episodes.
     """
 
     status: str
@@ -103,6 +105,7 @@ class ReturnCertificate:
     sensors: tuple[SensorErrors, ...] = ()
     region: dict[str, Any] | None = None
     delay: int = 0
+    noise: float | None = None
 
     @property
     def claim(self) -> str:
@@ -118,8 +121,14 @@ class ReturnCertificate:
         if self.region is not None:
             return self._in_region(bounds)
         aside = f" Of {self.set_aside} other episode(s) nothing is said." if self.set_aside else ""
+        whose = f"each of {self.episodes} episodes of {self._where} (seed {self.seed})"
+        if self.noise is not None:
+            whose = (
+                f"each of {self.episodes} starts of {self._where} (seed {self.seed}) and every noise whose numbers are "
+                f"at most {self.noise:.6g} deviation(s) in size at every step"
+            )
         return (
-            f"For each of {self.episodes} episodes of {self._where} (seed {self.seed}), whoever adds an error to what "
+            f"For {whose}, whoever adds an error to what "
             "the policy reads and whatever it knows of start and noise, the return is bounded from below, and on "
             f"average it is {', '.join(bounds)} ({_AT_MOST[self.norm]}). {self._clipping()}{aside} The gain "
             f"{numbers.upper(self.gain or 0.0)} behind it is proven with its rounding; the bound of the return and "
@@ -192,6 +201,7 @@ class ReturnCertificate:
             # Files of older versions lack these.
             fields = {name: content[name] for name in cls.__dataclass_fields__ if name not in _LATER}
             fields |= {"region": content.get("region"), "delay": content.get("delay", 0)}
+            fields["noise"] = content.get("noise")
             fields["rows"] = tuple(ReturnRow(**row) for row in content["rows"])
             fields["sensors"] = tuple(SensorErrors(**sensor) for sensor in content.get("sensors", ()))
             fields["each"] = tuple(

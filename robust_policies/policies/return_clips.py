@@ -43,12 +43,13 @@ def clipped_loop(loop: ProvenLoop, entering: Array, model: LinearModel, steps: i
     around = _Around(whole.model, model.B, loop.performance.Dz, entering, len(loop.performance.Cz))
     signals = Neurons(around.signals(), whole.theta)
     costs = Neurons(around.clipped(), np.concatenate((whole.theta, np.ones(around.count))))
-    return ClippedLoop(balanced(costs).model, _moves(signals, steps, model.p, norm))
+    return ClippedLoop(balanced(costs).model, _moves(signals, steps, Perturbation(norm, 1.0, loop.noise)))
 
 
-def _moves(signals: Neurons, steps: int, inputs: int, norm: str) -> Moves:
-    """Return what moves the signals of a system (d, what is left off) -> signals."""
+def _moves(signals: Neurons, steps: int, perturbation: Perturbation) -> Moves:
+    """Return what moves the signals of a system (inputs, what is left off) -> signals."""
     count, around = signals.model.sizes[3], balanced(signals)
+    inputs = signals.model.sizes[2] - count
 
     def reach(signal: int, begin: int, end: int, groups: Array, whole: bool) -> Reach | None:
         model = around.model.then(np.eye(count)[[signal]])
@@ -57,8 +58,8 @@ def _moves(signals: Neurons, steps: int, inputs: int, norm: str) -> Moves:
             signals._replace(model=replace(model, B2=B2, D12=D12, D22=D22, error=None)), steps, groups, whole
         )
 
-    groups = Perturbation(norm, 1.0).groups(inputs)
-    free = [reach(signal, 0, inputs, groups, norm == "total_l2") for signal in range(count)]
+    groups, whole = perturbation.groups(inputs), perturbation.norm == "total_l2"
+    free = [reach(signal, 0, inputs, groups, whole) for signal in range(count)]
     own = _inputs(signals.model, inputs)
     if not _seen(own):
         none: list[list[Reach | None]] = [[None] * count for _ in range(count)]

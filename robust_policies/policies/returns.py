@@ -23,7 +23,7 @@ from robust_policies.certificates.ball import NORMS
 from robust_policies.certificates.clipped import ClippedAlong, Clips
 from robust_policies.certificates.lmi import Array
 from robust_policies.certificates.trajectory import MARGIN, Along, Gain, Perturbation
-from robust_policies.envs.known import known_episodes, seeds_of
+from robust_policies.envs.known import Known, known_episodes, seeds_of
 from robust_policies.envs.plants.linear import LinearPlant
 from robust_policies.errors import InvalidValueError, NotCertifiableError, UnknownNameError
 from robust_policies.policies.deployed import DeployedPolicy
@@ -35,6 +35,8 @@ from robust_policies.policies.return_region import certified_in_region
 from robust_policies.policies.return_task import Task, bare_task, fitting_model, lasting
 
 _SEARCH = 6
+# Steps of the two descents; where there is noise the multipliers that stay have further to go.
+_FEW, _MANY = (12, 40), (40, 40)
 
 
 def certified_return(
@@ -45,6 +47,7 @@ def certified_return(
     episodes: int = 64,
     seed: int = 0,
     delay: int = 0,
+    noise: float | None = None,
 ) -> ReturnCertificate:
     """Return what is proven of the policy's return where its observations may be off by anything of a size.
 
@@ -56,6 +59,8 @@ def certified_return(
         episodes: their number; they are those of `run_episodes` with this seed.
         seed: of the episodes.
         delay: steps from an action to the plant, of a linear one; that of `ActionDelay` around the task is known.
+        noise: what is proven holds of every noise whose standard normal numbers are at most this in size, of a linear
+            plant; None: of the noise of these episodes alone.
 
     Where the loop has no bound, the status of the result is NOT_CERTIFIED and its `reason` says why.
 
@@ -66,6 +71,8 @@ def certified_return(
         InvalidValueError, UnknownNameError, ShapeError: an argument is wrong, or the policy does not fit.
     """
     asked = _checked_sizes(sizes, norm)
+    if noise is not None and not (math.isfinite(noise) and noise >= 0):
+        raise InvalidValueError(f"noise is {noise!r}; expected a finite number >= 0 of deviations, or None.")
     checks.positive_int("episodes", episodes)
     if not isinstance(policy, DeployedPolicy):
         raise InvalidValueError(
@@ -81,15 +88,24 @@ def certified_return(
     if not isinstance(plant, LinearPlant):
         if late:
             raise NotCertifiableError(f"The actions are {late} step(s) late; a region is known without a delay alone.")
+        if noise is not None:
+            raise NotCertifiableError(f"The plant of {name} is not linear and draws no noise; leave noise out.")
         return certified_in_region(policy, name, plant, steps, (low, high), asked, norm, episodes, seed)
     plant = lasting(name, plant)
     model, running = fitting_model(policy, plant, late), policy.running()
-    playing = Playing(running, plant, known_episodes(plant, seeds_of(seed, episodes), steps), low, high, late)
+    known = known_episodes(plant, seeds_of(seed, episodes), steps)
+    noise = noise if plant.E.size or plant.F.size else None
+    if noise is not None:
+        known = Known(known.start, torch.zeros_like(known.process), torch.zeros_like(known.measurement))
+    positive = [math.log(size) for size in asked if size]
+    typical = math.exp(sum(positive) / len(positive)) if positive else 1.0
+    loop = proven_loop(running, model, plant, noise or 0.0, typical)
+    within = noise or 0.0 if isinstance(loop, str) or loop.noise is None else loop.noise.bound
+    playing = Playing(running, plant, known, low, high, late, noise / within if noise else 0.0)
     with torch.no_grad():
         nominal = playing.play()
-    loop = proven_loop(running, model, plant)
     clipped = None if isinstance(loop, str) else clipped_loop(loop, running.entering, model, steps, norm)
-    return _Searched(playing, nominal, loop, clipped, norm, seed).certificate(asked, name)
+    return _Searched(playing, nominal, loop, clipped, norm, seed, within, noise).certificate(asked, name)
 
 
 @dataclass(frozen=True)
@@ -102,6 +118,8 @@ class _Searched:
     clipped: ClippedLoop | None
     norm: str
     seed: int
+    within: float
+    noise: float | None
 
     def certificate(self, sizes: list[float], task: str) -> ReturnCertificate:
         """Return the certificate for all sizes."""
@@ -117,7 +135,8 @@ class _Searched:
             bound, size = bounds[index], sizes[index]
             # What was bad at a smaller size begins the search at a larger one.
             begin = [*starts[-1:], *bound.worst]
-            added = self.playing.worst(self.norm, size, begin, _SEARCH, self.seed) if size else None
+            searched = size or self.within
+            added = self.playing.worst(self.norm, size, begin, _SEARCH, self.seed, self.within) if searched else None
             with torch.no_grad():
                 played = self.nominal if added is None else self.playing.play(added)
             if added is not None:
@@ -150,6 +169,7 @@ class _Searched:
             each=tuple(tuple((-bound[kept]).tolist()) for bound in least) if proven else (),
             reason="" if proven else reason,
             delay=self.playing.delay,
+            noise=self.noise,
         )
 
     @cached_property
@@ -161,10 +181,11 @@ class _Searched:
         nothing = np.full(self.playing.shape[1], np.inf)
         if isinstance(self.loop, str) or self.clipped is None:
             return _Bounds(nothing, nothing, nothing, nothing, [])
-        perturbation, weights, loop = Perturbation(self.norm, size), self.loop.performance, self.loop
+        perturbation, weights, loop = self._of(size), self.loop.performance, self.loop
         z = self.nominal.states.numpy() @ weights.Cz.T + self.nominal.applied.numpy() @ weights.Dz.T
-        found = Along(loop.costs.model, loop.costs.family, z).bounds(loop.gain, perturbation)
-        if not size:
+        along = Along(loop.costs.model, loop.costs.family, z)
+        found = along.bounds(loop.gain, perturbation, _FEW if loop.noise is None else _MANY)
+        if perturbation.nothing:
             # Where nothing is perturbed the episode, clipped or not, is the one that was played.
             exact = found.triangle
             return _Bounds(exact, exact, exact, exact, [])
@@ -175,16 +196,21 @@ class _Searched:
         if not free.all():
             clips = Clips(self._clips.nominal[:, ~free], self._clips.low, self._clips.high)
             lower, upper = clips.slopes(reach[:, ~free])
-            along = ClippedAlong(self.clipped.costs, z[:, ~free], lower, upper, np.any(clips.room() < 0, axis=2))
+            clipped_along = ClippedAlong(
+                self.clipped.costs, z[:, ~free], lower, upper, np.any(clips.room() < 0, axis=2)
+            )
             groups = perturbation.groups(self.playing.shape[2])
             mu, theta = found.multipliers or _simple(loop.gain, len(groups))
-            clipped = along.bounds(mu, theta, perturbation)
+            clipped = clipped_along.bounds(mu, theta, perturbation)
             if clipped is not None:
                 least[~free] = clipped[0]
                 start = np.zeros(self.playing.shape) if not worst else worst[0].copy()
                 start[:, ~free] = clipped[1]
                 worst.append(start)
         return _Bounds(triangle, constant, found.least, least, worst)
+
+    def _of(self, size: float) -> Perturbation:
+        return Perturbation(self.norm, size, None if isinstance(self.loop, str) else self.loop.noise)
 
     def _moved(self, perturbation: Perturbation) -> Array:
         """Return how far (time, k + m) a perturbation moves what is clipped, while nothing is left off."""
@@ -196,8 +222,16 @@ class _Searched:
         room = self._clips.room()[:, kept]
         if self.clipped is None or not (room > 0).all():
             return None
-        once = self._moved(Perturbation(self.norm, 1.0))
-        sizes = np.divide(room.min(1), once, out=np.full_like(once, np.finfo(np.float64).max), where=once > 0)
+        room = room.min(1)
+        one, noise = self._of(1.0), self._of(0.0)
+        if one.noise is not None:
+            # The squares of what both do add up.
+            one, always = one._replace(noise=one.noise._replace(bound=0.0)), self._moved(noise)
+            if not (always < room).all():
+                return None
+            room = np.sqrt(np.square(room) - np.square(always))
+        once = self._moved(one)
+        sizes = np.divide(room, once, out=np.full_like(once, np.finfo(np.float64).max), where=once > 0)
         return float(sizes.min()) * (1 - MARGIN) or None
 
 
