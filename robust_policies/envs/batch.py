@@ -15,13 +15,14 @@ from typing import Any
 import gymnasium
 import torch
 from gymnasium.envs.registration import EnvSpec, find_highest_version, get_env_id, parse_env_id, registry
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.wrappers import TimeLimit
 
 from robust_policies.envs.perturb.applying import perturb
 from robust_policies.envs.perturb.listing import parse
 from robust_policies.envs.plant import Plant
 from robust_policies.envs.registration import VECTOR, register_tasks, unknown_environment
+from robust_policies.envs.side_by_side import SideBySide
 from robust_policies.envs.task import load_plant
 from robust_policies.envs.vector import TorchVectorEnv
 from robust_policies.errors import InvalidValueError, RobustPoliciesError, UnknownNameError
@@ -123,7 +124,7 @@ def make_batch(
                 spec_of(str(env)).id, num_envs=count, autoreset_mode=autoreset, device=device, **options
             )
     else:
-        made = SyncVectorEnv([lambda: make_one(env, options) for _ in range(count)], autoreset_mode=autoreset)
+        made = SideBySide([lambda: make_one(env, options) for _ in range(count)], autoreset_mode=autoreset)
     try:
         return perturb(made, specifications)
     except Exception:

@@ -30,6 +30,8 @@ def action_deviation(
         perturbed: what the policy read instead.
         lengths: (batch,) numbers of steps that count.
     """
+    if torch.equal(clean, perturbed):
+        return np.full(clean.shape[1], np.nan), np.full(clean.shape[1], np.nan)
     run = running_map(policy).run
     space = policy.action_space
     low, high = (torch.as_tensor(bound, dtype=torch.float64) for bound in limits(space))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from robust_policies.errors import InvalidValueError, ShapeError
 RESAMPLES = 2000
 LEVEL = 0.95
 SEEDS, EPISODES, RANGE = "training seeds", "episodes", "training seeds, least to largest"
+# Resamples at once, and the largest number of draws that is kept for the next interval.
+_BATCH, _KEPT = 200, 1_000_000
 FEW = 5
 """From so many training seeds on an interval is one; below it is the range of the seeds."""
 
@@ -199,8 +202,8 @@ def _interval(scores: Any, statistic: Callable[[np.ndarray], Any], resamples: in
     value = float(statistic(np.concatenate([matrix.ravel() for matrix in strata])))
 
     def resampled(*rows: np.ndarray, axis: int = -1) -> np.ndarray:
-        # A stratum of one row was doubled for scipy and must not weigh twice.
-        chosen = [unit[row.astype(np.intp)[..., : len(unit)]] for unit, row in zip(units, rows, strict=True)]
+        # A stratum of one row was doubled and must not weigh twice.
+        chosen = [unit[row[..., : len(unit)]] for unit, row in zip(units, rows, strict=True)]
         return statistic(np.concatenate([c.reshape(*c.shape[:-2], -1) for c in chosen], axis=-1))
 
     rows = tuple(np.arange(len(unit)) for unit in units)
@@ -220,17 +223,30 @@ def _bootstrap(
     if all(sample.shape[axis] == 1 for sample in samples):
         value = statistic(*samples, axis=axis)
         return value, value
-    # scipy refuses a sample of one; twice the same one is the same distribution for means and ranks alike.
-    padded = tuple(np.repeat(s, 2, axis=axis) if s.shape[axis] == 1 else s for s in samples)
-    found = scipy.stats.bootstrap(
-        padded,
-        statistic,
-        n_resamples=resamples,
-        confidence_level=LEVEL,
-        method="percentile",
-        vectorized=True,
-        axis=axis,
-        batch=200,
-        rng=np.random.default_rng(seed),
-    )
-    return found.confidence_interval.low, found.confidence_interval.high
+    # A sample of one is drawn from twice, the same for means and ranks alike.
+    padded = [np.repeat(s, 2, axis=axis) if s.shape[axis] == 1 else s for s in samples]
+    ordered = [np.moveaxis(sample, axis, -1) for sample in padded]
+    sizes = tuple(sample.shape[-1] for sample in ordered)
+    drawn = _draws if resamples * sum(sizes) <= _KEPT else _draws.__wrapped__
+    found = [
+        statistic(*(sample[..., rows] for sample, rows in zip(ordered, batch, strict=True)), axis=-1)
+        for batch in drawn(sizes, resamples, seed)
+    ]
+    values = np.sort(np.concatenate(found, axis=-1), axis=-1)
+    return tuple(_quantile(values, share) for share in ((1.0 - LEVEL) / 2, 1.0 - (1.0 - LEVEL) / 2))
+
+
+def _quantile(values: np.ndarray, share: float) -> Any:
+    """Return the quantile of sorted values (..., n), between two of them by their distance."""
+    place = share * values.shape[-1] + (1.0 - share) - 1.0
+    below = int(place)
+    part = place - below
+    return (1.0 - part) * values[..., below] + part * values[..., min(below + 1, values.shape[-1] - 1)]
+
+
+@lru_cache(maxsize=8)
+def _draws(sizes: tuple[int, ...], resamples: int, seed: int) -> list[tuple[np.ndarray, ...]]:
+    """Return in batches which units are drawn, (resamples in the batch, units) for each of the samples."""
+    generator = np.random.default_rng(seed)
+    batches = [min(_BATCH, resamples - first) for first in range(0, resamples, _BATCH)]
+    return [tuple(generator.integers(0, size, (count, size)) for size in sizes) for count in batches]

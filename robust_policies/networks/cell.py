@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +17,22 @@ from robust_policies.errors import InvalidValueError, NotCertifiableError, Shape
 from robust_policies.networks.guarantees import Guarantee
 
 _ORDER = {"step": ("explicit", "input", "state"), "run": ("explicit", "inputs", "state", "starts")}
+
+
+class FixedStep(ABC):
+    """A cell's step whose arrays stay as they are, and its gradient without autograd's bookkeeping."""
+
+    @abstractmethod
+    def __call__(self, input: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (output (batch, ny), next state (batch, nx)), differentiable in input (batch, nu) and state."""
+
+    @abstractmethod
+    def forward(self, input: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Any]:
+        """Return (output, next state, what `backward` needs), without a graph."""
+
+    @abstractmethod
+    def backward(self, kept: Any, output: Tensor, following: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gradients of input and state from those of output and next state."""
 
 
 class Cell(nn.Module, ABC):
@@ -63,6 +81,10 @@ class Cell(nn.Module, ABC):
 
         The inputs are (time, batch, nu), the state (batch, nx), starts (time, batch) bool or None; all unchecked.
         """
+
+    def fixed_step(self, explicit: Any) -> FixedStep | Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Return `step` with arrays that stay as they are and have no gradient: (input, state) -> (output, state)."""
+        return partial(self.step, explicit)
 
     @abstractmethod
     def options(self) -> dict[str, Any]:

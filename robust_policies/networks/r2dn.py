@@ -18,6 +18,7 @@ from robust_policies.networks.cell import hidden_widths
 from robust_policies.networks.guarantees import Contracting, Dissipative, Guarantee
 from robust_policies.networks.lbdn import LayerMatrices, explicit_layers, sandwich_layers
 from robust_policies.networks.linalg import frobenius, full_precision
+from robust_policies.networks.r2dn_step import FixedR2DN
 from robust_policies.networks.robust_cell import RobustCell
 from robust_policies.networks.scan import scan
 
@@ -37,6 +38,19 @@ class R2DNExplicit(NamedTuple):
     bv: Tensor
     by: Tensor
     layers: tuple[LayerMatrices, ...]
+
+
+class Collapsed(NamedTuple):
+    """The arrays of `scan`, and those of the outputs: D22 u + C2 x + D21 h_L + by."""
+
+    drive: Tensor
+    bias: Tensor
+    AM: Tensor
+    Bt: Tensor
+    weights: list[Tensor]
+    biases: list[Tensor]
+    by: Tensor
+    D21: Tensor
 
 
 class R2DN(RobustCell):
@@ -119,28 +133,42 @@ class R2DN(RobustCell):
             output = state @ e.C2.mT + w @ e.D21.mT + input @ e.D22.mT + e.by
             return output, state @ e.A.mT + w @ e.B1.mT + input @ e.B2.mT + e.bx
 
+    def fixed_step(self, explicit: R2DNExplicit) -> FixedR2DN:
+        """Return `step` with these arrays, without what does not change from step to step; the same numbers."""
+        with torch.no_grad(), full_precision(explicit.A):
+            c = self.collapsed(explicit)
+            drive, AM = torch.cat((c.drive, explicit.D22)), torch.cat((c.AM, explicit.C2))
+            window = drive, torch.cat((c.bias, c.by)), AM, torch.cat((c.Bt, c.D21)), c.weights, c.biases
+        return FixedR2DN(self.activation, explicit[:11], explicit.layers, window)
+
     def run(
         self, explicit: R2DNExplicit, inputs: Tensor, state: Tensor, starts: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Return (outputs, final state) by the collapsed scan."""
-        e = explicit
         with full_precision(inputs):
-            first = e.layers[0].in_map()
-            active = e.layers if self.layers_active == len(e.layers) else e.layers[:-1]
-            ins, outs = [layer.in_map() for layer in active[1:]], [layer.out_map() for layer in active]
-            out, constant = outs[-1], None
-            if len(active) < len(e.layers):
-                out, constant = e.layers[-1].B @ out, e.layers[-1].b
-            weights = [inner @ outer for inner, outer in zip(ins, outs[:-1], strict=True)]
-            biases = [layer.b for layer in active[1:]]
-            bx = e.bx if constant is None else e.bx + e.B1 @ constant
-            by = e.by if constant is None else e.by + e.D21 @ constant
-            drive_bias = torch.cat((bx, first @ e.bv + active[0].b))
-            drive = nn.functional.linear(inputs, torch.cat((e.B2, first @ e.D12)), drive_bias)
-            AM = torch.cat((e.A, first @ e.C1))
-            states, last, final = scan(self.activation, starts, drive, state, AM, e.B1 @ out, weights, biases)
-            outputs = nn.functional.linear(inputs, e.D22, by) + states @ e.C2.mT + last @ (e.D21 @ out).mT
+            c = self.collapsed(explicit)
+            drive = nn.functional.linear(inputs, c.drive, c.bias)
+            states, last, final = scan(self.activation, starts, drive, state, c.AM, c.Bt, c.weights, c.biases)
+            outputs = nn.functional.linear(inputs, explicit.D22, c.by) + states @ explicit.C2.mT + last @ c.D21.mT
             return outputs, final
+
+    def collapsed(self, explicit: R2DNExplicit) -> Collapsed:
+        """Return the arrays between the activations, everything linear multiplied out; see `scan`."""
+        e = explicit
+        first = e.layers[0].in_map()
+        active = e.layers if self.layers_active == len(e.layers) else e.layers[:-1]
+        ins, outs = [layer.in_map() for layer in active[1:]], [layer.out_map() for layer in active]
+        out, constant = outs[-1], None
+        if len(active) < len(e.layers):
+            out, constant = e.layers[-1].B @ out, e.layers[-1].b
+        weights = [inner @ outer for inner, outer in zip(ins, outs[:-1], strict=True)]
+        biases = [layer.b for layer in active[1:]]
+        bx = e.bx if constant is None else e.bx + e.B1 @ constant
+        by = e.by if constant is None else e.by + e.D21 @ constant
+        bias = torch.cat((bx, first @ e.bv + active[0].b))
+        drive = torch.cat((e.B2, first @ e.D12))
+        AM = torch.cat((e.A, first @ e.C1))
+        return Collapsed(drive, bias, AM, e.B1 @ out, weights, biases, by, e.D21 @ out)
 
     @property
     def layers_active(self) -> int:

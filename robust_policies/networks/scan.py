@@ -136,7 +136,7 @@ def _differentiable_backward(ctx: Any, inputs: Sequence[Tensor], grads: Sequence
 
 
 @torch.no_grad()
-def _fast_backward(ctx: Any, saved: Sequence[Tensor], grads: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def _fast_backward(ctx: Any, saved: Sequence[Tensor], grads: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
     layers = ctx.layers
     drive, state, AM, Bt, *rest = saved[: 4 + 2 * layers]
     states, last, z, *between = saved[4 + 2 * layers :]
@@ -172,6 +172,8 @@ def _fast_backward(ctx: Any, saved: Sequence[Tensor], grads: Sequence[Tensor]) -
         if t in resets and keep is not None:
             gx.mul_(keep[t])
 
+    if not any(ctx.needs_input_grad[4:]):
+        return (G, grad_state, *(None,) * (2 + 2 * layers))
     G_flat = G.flatten(0, 1)
     grad_AM = G_flat.t() @ states.flatten(0, 1)
     grad_Bt = G_flat[:, :nx].t() @ last.flatten(0, 1)

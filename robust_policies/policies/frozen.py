@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from gymnasium import spaces
 from torch import Tensor
@@ -17,6 +19,7 @@ class FrozenActor:
     Attributes:
         low, high: (na,) the limits of its numbers; logits have none.
         choices: its actions are choices.
+        fixed: the cell's step with its arrays.
         measured: (nu,) bool, which observations can be off by a little; None: all of them.
     """
 
@@ -28,6 +31,7 @@ class FrozenActor:
         self.choices = not isinstance(self.space, spaces.Box)
         with torch.no_grad():
             self.explicit = policy.actor.body.explicit()
+            self.fixed = policy.cell.fixed_step(self.explicit)
         self.low, self.high = (
             torch.as_tensor(bound, dtype=torch.float32, device=policy.device) for bound in limits(self.space)
         )
@@ -40,14 +44,16 @@ class FrozenActor:
 
     def step(self, observations: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return (mean actions (batch, na) before clipping, or logits, next state (batch, nx)) of inputs."""
-        inputs = self.actor.body.scaling(self.actor.normalized(observations))
-        output, state = self.actor.cell.step(self.explicit, inputs, state)
+        output, state = self.fixed(self.inward(observations), state)
         return self.actor.head(output), state
+
+    def inward(self, observations: Tensor) -> Tensor:
+        """Return what the cell reads of observations (..., nu), entry by entry."""
+        return self.actor.body.scaling(self.actor.normalized(observations))
 
     def run(self, observations: Tensor, state: Tensor) -> Tensor:
         """Return the mean actions (time, batch, na) before clipping for observations (time, batch, nu)."""
-        inputs = self.actor.body.scaling(self.actor.normalized(observations))
-        return self.actor.head(self.actor.cell.run(self.explicit, inputs, state, None)[0])
+        return self.actor.head(self.actor.cell.run(self.explicit, self.inward(observations), state, None)[0])
 
     def clip(self, action: Tensor) -> Tensor:
         """Return what attacks take for the action: within the action space; of a choice the logits about their mean.
@@ -56,14 +62,9 @@ class FrozenActor:
         """
         if self.choices:
             return self._centred(action)
-        clipped = torch.minimum(torch.maximum(action, self.low), self.high).detach()
-        if not torch.is_grad_enabled():
-            return clipped
-        within = (action >= self.low) & (action <= self.high)
-        slope = torch.where(within, 1.0, self.leak)
-        return clipped + slope * (action - action.detach())
-
-    leak = 0.1
+        if torch.is_grad_enabled() and action.requires_grad:
+            return _Clip.apply(action, self.low, self.high)
+        return torch.minimum(torch.maximum(action.detach(), self.low), self.high)
 
     def applied(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
         """Return the actions (batch, k) float32 that the environment is sent, and which of them are finite (batch,)."""
@@ -86,3 +87,18 @@ class FrozenActor:
             return logits
         pieces = logits.split(choices_of(self.space)[1], dim=-1)
         return torch.cat([piece - piece.mean(dim=-1, keepdim=True) for piece in pieces], dim=-1)
+
+
+class _Clip(torch.autograd.Function):
+    """Clipped to the limits, with a slope of 1 within and a tenth beyond."""
+
+    @staticmethod
+    def forward(ctx: Any, action: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        clipped = torch.minimum(torch.maximum(action, low), high)
+        ctx.save_for_backward(clipped == action)
+        return clipped
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (within,) = ctx.saved_tensors
+        return grads[0] * torch.where(within, 1.0, 0.1), None, None

@@ -22,6 +22,7 @@ from robust_policies.errors import InvalidValueError
 from robust_policies.evaluation.attacks.attack import Moment, Scene
 from robust_policies.evaluation.attacks.planned import Planned, PlannedOptions
 from robust_policies.evaluation.attacks.search import Objective, ascend, cross_entropy
+from robust_policies.evaluation.attacks.window import Window
 
 Noise = tuple[Tensor | None, Tensor | None]
 
@@ -130,6 +131,9 @@ class ClosedLoopPGD(Planned):
         params = {name: value.float() for name, value in plant.take(self.environment.prepared, rows).items()}
         known = [tuple(None if part is None else part[rows].float() for part in parts) for parts in noise]
         only_last = self.options.objective == "last_reward"
+        window = Window(plant, params, actor, first, hidden, only_last)
+        if not noise and window.suits:
+            return window.harm
 
         def harm(delta: Tensor) -> Tensor:
             state, memory = first, hidden

@@ -7,10 +7,11 @@
     displayModeBar: coarse ? false : "hover",
     modeBarButtons: [["toImage", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
   };
+  let ready = false;
   const hidden = new Set();
   // What is folded away has no width yet, and is drawn when it is unfolded.
   const folded = (plot) => plot.closest("details:not([open])") !== null;
-  const todo = Array.from(document.querySelectorAll(".plot")).filter((plot) => !folded(plot));
+  const todo = [];
   const show = (plot) => {
     const panel = charts[plot.dataset.chart][Number(plot.dataset.panel)];
     // A finger scrolls the page; dragging a picture would catch it.
@@ -43,6 +44,7 @@
     apply();
   });
   document.addEventListener("toggle", (event) => {
+    if (!ready) return;
     for (const plot of event.target.querySelectorAll(".plot:not(.js-plotly-plot)")) {
       if (!folded(plot)) show(plot).then(apply);
     }
@@ -55,6 +57,18 @@
   addEventListener("resize", hints);
   document.addEventListener("toggle", hints, true);
   hints();
-  document.documentElement.classList.add("live");
-  next();
+  // The library is compressed. A browser that cannot unpack it shows the still pictures.
+  const library = async () => {
+    const packed = Uint8Array.from(atob(document.getElementById("plotly").textContent), (c) => c.charCodeAt(0));
+    const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+    const script = document.createElement("script");
+    script.textContent = await new Response(stream).text();
+    document.head.append(script);
+  };
+  library().then(() => {
+    ready = true;
+    todo.push(...Array.from(document.querySelectorAll(".plot")).filter((plot) => !folded(plot)));
+    document.documentElement.classList.add("live");
+    next();
+  }, (error) => { document.documentElement.dataset.drawn = "none"; });
 })();

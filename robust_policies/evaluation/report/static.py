@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import matplotlib
 import numpy as np
@@ -50,6 +50,8 @@ MARKERS = {
 }
 DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
 WIDTH = 8.2
+# What ends an attribute or an address, or is read as something else there.
+_QUOTED = {ord(character): quote(character) for character in "%#&<>\"'\n\t"}
 
 
 def draw(chart: Chart) -> Figure:
@@ -217,12 +219,13 @@ def _svg(figure: Figure) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     # A tenth of a point is not seen, and the digits behind it are half of the file; numbers below 1 may be scales.
     text = re.sub(r"([1-9]\d+\.\d)\d+", r"\1", text)
-    return re.sub(r"(\b[1-9]\.\d{2})\d+", r"\1", text)
+    text = re.sub(r"(\b[1-9]\.\d{2})\d+", r"\1", text)
+    return re.sub(r"\s*\n\s*", " ", re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL))
 
 
 def data_uri(svg: str) -> str:
-    """Return an SVG picture as the address of an image that is its own file."""
-    return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
+    """Return an SVG picture as the address of an image that is its own file, for an attribute in single quotes."""
+    return f"data:image/svg+xml,{svg.translate(_QUOTED)}"
 
 
 def save_all(charts: Sequence[Chart], folder: Path, report: str) -> dict[str, str]:
