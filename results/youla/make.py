@@ -17,10 +17,11 @@ from pathlib import Path
 
 import torch
 
-from results.youla.measure import Case, base_run, measure_run
+from results.training import base_run, train_missing
+from results.youla.measure import Case, measure_run
 from results.youla.tables import write_page
 from robust_policies.files.atomic import read_json, write_atomic
-from robust_policies.train import RunFolder, load_recipe, train
+from robust_policies.train import load_recipe
 
 RESULTS = Path(__file__).resolve().parent
 CASES = {
@@ -48,15 +49,11 @@ BASES = {"base": [], "base_default": ["youla.weights={}", "youla.region=[]"]}
 EVALUATIONS = 20
 
 
-def train_missing(recipe: str, seed: int, folder: Path) -> None:
-    """Train a recipe with a seed unless that is done."""
-    run = RunFolder(folder)
-    if run.provenance.is_file() and run.policy_json.is_file():
-        return
+def train_run(recipe: str, seed: int, folder: Path) -> None:
+    """Train a recipe with a seed unless that is done, and keep the policy of every evaluation."""
     every = load_recipe(recipe).algorithm.total_steps // EVALUATIONS
     changes = ["checkpoints.policies=true", "checkpoints.certify_every=0", f"checkpoints.evaluate_every={every}"]
-    result = train(load_recipe(recipe, changes, seed), folder, resume=folder.exists())
-    print(f"{folder}: {result.num_timesteps} steps, {result.seconds:.0f} s, best {result.best_reward}", flush=True)
+    train_missing(recipe, changes, seed, folder)
 
 
 def main() -> None:
@@ -72,7 +69,7 @@ def main() -> None:
             for method, recipe in CASES[task].recipes.items():
                 folder = given.runs / task / method / f"seed={seed}"
                 if given.only in (None, "train"):
-                    train_missing(recipe, seed, folder)
+                    train_run(recipe, seed, folder)
     if given.only in (None, "evaluate"):
         for task in given.tasks:
             evaluate(task, given.runs / task)

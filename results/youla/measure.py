@@ -15,14 +15,12 @@ from results.youla.linear import closed_loop, runaways, spectral_radius
 from robust_policies.control.linear_model import LinearModel
 from robust_policies.control.linearize import linearize_plant
 from robust_policies.envs import Plant, load_plant
-from robust_policies.errors import InvalidValueError, NotCertifiableError
+from robust_policies.errors import NotCertifiableError
 from robust_policies.evaluation.episodes import run_episodes
 from robust_policies.files.atomic import read_json, write_json
-from robust_policies.policies import DeployedPolicy, YoulaPolicy, load_policy, save_policy
+from robust_policies.policies import DeployedPolicy, YoulaPolicy, load_policy
 from robust_policies.policies.feedback import closed_loop_bound
-from robust_policies.train import RunFolder, load_recipe
-from robust_policies.train.apg.run import ApgRun
-from robust_policies.train.recipe.apg import ApgSection
+from robust_policies.train import RunFolder
 from robust_policies.train.run.checkpoints import checkpoints_in
 
 FACTORS = (0.5, 0.6, 0.71, 0.84, 1.0, 1.19, 1.41, 1.68, 2.0)
@@ -69,15 +67,6 @@ class Case:
     def share(self, returns: Sequence[float | None]) -> float:
         """Return the share of the episodes that are held."""
         return float(np.mean(self.costs(returns) <= self.held))
-
-
-def base_run(recipe: str, changes: list[str], folder: Path) -> None:
-    """Write a run folder of the base controller of a Youla recipe: its Youla parameter before training, which is 0."""
-    untrained = load_recipe(recipe, changes)
-    if not isinstance(untrained.algorithm, ApgSection):
-        raise InvalidValueError(f"Recipe {recipe} is not of apg, whose policy before training does nothing.")
-    save_policy(ApgRun(untrained, "cpu").algorithm.deployed(), folder)
-    (folder / "recipe.yaml").write_text(untrained.to_yaml())
 
 
 def measure_run(case: Case, method: str, folder: Path) -> dict[str, Any]:
