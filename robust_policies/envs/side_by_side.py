@@ -8,7 +8,9 @@ import gymnasium
 import numpy as np
 from gymnasium.envs.classic_control.pendulum import PendulumEnv
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
+
+# RL Zoo puts a TimeLimit of its own, whose info is another one, into gymnasium.wrappers.
+from gymnasium.wrappers.common import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
 _NUMBERS = ("max_speed", "max_torque", "dt", "g", "m", "l")
 

@@ -23,11 +23,15 @@ _LAPACK = {
 }
 
 
+def _odd(found: np.ndarray) -> int:
+    """Return 1 where a result is not finite, which some libraries do not mind: PyTorch says what it says of it."""
+    return int(not np.isfinite(found.sum()))
+
+
 def cholesky(matrix: np.ndarray) -> tuple[np.ndarray, int]:
     """Return the lower factor (n, n) and what LAPACK says of it."""
     factor, info = _LAPACK["potrf", matrix.dtype](matrix.T, lower=1, clean=1)
-    # Some libraries find a factor where there is NaN.
-    return factor, info or int(np.isnan(factor.sum()))
+    return factor, info or _odd(factor)
 
 
 def triangular(matrix: np.ndarray, right: np.ndarray, upper: bool, left: bool, unit: bool) -> np.ndarray:
@@ -50,7 +54,7 @@ def inverse(matrix: np.ndarray) -> tuple[np.ndarray, int]:
     if info:
         return factor, info
     found, info = _LAPACK["getri", matrix.dtype](factor, pivots)
-    return found.T, info
+    return found.T, info or _odd(found)
 
 
 def solved(matrix: np.ndarray, right: np.ndarray, of_transposed: bool) -> tuple[np.ndarray, Any, Any, int]:
@@ -62,7 +66,7 @@ def solved(matrix: np.ndarray, right: np.ndarray, of_transposed: bool) -> tuple[
     if info:
         return right, factor, pivots, info
     found, info = _LAPACK["getrs", matrix.dtype](factor, pivots, right, trans=int(of_transposed))
-    return found, factor, pivots, info
+    return found, factor, pivots, info or _odd(found)
 
 
 def solved_again(factor: Any, pivots: Any, right: np.ndarray, left: bool, adjoint: bool) -> np.ndarray:

@@ -123,7 +123,9 @@ def _known(module: nn.Module) -> _Known:
 class _Node(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, program: Program, make: Callable[[], Any], *parameters: Tensor) -> tuple[Tensor, ...]:
-        results, ctx.kept = program.forward(*(one.detach().numpy() for one in parameters))
+        # PyTorch does not warn of what is not finite either.
+        with np.errstate(all="ignore"):
+            results, ctx.kept = program.forward(*(one.detach().numpy() for one in parameters))
         ctx.program, ctx.make = program, make
         ctx.save_for_backward(*parameters)
         ctx.set_materialize_grads(False)
@@ -135,7 +137,8 @@ class _Node(torch.autograd.Function):
         if torch.is_grad_enabled() or transformed(grads):
             return (None, None, *_again(ctx, parameters, grads))
         given = (zero if grad is None else grad.numpy() for grad, zero in zip(grads, ctx.program.zeros, strict=True))
-        found = ctx.program.backward(ctx.kept, *given)
+        with np.errstate(all="ignore"):
+            found = ctx.program.backward(ctx.kept, *given)
         return (None, None, *(None if one is None else _own(one) for one in found))
 
 

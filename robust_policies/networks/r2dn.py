@@ -162,7 +162,7 @@ class R2DN(RobustCell):
         with torch.no_grad(), full_precision(explicit.A):
             P, c, B, Q, R, d, weights, biases = self._collapsed(explicit)
             both = torch.cat((P, Q))
-            AM, drive = both.split((self.state_size, self.input_size), 1)
+            AM, drive = both.split((explicit.A.shape[0], explicit.B2.shape[1]), 1)
             window = drive, torch.cat((c, d)), AM, torch.cat((B, R)), weights, biases
         return FixedR2DN(self.activation, explicit[:11], explicit.layers, window)
 
@@ -170,7 +170,8 @@ class R2DN(RobustCell):
         self, explicit: R2DNExplicit, inputs: Tensor, state: Tensor, starts: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Return (outputs, final state) by the collapsed scan."""
-        nx = self.state_size
+        # A closed loop runs as its inner cell, whose sizes are others.
+        nx = explicit.A.shape[0]
         with full_precision(inputs):
             known = getattr(explicit, "collapsed", None)
             step = self._collapsed(explicit) if known is None else known

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import gymnasium
+import gymnasium.wrappers.common
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
@@ -12,6 +13,24 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from robust_policies.envs.side_by_side import SideBySide
 
 COUNT = 7
+
+
+@pytest.fixture(autouse=True)
+def own_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Undo what RL Zoo does to `gymnasium.make` where another test has imported it."""
+    monkeypatch.setattr(gymnasium.wrappers, "TimeLimit", gymnasium.wrappers.common.TimeLimit)
+
+
+def test_the_time_limit_of_others_is_left_to_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Other(gymnasium.wrappers.common.TimeLimit):
+        def step(self, action: Any) -> Any:
+            *rest, info = super().step(action)
+            return *rest, {**info, "other": True}
+
+    monkeypatch.setattr(gymnasium.wrappers, "TimeLimit", Other)
+    _, together = both()
+    together.reset(seed=0)
+    assert together.step(np.ones((COUNT, 1), np.float32))[4]["other"].all() and together._arrays is None
 
 
 def both(**options: Any) -> tuple[SyncVectorEnv, SideBySide]:
