@@ -57,7 +57,7 @@ def shown(values: Sequence[float | None], digits: str = ".3g") -> str:
     return text if len(finite) == len(values) else f"{text} in {len(finite)} of {len(values)}"
 
 
-def _at(rows: Rows, index: int, key: str) -> list[float | None]:
+def _at(rows: Rows, index: int, key: str) -> list[Any]:
     return [row["sizes"][index][key] for row in rows]
 
 
