@@ -9,9 +9,6 @@ import numpy as np
 from gymnasium.envs.classic_control.pendulum import PendulumEnv
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-# RL Zoo puts a TimeLimit of its own, whose info is another one, into gymnasium.wrappers.
-from gymnasium.wrappers.common import OrderEnforcing, PassiveEnvChecker, TimeLimit
-
 _NUMBERS = ("max_speed", "max_torque", "dt", "g", "m", "l")
 
 
@@ -82,4 +79,6 @@ def _is_pendulum(env: Any) -> bool:
     while isinstance(env, gymnasium.Wrapper):
         kinds.append(type(env))
         env = env.env
-    return kinds == [TimeLimit, OrderEnforcing, PassiveEnvChecker] and type(env) is PendulumEnv and not env.render_mode
+    own = all(kind.__module__.startswith("gymnasium.") for kind in kinds)
+    usual = [kind.__name__ for kind in kinds] == ["TimeLimit", "OrderEnforcing", "PassiveEnvChecker"]
+    return own and usual and type(env) is PendulumEnv and not env.render_mode

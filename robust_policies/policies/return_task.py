@@ -25,7 +25,10 @@ from robust_policies.policies.youla.policy import YoulaPolicy
 
 Task = str | Mapping[str, Any] | Plant | gymnasium.Env | VectorEnv | Callable[..., gymnasium.Env]
 # What changes nothing of an episode.
-_HARMLESS = ("PassiveEnvChecker", "OrderEnforcing", "TimeLimit", "RecordEpisodeStatistics", "EpisodeStatistics")
+_HARMLESS = (
+    "PassiveEnvChecker", "OrderEnforcing", "TimeLimit", "PatchedTimeLimit", "RecordEpisodeStatistics",
+    "EpisodeStatistics",
+)  # fmt: skip  # PatchedTimeLimit: RL Zoo's
 
 
 class BareTask(NamedTuple):

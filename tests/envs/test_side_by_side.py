@@ -18,7 +18,10 @@ COUNT = 7
 @pytest.fixture(autouse=True)
 def own_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Undo what RL Zoo does to `gymnasium.make` where another test has imported it."""
-    monkeypatch.setattr(gymnasium.wrappers, "TimeLimit", gymnasium.wrappers.common.TimeLimit)
+    limit = gymnasium.wrappers.common.TimeLimit
+    while not limit.__module__.startswith("gymnasium."):
+        limit = limit.__mro__[1]
+    monkeypatch.setattr(gymnasium.wrappers, "TimeLimit", limit)
 
 
 def test_the_time_limit_of_others_is_left_to_them(monkeypatch: pytest.MonkeyPatch) -> None:
