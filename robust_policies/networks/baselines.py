@@ -14,6 +14,7 @@ from torch.nn import functional
 from robust_policies.errors import InvalidValueError
 from robust_policies.networks.activations import perceptron_activation
 from robust_policies.networks.cell import Cell, hidden_widths
+from robust_policies.networks.perceptron import perceptron
 
 
 class GatedMatrices(NamedTuple):
@@ -158,7 +159,8 @@ class MLPCell(Cell):
 
     def run(self, explicit: MLPMatrices, inputs: Tensor, state: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return (outputs (time, batch, ny), the empty state (batch, 0)), all time steps in one product."""
-        return self.step(explicit, inputs, state)
+        outputs = perceptron(self.activation.name, inputs, explicit.weights, explicit.biases)
+        return self.step(explicit, inputs, state) if outputs is None else (outputs, state)
 
     def options(self) -> dict[str, Any]:
         """Return the constructor's arguments."""

@@ -40,7 +40,7 @@ _P = (
 _Q = (1.0, 0.4641648397433102, 0.02449138163917271, 0.0002544751398427181)
 
 
-def _compiled(function: Any) -> Any:
+def compiled(function: Any) -> Any:
     return numba.njit(function, fastmath=_FAST, cache=True, error_model="numpy", nogil=True)
 
 
@@ -50,7 +50,7 @@ def kind_of(name: str, dtype: np.dtype) -> int:
     return kind + _EXACT if dtype == np.float64 and name in ("tanh", "sigmoid") else kind
 
 
-@_compiled
+@compiled
 def _product(W, X, Y):
     """Add W X to Y: (m, k), (k, batch), (m, batch)."""
     m, k = W.shape
@@ -71,7 +71,7 @@ def _product(W, X, Y):
             j += 1
 
 
-@_compiled
+@compiled
 def _outer(D, X, G):
     """Add D X' to G: (m, batch), (k, batch), (m, k)."""
     m, batch = D.shape
@@ -101,7 +101,7 @@ def _outer(D, X, G):
             j += 1
 
 
-@_compiled
+@compiled
 def _turned(W):
     """Return W' for W (m, k)."""
     m, k = W.shape
@@ -112,7 +112,7 @@ def _turned(W):
     return found
 
 
-@_compiled
+@compiled
 def _sums(D, g):
     """Add the sums of the rows of D (m, batch) to g (m,)."""
     m, batch = D.shape
@@ -123,7 +123,7 @@ def _sums(D, g):
         g[i] += a
 
 
-@_compiled
+@compiled
 def _copied(X, Y):
     """Overwrite Y (m, batch) with X."""
     m, batch = X.shape
@@ -133,7 +133,7 @@ def _copied(X, Y):
             y[n] = x[n]
 
 
-@_compiled
+@compiled
 def _filled(x, Y):
     """Overwrite the rows of Y (m, batch) with the entries of x (m,)."""
     m, batch = Y.shape
@@ -143,7 +143,7 @@ def _filled(x, Y):
             y[n] = a
 
 
-@_compiled
+@compiled
 def _kept(keep, X):
     """Zero the samples of X (m, batch) where keep (batch,) is 0, whatever they are."""
     m, batch = X.shape
@@ -154,7 +154,7 @@ def _kept(keep, X):
             x[n] = x[n] if keep[n] != zero else zero
 
 
-@_compiled
+@compiled
 def _rational(x):
     f = np.float32
     x = min(max(x, f(-_BOUND)), f(_BOUND)) if x == x else x
@@ -173,8 +173,8 @@ def _rational(x):
     return x * p / q
 
 
-@_compiled
-def _activate(kind, Z):
+@compiled
+def activated(kind, Z):
     """Overwrite Z (m, batch) with the activation of its entries."""
     m, batch = Z.shape
     one, half, leak = Z.dtype.type(1), Z.dtype.type(0.5), Z.dtype.type(_LEAK)
@@ -206,8 +206,8 @@ def _activate(kind, Z):
                 z[n] = z[n] / (abs(z[n]) + one)
 
 
-@_compiled
-def _slope(kind, H, G):
+@compiled
+def times_slope(kind, H, G):
     """Multiply G (m, batch) by the activation's derivative where its value is H (m, batch)."""
     m, batch = H.shape
     zero, one, leak = H.dtype.type(0), H.dtype.type(1), H.dtype.type(_LEAK)
@@ -233,7 +233,7 @@ def _slope(kind, H, G):
                 g[n] *= (one - abs(h[n])) * (one - abs(h[n]))
 
 
-@_compiled
+@compiled
 def forward(kind, keep, inputs, state, P, c, B, Q, R, d, weights, biases, blocks, S, H):
     """Return the outputs (time, ny, batch); `state` (nx, batch) becomes the final one.
 
@@ -277,14 +277,14 @@ def forward(kind, keep, inputs, state, P, c, B, Q, R, d, weights, biases, blocks
             if c1 > c0:
                 W = weights[at : at + (r1 - r0) * (c1 - c0)].reshape(r1 - r0, c1 - c0)
                 _product(W, hidden[c0:c1], rows)
-            _activate(kind, rows)
+            activated(kind, rows)
         _product(Q, s, y)
         _product(R, hidden[last:], y)
         _product(B, hidden[last:], state)
     return outputs
 
 
-@_compiled
+@compiled
 def backward(kind, keep, nu, grad, state, PT, BT, QT, RT, weights, blocks, S, H):
     """Return the gradients of inputs (time, nu, batch), P, c, B, Q, R, d, weights and biases.
 
@@ -318,7 +318,7 @@ def backward(kind, keep, nu, grad, state, PT, BT, QT, RT, weights, blocks, S, H)
         for k in range(len(blocks) - 1, -1, -1):
             r0, r1, c0, c1, at = blocks[k]
             delta, end = gh[r0:r1], at + (r1 - r0) * (c1 - c0)
-            _slope(kind, hidden[r0:r1], delta)
+            times_slope(kind, hidden[r0:r1], delta)
             if c1 > c0:
                 _outer(delta, hidden[c0:c1], gW[at:end].reshape(r1 - r0, c1 - c0))
                 _product(turned[at:end].reshape(c1 - c0, r1 - r0), delta, gh[c0:c1])

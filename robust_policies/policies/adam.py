@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+# PyTorch's operations that it does not export.
+_KERNELS: Any = torch
+
 
 class FusedAdam(torch.optim.Adam):
     """PyTorch's Adam, fused, whose steps are seen as changes of the parameters.
@@ -24,6 +27,40 @@ class FusedAdam(torch.optim.Adam):
         for group in self.param_groups:
             torch.autograd.graph.increment_version(group["params"])
         return loss
+
+    def divided_step(self, divisor: Tensor) -> None:
+        """Take a step with the gradient divided by `divisor` (): the kernel alone, where PyTorch's checks are over."""
+        groups = [(group, *self._of(group)) for group in self.param_groups]
+        if self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks or any(one[-1] for one in groups):
+            # PyTorch's name of the number by which the kernel divides gradients; its gradient scaler sets the same.
+            self.grad_scale = divisor  # pyright: ignore[reportAttributeAccessIssue]
+            try:
+                self.step()
+            finally:
+                self.grad_scale = None  # pyright: ignore[reportAttributeAccessIssue]
+            return
+        with torch.no_grad():
+            for group, parameters, states, _ in groups:
+                if not parameters:
+                    continue
+                steps = [state["step"] for state in states]
+                _KERNELS._foreach_add_(steps, 1)
+                _KERNELS._fused_adam_(
+                    parameters, [one.grad for one in parameters], [state["exp_avg"] for state in states],
+                    [state["exp_avg_sq"] for state in states], [], steps, lr=float(group["lr"]),
+                    beta1=group["betas"][0], beta2=group["betas"][1], weight_decay=group["weight_decay"],
+                    eps=group["eps"], amsgrad=False, maximize=group["maximize"], grad_scale=divisor, found_inf=None,
+                )  # fmt: skip
+                torch.autograd.graph.increment_version(parameters)
+
+    def _of(self, group: Any) -> tuple[list[nn.Parameter], list[dict[str, Any]], bool]:
+        """Return the parameters of a group that have gradients, their states, and whether PyTorch has to look first."""
+        parameters = [one for one in group["params"] if one.grad is not None]
+        states = [self.state[one] for one in parameters]
+        if not parameters:
+            return parameters, states, False
+        plain = parameters[0].is_cpu and len({one.dtype for one in parameters}) == 1 and all(states)
+        return parameters, states, not plain or group["amsgrad"]
 
 
 def adam(kind: Any, options: Iterable[str]) -> Any:
@@ -46,13 +83,8 @@ def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
 
 def take_step(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], norm: Tensor, limit: float) -> None:
     """Step with the gradient, `norm` () long, scaled down where that is above `limit`, as `clip_grad_norm_` does."""
-    if not all(group.get("fused") for group in optimizer.param_groups):
+    if not isinstance(optimizer, FusedAdam):
         nn.utils.clip_grads_with_norm_(parameters, limit, norm)
         optimizer.step()
         return
-    # PyTorch's name of the number by which the kernel divides gradients; its gradient scaler sets the same.
-    optimizer.grad_scale = ((norm + 1e-6) / limit).clamp_min(1.0)  # pyright: ignore[reportAttributeAccessIssue]
-    try:
-        optimizer.step()
-    finally:
-        optimizer.grad_scale = None  # pyright: ignore[reportAttributeAccessIssue]
+    optimizer.divided_step(((norm + 1e-6) / limit).clamp_min(1.0))

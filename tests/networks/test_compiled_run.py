@@ -75,10 +75,10 @@ def test_float32_is_as_close_to_float64_as_pytorchs(kind, activation, monkeypatc
 def test_the_tanh_is_as_near_as_it_says_and_never_hides_what_is_not_finite():
     x = np.concatenate((np.linspace(-12, 12, 200_001), np.geomspace(1e-30, 1.0, 20_001))).astype(np.float32)
     found = x.copy()[None]
-    kernels._activate(kernels.kind_of("tanh", x.dtype), found)
+    kernels.activated(kernels.kind_of("tanh", x.dtype), found)
     assert np.abs(found[0] - np.tanh(x.astype(np.float64))).max() <= 4e-7
     odd = np.array([[np.nan, np.inf, -np.inf, 0.0]], np.float32)
-    kernels._activate(kernels.kind_of("tanh", x.dtype), odd)
+    kernels.activated(kernels.kind_of("tanh", x.dtype), odd)
     assert np.isnan(odd[0, 0]) and odd[0, 3] == 0.0
     np.testing.assert_allclose(odd[0, 1:3], [1.0, -1.0], atol=4e-7)
 
@@ -87,7 +87,7 @@ def test_the_tanh_is_as_near_as_it_says_and_never_hides_what_is_not_finite():
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_nan_stays_nan(activation, dtype):
     values = np.array([[np.nan, 0.5]], dtype)
-    kernels._activate(kernels.kind_of(activation, np.dtype(dtype)), values)
+    kernels.activated(kernels.kind_of(activation, np.dtype(dtype)), values)
     assert np.isnan(values[0, 0]) and np.isfinite(values[0, 1])
 
 

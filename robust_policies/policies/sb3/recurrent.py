@@ -20,9 +20,9 @@ from robust_policies import checks
 from robust_policies.certificates import Certificate
 from robust_policies.errors import InvalidValueError, UnknownNameError
 from robust_policies.networks import Cell, make_cell
+from robust_policies.networks.perceptron import layers
 from robust_policies.policies.actor import Actor, MeanHead, ScaledCell, Scaling, mean_head
 from robust_policies.policies.adam import adam
-from robust_policies.policies.hidden import hidden_layers
 from robust_policies.policies.observations import encode, is_image, parts_of
 from robust_policies.policies.sb3.choices import from_zero, padded, starting
 from robust_policies.policies.sb3.deploy import certify_policy, reads_flat
@@ -318,7 +318,7 @@ class _Heads(nn.Module):
 
     def forward_critic(self, latent: Tensor) -> Tensor:
         """Return the critic's last hidden layer."""
-        return hidden_layers(self.value_net, latent)
+        return layers(self.value_net, latent)
 
 
 def _extractor(space: spaces.Space, given: Mapping[str, Any]) -> type:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from robust_policies.policies.hidden import hidden_layers
+from robust_policies.networks.perceptron import layers
 
 
 class Experience(NamedTuple):
@@ -64,8 +64,7 @@ class ValueTail(nn.Module):
 
     def of(self, normalised: Tensor) -> Tensor:
         """Return the values (...) of normalised features (..., size)."""
-        *hidden, last = self.network
-        return self.scale * last(hidden_layers(hidden, normalised)).squeeze(-1)
+        return self.scale * layers(self.network, normalised).squeeze(-1)
 
     @torch.no_grad()
     def observe(self, features: Tensor) -> None:

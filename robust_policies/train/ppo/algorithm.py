@@ -16,6 +16,7 @@ from torch import Tensor
 
 from robust_policies.envs.bridges.sb3 import SB3VecEnv
 from robust_policies.errors import InvalidValueError
+from robust_policies.networks.linalg import full_precision
 from robust_policies.policies.adam import forget_gradients, gradient_norm, take_step
 from robust_policies.train.ppo.buffer import Minibatch, Pieces, TensorRolloutBuffer, minibatch_count
 from robust_policies.train.ppo.episodes import EpisodeTotals
@@ -228,7 +229,7 @@ class TensorRecurrentPPO(RecurrentPPO):
         # Asking at every step whether the actions are finite would wait for the device; `_finish` asks once.
         env.inner.trusts_actions = True
         try:
-            with torch.no_grad():
+            with torch.no_grad(), full_precision(self._states.actor):
                 return self._collect(env, callback, rollout_buffer, n_rollout_steps)
         finally:
             env.inner.trusts_actions = before

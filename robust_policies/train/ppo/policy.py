@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from robust_policies import checks
+from robust_policies.networks.cell import Cell, FixedStep
+from robust_policies.networks.perceptron import layers
 from robust_policies.policies import RecurrentCellPolicy
 from robust_policies.policies.actor import ScaledCell
 from robust_policies.train.ppo.buffer import Minibatch
@@ -83,7 +86,7 @@ class TensorPolicy:
 
     def values(self, latent: Tensor) -> Tensor:
         """Return the values (...) of the critic's latents (..., width)."""
-        return self.policy.value_net(self.policy.mlp_extractor.forward_critic(latent)).squeeze(-1)
+        return layers((*self.policy.mlp_extractor.value_net, self.policy.value_net), latent).squeeze(-1)
 
     def arrays(self) -> Arrays:
         """Return the explicit arrays of the present weights."""
@@ -116,6 +119,12 @@ def _sequence(body: ScaledCell, arrays: Any, observations: Tensor, state: Tensor
     return body.cell.run(arrays, inputs, state, starts if body.cell.state_size else None)[0]
 
 
+def _stepping(cell: Cell, explicit: Any) -> Callable[[Tensor, Tensor], Any]:
+    """Return (input (env, nu), state (env, nx)) -> (output, next state, ...) with fixed arrays, as `run` rounds it."""
+    fixed = cell.fixed_step(explicit)
+    return fixed.forward if isinstance(fixed, FixedStep) else fixed
+
+
 class Apart:
     """Arrays cut off from the parameters that they come from, so that gradients of many pieces are summed there first.
 
@@ -142,8 +151,8 @@ class RolloutPolicy:
     def __init__(self, tensors: TensorPolicy, states: States, n_steps: int) -> None:
         self.tensors, self.policy = tensors, tensors.policy
         self.actor, self.critic = tensors.actor, tensors.critic
-        self.actor_arrays = self.actor.explicit()
-        self.critic_arrays = None if self.critic is None else self.critic.explicit()
+        self._act = _stepping(self.actor.cell, self.actor.explicit())
+        self._judge = None if self.critic is None else _stepping(self.critic.cell, self.critic.explicit())
         self.states = states
         self.latents: list[Tensor] = []
         self._values: list[Tensor] = []
@@ -158,17 +167,14 @@ class RolloutPolicy:
 
     def act(self, observations: Tensor, t: int) -> Tensor:
         """Return sampled actions (env, na) for step t's observations (env, nu), and move the states one step on."""
-        outputs, actor_state = self.actor.cell.step(
-            self.actor_arrays, self.actor.scaling(observations), self.states.actor
-        )
+        inputs = self.actor.scaling(observations)
+        outputs, actor_state = self._act(inputs, self.states.actor)[:2]
         critic_state = self.states.critic
-        if self.critic is not None:
-            latent, critic_state = self.critic.cell.step(
-                self.critic_arrays, self.critic.scaling(observations), critic_state
-            )
+        if self.critic is not None and self._judge is not None:
+            latent, critic_state = self._judge(self.critic.scaling(observations), critic_state)[:2]
             self._keep(latent)
         elif self.tensors.shared:
-            self._keep(torch.cat((outputs, self.actor.scaling(observations)), dim=-1))
+            self._keep(torch.cat((outputs, inputs), dim=-1))
         self.states = States(actor_state, critic_state)
         if self.noise is not None and self.deviation is not None:
             return torch.addcmul(self.policy.action_net(outputs), self.noise[t], self.deviation)
@@ -184,12 +190,11 @@ class RolloutPolicy:
 
     def latent(self, observations: Tensor) -> Tensor:
         """Return the critic's latent (env, width) of observations that follow the step just taken."""
-        if self.critic is not None:
-            inputs = self.critic.scaling(observations)
-            return self.critic.cell.step(self.critic_arrays, inputs, self.states.critic)[0]
+        if self.critic is not None and self._judge is not None:
+            return self._judge(self.critic.scaling(observations), self.states.critic)[0]
         if self.tensors.shared:
             inputs = self.actor.scaling(observations)
-            outputs = self.actor.cell.step(self.actor_arrays, inputs, self.states.actor)[0]
+            outputs = self._act(inputs, self.states.actor)[0]
             return torch.cat((outputs, inputs), dim=-1)
         # As above.
         return self.policy.critic(observations)  # pyright: ignore[reportOptionalCall]
