@@ -41,6 +41,7 @@ _Q = (1.0, 0.4641648397433102, 0.02449138163917271, 0.0002544751398427181)
 
 
 def compiled(function: Any) -> Any:
+    """Return a function as a compiled loop that is kept on the disk."""
     return numba.njit(function, fastmath=_FAST, cache=True, error_model="numpy", nogil=True)
 
 

@@ -18,13 +18,13 @@ from robust_policies.envs.bridges.sb3 import SB3VecEnv
 from robust_policies.errors import InvalidValueError
 from robust_policies.networks.linalg import full_precision
 from robust_policies.policies.adam import forget_gradients, gradient_norm, take_step
-from robust_policies.train.ppo.buffer import Minibatch, Pieces, TensorRolloutBuffer, minibatch_count
+from robust_policies.train.ppo.buffer import Pieces, TensorRolloutBuffer, minibatch_count
 from robust_policies.train.ppo.episodes import EpisodeTotals
-from robust_policies.train.ppo.losses import clipped_loss
+from robust_policies.train.ppo.losses import Terms
 from robust_policies.train.ppo.minibatches import merge_remainders
 from robust_policies.train.ppo.normalization import ObservationScale, RewardScale, from_json, to_json
 from robust_policies.train.ppo.on_demand import OnDemand
-from robust_policies.train.ppo.policy import Apart, Arrays, RolloutPolicy, TensorPolicy, unsupported
+from robust_policies.train.ppo.policy import Apart, RolloutPolicy, TensorPolicy, unsupported
 from robust_policies.train.run.guard import diverged, in_buffer, in_update
 
 _DEVICE_ONLY = ("normalize_observation", "normalize_reward")
@@ -365,13 +365,13 @@ class TensorRecurrentPPO(RecurrentPPO):
 
         Returns loss, policy loss, clip fraction, value loss, entropy loss and approximate divergence.
         """
-        arrays = self._tensors.arrays()
+        arrays, terms = self._tensors.arrays(), Terms(clip_range, clip_range_vf, self.vf_coef, self.ent_coef)
         apart = Apart(arrays) if len(pieces) > 1 else None
         sums: list[Tensor] = []
         for batch, share in pieces:
-            loss, found = self._loss(batch, arrays if apart is None else apart.arrays, clip_range, clip_range_vf)
+            loss, found, entropy = self._tensors.loss(batch, arrays if apart is None else apart.arrays, terms)
             (loss if apart is None else share * loss).backward()
-            parts = (loss.detach(), *found)
+            parts = (loss.detach(), *found[:3], -entropy, found.divergence)
             if apart is not None:
                 parts = [share * part for part in parts]
                 parts = [before + part for before, part in zip(sums, parts, strict=True)] if sums else parts
@@ -379,14 +379,6 @@ class TensorRecurrentPPO(RecurrentPPO):
         if apart is not None:
             apart.backward()
         return tuple(sums)
-
-    def _loss(
-        self, batch: Minibatch, arrays: Arrays, clip_range: float, clip_range_vf: float | None
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return the loss, and (policy loss, clip fraction, value loss, entropy loss, approximate divergence)."""
-        values, log_probs, entropy = self._tensors.evaluate(batch, arrays)
-        loss, parts = clipped_loss(values, log_probs, batch, clip_range, clip_range_vf, self.vf_coef)
-        return loss - self.ent_coef * entropy, (*parts[:3], -entropy.detach(), parts.divergence)
 
     def _log(
         self, steps: Tensor, norms: Tensor, divergences: Tensor, clip_range: float, clip_range_vf: float | None

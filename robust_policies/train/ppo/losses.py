@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import math
+from functools import cache
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -41,6 +44,71 @@ def clipped_loss(
     """
     loss, *parts = _ClippedLoss.apply(values, log_probs, batch, clip, clip_values, weight)
     return loss, Parts(*parts)
+
+
+class Terms(NamedTuple):
+    """What a loss is made of besides the data: see `clipped_loss`; `entropy` is the weight of the actions' entropy."""
+
+    clip: float
+    clip_values: float | None
+    weight: float
+    entropy: float
+
+
+def gaussian_loss(
+    values: Tensor, means: Tensor, log_std: Tensor, batch: Minibatch, terms: Terms
+) -> tuple[Tensor, Parts, Tensor]:
+    """Return the loss () of Gaussian actions, entropy included, its parts, and the entropy (), without a gradient.
+
+    Args:
+        values: (time, batch), of the present weights.
+        means: (time, batch, na), of the present weights.
+        log_std: (na,), of the present weights.
+        batch: what was done, with advantages as they count.
+        terms: of the loss.
+    """
+    kernels = _kernels(values.dtype) if values.is_cpu and values.dtype == means.dtype == log_std.dtype else None
+    if kernels is None:
+        log_probs, entropy = GaussianLogProb.apply(means, log_std, batch.actions), gaussian_entropy(log_std)
+        loss, parts = clipped_loss(values, log_probs, batch, *terms[:3])
+        return loss - terms.entropy * entropy, parts, entropy.detach()
+    loss, *parts, entropy = _GaussianLoss.apply(kernels, values, means, log_std, batch, terms)
+    return loss, Parts(*parts), entropy
+
+
+@cache
+def _kernels(dtype: torch.dtype) -> Any:
+    """Return the module of the compiled loss, None where numba is not there or it does not run."""
+    try:
+        kernels = importlib.import_module("robust_policies.train.ppo.loss_kernels")
+        one = torch.ones(1, dtype=dtype).numpy()
+        kernels.gaussian(one[None], one, one[None], *(one,) * 5, 0.2, math.inf, 0.5, 0.0)
+    except Exception:  # whatever ails the compiler: PyTorch needs none
+        return None
+    return kernels
+
+
+class _GaussianLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, kernels: Any, values: Tensor, means: Tensor, log_std: Tensor, batch: Minibatch, terms: Terms
+    ) -> tuple[Tensor, ...]:
+        na = len(log_std)
+        given = (means.reshape(-1, na), log_std, batch.actions.reshape(-1, na))
+        grids = (batch.log_probs, batch.advantages, values, batch.values, batch.returns)
+        arrays = (np.ascontiguousarray(one.detach().numpy()) for one in (*given, *(grid.reshape(-1) for grid in grids)))
+        limit = math.inf if terms.clip_values is None else terms.clip_values
+        parts, *slopes = kernels.gaussian(*arrays, terms.clip, limit, terms.weight, terms.entropy)
+        ctx.slopes = [torch.from_numpy(slope).view(one.shape)
+                      for slope, one in zip(slopes, (values, means, log_std), strict=True)]  # fmt: skip
+        found = torch.from_numpy(parts).to(values.dtype).unbind()
+        ctx.mark_non_differentiable(*found[1:])
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return (None, *(slope * grads[0] for slope in ctx.slopes), None, None)
 
 
 class _ClippedLoss(torch.autograd.Function):

@@ -18,17 +18,9 @@ from robust_policies.networks.perceptron import layers
 from robust_policies.policies import RecurrentCellPolicy
 from robust_policies.policies.actor import ScaledCell
 from robust_policies.train.ppo.buffer import Minibatch
-from robust_policies.train.ppo.losses import GaussianLogProb, gaussian_entropy, gaussian_log_prob
+from robust_policies.train.ppo.losses import Parts, Terms, clipped_loss, gaussian_log_prob, gaussian_loss
 
 _ROWS_AT_ONCE = 2**14
-
-
-class Evaluated(NamedTuple):
-    """What stored actions are worth to the present weights: (time, batch) each, the entropy's mean ()."""
-
-    values: Tensor
-    log_probs: Tensor
-    entropy: Tensor
 
 
 class Arrays(NamedTuple):
@@ -92,8 +84,8 @@ class TensorPolicy:
         """Return the explicit arrays of the present weights."""
         return Arrays(self.actor.explicit(), None if self.critic is None else self.critic.explicit())
 
-    def evaluate(self, batch: Minibatch, arrays: Arrays) -> Evaluated:
-        """Return values, log-probabilities and entropy of sequences."""
+    def loss(self, batch: Minibatch, arrays: Arrays, terms: Terms) -> tuple[Tensor, Parts, Tensor]:
+        """Return the loss () of sequences, its parts, and the mean entropy (), without a gradient."""
         observations, starts = batch.observations, batch.starts
         outputs = _sequence(self.actor, arrays.actor, observations, batch.actor_state, starts)
         if self.critic is not None:
@@ -105,13 +97,13 @@ class TensorPolicy:
             latent = self.policy.critic(batch.observations)  # pyright: ignore[reportOptionalCall]
         values = self.values(latent)
         if self.gaussian:
-            log_std = self.policy.log_std
-            log_probs = GaussianLogProb.apply(self.policy.action_net(outputs), log_std, batch.actions)
-            return Evaluated(values, log_probs, gaussian_entropy(log_std))
+            return gaussian_loss(values, self.policy.action_net(outputs), self.policy.log_std, batch, terms)
         distribution = self.policy._get_action_dist_from_latent(outputs.flatten(0, 1))
         log_probs = distribution.log_prob(batch.actions.flatten(0, 1)).view_as(values)
         entropy = distribution.entropy()
-        return Evaluated(values, log_probs, -log_probs.mean() if entropy is None else entropy.mean())
+        entropy = -log_probs.mean() if entropy is None else entropy.mean()
+        loss, parts = clipped_loss(values, log_probs, batch, *terms[:3])
+        return loss - terms.entropy * entropy, parts, entropy.detach()
 
 
 def _sequence(body: ScaledCell, arrays: Any, observations: Tensor, state: Tensor, starts: Tensor) -> Tensor:

@@ -8,9 +8,9 @@ from test_tensor_ppo import CELLS, make_env, make_model
 from torch.distributions import Normal
 from torch.nn import functional
 
-from robust_policies.train.ppo import algorithm
+from robust_policies.train.ppo import algorithm, losses
 from robust_policies.train.ppo.buffer import Minibatch
-from robust_policies.train.ppo.losses import GaussianLogProb, clipped_loss, gaussian_entropy
+from robust_policies.train.ppo.losses import GaussianLogProb, Terms, clipped_loss, gaussian_entropy, gaussian_loss
 
 
 def minibatch():
@@ -60,6 +60,43 @@ def test_gaussian_log_probabilities_are_pytorchs():
     for one, other in zip(torch.autograd.grad(found, (means, log_std), weights),
                           torch.autograd.grad(expected, (means, log_std), weights), strict=True):  # fmt: skip
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("clip_values", [None, 0.3])
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
+def test_the_compiled_loss_is_the_one_of_operations(monkeypatch, clip_values, dtype, close):
+    pytest.importorskip("numba")
+    generator = torch.Generator().manual_seed(2)
+    batch = minibatch()._replace(actions=torch.randn(5, 4, 2, generator=generator, dtype=torch.float64))
+    batch = Minibatch(*(one.to(dtype) for one in batch))
+    values = batch.values + 0.4 * torch.randn(5, 4, generator=generator).to(dtype)
+    means = batch.actions + 0.3 * torch.randn(5, 4, 2, generator=generator).to(dtype)
+    log_std = torch.tensor([0.3, -0.5], dtype=dtype)
+    batch = batch._replace(log_probs=GaussianLogProb.apply(means + 0.3, log_std, batch.actions))
+    terms, found = Terms(0.2, clip_values, 0.7, 0.01), []
+    assert losses._kernels(dtype) is not None
+    for kernels in (losses._kernels, lambda dtype: None):
+        monkeypatch.setattr(losses, "_kernels", kernels)
+        given = [one.clone().requires_grad_() for one in (values, means, log_std)]
+        loss, parts, entropy = gaussian_loss(*given, batch, terms)
+        slopes = torch.autograd.grad(3.0 * loss, given)
+        assert not any(one.requires_grad for one in (*parts, entropy))
+        found.append((loss.detach(), *parts, entropy, *slopes))
+    assert 0.0 < float(found[0][2]) < 1.0
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=close, atol=close)
+
+
+def test_what_is_not_a_number_stays_so_in_the_compiled_loss():
+    pytest.importorskip("numba")
+    batch = minibatch()._replace(actions=torch.zeros(5, 4, 1, dtype=torch.float64))
+    means = torch.zeros(5, 4, 1, dtype=torch.float64)
+    means[2, 1] = torch.nan
+    means.requires_grad_()
+    loss, *_ = gaussian_loss(batch.values, means, torch.zeros(1, dtype=torch.float64), batch, Terms(0.2, 0.1, 0.5, 0.0))
+    assert torch.isnan(loss)
+    loss.backward()
+    assert torch.isnan(means.grad[2, 1])
 
 
 @pytest.mark.parametrize("cell", list(CELLS))
