@@ -16,8 +16,8 @@ from torch.utils._pytree import register_pytree_node
 from robust_policies.networks.activations import ACTIVATIONS
 from robust_policies.networks.program import transformed
 
-# Fewer steps are not worth the second in which numba is loaded, and wider products are faster by BLAS.
-_ENOUGH, _WIDEST = 1024, 48
+# Wider products are faster by BLAS.
+_WIDEST = 48
 
 
 class Collapsed(NamedTuple):
@@ -69,7 +69,7 @@ def applies(name: str, inputs: Tensor, state: Tensor, step: Collapsed) -> bool:
     """
     if inputs.device.type != "cpu" or inputs.dtype not in (torch.float32, torch.float64):
         return False
-    if inputs.shape[0] < 2 or inputs.shape[0] * inputs.shape[1] < _ENOUGH:
+    if inputs.shape[0] < 2 or inputs.shape[0] * inputs.shape[1] < _enough(inputs.dtype):
         return False
     matrices = (step.P, step.Q, step.R, *step.weights)
     if max(max(one.shape) for one in matrices) > _WIDEST or transformed((inputs, state, *matrices)):
@@ -116,6 +116,14 @@ def plain_run(
         outputs.append(s @ step.Q.mT + h @ step.R.mT + step.d)
         state = z[:, :nx] + h @ step.B.mT
     return torch.stack(outputs), state
+
+
+def _enough(dtype: torch.dtype) -> int:
+    """Return the number of steps below which the second in which numba is loaded is not worth it.
+
+    What is differentiated in float32 is trained, and comes again some thousand times.
+    """
+    return 64 if torch.is_grad_enabled() and dtype == torch.float32 else 1024
 
 
 @cache

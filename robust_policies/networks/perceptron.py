@@ -26,12 +26,9 @@ _ENOUGH, _WIDEST = 1024, 128
 
 
 class _Kind(NamedTuple):
-    """An activation h = apply(z), which may overwrite z; `chain(grad, z, h)` is the gradient at z, given that at h.
+    """An activation h = apply(z), which may overwrite z; `chain(grad, z, h)` is the gradient at z, given that at h."""
 
-    `name` is that of the compiled loops' activation, None where they have none.
-    """
-
-    name: str | None
+    name: str
     plain: Callable[[Tensor], Tensor]
     apply: Callable[[Tensor], Tensor]
     chain: Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -46,7 +43,7 @@ def _tanh_(z: Tensor) -> Tensor:
 
 _TANH = _Kind("tanh", torch.tanh, _tanh_, lambda grad, _, h: _ATEN.tanh_backward(grad, h))
 _RELU = _Kind("relu", torch.relu, torch.relu_, lambda grad, _, h: _ATEN.threshold_backward(grad, h, 0.0))
-_SILU = _Kind(None, functional.silu, functional.silu, lambda grad, z, _: _ATEN.silu_backward(grad, z))
+_SILU = _Kind("silu", functional.silu, functional.silu, lambda grad, z, _: _ATEN.silu_backward(grad, z))
 _LINEAR = _Kind("identity", lambda z: z, lambda z: z, lambda grad, _, __: grad)
 _KINDS: dict[Any, _Kind] = {nn.Tanh: _TANH, nn.ReLU: _RELU, nn.SiLU: _SILU, "tanh": _TANH, "relu": _RELU}
 
@@ -105,34 +102,34 @@ def _kind(modules: Sequence[nn.Module]) -> _Kind | None:
 
 
 @cache
-def _kernels(names: tuple[str | None, ...], dtype: torch.dtype) -> Any:
+def _kernels(dtype: torch.dtype) -> Any:
     """Return the module of the compiled loops, None where numba is not there or they do not run."""
-    if None in names or dtype not in (torch.float32, torch.float64):
+    if dtype not in (torch.float32, torch.float64):
         return None
     try:
         kernels = importlib.import_module("robust_policies.networks.perceptron_kernels")
         one, widths = torch.ones(1, 1, dtype=dtype).numpy(), np.array([1, 1])
-        kernels.forward(0, 0, one, widths, one[0], one[0], one[0].copy())
-        kernels.backward(0, 0, one, widths, one[0], one[0], one, True)
+        kernels.forward(0, 0, one, widths, one[0], one[0], one[0].copy(), one[0])
+        kernels.backward(0, 0, one, widths, one[0], one[0], one[0], one, True)
     except Exception:  # whatever ails the compiler: PyTorch needs none
         return None
     return kernels
 
 
-def _compiled(kinds: Sequence[_Kind], inputs: Tensor, parameters: Sequence[Tensor]) -> Any:
+def _compiled(inputs: Tensor, parameters: Sequence[Tensor]) -> Any:
     """Return the module of the compiled loops if they are to be used, else None."""
     if inputs.device.type != "cpu" or len(inputs) < _ENOUGH:
         return None
     if max(max(W.shape) for W in parameters[::2]) > _WIDEST or any(one.dtype != inputs.dtype for one in parameters):
         return None
-    return _kernels(tuple(kind.name for kind in kinds), inputs.dtype)
+    return _kernels(inputs.dtype)
 
 
 class _Layers(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, kinds: Sequence[_Kind], inputs: Tensor, *parameters: Tensor) -> Tensor:
         ctx.kinds, ctx.kept = kinds, None
-        kernels = _compiled(kinds, inputs, parameters)
+        kernels = _compiled(inputs, parameters)
         if kernels is not None:
             ctx.save_for_backward(inputs, *parameters)
             given = np.ascontiguousarray(inputs.detach().numpy())
@@ -140,8 +137,9 @@ class _Layers(torch.autograd.Function):
             flat = [np.concatenate([one.detach().numpy().ravel() for one in parameters[k::2]]) for k in (0, 1)]
             hidden = np.empty(len(given) * int(widths[1:].sum()), given.dtype)
             first, last = (kernels.kind_of(kind.name, given.dtype) for kind in (kinds[0], kinds[-1]))
-            kernels.forward(first, last, given, widths, *flat, hidden)
-            ctx.kept = kernels, (first, last, given, widths, flat[0], hidden)
+            kept = np.empty_like(hidden) if first >= kernels.SILU else hidden[:0]
+            kernels.forward(first, last, given, widths, *flat, hidden, kept)
+            ctx.kept = kernels, (first, last, given, widths, flat[0], hidden, kept)
             found = torch.from_numpy(hidden[len(hidden) - len(given) * int(widths[-1]) :]).view(len(given), -1)
             # The backward pass reads what an activation gave, so that nobody else may write there.
             return found if kinds[-1] is _LINEAR else found.clone()

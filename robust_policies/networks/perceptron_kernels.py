@@ -8,13 +8,49 @@ from __future__ import annotations
 
 import numpy as np
 
-from robust_policies.networks.kernels import activated, compiled, kind_of, times_slope
+from robust_policies.networks import kernels
+from robust_policies.networks.kernels import activated, compiled, times_slope
 
-__all__ = ["backward", "forward", "kind_of"]
+SILU = 100
+"""The kind of x sigmoid(x), whose slope is not known from its value alone."""
 
 # OpenBLAS starts threads above this number of multiply-adds of one product.
 _PRODUCT = 2**18
 _ROWS = 128
+
+
+def kind_of(name: str, dtype: np.dtype) -> int:
+    """Return the kind of an activation for numbers of a dtype: of `kernels`, or SILU."""
+    return SILU + kernels.kind_of("sigmoid", dtype) if name == "silu" else kernels.kind_of(name, dtype)
+
+
+@compiled
+def _applied(kind, z, kept):
+    """Overwrite z (m, n) with the activation of its entries; `kept` (m, n) gets them where the slope needs them."""
+    if kind < SILU:
+        activated(kind, z)
+        return
+    for i in range(len(z)):
+        for j in range(z.shape[1]):
+            kept[i, j] = z[i, j]
+    activated(kind - SILU, z)
+    for i in range(len(z)):
+        for j in range(z.shape[1]):
+            z[i, j] *= kept[i, j]
+
+
+@compiled
+def _chained(kind, h, kept, delta):
+    """Multiply delta (m, n) by the slope where the activation gave h (m, n) of `kept` (m, n)."""
+    if kind < SILU:
+        times_slope(kind, h, delta)
+        return
+    one = delta.dtype.type(1)
+    gates = kept.copy()
+    activated(kind - SILU, gates)
+    for i in range(len(h)):
+        for j in range(h.shape[1]):
+            delta[i, j] *= gates[i, j] * (one + kept[i, j] * (one - gates[i, j]))
 
 
 @compiled
@@ -27,7 +63,7 @@ def _block(widths):
 
 
 @compiled
-def forward(kind, last, inputs, widths, weights, biases, hidden):
+def forward(kind, last, inputs, widths, weights, biases, hidden, kept):
     """Write what each layer gives into `hidden`, layer by layer, each (rows, width) and flat.
 
     Args:
@@ -38,6 +74,7 @@ def forward(kind, last, inputs, widths, weights, biases, hidden):
         weights: of each layer, (width, the one before), flat, one after the other.
         biases: of each layer, one after the other.
         hidden: (rows * sum(widths[1:]),).
+        kept: as long as `hidden` where an activation is SILU, else as it may be; gets what the slopes are of.
     """
     rows, size = len(inputs), _block(widths)
     for start in range(0, rows, size):
@@ -53,12 +90,14 @@ def forward(kind, last, inputs, widths, weights, biases, hidden):
                 row = z[i]
                 for j in range(width):
                     row[j] += b[j]
-            activated(last if k == len(widths) - 1 else kind, z)
+            chosen = last if k == len(widths) - 1 else kind
+            p = kept[first + start * width : first + end * width].reshape(end - start, width) if chosen >= SILU else z
+            _applied(chosen, z, p)
             before, at, first, bias = z, at + width * below, first + rows * width, bias + width
 
 
 @compiled
-def backward(kind, last, inputs, widths, weights, hidden, grad, wanted):
+def backward(kind, last, inputs, widths, weights, hidden, kept, grad, wanted):
     """Return the gradients of inputs (rows, widths[0]), if `wanted`, else (0, widths[0]), weights and biases, flat.
 
     The arguments are those of `forward`, with the gradient of the last layer, (rows, widths[-1]).
@@ -81,8 +120,10 @@ def backward(kind, last, inputs, widths, weights, hidden, grad, wanted):
         for k in range(count, 0, -1):
             width, under = widths[k], widths[k - 1]
             at, first, bias = at - width * under, first - rows * width, bias - width
-            times_slope(last if k == count else kind, hidden[first + start * width : first + end * width]
-                        .reshape(length, width), delta)  # fmt: skip
+            chosen = last if k == count else kind
+            h = hidden[first + start * width : first + end * width].reshape(length, width)
+            p = kept[first + start * width : first + end * width].reshape(length, width) if chosen >= SILU else h
+            _chained(chosen, h, p, delta)
             b = gb[bias : bias + width]
             for i in range(length):
                 row = delta[i]

@@ -23,44 +23,52 @@ class FusedAdam(torch.optim.Adam):
 
     def step(self, closure: Any = None) -> Any:
         """Take a step; see `torch.optim.Adam`."""
+        if closure is None and self._take(None):
+            return None
         loss = super().step(closure)
         for group in self.param_groups:
             torch.autograd.graph.increment_version(group["params"])
         return loss
 
     def divided_step(self, divisor: Tensor) -> None:
-        """Take a step with the gradient divided by `divisor` (): the kernel alone, where PyTorch's checks are over."""
-        groups = [(group, *self._of(group)) for group in self.param_groups]
-        if self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks or any(one[-1] for one in groups):
-            # PyTorch's name of the number by which the kernel divides gradients; its gradient scaler sets the same.
-            self.grad_scale = divisor  # pyright: ignore[reportAttributeAccessIssue]
-            try:
-                self.step()
-            finally:
-                self.grad_scale = None  # pyright: ignore[reportAttributeAccessIssue]
+        """Take a step with the gradient divided by `divisor` ()."""
+        if self._take(divisor):
             return
-        with torch.no_grad():
-            for group, parameters, states, _ in groups:
-                if not parameters:
-                    continue
-                steps = [state["step"] for state in states]
-                _KERNELS._foreach_add_(steps, 1)
-                _KERNELS._fused_adam_(
-                    parameters, [one.grad for one in parameters], [state["exp_avg"] for state in states],
-                    [state["exp_avg_sq"] for state in states], [], steps, lr=float(group["lr"]),
-                    beta1=group["betas"][0], beta2=group["betas"][1], weight_decay=group["weight_decay"],
-                    eps=group["eps"], amsgrad=False, maximize=group["maximize"], grad_scale=divisor, found_inf=None,
-                )  # fmt: skip
-                torch.autograd.graph.increment_version(parameters)
+        # PyTorch's name of the number by which the kernel divides gradients; its gradient scaler sets the same.
+        self.grad_scale = divisor  # pyright: ignore[reportAttributeAccessIssue]
+        try:
+            self.step()
+        finally:
+            self.grad_scale = None  # pyright: ignore[reportAttributeAccessIssue]
 
-    def _of(self, group: Any) -> tuple[list[nn.Parameter], list[dict[str, Any]], bool]:
-        """Return the parameters of a group that have gradients, their states, and whether PyTorch has to look first."""
+    @torch.no_grad()
+    def _take(self, divisor: Tensor | None) -> bool:
+        """Call the kernel alone, a third of PyTorch's step, and return whether PyTorch had nothing to look at first."""
+        if divisor is None and getattr(self, "grad_scale", None) is not None:
+            return False
+        groups = [self._of(group) for group in self.param_groups]
+        if self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks or None in groups:
+            return False
+        for group, (parameters, states) in zip(self.param_groups, groups, strict=True):  # pyright: ignore[reportGeneralTypeIssues]
+            if not parameters:
+                continue
+            steps = [state["step"] for state in states]
+            _KERNELS._foreach_add_(steps, 1)
+            _KERNELS._fused_adam_(
+                parameters, [one.grad for one in parameters], [state["exp_avg"] for state in states],
+                [state["exp_avg_sq"] for state in states], [], steps, lr=float(group["lr"]), beta1=group["betas"][0],
+                beta2=group["betas"][1], weight_decay=group["weight_decay"], eps=group["eps"], amsgrad=False,
+                maximize=group["maximize"], grad_scale=divisor, found_inf=None,
+            )  # fmt: skip
+            torch.autograd.graph.increment_version(parameters)
+        return True
+
+    def _of(self, group: Any) -> tuple[list[nn.Parameter], list[dict[str, Any]]] | None:
+        """Return the parameters of a group that have gradients, and their states; None where PyTorch has to look."""
         parameters = [one for one in group["params"] if one.grad is not None]
         states = [self.state[one] for one in parameters]
-        if not parameters:
-            return parameters, states, False
-        plain = parameters[0].is_cpu and len({one.dtype for one in parameters}) == 1 and all(states)
-        return parameters, states, not plain or group["amsgrad"]
+        plain = all(states) and len({(one.dtype, one.device) for one in parameters}) < 2 and not group["amsgrad"]
+        return (parameters, states) if plain and all(one.is_cpu for one in parameters[:1]) else None
 
 
 def adam(kind: Any, options: Iterable[str]) -> Any:

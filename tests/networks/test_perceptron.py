@@ -69,7 +69,7 @@ def test_networks_of_other_make_run_by_their_own_modules():
         assert torch.equal(layers(modules, inputs), nn.Sequential(*modules)(inputs))
 
 
-@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU, nn.SiLU])
 @pytest.mark.parametrize("head", [True, False])
 @pytest.mark.parametrize(("dtype", "close"), [(torch.float64, 1e-11), (torch.float32, 1e-4)])
 def test_the_compiled_layers_give_the_modules_values_and_gradients(activation, head, dtype, close, monkeypatch):
@@ -112,6 +112,6 @@ def test_without_numba_pytorch_runs(monkeypatch):
     modules, inputs = network(nn.Tanh, dtype=torch.float32), torch.randn(9, 3)
     try:
         torch.testing.assert_close(layers(modules, inputs), modules(inputs), rtol=1e-5, atol=1e-6)
-        assert perceptron._kernels(("tanh",), torch.float32) is None
+        assert perceptron._kernels(torch.float32) is None
     finally:
         perceptron._kernels.cache_clear()
