@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Iterable, Sequence
 from functools import cache
 from itertools import pairwise
@@ -127,7 +128,7 @@ def _enough(dtype: torch.dtype) -> int:
 
 
 @cache
-def _kernels() -> Any:
+def kernels_of() -> Any:
     """Return the module of the loops, which loads numba; raises ImportError where that is not there."""
     return importlib.import_module("robust_policies.networks.kernels")
 
@@ -136,7 +137,7 @@ def _kernels() -> Any:
 def _works(name: str, dtype: str) -> bool:
     """Return whether numba is there and its loops run, which compiles them where that was not done before."""
     try:
-        kernels = _kernels()
+        kernels = kernels_of()
         if name not in kernels.ACTIVATIONS:
             return False
         one = np.ones((1, 1), dtype)
@@ -163,33 +164,57 @@ def _blocks(widths: tuple[int, ...], chain: bool) -> np.ndarray:
     return np.array(found)
 
 
+class Packed(NamedTuple):
+    """The arrays of a `Collapsed` as `kernels.forward` takes them, and the number of neurons."""
+
+    P: np.ndarray
+    c: np.ndarray
+    B: np.ndarray
+    Q: np.ndarray
+    R: np.ndarray
+    d: np.ndarray
+    weights: np.ndarray
+    biases: np.ndarray
+    blocks: np.ndarray
+    neurons: int
+
+    def turned(self) -> list[np.ndarray]:
+        """Return the transposes of P, B, Q and R, as `kernels.backward` takes them."""
+        return [np.ascontiguousarray(one.T) for one in (self.P, self.B, self.Q, self.R)]
+
+
+def packed(arrays: Sequence[Tensor], layers: int, nx: int) -> Packed:
+    """Return P, c, B, Q, R, d, the weights and the biases of `layers` layers, of a step with nx states, as arrays."""
+    P, c, B, Q, R, d, *others = (np.ascontiguousarray(one.detach().numpy()) for one in arrays)
+    weights, biases = others[: len(others) - layers], others[len(others) - layers :]
+    flat = [np.concatenate([one.ravel() for one in part]) if part else P[:0, 0] for part in (weights, biases)]
+    first = len(P) - nx
+    blocks = _blocks((first, *map(len, biases)), bool(layers) or not weights)
+    return Packed(P, c, B, Q, R, d, flat[0], flat[1], blocks, first + len(flat[1]))
+
+
 class _Run(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, name: str, starts: Tensor | None, layers: int, inputs: Tensor, state: Tensor, *rest: Tensor
     ) -> tuple[Tensor, Tensor]:
-        kernels = _kernels()
-        P, c, B, Q, R, d, *others = (np.ascontiguousarray(one.detach().numpy()) for one in rest)
-        weights, biases = others[: len(others) - layers], others[len(others) - layers :]
-        flat = [np.concatenate([one.ravel() for one in part]) if part else P[:0, 0] for part in (weights, biases)]
-        first = len(P) - state.shape[1]
-        blocks = _blocks((first, *map(len, biases)), bool(layers) or not weights)
-        kind, (time, batch, nu) = kernels.kind_of(name, P.dtype), inputs.shape
-        keep = np.empty((0, batch), P.dtype) if starts is None else (~starts).numpy().astype(P.dtype)
+        kernels = kernels_of()
+        one = packed(rest, layers, state.shape[1])
+        kind, (time, batch, nu) = kernels.kind_of(name, one.P.dtype), inputs.shape
+        keep = np.empty((0, batch), one.P.dtype) if starts is None else (~starts).numpy().astype(one.P.dtype)
         given = np.ascontiguousarray(inputs.detach().transpose(1, 2).numpy())
         final = state.detach().numpy().T.copy()
-        S = np.empty((time, P.shape[1], batch), P.dtype)
-        H = np.empty((time, first + len(flat[1]), batch), P.dtype)
-        outputs = kernels.forward(kind, keep, given, final, P, c, B, Q, R, d, *flat, blocks, S, H)
+        S = np.empty((time, one.P.shape[1], batch), one.P.dtype)
+        H = np.empty((time, one.neurons, batch), one.P.dtype)
+        outputs = kernels.forward(kind, keep, given, final, *one[:-1], S, H)
         ctx.name, ctx.starts, ctx.layers = name, starts, layers
-        turned = (np.ascontiguousarray(one.T) for one in (P, B, Q, R))
-        ctx.kept = (kind, keep, nu), (*turned, flat[0], blocks, S, H)
+        ctx.kept = (kind, keep, nu), (*one.turned(), one.weights, one.blocks, S, H)
         ctx.save_for_backward(inputs, state, *rest)
         return torch.from_numpy(outputs).transpose(1, 2), torch.from_numpy(final).t()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        kernels = _kernels()
+        kernels = kernels_of()
         inputs, state, *rest = ctx.saved_tensors
         if torch.is_grad_enabled() or transformed(grads):
             return (None, None, None, *_again(ctx, (inputs, state, *rest), grads))
@@ -197,17 +222,20 @@ class _Run(torch.autograd.Function):
         first = grads[1].numpy().T.copy()
         g_inputs, *found, gW, gb = kernels.backward(*ctx.kept[0], grad, first, *ctx.kept[1])
         places = len(rest) - ctx.layers
-        found += _parts(gW, rest[6:places]) + _parts(gb, rest[places:])
+        found += parts_of(gW, [one.shape for one in rest[6:places]]) + parts_of(
+            gb, [one.shape for one in rest[places:]]
+        )
         results = (torch.from_numpy(one) for one in found)
         return (None, None, None, torch.from_numpy(g_inputs).transpose(1, 2), torch.from_numpy(first).t(), *results)
 
 
-def _parts(flat: np.ndarray, like: Sequence[Tensor]) -> list[np.ndarray]:
-    """Return consecutive parts of a flat array in the shapes of tensors."""
+def parts_of(flat: np.ndarray, shapes: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    """Return consecutive parts of a flat array in these shapes."""
     found, at = [], 0
-    for one in like:
-        found.append(flat[at : at + one.numel()].reshape(one.shape))
-        at += one.numel()
+    for shape in shapes:
+        size = math.prod(shape)
+        found.append(flat[at : at + size].reshape(shape))
+        at += size
     return found
 
 

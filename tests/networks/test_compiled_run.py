@@ -121,7 +121,7 @@ def test_where_it_does_not_apply():
 def test_without_a_working_numba_pytorch_runs(lack, monkeypatch):
     module, (inputs, state, starts) = cell(), data()
     wanted = module(inputs, state, starts)[0]
-    for known in (compiled._works, compiled._kernels):
+    for known in (compiled._works, compiled.kernels_of):
         known.cache_clear()
     if lack == "no numba":
         monkeypatch.setitem(sys.modules, "robust_policies.networks.kernels", None)
@@ -131,7 +131,7 @@ def test_without_a_working_numba_pytorch_runs(lack, monkeypatch):
         assert not applied(module, inputs, state)
         torch.testing.assert_close(module(inputs, state, starts)[0], wanted, rtol=1e-5, atol=1e-5)
     finally:
-        for known in (compiled._works, compiled._kernels):
+        for known in (compiled._works, compiled.kernels_of):
             known.cache_clear()
 
 

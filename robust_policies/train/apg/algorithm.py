@@ -27,6 +27,7 @@ from robust_policies.envs.plant import Plant
 from robust_policies.envs.plants.linear import LinearPlant
 from robust_policies.errors import DivergedError, NotCertifiableError
 from robust_policies.files.tensors import load_optimizer, optimizer_tensors, under
+from robust_policies.networks.stepping import stepping
 from robust_policies.policies.actor import Actor
 from robust_policies.policies.adam import FusedAdam, forget_gradients, gradient_norm, take_step
 from robust_policies.policies.deployed import DeployedPolicy
@@ -168,6 +169,7 @@ class AnalyticPolicyGradient:
         process = self._noise(horizon, plant.process_noise_size)
         measurement = self._noise(horizon, plant.measurement_noise_size)
         explored = self._noise(horizon, plant.action_size) if self.settings.action_noise else None
+        step = stepping(self.actor.cell, explicit, horizon, self.num_envs)
         ahead = None
         last = int(world.elapsed.max()) + horizon
         if perturbed is None and self.value is None and not plant.observes_actions and last <= self.limit:
@@ -181,7 +183,7 @@ class AnalyticPolicyGradient:
             action, memory = nobody if ahead is None else ahead[t], world.memory
             if ahead is None:
                 observed = world.observation if perturbed is None else world.observation + perturbed[t]
-                output, memory = self.actor.cell.step(explicit, self.inputs(observed), memory)
+                output, memory = step(self.inputs(observed), memory)
                 action = self._action(output, _at(explored, t))
             state = plant.advance(world.state, action, self.params, _at(process, t))
             observation = plant.observe(state, self.params, _at(measurement, t))
