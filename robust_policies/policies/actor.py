@@ -82,6 +82,7 @@ class ScaledCell(nn.Module):
         self.with_inputs = False
         self._watched = tuple(cell.parameters())
         self._cached: tuple[Any, Any] | None = None
+        self._fixed: tuple[Any, Any] | None = None
         self.register_load_state_dict_post_hook(_watch_again)
 
     def explicit(self) -> Any:
@@ -110,14 +111,19 @@ class ScaledCell(nn.Module):
 
     def step(self, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return (output (batch, ny), next state (batch, nx)) for raw inputs (batch, nu)."""
-        return self.cell.step(self.explicit(), self.scaling(inputs), state)
+        explicit = self.explicit()
+        if torch.is_grad_enabled():
+            return self.cell.step(explicit, self.scaling(inputs), state)
+        if self._fixed is None or self._fixed[0] is not explicit:
+            self._fixed = (explicit, self.cell.fixed_step(explicit))
+        return self._fixed[1](self.scaling(inputs), state)
 
     def run(self, inputs: Tensor, state: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return (outputs (time, batch, ny), final state) for raw inputs (time, batch, nu)."""
         return self.cell.run(self.explicit(), self.scaling(inputs), state, starts)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cached": None}
+        return {**self.__dict__, "_cached": None, "_fixed": None}
 
 
 def _watch_again(module: ScaledCell, _: Any = None) -> None:
