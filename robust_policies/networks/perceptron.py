@@ -140,9 +140,8 @@ class _Layers(torch.autograd.Function):
             kept = np.empty_like(hidden) if first >= kernels.SILU else hidden[:0]
             kernels.forward(first, last, given, widths, *flat, hidden, kept)
             ctx.kept = kernels, (first, last, given, widths, flat[0], hidden, kept)
-            found = torch.from_numpy(hidden[len(hidden) - len(given) * int(widths[-1]) :]).view(len(given), -1)
-            # The backward pass reads what an activation gave, so that nobody else may write there.
-            return found if kinds[-1] is _LINEAR else found.clone()
+            # A copy: who keeps the outputs does not keep all layers, and who writes there does not change them.
+            return torch.from_numpy(hidden[len(hidden) - len(given) * int(widths[-1]) :]).view(len(given), -1).clone()
         kept, h = [], inputs
         for kind, W, b in zip(kinds, parameters[::2], parameters[1::2], strict=True):
             z = torch.addmm(b, h, W.t())

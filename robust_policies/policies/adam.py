@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -17,6 +18,12 @@ class FusedAdam(torch.optim.Adam):
 
     PyTorch's fused kernel leaves their version counters alone, by which `ScaledCell` knows that its arrays are old.
     """
+
+    # PyTorch's, without what keeps its compiler out of them by importing it: a second and 100 MB of a training.
+    add_param_group = inspect.unwrap(torch.optim.Adam.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Adam.zero_grad)
+    state_dict = inspect.unwrap(torch.optim.Adam.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.Adam.load_state_dict)
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: Any = 1e-3, **options: Any) -> None:
         super().__init__(parameters, lr=lr, fused=True, **options)
@@ -66,9 +73,14 @@ class FusedAdam(torch.optim.Adam):
     def _of(self, group: Any) -> tuple[list[nn.Parameter], list[dict[str, Any]]] | None:
         """Return the parameters of a group that have gradients, and their states; None where PyTorch has to look."""
         parameters = [one for one in group["params"] if one.grad is not None]
+        if group["amsgrad"] or not all(one.is_cpu for one in parameters[:1]):
+            return None
         states = [self.state[one] for one in parameters]
-        plain = all(states) and len({(one.dtype, one.device) for one in parameters}) < 2 and not group["amsgrad"]
-        return (parameters, states) if plain and all(one.is_cpu for one in parameters[:1]) else None
+        for one, state in zip(parameters, states, strict=True):
+            if not state:
+                state["step"] = torch.zeros((), device=one.device)
+                state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(one), torch.zeros_like(one)
+        return (parameters, states) if len({(one.dtype, one.device) for one in parameters}) < 2 else None
 
 
 def adam(kind: Any, options: Iterable[str]) -> Any:

@@ -1,6 +1,8 @@
 """Adam in one kernel: the steps of PyTorch's, seen by what caches by version counters."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -55,3 +57,29 @@ def test_only_a_plain_adam_is_replaced():
     assert adam(torch.optim.Adam, {"eps"}) is FusedAdam
     assert adam(torch.optim.Adam, {"foreach"}) is torch.optim.Adam
     assert adam(torch.optim.AdamW, ()) is torch.optim.AdamW
+
+
+def test_making_and_stepping_leaves_pytorchs_compiler_alone():
+    lines = (
+        "import sys, torch, torch.nn as nn",
+        "from robust_policies.policies.adam import FusedAdam, gradient_norm, take_step",
+        "layer = nn.Linear(2, 2); optimizer = FusedAdam(layer.parameters())",
+        "layer(torch.ones(1, 2)).sum().backward(); parameters = list(layer.parameters())",
+        "take_step(optimizer, parameters, gradient_norm(parameters), 1.0); optimizer.step(); optimizer.zero_grad()",
+        "optimizer.load_state_dict(optimizer.state_dict()); print('torch._dynamo' in sys.modules)",
+    )
+    found = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False"
+
+
+def test_states_are_the_ones_pytorch_makes():
+    ours, theirs = (nn.Linear(3, 2) for _ in range(2))
+    one, other = FusedAdam(ours.parameters()), torch.optim.Adam(theirs.parameters(), fused=True)
+    for module, optimizer in ((ours, one), (theirs, other)):
+        module(torch.ones(1, 3)).sum().backward()
+        optimizer.step()
+    found, expected = (list(optimizer.state_dict()["state"].values()) for optimizer in (one, other))
+    assert [{k: (v.dtype, v.shape) for k, v in state.items()} for state in found] == [
+        {k: (v.dtype, v.shape) for k, v in state.items()} for state in expected
+    ]
+    assert one.param_groups[0].keys() == other.param_groups[0].keys()

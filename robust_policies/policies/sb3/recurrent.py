@@ -102,6 +102,12 @@ class RecurrentCellPolicy(RecurrentActorCriticPolicy):
         self._share_features = kwargs.get("share_features_extractor", True)
         if critic == "shared" and not self._share_features:
             raise InvalidValueError("critic='shared' needs share_features_extractor=True; or use critic='own'.")
+        kind = kwargs.get("optimizer_class", torch.optim.Adam)
+        if kind is torch.optim.Adam and kwargs.get("optimizer_kwargs") is None:
+            # As Stable-Baselines3 has it for this class alone.
+            kwargs["optimizer_kwargs"] = {"eps": 1e-5}
+        # Stable-Baselines3 makes an optimizer too, of parameters that are replaced here.
+        kwargs["optimizer_class"] = optimizer = adam(kind, kwargs.get("optimizer_kwargs") or {})
         super().__init__(
             observation_space,
             action_space,
@@ -114,7 +120,7 @@ class RecurrentCellPolicy(RecurrentActorCriticPolicy):
         )
         self.action_dist = starting(action_space, self.action_dist)
         self._replace_cells()
-        optimizer = adam(self.optimizer_class, self.optimizer_kwargs)
+        self.optimizer_class = kind
         self.optimizer = optimizer(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
 
     @property

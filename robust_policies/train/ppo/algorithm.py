@@ -30,7 +30,7 @@ from robust_policies.train.run.guard import diverged, in_buffer, in_update
 _DEVICE_ONLY = ("normalize_observation", "normalize_reward")
 PHASES = ("policy", "environment", "advantages", "update")
 # What a CPU differentiates at once: more samples at a time are no faster there and take more memory.
-_CPU_ROWS_AT_ONCE = 2**14
+_CPU_ROWS_AT_ONCE = 2**13
 
 
 class _Truncation(NamedTuple):

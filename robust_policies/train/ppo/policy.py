@@ -20,7 +20,7 @@ from robust_policies.policies.actor import ScaledCell
 from robust_policies.train.ppo.buffer import Minibatch
 from robust_policies.train.ppo.losses import Parts, Terms, clipped_loss, gaussian_log_prob, gaussian_loss
 
-_ROWS_AT_ONCE = 2**14
+_ROWS_AT_ONCE = 2**13
 
 
 class Arrays(NamedTuple):
