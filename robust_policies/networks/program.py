@@ -23,8 +23,11 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from robust_policies.networks import numpy_calls
+from robust_policies.networks.numpy_program import NumpyProgram, Writer
+from robust_policies.networks.tape import Tape, works
+from robust_policies.networks.tape_builder import Builder
 
+_WIDEST = 96  # of a matrix on a tape: above, BLAS takes less time
 _CLOSE = {torch.float32: 1e-3, torch.float64: 1e-9}
 
 
@@ -73,18 +76,14 @@ class Program(NamedTuple):
     """A recorded parametrization.
 
     Attributes:
-        forward: (parameters' arrays) -> (results, what backward needs).
-        backward: (what it needs, gradients of the results) -> gradients of the parameters, None where there is none.
+        engine: what runs it.
         places: of each leaf of the arrays: ("result", i), ("parameter", i) or ("constant", value).
         spec: the arrays' structure.
-        zeros: of each result's shape.
     """
 
-    forward: Callable[..., tuple[list[Any], tuple[Any, ...]]]
-    backward: Callable[..., list[Any]]
+    engine: Tape | NumpyProgram
     places: tuple[tuple[str, Any], ...]
     spec: TreeSpec
-    zeros: tuple[np.ndarray, ...]
 
     def run(self, parameters: Sequence[Tensor], make: Callable[[], Any]) -> Any:
         """Return the arrays; `make` makes them where the program ends with an error, or is differentiated twice."""
@@ -123,32 +122,24 @@ def _known(module: nn.Module) -> _Known:
 class _Node(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, program: Program, make: Callable[[], Any], *parameters: Tensor) -> tuple[Tensor, ...]:
-        # PyTorch does not warn of what is not finite either.
-        with np.errstate(all="ignore"):
-            results, ctx.kept = program.forward(*(one.detach().numpy() for one in parameters))
+        results, ctx.kept = program.engine.forward(parameters)
         ctx.program, ctx.make = program, make
         ctx.save_for_backward(*parameters)
         ctx.set_materialize_grads(False)
-        return tuple(_own(result) for result in results)
+        return tuple(results)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         parameters = ctx.saved_tensors
-        if torch.is_grad_enabled() or transformed(grads):
+        if torch.is_grad_enabled() or transformed([grad for grad in grads if grad is not None]):
             return (None, None, *_again(ctx, parameters, grads))
-        given = (zero if grad is None else grad.numpy() for grad, zero in zip(grads, ctx.program.zeros, strict=True))
-        with np.errstate(all="ignore"):
-            found = ctx.program.backward(ctx.kept, *given)
-        return (None, None, *(None if one is None else _own(one) for one in found))
+        try:
+            return (None, None, *ctx.program.engine.backward(ctx.kept, grads))
+        except np.linalg.LinAlgError:
+            return (None, None, *_again(ctx, parameters, grads))
 
 
-def _own(array: np.ndarray) -> Tensor:
-    """Return a tensor of an array that nothing else holds: gradients are added to in place."""
-    array = np.ascontiguousarray(array)
-    return torch.from_numpy(array if array.flags.owndata else array.copy())
-
-
-def _again(ctx: Any, parameters: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Tensor | None]:
+def _again(ctx: Any, parameters: Sequence[Tensor], grads: Sequence[Tensor | None]) -> list[Tensor | None]:
     """Return the gradients as a graph, which may be differentiated again."""
     with torch.enable_grad():
         leaves, _ = tree_flatten(ctx.make())
@@ -199,21 +190,47 @@ def _record(parameters: Sequence[Tensor], make: Callable[[], Any]) -> Program | 
         with recorder:
             leaves, spec = tree_flatten(make())
         places, results = _places(leaves, parameters)
+        count = len(recorder.calls)
         grads = [torch.randn(one.shape, generator=generator, dtype=one.dtype) for one in results]
         with recorder:
             # Gradients that are given to `grad` have it import all of sympy.
             found = torch.autograd.grad(_Given.apply(grads, *results), trained, allow_unused=True)
         wanted = iter(found)
         derivatives = [next(wanted) if parameter.requires_grad else None for parameter in parameters]
-        writer = _Writer(parameters, grads)
-        for call in recorder.calls:
-            writer.add(*call)
-        zeros = tuple(torch.zeros_like(one).numpy() for one in results)
-        program = Program(*writer.functions(results, derivatives), places, spec, zeros)
-        alike = _alike(program, parameters, grads, results, derivatives)
-    except (KeyError, NotImplementedError, RuntimeError, np.linalg.LinAlgError):
+        engine = _engine(recorder.calls, count, parameters, grads, results, derivatives)
+    except (RuntimeError, np.linalg.LinAlgError):
         return None
-    return program if alike else None
+    return None if engine is None else Program(engine, places, spec)
+
+
+def _engine(
+    calls: Sequence[Any],
+    count: int,
+    parameters: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    *ends: Sequence[Tensor | None],
+) -> Tape | NumpyProgram | None:
+    """Return what runs recorded calls, of which the first `count` are those of the parametrization itself.
+
+    A tape where its operations are compiled and no matrix is so wide that BLAS takes less time, or calls of NumPy.
+    """
+    kinds: list[Any] = [Writer]
+    if works(str(parameters[0].dtype).removeprefix("torch.")):
+        kinds.insert(0, Builder)
+    for kind in kinds:
+        try:
+            writer = kind(parameters, grads)
+            for k, call in enumerate(calls):
+                if k == count:
+                    writer.parametrized()
+                writer.add(*call)
+            if writer.widest <= _WIDEST:
+                engine = writer.program(*ends)
+                if _alike(engine, parameters, grads, *ends):
+                    return engine
+        except (KeyError, NotImplementedError, RuntimeError, np.linalg.LinAlgError):
+            continue
+    return None
 
 
 def _places(leaves: Sequence[Any], parameters: Sequence[Tensor]) -> tuple[tuple[tuple[str, Any], ...], list[Tensor]]:
@@ -230,105 +247,22 @@ def _places(leaves: Sequence[Any], parameters: Sequence[Tensor]) -> tuple[tuple[
 
 
 def _alike(
-    program: Program, parameters: Sequence[Tensor], grads: Sequence[Tensor], *wanted: Sequence[Tensor | None]
+    engine: Tape | NumpyProgram,
+    parameters: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    *wanted: Sequence[Tensor | None],
 ) -> bool:
-    """Return whether a program gives what PyTorch gave."""
+    """Return whether what runs a program gives what PyTorch gave."""
     close = _CLOSE[parameters[0].dtype]
-    results, kept = program.forward(*(one.detach().numpy() for one in parameters))
-    found = [*results, *program.backward(kept, *(grad.numpy() for grad in grads))]
+    results, kept = engine.forward(parameters)
+    found = [*results, *engine.backward(kept, grads)]
     for one, other in zip(found, [value for part in wanted for value in part], strict=True):
         if (one is None) != (other is None):
             return False
-        if one is None or other is None:
+        if one is None or other is None or not other.numel():
             continue
-        value = other.detach().numpy()
-        if one.shape != value.shape or one.dtype != value.dtype:
+        if one.shape != other.shape or one.dtype != other.dtype:
             return False
-        if not np.abs(one - value).max(initial=0.0) <= close * max(1.0, float(np.abs(value).max(initial=0.0))):
+        if not float((one - other.detach()).abs().max()) <= close * max(1.0, float(other.detach().abs().max())):
             return False
     return True
-
-
-def _place(tensor: Tensor) -> tuple[Any, ...]:
-    """Return where a tensor's numbers are: what autograd saves of a result is another tensor of the same ones."""
-    return tensor.data_ptr(), tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
-
-
-class _Writer:
-    """Writes recorded operations as lines of Python."""
-
-    def __init__(self, parameters: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
-        self.inputs = [f"p{k}" for k in range(len(parameters))]
-        self.grads = [f"g{k}" for k in range(len(grads))]
-        self.names = {
-            _place(one): name for one, name in zip((*parameters, *grads), self.inputs + self.grads, strict=True)
-        }
-        self.kept: list[Any] = [*parameters, *grads]
-        self.constants: dict[str, Any] = {}
-        self.lines: list[tuple[list[str], str, set[str]]] = []
-
-    def add(self, func: Any, args: Any, kwargs: dict[str, Any], found: Any) -> None:
-        """Take one operation; raises KeyError where it is not known."""
-        name, used = str(func), set[str]()
-        self.kept.append((args, found))
-        if name in numpy_calls.FIXED:
-            return
-        write = numpy_calls.CALLS[name]
-        given = [self._argument(one, used) for one in args]
-        text = write(given, {key: self._argument(one, used) for key, one in kwargs.items()}, args)
-        outputs = [one for one in (found if isinstance(found, (tuple, list)) else (found,)) if isinstance(one, Tensor)]
-        if used <= set(self.constants):
-            return
-        if len(given) == 1 and text == given[0]:
-            self.names[_place(outputs[0])] = given[0]
-            return
-        made = [f"v{len(self.lines)}_{k}" for k in range(len(outputs))]
-        for one, variable in zip(outputs, made, strict=True):
-            self.names[_place(one)] = variable
-        self.lines.append((made, text, used))
-
-    def _argument(self, value: Any, used: set[str]) -> str:
-        if isinstance(value, Tensor):
-            if _place(value) not in self.names:
-                name = f"c{len(self.constants)}"
-                self.constants[name], self.names[_place(value)] = value.detach().numpy().copy(), name
-                self.kept.append(value)
-            used.add(self.names[_place(value)])
-            return self.names[_place(value)]
-        if isinstance(value, (list, tuple)):
-            return f"({''.join(self._argument(one, used) + ', ' for one in value)})"
-        if value is None or isinstance(value, (bool, int, float)):
-            return repr(value)
-        return "None"
-
-    def functions(
-        self, results: Sequence[Tensor], derivatives: Sequence[Tensor | None]
-    ) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        """Return the two functions."""
-        ends = [self.names[_place(one)] for one in results]
-        slopes = ["None" if one is None else self.names[_place(one)] for one in derivatives]
-        first = self._needed(set(ends), set())
-        second = self._needed(set(slopes), {name for line in first for name in line[0]})
-        made = {name for line in first for name in line[0]} | set(self.inputs)
-        kept = sorted(made & {name for name in {*slopes, *(used for line in second for used in line[2])}})
-        body = [f"    {', '.join(names)} = {text}" if names else f"    {text}" for names, text, _ in first]
-        source = [f"def forward({', '.join(self.inputs)}):", *body]
-        source.append(f"    return [{', '.join(ends)}], ({''.join(name + ', ' for name in kept)})")
-        source.append(f"def backward(kept, {', '.join(self.grads)}):")
-        if kept:
-            source.append(f"    ({''.join(name + ', ' for name in kept)}) = kept")
-        source += [f"    {', '.join(names)} = {text}" if names else f"    {text}" for names, text, _ in second]
-        source.append(f"    return [{', '.join(slopes)}]")
-        space: dict[str, Any] = {**vars(numpy_calls), **self.constants}
-        exec(compile("\n".join(source), "<parametrization>", "exec"), space)  # of this package's own lines
-        return space["forward"], space["backward"]
-
-    def _needed(self, wanted: set[str], known: set[str]) -> list[tuple[list[str], str, set[str]]]:
-        """Return the lines that lead to `wanted` from what is known, in order, errors they may raise included."""
-        chosen = []
-        for names, text, used in reversed(self.lines):
-            checks = not names and not known and not any(name.startswith("g") for name in used)
-            if (wanted & set(names) and not set(names) <= known) or checks:
-                chosen.append((names, text, used))
-                wanted = wanted | used
-        return chosen[::-1]
