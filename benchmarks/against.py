@@ -2,7 +2,7 @@
 
 Each side runs in a process of its own, `python against.py NAME`, which trains a round for every line that it reads and
 answers with the CPU seconds and the number of environment steps of it. Both sides take the first round for warming up;
-in the others they alternate.
+in the others they alternate. For the part `curves` both sides train from the same seeds.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from robust_policies.envs import arguments
 from robust_policies.envs.bridges.sb3 import make_sb3_vec_env
 from robust_policies.envs.task import load_plant
+from robust_policies.evaluation.statistics import mean_interval
 from robust_policies.policies import RecurrentCellPolicy
 from robust_policies.train import TensorRecurrentPPO, load_recipe
 from robust_policies.train.actor import new_actor
@@ -33,6 +34,7 @@ from robust_policies.train.imitation.run import ImitationRun
 from robust_policies.train.recipe.imitation import ImitationSection
 from robust_policies.train.recipe.recipe import Recipe
 
+PENDULUM_SEEDS = 5
 HERE = Path(__file__).resolve()
 Train = Callable[[], int]
 """Trains a round and returns its environment steps."""
@@ -93,6 +95,29 @@ SIDES: dict[str, Callable[[], Train]] = {
     "apg": apg,
     "imitation": imitation,
 }
+
+
+def curve(seed: int) -> Train:
+    model = TensorRecurrentPPO(
+        RecurrentCellPolicy, make_sb3_vec_env(PENDULUM, 128, seed=seed), n_steps=64, batch_size=2048, device="cpu",
+        n_epochs=10, gamma=0.9, learning_rate=1e-3, normalize_reward=True, spread_episodes=True, seed=seed,
+        policy_kwargs={"cell": "r2dn", "cell_kwargs": {**CELLS["r2dn"], "gamma": 6.0}, "critic": "mlp"},
+    )  # fmt: skip
+    step = learns(model)
+
+    def train() -> int:
+        found = step()
+        # What `main` answers with beside the steps.
+        train.value = sum(one["r"] for one in model.ep_info_buffer) / max(1, len(model.ep_info_buffer))
+        return found
+
+    return train
+
+
+CURVE_POINTS = (10, 20, 30, 40)
+CURVES: dict[str, Callable[[], Train]] = {
+    f"curve_{seed}": lambda seed=seed: curve(seed) for seed in range(PENDULUM_SEEDS)
+}
 MEMORY: dict[str, Callable[[], Train]] = {
     "memory_1_minibatch": lambda: tensor("r2dn", 4096, 4096 * 64, 1),
     "memory_8_minibatches": lambda: tensor("r2dn", 4096, 4096 * 8, 1),
@@ -143,16 +168,36 @@ def against(base: Path, rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
+def curves(base: Path) -> list[dict[str, Any]]:
+    """Return a row for each point of the learning curves: both sides' mean returns over seeds, with 95% intervals."""
+    found: dict[str, list[list[float]]] = {}
+    for key, root in {"base": base.resolve(), "here": HERE.parents[1]}.items():
+        sides = [Side(root, name) for name in CURVES]
+        found[key] = [[side.round()["value"] for _ in range(max(CURVE_POINTS))] for side in sides]
+        for side in sides:
+            side.close()
+    rows = []
+    for point in CURVE_POINTS:
+        row: dict[str, Any] = {"steps": point * 64 * 128}
+        for key, values in found.items():
+            interval = mean_interval([one[point - 1] for one in values])
+            row[key] = [rounded(float(number), 4) for number in (interval.value, interval.low, interval.high)]
+        rows.append(row)
+        print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+    return rows
+
+
 def main() -> None:
     torch.set_num_threads(1)
-    train = (SIDES | MEMORY)[sys.argv[1]]()
+    train = (SIDES | MEMORY | CURVES)[sys.argv[1]]()
     answers, sys.stdout = sys.stdout, sys.stderr
     for _ in sys.stdin:
         began = time.process_time()
         steps = train()
         spent = time.process_time() - began
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps({"steps": steps, "cpu": spent, "peak": peak}), file=answers, flush=True)
+        answer = {"steps": steps, "cpu": spent, "peak": peak, "value": getattr(train, "value", None)}
+        print(json.dumps(answer), file=answers, flush=True)
 
 
 if __name__ == "__main__":

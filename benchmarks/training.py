@@ -14,6 +14,7 @@ docs/images/growth.png too.
 `base`: this tree against another checkout of the project, at PATH: steps per CPU second of TensorRecurrentPPO (128
 environments, 64 steps, ten epochs of minibatches of 2,048; nx 8 of R2DN and REN, 16 of LSTM and GRU), of sb3-contrib's
 RecurrentPPO, of analytic policy gradients and of imitation, and peak memory with 4,096 environments x 64 steps.
+`curves`: mean returns of TensorRecurrentPPO while it learns the pendulum, five seeds, by this tree and by that at PATH.
 The sides of `numpy` and `device` are timed in turns, so that a busy machine slows all of them, over `rounds` rollouts
 and updates each; their ratios are of seconds of this process' CPU, one thread. A part is written once it is done, and
 the parts that are not asked for stay in the file as they were.
@@ -33,7 +34,7 @@ import gymnasium
 import sb3_contrib
 import stable_baselines3
 import torch
-from against import against
+from against import against, curves
 from growth import FIGURE, draw, growth
 from learning import learning
 from sb3_contrib import RecurrentPPO
@@ -42,7 +43,7 @@ from stable_baselines3.common.env_util import make_vec_env
 
 from robust_policies.policies import RecurrentCellPolicy
 
-PARTS = ("numpy", "device", "growth", "learning", "gpu", "base")
+PARTS = ("numpy", "device", "growth", "learning", "gpu", "base", "curves")
 GPU_SIZES = (4096, 65536)
 
 
@@ -106,7 +107,7 @@ def circumstances() -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS[:-1]))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS[:-2]))
     parser.add_argument("--base", type=Path, help="the other checkout of the part base")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=5, help="of the part learning")
@@ -127,6 +128,10 @@ def main() -> None:
         if arguments.base is None:
             parser.error("the part base needs --base PATH")
         todo["base"] = lambda: against(arguments.base, rounds)
+    if "curves" in parts:
+        if arguments.base is None:
+            parser.error("the part curves needs --base PATH")
+        todo["curves"] = lambda: curves(arguments.base)
     report = json.loads(output.read_text()) if output and output.is_file() else {}
     for name, measure in todo.items():
         before = circumstances()
