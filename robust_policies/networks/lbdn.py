@@ -22,6 +22,7 @@ from robust_policies.networks.activations import Activation, activation_named
 from robust_policies.networks.cell import Cell, hidden_widths
 from robust_policies.networks.guarantees import Lipschitz
 from robust_policies.networks.linalg import cayley, frobenius, full_precision
+from robust_policies.networks.program import recorded
 
 _SQRT2 = math.sqrt(2.0)
 
@@ -127,6 +128,10 @@ class LBDN(nn.Module):
 
     def explicit(self) -> LBDNExplicit:
         """Return the arrays that run."""
+        found = recorded(self, self._explicit)
+        return self._explicit() if found is None else found
+
+    def _explicit(self) -> LBDNExplicit:
         layers = explicit_layers(self.layers)
         scale = layers[0].b.new_full((1,), math.sqrt(self._gamma))
         if self.log_gamma is not None:

@@ -57,16 +57,19 @@ def inverse(matrix: np.ndarray) -> tuple[np.ndarray, int]:
     return found.T, info or _odd(found)
 
 
-def solved(matrix: np.ndarray, right: np.ndarray, of_transposed: bool) -> tuple[np.ndarray, Any, Any, int]:
+def solved(
+    matrix: np.ndarray, right: np.ndarray, of_transposed: bool, left: bool = True
+) -> tuple[np.ndarray, Any, Any, int]:
     """Return X (n, m) with matrix X = right, (n, n) and (n, m), factors and pivots, and what LAPACK says.
 
-    The factors are those of the matrix, or of its transpose.
+    The factors are those of the matrix, or of its transpose. Unless `left`, X (m, n) with X matrix = right (m, n).
     """
     factor, pivots, info = _LAPACK["getrf", matrix.dtype](matrix.T if of_transposed else matrix)
     if info:
         return right, factor, pivots, info
-    found, info = _LAPACK["getrs", matrix.dtype](factor, pivots, right, trans=int(of_transposed))
-    return found, factor, pivots, info or _odd(found)
+    trans = int(of_transposed == left)
+    found, info = _LAPACK["getrs", matrix.dtype](factor, pivots, right if left else right.T, trans=trans)
+    return found if left else found.T, factor, pivots, info or _odd(found)
 
 
 def solved_again(factor: Any, pivots: Any, right: np.ndarray, left: bool, adjoint: bool) -> np.ndarray:
@@ -161,11 +164,9 @@ def _sum(given: Sequence[str], named: dict[str, str], values: Sequence[Any]) -> 
 
 def _solve(given: Sequence[str], named: dict[str, str], values: Sequence[Any]) -> str:
     _two(values)
-    if named.get("left", "True") != "True":
-        raise NotImplementedError
     # PyTorch factors the transpose where it may, and its backward pass reads the factors as such.
     of_transposed = values[0].is_contiguous() and not values[0].requires_grad
-    return f"solved({given[0]}, {given[1]}, {of_transposed})"
+    return f"solved({given[0]}, {given[1]}, {of_transposed}, {named.get('left', 'True')})"
 
 
 def _solve_again(given: Sequence[str], named: dict[str, str], values: Sequence[Any]) -> str:

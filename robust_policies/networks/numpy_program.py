@@ -79,12 +79,12 @@ class Writer:
         self.kept.append((args, found))
         if name in numpy_calls.FIXED:
             return
-        write = numpy_calls.CALLS[name]
         given = [self._argument(one, used) for one in args]
-        text = write(given, {key: self._argument(one, used) for key, one in kwargs.items()}, args)
-        outputs = [one for one in (found if isinstance(found, (tuple, list)) else (found,)) if isinstance(one, Tensor)]
-        if used <= set(self.constants):
+        named = {key: self._argument(one, used) for key, one in kwargs.items()}
+        if used and used <= set(self.constants):
             return
+        text = numpy_calls.CALLS[name](given, named, args)
+        outputs = [one for one in (found if isinstance(found, (tuple, list)) else (found,)) if isinstance(one, Tensor)]
         if len(given) == 1 and text == given[0]:
             self.names[_place(outputs[0])] = given[0]
             return
@@ -108,7 +108,7 @@ class Writer:
         return "None"
 
     def program(self, results: Sequence[Tensor], derivatives: Sequence[Tensor | None]) -> NumpyProgram:
-        """Return the program with these ends."""
+        """Return the program with these ends, of any shapes."""
         ends = [self.names[_place(one)] for one in results]
         slopes = ["None" if one is None else self.names[_place(one)] for one in derivatives]
         first = self._needed(set(ends), set())

@@ -21,38 +21,37 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten
 
 from robust_policies.networks.numpy_program import NumpyProgram, Writer
 from robust_policies.networks.tape import Tape, works
 from robust_policies.networks.tape_builder import Builder
 
-_WIDEST = 96  # of a matrix on a tape: above, BLAS takes less time
+_WIDEST = 128  # of a matrix on a tape: above, BLAS takes less time
 _CLOSE = {torch.float32: 1e-3, torch.float64: 1e-9}
 
 
 def recorded(module: nn.Module, make: Callable[[], Any]) -> Any:
-    """Return `make()`, arrays made of a module's parameters, by its recorded program where one can be differentiated.
+    """Return `make()`, arrays of a module's parameters, by its recorded program; None where that is not to be used.
 
     Args:
         module: whose parameters they are.
-        make: the parametrization; all it reads but the parameters stays the same from call to call.
+        make: the parametrization; all it reads but the parameters stays the same from call to call. Its tensors are in
+            tuples and named tuples.
     """
     if not torch.is_grad_enabled():
-        return make()
+        return None
     known = _known(module)
-    parameters = known.parameters()
-    if not _recordable(parameters):
-        return make()
-    kind = tuple((parameter.dtype, parameter.requires_grad) for parameter in parameters)
+    parameters = [own[name] for own, name in known.places]
+    kind = [(one.dtype, one.requires_grad, one.numel(), one.is_cpu, type(one)) for one in parameters]
+    if transformed(parameters):
+        return None
     if known.kind != kind:
+        # What takes the parameters' places for a while does not have them recorded again.
+        if not _recordable(parameters):
+            return None
         known.kind, known.program = kind, _record(parameters, make)
-    return make() if known.program is None else known.program.run(parameters, make)
-
-
-def recordable(module: nn.Module) -> bool:
-    """Return whether arrays made of a module's parameters may come from a recorded program."""
-    return _recordable(_known(module).parameters())
+    return None if known.program is None else known.program.run(parameters, make)
 
 
 def transformed(tensors: Sequence[Tensor]) -> bool:
@@ -69,7 +68,7 @@ def _recordable(parameters: Sequence[Tensor]) -> bool:
     plain = first in _CLOSE and all(
         type(one) is nn.Parameter and one.is_cpu and one.dtype == first for one in parameters
     )
-    return plain and any(one.requires_grad for one in parameters) and not transformed(parameters)
+    return plain and any(one.requires_grad for one in parameters)
 
 
 class Program(NamedTuple):
@@ -77,35 +76,34 @@ class Program(NamedTuple):
 
     Attributes:
         engine: what runs it.
-        places: of each leaf of the arrays: ("result", i), ("parameter", i) or ("constant", value).
-        spec: the arrays' structure.
+        results: which of the arrays are its results, and not parameters or constants.
+        together: (results, parameters) -> the arrays in their tuples.
     """
 
     engine: Tape | NumpyProgram
-    places: tuple[tuple[str, Any], ...]
-    spec: TreeSpec
+    results: tuple[bool, ...]
+    together: Callable[[Sequence[Tensor], Sequence[Tensor]], Any]
 
     def run(self, parameters: Sequence[Tensor], make: Callable[[], Any]) -> Any:
-        """Return the arrays; `make` makes them where the program ends with an error, or is differentiated twice."""
+        """Return the arrays of parameters of any shapes, None where a matrix has no factor.
+
+        `make` makes them to be differentiated twice.
+        """
         try:
             results = _Node.apply(self, make, *parameters)
         except np.linalg.LinAlgError:
-            return make()
-        leaves = {"result": results, "parameter": parameters}
-        return tree_unflatten([leaves[kind][at] if kind in leaves else at for kind, at in self.places], self.spec)
+            return None
+        return self.together(results, parameters)
 
 
 class _Known:
     """What is known of a module: where its parameters are, and the program of parameters of some kind."""
 
-    def __init__(self, places: list[tuple[Any, str]]) -> None:
-        self.places = places
+    def __init__(self, module: nn.Module) -> None:
+        owners = [one._parameters for one in module.modules()]
+        self.places = [(own, name) for own in owners for name, value in own.items() if value is not None]
         self.kind: Any = None
         self.program: Program | None = None
-
-    def parameters(self) -> tuple[Tensor, ...]:
-        """Return the module's parameters as they are now."""
-        return tuple([own[name] for own, name in self.places])
 
 
 _KNOWN: weakref.WeakKeyDictionary[nn.Module, _Known] = weakref.WeakKeyDictionary()
@@ -114,8 +112,7 @@ _KNOWN: weakref.WeakKeyDictionary[nn.Module, _Known] = weakref.WeakKeyDictionary
 def _known(module: nn.Module) -> _Known:
     known = _KNOWN.get(module)
     if known is None:
-        places = [(one._parameters, name) for one in module.modules() for name in one._parameters]
-        known = _KNOWN[module] = _Known([(own, name) for own, name in places if own[name] is not None])
+        known = _KNOWN[module] = _Known(module)
     return known
 
 
@@ -143,7 +140,7 @@ def _again(ctx: Any, parameters: Sequence[Tensor], grads: Sequence[Tensor | None
     """Return the gradients as a graph, which may be differentiated again."""
     with torch.enable_grad():
         leaves, _ = tree_flatten(ctx.make())
-    wanted = [leaf for leaf, (kind, _) in zip(leaves, ctx.program.places, strict=True) if kind == "result"]
+    wanted = [leaf for leaf, result in zip(leaves, ctx.program.results, strict=True) if result]
     asked = [one for one, need in zip(parameters, ctx.needs_input_grad[2:], strict=True) if need]
     given = [(one, grad) for one, grad in zip(wanted, grads, strict=True) if grad is not None]
     wanted, grads = [one for one, _ in given], [grad for _, grad in given]
@@ -188,19 +185,21 @@ def _record(parameters: Sequence[Tensor], make: Callable[[], Any]) -> Program | 
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     try:
         with recorder:
-            leaves, spec = tree_flatten(make())
-        places, results = _places(leaves, parameters)
+            arrays = make()
+        places, ends = _places(tree_flatten(arrays)[0], parameters)
         count = len(recorder.calls)
-        grads = [torch.randn(one.shape, generator=generator, dtype=one.dtype) for one in results]
+        grads = [torch.randn(one.shape, generator=generator, dtype=one.dtype) for one in ends]
         with recorder:
             # Gradients that are given to `grad` have it import all of sympy.
-            found = torch.autograd.grad(_Given.apply(grads, *results), trained, allow_unused=True)
+            found = torch.autograd.grad(_Given.apply(grads, *ends), trained, allow_unused=True)
         wanted = iter(found)
         derivatives = [next(wanted) if parameter.requires_grad else None for parameter in parameters]
-        engine = _engine(recorder.calls, count, parameters, grads, results, derivatives)
+        engine = _engine(recorder.calls, count, parameters, grads, ends, derivatives)
     except (RuntimeError, np.linalg.LinAlgError):
         return None
-    return None if engine is None else Program(engine, places, spec)
+    return (
+        None if engine is None else Program(engine, tuple(kind == "r" for kind, _ in places), _together(arrays, places))
+    )
 
 
 def _engine(
@@ -233,17 +232,40 @@ def _engine(
     return None
 
 
-def _places(leaves: Sequence[Any], parameters: Sequence[Tensor]) -> tuple[tuple[tuple[str, Any], ...], list[Tensor]]:
+def _places(leaves: Sequence[Any], parameters: Sequence[Tensor]) -> tuple[list[tuple[str, Any]], list[Tensor]]:
+    """Return for each leaf ("r", which result), ("p", which parameter) or ("c", a constant), and the results."""
     own, results, places = {id(one): k for k, one in enumerate(parameters)}, [], []
     for leaf in leaves:
         if id(leaf) in own:
-            places.append(("parameter", own[id(leaf)]))
+            places.append(("p", own[id(leaf)]))
         elif isinstance(leaf, Tensor) and leaf.requires_grad:
-            places.append(("result", len(results)))
+            places.append(("r", len(results)))
             results.append(leaf)
         else:
-            places.append(("constant", leaf))
-    return tuple(places), results
+            places.append(("c", leaf))
+    return places, results
+
+
+def _together(arrays: Any, places: Sequence[tuple[str, Any]]) -> Callable[[Sequence[Tensor], Sequence[Tensor]], Any]:
+    """Return the function that puts leaves into tuples and named tuples as those of `arrays`."""
+    space: dict[str, Any] = {"c": []}
+    left = iter(places)
+
+    def text(one: Any) -> str:
+        if not isinstance(one, tuple):
+            kind, at = next(left)
+            if kind == "c":
+                space["c"].append(at)
+                at = len(space["c"]) - 1
+            return f"{kind}[{at}]"
+        inner = "".join(f"{text(part)}, " for part in one)
+        if type(one) is tuple:
+            return f"({inner})"
+        name = f"t{len(space)}"
+        space[name] = type(one)
+        return f"{name}({inner})"
+
+    return eval(f"lambda r, p: {text(arrays)}", space)  # of this function's own names
 
 
 def _alike(
@@ -263,6 +285,6 @@ def _alike(
             continue
         if one.shape != other.shape or one.dtype != other.dtype:
             return False
-        if not float((one - other.detach()).abs().max()) <= close * max(1.0, float(other.detach().abs().max())):
+        if not (one - other.detach()).abs().max().item() <= close * max(1.0, other.detach().abs().max().item()):
             return False
     return True

@@ -19,7 +19,7 @@ from robust_policies.networks.compiled import Collapsed, applies, run, with_step
 from robust_policies.networks.guarantees import Contracting, Dissipative, Guarantee
 from robust_policies.networks.lbdn import LayerMatrices, explicit_layers, sandwich_layers
 from robust_policies.networks.linalg import frobenius, full_precision
-from robust_policies.networks.program import recordable, recorded
+from robust_policies.networks.program import recorded
 from robust_policies.networks.r2dn_step import FixedR2DN
 from robust_policies.networks.robust_cell import RobustCell
 from robust_policies.networks.scan import scan
@@ -111,11 +111,11 @@ class R2DN(RobustCell):
 
     def explicit(self) -> R2DNExplicit:
         """Return the arrays that run."""
-        if not (torch.is_grad_enabled() and recordable(self)):
+        found = recorded(self, self._with_collapsed)
+        if found is None:
             return self._explicit()
-        found, collapsed = recorded(self, self._with_collapsed)
-        together = _Together(*found)
-        together.collapsed = collapsed
+        together = _Together(*found[0])
+        together.collapsed = found[1]
         return together
 
     def _explicit(self) -> R2DNExplicit:

@@ -18,7 +18,7 @@ from robust_policies.networks.compiled import Collapsed, applies, run, with_step
 from robust_policies.networks.equilibrium import solve_equilibrium
 from robust_policies.networks.guarantees import Contracting, Dissipative, Guarantee
 from robust_policies.networks.linalg import frobenius, full_precision
-from robust_policies.networks.program import recordable, recorded
+from robust_policies.networks.program import recorded
 from robust_policies.networks.robust_cell import RobustCell
 
 
@@ -102,11 +102,11 @@ class REN(RobustCell):
 
     def explicit(self) -> RENExplicit:
         """Return the arrays that run."""
-        if not (torch.is_grad_enabled() and recordable(self)):
+        found = recorded(self, self._with_collapsed)
+        if found is None:
             return self._explicit()
-        found, collapsed = recorded(self, self._with_collapsed)
-        together = _Together(*found)
-        together.collapsed = collapsed
+        together = _Together(*found[0])
+        together.collapsed = found[1]
         return together
 
     def _explicit(self) -> RENExplicit:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+_IDLE = 4  # buffers that wait for their next use
 
 
 @cache
@@ -36,24 +38,19 @@ def works(dtype: str) -> bool:
         return False
 
 
-class Ends(NamedTuple):
-    """Where results lie in the buffer, one after the other, and of each its shape and place there."""
-
-    begin: int
-    end: int
-    places: tuple[tuple[tuple[int, ...] | None, int], ...]
+Ends = list[tuple[int, int, tuple[int, ...]] | None]
+"""Where in the buffer results begin and end, and their shapes; None where there is none."""
 
 
 class Tape:
     """A parametrization and its derivative: tapes for both, and where the numbers come from and go to.
 
     Args:
-        dtype: of all numbers.
-        buffer: with the constants in place.
+        buffer: (numbers,), the constants in place.
         spare: where in it there is room to work.
         tapes: forward and backward, (operations, WIDTH) each.
-        sources: (place, count) of the parameters, and of the gradients of the results.
-        ends: shapes of results and of derivatives with their places, None where there is none.
+        sources: a row (0, place, count) of each parameter, and of each gradient of a result.
+        ends: of the results, and of the derivatives.
     """
 
     def __init__(
@@ -65,49 +62,52 @@ class Tape:
         ends: tuple[Ends, Ends],
     ) -> None:
         self._buffer, self._spare, self._tapes, self._sources, self._ends = buffer, spare, tapes, sources, ends
-        self._idle: list[np.ndarray] = []
+        self._idle: list[_Work] = []
         self._run = kernels().run
 
     def forward(self, parameters: Sequence[Tensor]) -> tuple[list[Any], _Lent]:
-        """Return the results and what backward needs.
+        """Return the results, of any shapes, and what backward needs.
 
         Raises:
             numpy.linalg.LinAlgError: a matrix has no factor or no inverse.
         """
-        lent = _Lent(self._idle, self._buffer)
-        return self._numbers(0, lent.numbers, parameters), lent
+        try:
+            work = self._idle.pop()
+        except IndexError:
+            work = _Work(self._buffer.copy(), self._ends)
+        kept = _Lent(self._idle, work)
+        return self._numbers(0, work, parameters), kept
 
     def backward(self, kept: _Lent, grads: Sequence[Tensor | None]) -> list[Any]:
-        """Return the gradients of the parameters, None where there is none; raises LinAlgError as `forward` does."""
-        return self._numbers(1, kept.numbers, grads)
+        """Return the gradients in the parameters' shapes, None where there is none; raises LinAlgError as `forward`."""
+        return self._numbers(1, kept.work, grads)
 
-    def _numbers(self, way: int, numbers: np.ndarray, given: Sequence[Tensor | None]) -> list[Any]:
+    def _numbers(self, way: int, work: _Work, given: Sequence[Tensor | None]) -> list[Any]:
         sources = self._sources[way].copy()
         given = [one if one is None or one.is_contiguous() else one.contiguous() for one in given]
         sources[:, 0] = [0 if one is None else one.data_ptr() for one in given]
-        if not self._run(numbers, self._tapes[way], self._spare, sources):
+        if not self._run(work.numbers, self._tapes[way], self._spare, sources):
             raise np.linalg.LinAlgError("A matrix has no factor or no inverse.")
-        begin, end, places = self._ends[way]
-        # Gradients are added to in place: each has numbers of its own, in one new array for all.
-        found, dtype, size = numbers[begin:end].copy(), numbers.dtype, numbers.itemsize
-        return [
-            None if shape is None else torch.from_numpy(np.ndarray(shape, dtype, found, at * size))
-            for shape, at in places
-        ]
+        # Each has numbers of its own: gradients are added to in place.
+        return [None if one is None else torch.from_numpy(one.copy()) for one in work.ends[way]]
+
+
+class _Work:
+    """A buffer with views of the results and of the derivatives in it."""
+
+    def __init__(self, numbers: np.ndarray, ends: tuple[Ends, Ends]) -> None:
+        self.numbers = numbers
+        self.ends = [[end and numbers[end[0] : end[1]].reshape(end[2]) for end in some] for some in ends]
 
 
 class _Lent:
     """A buffer that goes back to where it came from when the graph that needs it is gone."""
 
-    __slots__ = ("_idle", "numbers")
+    __slots__ = ("_idle", "work")
 
-    def __init__(self, idle: list[np.ndarray], buffer: np.ndarray) -> None:
-        self._idle = idle
-        try:
-            self.numbers = idle.pop()
-        except IndexError:
-            self.numbers = buffer.copy()
+    def __init__(self, idle: list[_Work], work: _Work) -> None:
+        self._idle, self.work = idle, work
 
     def __del__(self) -> None:
-        if len(self._idle) < 4:
-            self._idle.append(self.numbers)
+        if len(self._idle) < _IDLE:
+            self._idle.append(self.work)

@@ -51,7 +51,7 @@ class Builder:
         return storage
 
     def new(self, tensor: Tensor) -> Tensor:
-        """Take a tensor as one more that operations make."""
+        """Take a tensor of any shape as one more that operations make."""
         self._new(tensor, "made")
         self._kept.append(tensor)
         return tensor
@@ -114,11 +114,11 @@ class Builder:
                 self._known(one)
             return
         write = CALLS[name]
-        if not changes:
-            for one in outputs:
-                self._new(one, "made")
         if changes:
             self._rowwise_known.clear()
+        else:
+            for one in outputs:
+                self._new(one, "made")
         results = found if isinstance(found, (tuple, list)) else (found,)
         self.widest = max([self.widest, *(max(shape_of(one)) for one in given if one.dim() <= 2)])
         write(self, args, kwargs, results)
@@ -143,7 +143,7 @@ class Builder:
         self._put(self._k.ELEMENTWISE, m, n, 0, kind, *parts)
 
     def product(self, out: Tensor, left: Tensor, right: Tensor) -> None:
-        """Emit a product of matrices, or of a matrix and a vector."""
+        """Emit a product of (m, k) and (k, n), or of (m, k) and (k,)."""
         zeros = Part(self._zeros, 0, 0, 0)
         if right.dim() == 1:
             a, x, o = self._part(left), self._part(right), self._part(out)
@@ -161,24 +161,24 @@ class Builder:
         self._put(self._k.PRODUCT, m, n, k, 0, o, self._part(left), self._rowwise(right), zeros)
 
     def placed(self, out: Tensor, part: Tensor, at: Tensor) -> None:
-        """Emit zeros with `part` at `at`, a view of them."""
+        """Emit zeros (m, n) with `part` at `at`, a view of them of its shape."""
         self.filled(out)
         self.copied(at, part)
 
     def filled(self, out: Tensor) -> None:
-        """Emit zeros."""
+        """Emit zeros (m, n)."""
         if out.numel():
             m, n = shape_of(out)
             self._put(self._k.PLACE, m, n, 0, 0, self._part(out), Part(self._zeros, 0, 0, 0))
 
     def copied(self, out: Tensor, given: Tensor) -> None:
-        """Emit a copy."""
+        """Emit a copy (m, n)."""
         if out.numel():
             (m, n), shape = shape_of(out), shape_of(out)
             self._put(self._k.PLACE, m, n, 0, 0, self._part(out), self._part(given, shape))
 
     def summed(self, out: Tensor, given: Tensor, axes: Sequence[int] | None) -> None:
-        """Emit sums over axes, or over all of them where there is none."""
+        """Emit sums of (m, n) over axes, or over all of them where there is none."""
         if not given.numel():
             self.filled(out)
             return
@@ -196,7 +196,7 @@ class Builder:
         self._put(self._k.SUM, m, n, 0, 0, o, part)
 
     def triangle(self, out: Tensor, given: Tensor, k: int, upper: bool) -> None:
-        """Emit what a matrix has up to its k-th diagonal, or from there on."""
+        """Emit what (m, n) has up to its k-th diagonal, or from there on."""
         m, n = given.shape
         self._put(self._k.TRIANGLE, m, n, k, int(upper), self._part(out), self._part(given))
 
@@ -233,11 +233,11 @@ class Builder:
         self._recorded = len(self._operations)
 
     def program(self, results: Sequence[Tensor], derivatives: Sequence[Tensor | None]) -> Tape:
-        """Return the tape with these ends."""
-        ends = self._ends(results, set())
-        first = self._needed(ends, set())
-        slopes = self._ends(derivatives, {id(self._operations[k].o.storage) for k in first} | set(map(id, ends)))
-        second = self._needed(slopes, set(first))
+        """Return the tape with these ends, of any shapes."""
+        ends = self._ends(results)
+        first = self._needed(ends)
+        slopes = self._ends(derivatives)
+        second = self._needed(slopes, first)
         ways = [self._operations[k] for k in first], [self._operations[k] for k in second]
         written = {id(one.o.storage) for one in ways[0]}
         if any(id(one.o.storage) in written for one in ways[1]):
@@ -247,7 +247,7 @@ class Builder:
         inputs = self._parameters, self._grads
         return laid_out(ways, inputs, ((ends, results), (slopes, derivatives)), self._k.WIDTH)
 
-    def _ends(self, wanted: Sequence[Tensor | None], taken: set[int]) -> list[Storage | None]:
+    def _ends(self, wanted: Sequence[Tensor | None]) -> list[Storage | None]:
         """Return storages that hold the numbers of tensors alone and in order."""
         found: list[Storage | None] = []
         for one in wanted:
@@ -255,22 +255,19 @@ class Builder:
                 found.append(None)
                 continue
             storage = self._known(one)
-            alone = one.is_contiguous() and one.numel() == storage.count and storage.kind == "made"
-            if not alone or id(storage) in taken:
-                m, n = shape_of(one)
-                copy = self._temporary(m, n)
-                self._put(self._k.PLACE, m, n, 0, 0, copy, self._part(one))
+            if not one.is_contiguous() or one.numel() != storage.count:
+                copy = self._temporary(*shape_of(one))
+                self._put(self._k.PLACE, *shape_of(one), 0, 0, copy, self._part(one))
                 storage = copy.storage
-            taken.add(id(storage))
             found.append(storage)
         return found
 
-    def _needed(self, wanted: Sequence[Storage | None], without: set[int]) -> list[int]:
-        """Return which operations lead to what is wanted, in order, errors they may raise included."""
-        k, chosen, names = self._k, [], {id(one) for one in wanted}
+    def _needed(self, wanted: Sequence[Storage | None], known: Sequence[int] | None = None) -> list[int]:
+        """Return which operations lead to what is wanted, or to an error if none is known, in order."""
+        k, chosen, names, without = self._k, [], {id(one) for one in wanted}, set(known or ())
         for index in reversed(range(len(self._operations))):
             one = self._operations[index]
-            checks = not without and index < self._recorded and one.code in (k.CHOLESKY, k.FACTOR, k.SOLVE)
+            checks = known is None and index < self._recorded and one.code in (k.CHOLESKY, k.FACTOR, k.SOLVE)
             if index not in without and (checks or id(one.o.storage) in names):
                 chosen.append(index)
                 names |= set(map(id, one.reads()))

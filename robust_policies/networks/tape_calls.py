@@ -104,12 +104,13 @@ def _inverse(to: Any, given: Sequence[Any], named: dict[str, Any], found: Sequen
 
 def _solve(to: Any, given: Sequence[Any], named: dict[str, Any], found: Sequence[Any]) -> None:
     matrix, right = given
-    if not named.get("left", True):
-        raise NotImplementedError
     # PyTorch factors the transpose where it may, and its backward pass reads the factors as such.
     turned = matrix.is_contiguous() and not matrix.requires_grad
     to.factored(found[1], found[2], matrix.mT if turned else matrix)
-    to.solved(found[0], found[1], found[2], right, turned)
+    if named.get("left", True):
+        to.solved(found[0], found[1], found[2], right, turned)
+    else:
+        to.solved(found[0].mT, found[1], found[2], right.mT, not turned)
 
 
 def _solve_again(to: Any, given: Sequence[Any], named: dict[str, Any], found: Sequence[Any]) -> None:

@@ -142,22 +142,6 @@ def _product(w, m, n, k, o, o_row, a, a_row, a_column, b, b_row, c, c_row, c_col
 
 
 @_compiled
-def _neighbours(w, at, step, n, spare):
-    """Return n numbers that lie `step` apart as neighbours, in `spare` if they are not."""
-    if step == 1:
-        return w[at : at + n]
-    found = w[spare : spare + n]
-    if step == 0:
-        value = w[at]
-        for j in range(n):
-            found[j] = value
-    else:
-        for j in range(n):
-            found[j] = w[at + j * step]
-    return found
-
-
-@_compiled
 def _elementwise(kind, x, y, z, to):
     """Overwrite to (n,) with an operation on x, y and z, (n,) each."""
     n = len(to)
@@ -214,9 +198,38 @@ def _place(w, m, n, o, o_row, o_column, a, a_row, a_column):
             x, y = w[of : of + n], w[to : to + n]
             for j in range(n):
                 y[j] = x[j]
+        elif o_column == 1 and a_column == 0:
+            value, y = w[of], w[to : to + n]
+            for j in range(n):
+                y[j] = value
         else:
             for j in range(n):
                 w[to + j * o_column] = w[of + j * a_column]
+
+
+@_compiled
+def _neighbours(w, at, step, n, spare):
+    """Return n numbers that lie `step` apart as neighbours, in `spare` if they are not."""
+    if step == 1:
+        return w[at : at + n]
+    found = w[spare : spare + n]
+    if step == 0:
+        value = w[at]
+        for j in range(n):
+            found[j] = value
+    else:
+        for j in range(n):
+            found[j] = w[at + j * step]
+    return found
+
+
+@_compiled
+def _whole(w, m, n, at, row, column, spare):
+    """Return the m n numbers of a matrix row after row, in `spare` if they lie otherwise."""
+    if column == 1 and (m == 1 or row == n):
+        return w[at : at + m * n]
+    _place(w, m, n, spare, n, 1, at, row, column)
+    return w[spare : spare + m * n]
 
 
 @_compiled
@@ -362,14 +375,15 @@ def run(w, tape, spare, sources):
         if code == PRODUCT:
             _product(w, m, n, k, o, o_row, a, a_row, a_column, b, b_row, c, c_row, c_column)
         elif code == ELEMENTWISE:
-            for i in range(m):
-                x = _neighbours(w, a + i * a_row, a_column, n, spare)
-                y, z = x, x
-                if kind >= ADD:
-                    y = _neighbours(w, b + i * b_row, b_column, n, spare + n)
-                if kind == CHOOSE:
-                    z = _neighbours(w, c + i * c_row, c_column, n, spare + 2 * n)
-                _elementwise(kind, x, y, z, w[o + i * o_row : o + i * o_row + n])
+            x = _whole(w, m, n, a, a_row, a_column, spare)
+            y = _whole(w, m, n, b, b_row, b_column, spare + m * n) if kind >= ADD else x
+            z = _whole(w, m, n, c, c_row, c_column, spare + 2 * m * n) if kind == CHOOSE else x
+            if m == 1 or o_row == n:
+                _elementwise(kind, x, y, z, w[o : o + m * n])
+            else:
+                for i in range(m):
+                    part = slice(i * n, i * n + n)
+                    _elementwise(kind, x[part], y[part], z[part], w[o + i * o_row : o + i * o_row + n])
         elif code == PLACE:
             _place(w, m, n, o, o_row, o_column, a, a_row, a_column)
         elif code == SUM:

@@ -68,18 +68,18 @@ def laid_out(ways: Pair, inputs: tuple[list[Storage], list[Storage]], ends: tupl
     for storage in (*constants, *inputs[0], *inputs[1]):
         size = _placed(storage, size)
     for some, like in ends:
-        begin = size
-        for storage in some:
-            size = size if storage is None else _placed(storage, size)
-        spots = [
-            (None, 0) if storage is None or one is None else (tuple(one.shape), storage.at - begin)
-            for storage, one in zip(some, like, strict=True)
-        ]
-        places.append(Ends(begin, size, tuple(spots)))
+        spots: Ends = []
+        for storage, one in zip(some, like, strict=True):
+            if storage is None or one is None:
+                spots.append(None)
+                continue
+            size = _placed(storage, size) if storage.at < 0 else size
+            spots.append((storage.at, storage.at + storage.count, tuple(one.shape)))
+        places.append(spots)
     for key in forth.keys() & back.keys():
         size = size if forth[key].at >= 0 else _placed(forth[key], size)
     spare = max(_temporaries(way, size) for way in ways)
-    room = max((max(3 * one.n, 2 * one.k, one.m * one.n) for way in ways for one in way), default=0)
+    room = max((max(2 * one.k, 3 * one.m * one.n) for way in ways for one in way), default=0)
     numbers = _all(constants[0])
     buffer = np.zeros(spare + room + LINE, numbers.dtype)
     for storage in constants:
