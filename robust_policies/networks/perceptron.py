@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -45,7 +45,7 @@ _TANH = _Kind("tanh", torch.tanh, _tanh_, lambda grad, _, h: _ATEN.tanh_backward
 _RELU = _Kind("relu", torch.relu, torch.relu_, lambda grad, _, h: _ATEN.threshold_backward(grad, h, 0.0))
 _SILU = _Kind("silu", functional.silu, functional.silu, lambda grad, z, _: _ATEN.silu_backward(grad, z))
 _LINEAR = _Kind("identity", lambda z: z, lambda z: z, lambda grad, _, __: grad)
-_KINDS: dict[Any, _Kind] = {nn.Tanh: _TANH, nn.ReLU: _RELU, nn.SiLU: _SILU, "tanh": _TANH, "relu": _RELU}
+_KINDS: dict[Any, _Kind] = {nn.Tanh: _TANH, nn.ReLU: _RELU, nn.SiLU: _SILU, "tanh": _TANH, "relu": _RELU, "silu": _SILU}
 
 
 def layers(modules: Iterable[nn.Module], inputs: Tensor) -> Tensor:
@@ -75,6 +75,29 @@ def perceptron(name: str, inputs: Tensor, weights: Sequence[Tensor], biases: Seq
     """
     kind = _KINDS.get(name)
     return None if kind is None or _elsewhere() else _run(kind, True, inputs, weights, biases)
+
+
+def shape_of(modules: Sequence[nn.Module]) -> tuple[int, int, np.ndarray] | None:
+    """Return kind, last kind and widths for `perceptron_kernels` of modules that end in a linear layer, else None."""
+    kind = _kind(modules)
+    if kind is None or len(modules) % 2 == 0:
+        return None
+    return shape_of_layers(kind.name, [cast(Tensor, one.weight) for one in modules[::2]])
+
+
+def shape_of_layers(name: str, weights: Sequence[Tensor]) -> tuple[int, int, np.ndarray] | None:
+    """Return kind, last kind and widths for `perceptron_kernels` of weights (n_k, n_(k-1)), None where it has none."""
+    kernels = _kernels(weights[0].dtype)
+    if kernels is None or name not in _KINDS or max(max(W.shape) for W in weights) > _WIDEST:
+        return None
+    dtype = np.dtype(str(weights[0].dtype).removeprefix("torch."))
+    widths = np.array([weights[0].shape[1], *(len(W) for W in weights)])
+    return kernels.kind_of(name, dtype), kernels.kind_of("identity", dtype), widths
+
+
+def flat(parameters: Sequence[Tensor]) -> list[np.ndarray]:
+    """Return all weights and all biases, one after the other, of weight, bias, weight, ... of any shapes."""
+    return [np.concatenate([one.detach().numpy().ravel() for one in parameters[k::2]]) for k in (0, 1)]
 
 
 def _elsewhere() -> bool:
@@ -134,12 +157,12 @@ class _Layers(torch.autograd.Function):
             ctx.save_for_backward(inputs, *parameters)
             given = np.ascontiguousarray(inputs.detach().numpy())
             widths = np.array([given.shape[1], *(len(b) for b in parameters[1::2])])
-            flat = [np.concatenate([one.detach().numpy().ravel() for one in parameters[k::2]]) for k in (0, 1)]
+            numbers = flat(parameters)
             hidden = np.empty(len(given) * int(widths[1:].sum()), given.dtype)
             first, last = (kernels.kind_of(kind.name, given.dtype) for kind in (kinds[0], kinds[-1]))
             kept = np.empty_like(hidden) if first >= kernels.SILU else hidden[:0]
-            kernels.forward(first, last, given, widths, *flat, hidden, kept)
-            ctx.kept = kernels, (first, last, given, widths, flat[0], hidden, kept)
+            kernels.forward(first, last, given, widths, *numbers, hidden, kept)
+            ctx.kept = kernels, (first, last, given, widths, numbers[0], hidden, kept)
             # A copy: who keeps the outputs does not keep all layers, and who writes there does not change them.
             return torch.from_numpy(hidden[len(hidden) - len(given) * int(widths[-1]) :]).view(len(given), -1).clone()
         kept, h = [], inputs

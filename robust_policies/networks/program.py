@@ -39,19 +39,57 @@ def recorded(module: nn.Module, make: Callable[[], Any]) -> Any:
         make: the parametrization; all it reads but the parameters stays the same from call to call. Its tensors are in
             tuples and named tuples.
     """
-    if not torch.is_grad_enabled():
+    program, parameters = _program(module, make) if torch.is_grad_enabled() else (None, [])
+    return None if program is None else program.run(parameters, make)
+
+
+Back = Callable[[Sequence[tuple[Tensor, Tensor]]], None]
+
+
+def pulled(module: nn.Module, make: Callable[[], Any]) -> tuple[Any, Back] | None:
+    """Return `make()`, arrays of any shapes without a graph, and what leaves gradients in the module's parameters.
+
+    That takes pairs of an array and the gradient at it, of its shape. The arguments are those of `recorded`, None says
+    that the program is not to be used here.
+    """
+    program, parameters = _program(module, make)
+    if program is None:
         return None
+    try:
+        results, kept = program.engine.forward(parameters)
+    except np.linalg.LinAlgError:
+        return None
+    places = {id(one): k for k, one in enumerate(results)}
+
+    def back(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+        grads: list[Tensor | None] = [None] * len(results)
+        for one, slope in pairs:
+            if id(one) in places:
+                grads[places[id(one)]] = slope
+            elif one.requires_grad:
+                # A parameter that is an array itself.
+                one.grad = slope if one.grad is None else one.grad + slope
+        for parameter, slope in zip(parameters, program.engine.backward(kept, grads), strict=True):
+            if slope is not None and parameter.requires_grad:
+                parameter.grad = slope if parameter.grad is None else parameter.grad + slope
+
+    return program.together(results, parameters), back
+
+
+def _program(module: nn.Module, make: Callable[[], Any]) -> tuple[Program | None, list[Tensor]]:
+    """Return the program of a module's parameters as they are now, None where there is none, and the parameters."""
     known = _known(module)
     parameters = [own[name] for own, name in known.places]
     kind = [(one.dtype, one.requires_grad, one.numel(), one.is_cpu, type(one)) for one in parameters]
     if transformed(parameters):
-        return None
+        return None, parameters
     if known.kind != kind:
         # What takes the parameters' places for a while does not have them recorded again.
         if not _recordable(parameters):
-            return None
-        known.kind, known.program = kind, _record(parameters, make)
-    return None if known.program is None else known.program.run(parameters, make)
+            return None, parameters
+        with torch.enable_grad():
+            known.kind, known.program = kind, _record(parameters, make)
+    return known.program, parameters
 
 
 def transformed(tensors: Sequence[Tensor]) -> bool:

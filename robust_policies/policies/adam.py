@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +20,26 @@ class FusedAdam(torch.optim.Adam):
     """
 
     # PyTorch's, without what keeps its compiler out of them by importing it: a second and 100 MB of a training.
-    add_param_group = inspect.unwrap(torch.optim.Adam.add_param_group)
     zero_grad = inspect.unwrap(torch.optim.Adam.zero_grad)
     state_dict = inspect.unwrap(torch.optim.Adam.state_dict)
-    load_state_dict = inspect.unwrap(torch.optim.Adam.load_state_dict)
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: Any = 1e-3, **options: Any) -> None:
+        self._known: list[_Group | None] = []
         super().__init__(parameters, lr=lr, fused=True, **options)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; see `torch.optim.Optimizer`."""
+        self._known = []
+        inspect.unwrap(torch.optim.Adam.add_param_group)(self, param_group)
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        """Go on from a state; see `torch.optim.Optimizer`."""
+        self._known = []
+        inspect.unwrap(torch.optim.Adam.load_state_dict)(self, state_dict)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._known = []
 
     def step(self, closure: Any = None) -> Any:
         """Take a step; see `torch.optim.Adam`."""
@@ -53,34 +66,51 @@ class FusedAdam(torch.optim.Adam):
         """Call the kernel alone, a third of PyTorch's step, and return whether PyTorch had nothing to look at first."""
         if divisor is None and getattr(self, "grad_scale", None) is not None:
             return False
-        groups = [self._of(group) for group in self.param_groups]
-        if self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks or None in groups:
+        if self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks:
             return False
-        for group, (parameters, states) in zip(self.param_groups, groups, strict=True):  # pyright: ignore[reportGeneralTypeIssues]
-            if not parameters:
-                continue
-            steps = [state["step"] for state in states]
-            _KERNELS._foreach_add_(steps, 1)
+        if len(self._known) != len(self.param_groups):
+            self._known = [_group(group["params"], self.state) for group in self.param_groups]
+        grads = [[one.grad for one in group["params"]] for group in self.param_groups]
+        if any(one is None for one in self._known) or any(one is None for some in grads for one in some):
+            return False
+        if any(group["amsgrad"] for group in self.param_groups):
+            return False
+        for group, known, some in zip(self.param_groups, self._known, grads, strict=True):
+            assert known is not None
+            known.counts.add_(1.0)
             _KERNELS._fused_adam_(
-                parameters, [one.grad for one in parameters], [state["exp_avg"] for state in states],
-                [state["exp_avg_sq"] for state in states], [], steps, lr=float(group["lr"]), beta1=group["betas"][0],
-                beta2=group["betas"][1], weight_decay=group["weight_decay"], eps=group["eps"], amsgrad=False,
-                maximize=group["maximize"], grad_scale=divisor, found_inf=None,
+                group["params"], some, known.means, known.squares, [], known.steps, lr=float(group["lr"]),
+                beta1=group["betas"][0], beta2=group["betas"][1], weight_decay=group["weight_decay"], eps=group["eps"],
+                amsgrad=False, maximize=group["maximize"], grad_scale=divisor, found_inf=None,
             )  # fmt: skip
-            torch.autograd.graph.increment_version(parameters)
+            torch.autograd.graph.increment_version(group["params"])
         return True
 
-    def _of(self, group: Any) -> tuple[list[nn.Parameter], list[dict[str, Any]]] | None:
-        """Return the parameters of a group that have gradients, and their states; None where PyTorch has to look."""
-        parameters = [one for one in group["params"] if one.grad is not None]
-        if group["amsgrad"] or not all(one.is_cpu for one in parameters[:1]):
-            return None
-        states = [self.state[one] for one in parameters]
-        for one, state in zip(parameters, states, strict=True):
-            if not state:
-                state["step"] = torch.zeros((), device=one.device)
-                state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(one), torch.zeros_like(one)
-        return (parameters, states) if len({(one.dtype, one.device) for one in parameters}) < 2 else None
+
+class _Group(NamedTuple):
+    """The states of a group's parameters: what the kernel takes, and all counts of steps in one tensor (n,)."""
+
+    means: list[Tensor]
+    squares: list[Tensor]
+    steps: list[Tensor]
+    counts: Tensor
+
+
+def _group(parameters: Sequence[nn.Parameter], states: Any) -> _Group | None:
+    """Return the states of parameters, made where there are none, None where PyTorch has to look at them."""
+    if not parameters[0].is_cpu or len({(one.dtype, one.device) for one in parameters}) > 1:
+        return None
+    counts = torch.zeros(len(parameters))
+    for one, count in zip(parameters, counts, strict=True):
+        state = states[one]
+        if not state:
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(one), torch.zeros_like(one)
+        else:
+            count.copy_(state["step"])
+        state["step"] = count
+    kept = [states[one] for one in parameters]
+    means, squares = [one["exp_avg"] for one in kept], [one["exp_avg_sq"] for one in kept]
+    return _Group(means, squares, [one["step"] for one in kept], counts)
 
 
 def adam(kind: Any, options: Iterable[str]) -> Any:

@@ -20,6 +20,7 @@ from robust_policies.networks.linalg import full_precision
 from robust_policies.policies.adam import forget_gradients, gradient_norm, take_step
 from robust_policies.train.ppo.buffer import Pieces, TensorRolloutBuffer, minibatch_count
 from robust_policies.train.ppo.episodes import EpisodeTotals
+from robust_policies.train.ppo.fused import fused
 from robust_policies.train.ppo.losses import Terms
 from robust_policies.train.ppo.minibatches import merge_remainders
 from robust_policies.train.ppo.normalization import ObservationScale, RewardScale, from_json, to_json
@@ -329,6 +330,8 @@ class TensorRecurrentPPO(RecurrentPPO):
         clip_range_vf = self.clip_range_vf and self.clip_range_vf(self._current_progress_remaining)  # pyright: ignore[reportCallIssue]
         optimizer, parameters = self.policy.optimizer, list(self.policy.parameters())
         at_once = _CPU_ROWS_AT_ONCE if self.device.type == "cpu" else None
+        terms = Terms(clip_range, clip_range_vf, self.vf_coef, self.ent_coef)
+        quick = fused(self._tensors, self.rollout_buffer, self.n_envs // self.minibatches)
         steps: list[Tensor] = []
         norms: list[Tensor] = []
         divergences: list[Tensor] = []
@@ -338,7 +341,8 @@ class TensorRecurrentPPO(RecurrentPPO):
                 divergences = []
                 for pieces in self.rollout_buffer.minibatches(self.minibatches, self.normalize_advantage, at_once):
                     forget_gradients(parameters)
-                    *found, divergence = self._differentiate(pieces, clip_range, clip_range_vf)
+                    differentiate = self._differentiate if quick is None else quick.differentiate
+                    *found, divergence = differentiate(pieces, terms)
                     steps.append(torch.stack(found))
                     divergences.append(divergence)
                     if self.target_kl is not None and float(divergence) > 1.5 * self.target_kl:
@@ -360,12 +364,12 @@ class TensorRecurrentPPO(RecurrentPPO):
         norms = norms or [torch.zeros((), device=self.device)]
         self._log(torch.stack(steps), torch.stack(norms), torch.stack(divergences), clip_range, clip_range_vf)
 
-    def _differentiate(self, pieces: Pieces, clip_range: float, clip_range_vf: float | None) -> tuple[Tensor, ...]:
+    def _differentiate(self, pieces: Pieces, terms: Terms) -> tuple[Tensor, ...]:
         """Leave the gradient of a minibatch's loss in the parameters.
 
         Returns loss, policy loss, clip fraction, value loss, entropy loss and approximate divergence.
         """
-        arrays, terms = self._tensors.arrays(), Terms(clip_range, clip_range_vf, self.vf_coef, self.ent_coef)
+        arrays = self._tensors.arrays()
         apart = Apart(arrays) if len(pieces) > 1 else None
         sums: list[Tensor] = []
         for batch, share in pieces:

@@ -36,10 +36,15 @@ class Pieces:
 
     def __iter__(self) -> Iterator[tuple[Minibatch, float]]:
         """Yield each piece with its share of the minibatch."""
+        for rows, share in self.places():
+            yield self._buffer.take(rows), share
+
+    def places(self) -> Iterator[tuple[Tensor | slice, float]]:
+        """Yield each piece's environments, by number or a slice, with its share of the minibatch."""
         for first in self._places[:: self._width]:
             piece = slice(first, min(first + self._width, self._places.stop))
             rows = piece if self._order is None else self._order[piece]
-            yield self._buffer.take(rows), (piece.stop - piece.start) / len(self._places)
+            yield rows, (piece.stop - piece.start) / len(self._places)
 
 
 class TensorRolloutBuffer:
@@ -53,6 +58,7 @@ class TensorRolloutBuffer:
         dones: (n_steps, n_envs) bool: an episode ends with that step.
         values, log_probs, advantages, returns: (n_steps, n_envs).
         actor_state, critic_state: (n_envs, nx) before the first step.
+        counted: (n_steps, n_envs), the advantages as the present epoch has them.
     """
 
     def __init__(
@@ -77,7 +83,7 @@ class TensorRolloutBuffer:
         self.starts, self.dones = zeros(*grid, dtype=torch.bool), zeros(*grid, dtype=torch.bool)
         self.rewards, self.values, self.log_probs = zeros(*grid), zeros(*grid), zeros(*grid)
         self.advantages, self.returns = zeros(*grid), zeros(*grid)
-        self._counted = self.advantages
+        self.counted = self.advantages
         self.actor_state, self.critic_state = zeros(n_envs, state_sizes[0]), zeros(n_envs, state_sizes[1])
 
     def estimate(self, rewards: Tensor, last_values: Tensor, discount: float, gae_lambda: float) -> None:
@@ -110,9 +116,9 @@ class TensorRolloutBuffer:
         """
         each = self.n_envs // count
         order = None if count == 1 else torch.randperm(self.n_envs, device=self.device)
-        self._counted = self.advantages
+        self.counted = self.advantages
         if normalize and each * self.buffer_size > 1:
-            self._counted = self._normalized(order, count)
+            self.counted = self._normalized(order, count)
         width = each if rows_at_once is None else min(each, max(1, rows_at_once // self.buffer_size))
         for first in range(0, self.n_envs, each):
             yield Pieces(self, order, range(first, first + each), width)
@@ -136,7 +142,7 @@ class TensorRolloutBuffer:
             self.starts,
             self.values,
             self.log_probs,
-            self._counted,
+            self.counted,
             self.returns,
         )
         states = (self.actor_state, self.critic_state)
