@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from robust_policies.networks.collapsed_run import CollapsedRun, collapsed_run
 from robust_policies.policies.deployed import DeployedPolicy
 from robust_policies.policies.observations import choices_of, measured
 from robust_policies.policies.spaces import likeliest, limits
+
+
+class CompiledActor(NamedTuple):
+    """A policy around whose cell there is scaling alone, as its compiled run and the slopes of what is around it.
+
+    inward: (nu,), of what the cell reads in the observations. outward: (na,), of the actions in the cell's outputs.
+    """
+
+    run: CollapsedRun
+    inward: Tensor
+    outward: Tensor
 
 
 class FrozenActor:
@@ -37,6 +50,26 @@ class FrozenActor:
         )
         mask = measured(policy.observation_space)
         self.measured = None if mask.all() else torch.as_tensor(mask, device=policy.device)
+
+    @cached_property
+    def compiled(self) -> CompiledActor | None:
+        """The policy as a compiled run, None where its kind of cell, its maps or the machine have no such."""
+        actor, head = self.actor, self.actor.head
+        plain = actor.normalizer is None and head.linear is None and not head.squash and not self.choices
+        if not plain or self.low.device.type != "cpu":
+            return None
+        with torch.no_grad():
+            step = actor.cell.collapsed(self.explicit)
+        run = None if step is None else collapsed_run(actor.cell.activation.name, step)
+        if run is None:
+            return None
+        scaling = actor.body.scaling
+        ones = scaling.kind.new_ones
+        return CompiledActor(
+            run,
+            ones(run.nu) if scaling.scale is None else 1.0 / scaling.scale,
+            ones(run.ny) if head.scale is None else head.scale,
+        )
 
     def initial_state(self, batch: int) -> Tensor:
         """Return the state (batch, nx) at an episode's start."""
@@ -65,6 +98,10 @@ class FrozenActor:
         if torch.is_grad_enabled() and action.requires_grad:
             return _Clip.apply(action, self.low, self.high)
         return torch.minimum(torch.maximum(action.detach(), self.low), self.high)
+
+    def clip_slope(self, action: Tensor) -> Tensor:
+        """Return the slope of `clip` at actions (..., na) that are numbers: 1 within the limits, a tenth beyond."""
+        return torch.where((action >= self.low) & (action <= self.high), 1.0, 0.1)
 
     def applied(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
         """Return the actions (batch, k) float32 that the environment is sent, and which of them are finite (batch,)."""

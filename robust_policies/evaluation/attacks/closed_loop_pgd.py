@@ -133,7 +133,7 @@ class ClosedLoopPGD(Planned):
         only_last = self.options.objective == "last_reward"
         window = Window(plant, params, actor, first, hidden, only_last)
         if not noise and window.suits:
-            return window.harm
+            return window.harm()
 
         def harm(delta: Tensor) -> Tensor:
             state, memory = first, hidden
@@ -152,4 +152,4 @@ class ClosedLoopPGD(Planned):
                 state, observation = following, plant.observe(following, params, measurement)
             return -total
 
-        return harm
+        return Objective(harm)

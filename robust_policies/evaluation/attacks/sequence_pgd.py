@@ -16,6 +16,7 @@ from torch import Tensor
 
 from robust_policies.evaluation.attacks.attack import Moment, Scene
 from robust_policies.evaluation.attacks.planned import Planned, PlannedOptions
+from robust_policies.evaluation.attacks.pushed import ABSOLUTE, SQUARED, directed, pushed
 
 
 class SequenceOptions(PlannedOptions):
@@ -80,13 +81,5 @@ class SequencePGD(Planned):
         # Every second start pushes to the other side.
         turn = torch.tensor([1.0 - 2.0 * (i % 2) for i in range(count)], device=ahead.device)
         side = (turn.reshape(-1, 1, 1) * self.side).flatten(0, 1)
-
-        def deviation(delta: Tensor) -> Tensor:
-            moved = actor.clip(actor.run(many + delta, hidden)) - clean
-            if options.objective == "squared":
-                return moved.square().sum(dim=(0, 2))
-            if options.objective == "absolute":
-                return moved.abs().sum(dim=(0, 2))
-            return (moved * side).sum(dim=(0, 2))
-
-        return self.searched(deviation, ball, width)
+        measures = {"squared": SQUARED, "absolute": ABSOLUTE, "directed": directed(side)}
+        return self.searched(pushed(actor, many, hidden, clean, measures[options.objective]), ball, width)
