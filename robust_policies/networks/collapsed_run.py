@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +25,9 @@ class CollapsedRun:
     """
 
     def __init__(self, name: str, step: Collapsed) -> None:
-        self._forward = importlib.import_module("robust_policies.networks.kernels").forward
+        # They load numba.
+        kernels = importlib.import_module("robust_policies.networks.kernels")
+        self._forward = kernels.forward
         self._backward = importlib.import_module("robust_policies.networks.input_kernels").input_gradient
         P, c, B, Q, R, d, *others = (
             np.ascontiguousarray(one.detach().numpy()) for one in (*step[:6], *step.weights, *step.biases)
@@ -38,7 +39,7 @@ class CollapsedRun:
         )
         self.nx, self.ny, self.dtype = B.shape[0], len(d), P.dtype
         self.nu, first = P.shape[1] - self.nx, len(P) - self.nx
-        kind = importlib.import_module("robust_policies.networks.kernels").kind_of(name, P.dtype)
+        kind = kernels.kind_of(name, P.dtype)
         blocks = _blocks((first, *map(len, step.biases)), bool(step.biases) or not step.weights)
         self.neurons = first + len(biases)
         self._ahead = P, c, B, Q, R, d, weights, biases, blocks
@@ -77,7 +78,8 @@ class CollapsedRun:
             hidden: what `forward` returned, of all steps.
             outputs: (time, ny, batch), the objective's slopes in the outputs; with a plant (time, m + ny, batch), in
                 its states and the outputs.
-            moved, sensor: the plant's slopes, see `input_kernels.input_gradient`; None: there is no plant.
+            moved: (time, m, m + ny, batch), the plant's slopes as `input_kernels` has them; None: there is no plant.
+            sensor: (time, nu, m, batch), of what the cell reads.
         """
         time, _, batch = hidden.shape
         if moved is None or sensor is None:

@@ -20,8 +20,13 @@ def input_gradient(kind, nu, PT, BT, QT, RT, weights, blocks, H, gained, moved, 
     Args:
         kind: of the activation, as for `kernels.forward`.
         nu: number of inputs.
-        PT, BT, QT, RT: transposes of `kernels.forward`'s P, B, Q, R.
-        weights, blocks, H: as `kernels.forward` takes and fills them.
+        PT: (nx + nu, nx + n_1), the transpose of `kernels.forward`'s P.
+        BT: (n, nx), that of B.
+        QT: (nx + nu, ny), that of Q.
+        RT: (n, ny), that of R.
+        weights: flat, as `kernels.forward` takes them.
+        blocks: (count, 5), the same.
+        H: (time, neurons, batch), as it filled them.
         gained: (time, m + ny, batch), slopes of the objective in z and y of each step.
         moved: (time, m, m + ny, batch), slopes of z+ in z and y.
         sensor: (time, nu, m, batch), slopes of g(z).
@@ -71,4 +76,3 @@ def input_gradient(kind, nu, PT, BT, QT, RT, weights, blocks, H, gained, moved, 
                 for n in range(batch):
                     z[n] += slope[n] * read[n]
     return found
-
