@@ -56,7 +56,7 @@ class Bench:
     ) -> tuple[Part, Part]:
         """Return the reported episodes and, if asked for, the tuning episodes, by seed.
 
-        They run side by side in this package's environments; neither has an influence on the other.
+        They run side by side; neither has an influence on the other.
 
         Args:
             kind: a noise or an attack.
@@ -69,7 +69,7 @@ class Bench:
         suite = self.suite
         blocks = [(seed, suite.episodes, False) for seed in suite.seeds]
         blocks += [(seed, suite.tuning.episodes, True) for seed in suite.tuning.seeds] if tuning else []
-        together = ours(self.task) and len(sizes) * sum(count for _, count, _ in blocks) <= _WIDEST
+        together = len(sizes) * sum(count for _, count, _ in blocks) <= _WIDEST
         reported, tuned = {}, {}
         for group in [blocks] if together else [[block] for block in blocks]:
             found = run_episodes(
@@ -82,6 +82,7 @@ class Bench:
                 env_kwargs=self.env_kwargs,
                 perturbations=[*inside, *self.around],
                 record=record if group[0] == blocks[0] else 0,
+                draws=None if ours(self.task) else [(seed, count) for seed, count, _ in group],
                 episode_seeds=[s for seed, count, _ in group for s in seeds_of(seed, count)],
                 **options,
             )

@@ -32,6 +32,7 @@ def run_episodes(
     on_step: OnStep | None = None,
     record: int = 0,
     episode_seeds: Sequence[int] | None = None,
+    draws: Sequence[tuple[int, int]] | None = None,
     factors: Mapping[str, Sequence[float]] | None = None,
 ) -> Episodes:
     """Return `episodes` episodes at each size of the perturbation `kind`, on top of the wrappers `perturbations`.
@@ -57,6 +58,8 @@ def run_episodes(
         on_step: called after every step of the batch.
         record: of how many first episodes observations, actions and rewards are kept.
         episode_seeds: of the environments, one for each episode; None: those of `seeds_of(seed, episodes)`.
+        draws: (seed, number of episodes) of the perturbation's random numbers, for groups of the episodes in turn;
+            None: one group, with `seed`.
         factors: for noise in this package's environments: physical parameters by name, one factor for each size.
 
     Raises:
@@ -81,5 +84,6 @@ def run_episodes(
         on_step=on_step,
         record=record,
         episode_seeds=episode_seeds,
+        draws=draws,
         factors=factors,
     )

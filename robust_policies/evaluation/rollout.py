@@ -62,7 +62,7 @@ class Setting:
     env_kwargs: Mapping[str, Any]
     perturbations: Any
     episodes: int
-    seed: int
+    draws: Sequence[tuple[int, int]]
     max_steps: int
     on_step: OnStep | None
     episode_seeds: list[int]
@@ -122,8 +122,8 @@ def attacked(setting: Setting, attack: Attack | None, kind: str, sizes: list[flo
         horizon = min(setting.max_steps, task.limit or setting.max_steps)
         nu = setting.policy.cell.input_size
         if attack is None:
-            noise = unit_noise(kind, (horizon, setting.episodes, nu), setting.seed + 1).to(exact.device)
-
+            groups = [unit_noise(kind, (horizon, number, nu), seed + 1) for seed, number in setting.draws]
+            noise = torch.cat(groups, 1).to(exact.device)
             if actor.measured is not None:
                 noise = noise * actor.measured
 
@@ -133,7 +133,8 @@ def attacked(setting: Setting, attack: Attack | None, kind: str, sizes: list[flo
             return _play(setting, task, actor, perturbed)
         budget = Budget(norm, exact, horizon, actor.measured)
         task.check_fit(setting.policy)
-        attack.begin(Scene(actor, budget, len(sizes), setting.episodes, nu, task.torch_env, setting.seed + 1, rehearse))
+        draws = [(seed + 1, number) for seed, number in setting.draws]
+        attack.begin(Scene(actor, budget, len(sizes), setting.episodes, nu, task.torch_env, draws, rehearse))
         return _play(setting, task, actor, lambda m: budget.apply(m.observation, attack.perturbation(m)))
     finally:
         task.close()
@@ -172,6 +173,7 @@ def play_episodes(
     on_step: OnStep | None = None,
     record: int = 0,
     episode_seeds: Sequence[int] | None = None,
+    draws: Sequence[tuple[int, int]] | None = None,
     factors: Mapping[str, Sequence[float]] | None = None,
 ) -> Episodes:
     """Return episodes under an attack, or under a noise that is given by its name; else as `run_episodes`."""
@@ -187,7 +189,7 @@ def play_episodes(
         dict(env_kwargs or {}),
         perturbations,
         episodes,
-        seed,
+        [(seed, episodes)] if draws is None else list(draws),
         checks.positive_int("max_steps", max_steps),
         on_step,
         seeds_of(seed, episodes) if episode_seeds is None else list(episode_seeds),
@@ -197,6 +199,8 @@ def play_episodes(
         raise InvalidValueError(
             f"{len(setting.episode_seeds)} episode seeds were given; expected one for each of {episodes} episodes."
         )
+    if sum(number for _, number in setting.draws) != episodes:
+        raise InvalidValueError(f"draws are {setting.draws}; expected (seed, number) of {episodes} episodes in all.")
     if any(len(values) != len(sizes) for values in setting.factors.values()) or (factors and attack is not None):
         raise InvalidValueError(f"factors are {dict(factors or {})}; expected one for each size, and no attack.")
     played = attacked(setting, attack, kind, sizes, norm)

@@ -60,7 +60,7 @@ class FrozenActor:
             return None
         with torch.no_grad():
             step = actor.cell.collapsed(self.explicit)
-        run = None if step is None else collapsed_run(actor.cell.activation.name, step)
+        run = None if step is None else collapsed_run(actor.cell.options()["activation"], step)
         if run is None:
             return None
         scaling = actor.body.scaling

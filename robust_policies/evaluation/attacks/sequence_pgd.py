@@ -53,9 +53,7 @@ class SequencePGD(Planned):
         self.recording = scene.rehearse(None, None)[0]
         self.twin = scene.actor.initial_state(scene.batch)
         # One side for each episode and action, so that pushes add up.
-        shape = (scene.episodes, scene.actor.low.numel())
-        signs = torch.randn(shape, generator=self.generator, device=self.generator.device).sign()
-        self.side = signs.repeat(scene.sizes, 1)
+        self.side = self.drawn(torch.randn, (), (scene.actor.low.numel(),)).sign().repeat(scene.sizes, 1)
 
     def perturbation(self, moment: Moment) -> Tensor:
         """Return this step's part of the plan; the twin reads the clean observation."""

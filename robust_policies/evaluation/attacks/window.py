@@ -6,7 +6,6 @@ one pass backward through time multiplies them and the cell's own gradient.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,7 +114,7 @@ class Played:
     states: Tensor
     read: Tensor
     outputs: Tensor
-    kept: Sequence[Any]
+    kept: Any
 
 
 def _gradient(window: Window, played: Played) -> Tensor:
