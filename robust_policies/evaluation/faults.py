@@ -27,7 +27,7 @@ def measure_nominal(bench: Bench) -> tuple[Part, Part]:
 
 def measure_noise(bench: Bench, name: str) -> dict[str, Any]:
     """Return the measurements under a random perturbation of the observations, at all sizes."""
-    part, _ = bench.play(name, bench.suite.sizes)
+    part, first = bench.noise(name)
     labels = {
         "group": "noise",
         "perturbation": name,
@@ -36,7 +36,7 @@ def measure_noise(bench: Bench, name: str) -> dict[str, Any]:
         "unit": OBSERVATION,
         "point": {},
     }
-    rows = [measurement(part, index, **labels, size=size) for index, size in enumerate(bench.suite.sizes)]
+    rows = [measurement(part, first + index, **labels, size=size) for index, size in enumerate(bench.suite.sizes)]
     return {"rows": rows}
 
 

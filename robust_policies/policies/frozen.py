@@ -33,6 +33,7 @@ class FrozenActor:
         low, high: (na,) the limits of its numbers; logits have none.
         choices: its actions are choices.
         fixed: the cell's step with its arrays.
+        head: from the cell's outputs (..., ny) to the mean actions (..., na).
         measured: (nu,) bool, which observations can be off by a little; None: all of them.
     """
 
@@ -45,6 +46,8 @@ class FrozenActor:
         with torch.no_grad():
             self.explicit = policy.actor.body.explicit()
             self.fixed = policy.cell.fixed_step(self.explicit)
+        # Without the calls of modules around them, which cost more than they do.
+        self._scaled, self.head = policy.actor.body.scaling.forward, policy.actor.head.forward
         self.low, self.high = (
             torch.as_tensor(bound, dtype=torch.float32, device=policy.device) for bound in limits(self.space)
         )
@@ -78,15 +81,15 @@ class FrozenActor:
     def step(self, observations: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return (mean actions (batch, na) before clipping, or logits, next state (batch, nx)) of inputs."""
         output, state = self.fixed(self.inward(observations), state)
-        return self.actor.head(output), state
+        return self.head(output), state
 
     def inward(self, observations: Tensor) -> Tensor:
         """Return what the cell reads of observations (..., nu), entry by entry."""
-        return self.actor.body.scaling(self.actor.normalized(observations))
+        return self._scaled(self.actor.normalized(observations))
 
     def run(self, observations: Tensor, state: Tensor) -> Tensor:
         """Return the mean actions (time, batch, na) before clipping for observations (time, batch, nu)."""
-        return self.actor.head(self.actor.cell.run(self.explicit, self.inward(observations), state, None)[0])
+        return self.head(self.actor.cell.run(self.explicit, self.inward(observations), state, None)[0])
 
     def clip(self, action: Tensor) -> Tensor:
         """Return what attacks take for the action: within the action space; of a choice the logits about their mean.
@@ -97,7 +100,7 @@ class FrozenActor:
             return self._centred(action)
         if torch.is_grad_enabled() and action.requires_grad:
             return _Clip.apply(action, self.low, self.high)
-        return torch.minimum(torch.maximum(action.detach(), self.low), self.high)
+        return torch.clamp(action.detach(), self.low, self.high)
 
     def clip_slope(self, action: Tensor) -> Tensor:
         """Return the slope of `clip` at actions (..., na) that are numbers: 1 within the limits, a tenth beyond."""

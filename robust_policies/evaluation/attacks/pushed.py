@@ -56,7 +56,7 @@ def pushed(actor: FrozenActor, observations: Tensor, hidden: Tensor, clean: Tens
     def moved(delta: Tensor) -> tuple[Tensor, Tensor, Any]:
         """Return how far the actions are moved, these before clipping, and what the gradient needs."""
         found, kept = run.forward(columns(actor.inward(observations + delta)), first.copy())
-        actions = actor.actor.head(rows(found))
+        actions = actor.head(rows(found))
         return actor.clip(actions) - clean, actions, kept
 
     def slope(delta: Tensor) -> tuple[Tensor, Tensor]:

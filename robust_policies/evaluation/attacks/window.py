@@ -55,7 +55,7 @@ class Window:
         return Objective(lambda delta: self._harm(self.played(delta)), self._with_slope)
 
     def _harm(self, played: Played) -> Tensor:
-        actions = self.actor.clip(self.actor.actor.head(played.outputs))
+        actions = self.actor.clip(self.actor.head(played.outputs))
         rewards = self.rewards(played.states[:-1], actions, played.states[1:])
         return -(rewards[-1] if self.only_last else rewards.sum(0))
 
@@ -78,7 +78,7 @@ class Window:
         for t, perturbation in enumerate(delta):
             read.append(plant.observe(state, params) + perturbation)
             outputs[t] = run.step(columns(actor.inward(read[-1])), memory, kept[t])
-            state = plant.advance(state, actor.clip(actor.actor.head(rows(outputs[t]))), params)
+            state = plant.advance(state, actor.clip(actor.head(rows(outputs[t]))), params)
             states.append(state)
         return Played(torch.stack([one.mT for one in states]).mT, torch.stack(read), rows(outputs), kept)
 
@@ -91,7 +91,7 @@ class Window:
             for perturbation in delta:
                 read.append(plant.observe(state, params) + perturbation)
                 output, memory, known = actor.fixed.forward(actor.inward(read[-1]), memory)
-                state = plant.advance(state, actor.clip(actor.actor.head(output)), params)
+                state = plant.advance(state, actor.clip(actor.head(output)), params)
                 outputs.append(output)
                 kept.append(known)
                 states.append(state)
@@ -125,7 +125,7 @@ def _gradient(window: Window, played: Played) -> Tensor:
             value.detach().requires_grad_()
             for value in (played.states[:-1], played.read, played.outputs, played.states[:-1])
         )
-        actions = actor.clip(actor.actor.head(outputs))
+        actions = actor.clip(actor.head(outputs))
         following = plant.advance(states, actions, params)
         rewards = window.rewards(states, actions, following)
         # Of what follows from the state and the cell's output: the next state, and this step's reward.
@@ -133,7 +133,8 @@ def _gradient(window: Window, played: Played) -> Tensor:
         gained = torch.cat(_slopes(counted, (states, outputs)), -1)
         moved = [torch.cat(_slopes(part, (states, outputs)), -1) for part in following.unbind(-1)]
         seen = [_slopes(part, (shown,))[0] for part in plant.observe(shown, params).unbind(-1)]
-        scale = _slopes(actor.inward(read), (read,))[0]
+        inward = None if actor.compiled is None else actor.compiled.inward
+        scale = _slopes(actor.inward(read), (read,))[0] if inward is None else inward.to(read.dtype).expand_as(read)
     seen = [part * slope.unsqueeze(-1) for part, slope in zip(seen, scale.unbind(-1), strict=True)]
     if actor.compiled is not None:
         slopes = (np.stack([columns(part) for part in parts], 1) for parts in (moved, seen))
