@@ -18,17 +18,24 @@ BATCH, TIME = 6, 9
 
 @pytest.mark.parametrize("only_last", [False, True])
 @pytest.mark.parametrize("shift", [0.0, 3.0])
-def test_the_gradient_of_a_window_is_that_of_its_graph(only_last: bool, shift: float) -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_gradient_of_a_window_is_that_of_its_graph(
+    only_last: bool, shift: float, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     cell = R2DN(3, 4, 1, 6, (5,), guarantee=Lipschitz(4.0))
     body, head = ScaledCell(cell, Scaling(3, [1.0, 0.5, 4.0])), MeanHead(1, 1, linear=False, scale=2.0)
     box = spaces.Box(-8.0, 8.0, (3,)), spaces.Box(-2.0, 2.0, (1,))
     policy = DeployedPolicy(Actor(body, head), *box)
     actor, plant = FrozenActor(policy), load_plant("pendulum")
+    if compiled:
+        pytest.importorskip("numba")
+    else:
+        monkeypatch.setitem(actor.__dict__, "compiled", None)
     params = {name: value.float() for name, value in plant.prepare(plant.nominal()).items()}
     # With the shift some actions are beyond their limits.
     state, hidden = torch.randn(BATCH, 2), torch.randn(BATCH, policy.cell.state_size)
-    window = Window(plant, params, actor, state, hidden, only_last)
+    window = Window(plant, plant.constants(params), actor, state, hidden, only_last)
     assert window.suits
     delta = (shift + torch.randn(TIME, BATCH, 3)).requires_grad_()
 
