@@ -35,7 +35,8 @@ class Ball:
             return delta.abs().amax(dim=-1, keepdim=True)
         if self.norm == "total_l2":
             return delta.square().sum(dim=(0, 2), keepdim=True).sqrt()
-        return delta.norm(dim=-1, keepdim=True)
+        # PyTorch's own norm is ten times as slow where the components are apart in memory.
+        return delta.square().sum(dim=-1, keepdim=True).sqrt()
 
     def project(self, delta: Tensor) -> Tensor:
         """Return the point of the ball nearest to `delta` in the l2 norm."""

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import scipy.linalg
 
+from robust_policies.certificates import kept
 from robust_policies.certificates.decay import least_decay
 from robust_policies.certificates.lmi import Array, Matrices, assemble, prove_positive
 from robust_policies.certificates.multipliers import SlopeMultiplier, admissible
@@ -42,6 +43,7 @@ MOST = 420
 _NEAR, _LAST = (3e-2, 1e-3), (1e-4, 1e-6)
 # Of the Riccati equation, the larger the better to start from.
 _SLACKS = (0.3, 0.1, 1e-2, 1e-4, 1e-6)
+_PARTS = ("rate", "P", "theta1", "r", "theta2", "s")
 _LIFTS = (1.0, 1 + 1e-7, 1 + 1e-5, 1 + 1e-3)
 
 
@@ -57,7 +59,12 @@ def peak_bounds(neurons: Neurons, units: Array, P: Array | None = None) -> Array
     nx, nv, nu, ny = model.sizes
     if nx * (nx + 1) // 2 + 2 * (nv + nu) > MOST or not np.isfinite(theta).all():
         return None
+    key = kept.asked("peak", model, theta, units)
+    again = _again(key, neurons, units)
+    if again is not None:
+        return again
     metric, least = np.zeros((0, 0)), 0.0
+    proofs: dict[str, Array] = {}
     if nx:
         known = _contraction(neurons, P)
         if known is None:
@@ -65,7 +72,8 @@ def peak_bounds(neurons: Neurons, units: Array, P: Array | None = None) -> Array
         least, metric = known
         # In these coordinates the metric to start from is the identity; gains do not depend on them.
         balanced = Search(model, family, 1.0).balanced(metric)
-        model, metric = (model, metric) if balanced is None else (balanced.model, np.eye(nx))
+        if balanced is not None:
+            proofs["metric"], model, metric = metric, balanced.model, np.eye(nx)
     start = Candidate(metric, theta)
     bounds, share = [], None
     for output in range(ny):
@@ -73,10 +81,40 @@ def peak_bounds(neurons: Neurons, units: Array, P: Array | None = None) -> Array
             bounds.append(0.0)
             continue
         line = _Line(model, family, output, units, start, least)
-        bound, share = line.least(share)
+        bound, share, found = line.least(share)
+        if bound is None or found is None:
+            return None
+        bounds.append(bound)
+        proofs |= {f"{output}.{name}": getattr(found, name) for name in _PARTS}
+    kept.keep(key, proofs)
+    return np.array(bounds)
+
+
+def _again(key: str, neurons: Neurons, units: Array) -> Array | None:
+    """Return the bounds (ny,) that what is kept of an earlier search proves, None where it does not prove them all."""
+    model, family = neurons.model, neurons.family
+    nx, _, nu, ny = model.sizes
+    zeros = [not any(getattr(model, name)[i].any() for name in ("C2", "D21", "D22")) for i in range(ny)]
+    sizes = dict(zip(_PARTS, ((), (nx, nx), (family.size,), (nu,), (family.size,), (nu,)), strict=True))
+    wanted = {f"{i}.{name}": size for i in range(ny) if not zeros[i] for name, size in sizes.items()}
+    part = kept.known(key, wanted)
+    if part is None or not wanted or any(zero and not _exact_row(model, i) for i, zero in enumerate(zeros)):
+        return None
+    if "metric" in part:
+        metric = part["metric"]
+        balanced = Search(model, family, 1.0).balanced(metric) if metric.shape == (nx, nx) else None
+        if balanced is None:
+            return None
+        model = balanced.model
+    bounds = []
+    for output in range(ny):
+        arrays = [] if zeros[output] else [part[f"{output}.{name}"] for name in _PARTS]
+        found = PeakCandidate(float(arrays[0]), *arrays[1:]) if arrays else None
+        bound = 0.0 if found is None else proven_peak(model, family, output, units, found)
         if bound is None:
             return None
         bounds.append(bound)
+    kept.keep(key, part)
     return np.array(bounds)
 
 
@@ -164,32 +202,34 @@ class _Line:
                 return found.bound
         return math.inf
 
-    def proven(self, share: float) -> float | None:
-        """Return the bound that is proven there."""
+    def proven(self, share: float) -> tuple[float | None, PeakCandidate | None]:
+        """Return the bound that is proven there, and by what."""
         near = self.found[share]
         for gap in (_LAST[self.small], 1e-3, _NEAR[0]):
             found = least_peak(self.model, self.family, near.rate, self.output, self.units, near, gap)
             bound = None if found is None else proven_peak(self.model, self.family, self.output, self.units, found)
             if bound is not None:
-                return bound
-        return None
+                return bound, found
+        return None, None
 
-    def least(self, near: float | None) -> tuple[float | None, float | None]:
-        """Return the least bound found and its share; `near` is where another output had its own."""
+    def least(self, near: float | None) -> tuple[float | None, float | None, PeakCandidate | None]:
+        """Return the least bound found, its share and what proves it; `near` is where another output had its own."""
         if not self.model.A.size:
-            return (self.proven(0.0) if math.isfinite(self.at(0.0)) else None), None
+            bound, found = self.proven(0.0) if math.isfinite(self.at(0.0)) else (None, None)
+            return bound, None, found
         shares = _SHARES if near is None else (near * 1.5, near, near / 1.5)
         values = {share: self.at(share) for share in shares if share < 1}
         for _ in range(_REFINED[self.small]):
             best = min(values, key=lambda share: values[share])
             if not math.isfinite(values[best]):
-                return None, None
+                return None, None, None
             share = _between(best, sorted(values))
             values[share] = self.at(share)
             if max(share / best, best / share) < _FINE:
                 break
         best = min(values, key=lambda share: values[share])
-        return (self.proven(best), best) if math.isfinite(values[best]) else (None, None)
+        bound, found = self.proven(best) if math.isfinite(values[best]) else (None, None)
+        return bound, best, found
 
 
 def _between(best: float, known: list[float]) -> float:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy
 
-from robust_policies.certificates import optimum
+from robust_policies.certificates import kept, optimum
 from robust_policies.certificates.certificate import Verification
 from robust_policies.certificates.lmi import Array, Matrices, Proof, assemble, gain_supply, prove_positive, signal_maps
 from robust_policies.certificates.multipliers import LipschitzMultiplier, Multiplier, admissible
@@ -198,21 +198,46 @@ class Search:
         """Return the metric and the multiplier (of the inequality times gamma) of the least gain proven, or None.
 
         Where the best metric's axes differ by a lot, it is proven in the coordinates in which it is the identity, and
-        looked for again from there (`turn`); the metric is then of those coordinates.
+        looked for again from there (`turn`); the metric is then of those coordinates. What is kept of an earlier
+        search (`kept`) is proven in place of it.
         """
+        key = kept.asked("least gain", self.model, P, theta, self.inputs, self.outputs, np.array([turn]))
+        found = self._again(key, P, theta)
+        if found is None:
+            found, coordinates = self._least_proven(P, theta, turn)
+            if found is not None:
+                turned_to = {} if coordinates is None else {"coordinates": coordinates}
+                kept.keep(key, {"P": found.P, "theta": found.theta, "gamma": found.gamma, **turned_to})
+        return found
+
+    def _again(self, key: str, P: Array, theta: Array) -> Candidate | None:
+        """Return what is kept of an earlier search, if it proves its gain."""
+        part = kept.known(key, {"P": P.shape, "theta": theta.shape, "gamma": ()})
+        if part is None:
+            return None
+        found = Candidate(part["P"], part["theta"], float(part["gamma"]))
+        turned = part.get("coordinates")
+        search = self if turned is None else self.balanced(turned) if turned.shape == P.shape else None
+        if search is None or not 0 < float(part["gamma"]) < 1e9 or search.at(found, float(part["gamma"]), 1.0) is None:
+            return None
+        kept.keep(key, part)
+        return found
+
+    def _least_proven(self, P: Array, theta: Array, turn: bool) -> tuple[Candidate | None, Array | None]:
+        """Return what `least_proven` searches for, and the metric whose coordinates it is in, None for these."""
         best = self.improved(P, theta, 1.0)
         turned = self.balanced(best.P) if turn and best is not None and _ill(best.P) else None
         if best is not None and turned is not None:
-            found = turned.least_proven(np.eye(len(best.P)), best.theta, turn=False)
+            found, _ = turned._least_proven(np.eye(len(best.P)), best.theta, False)
             if found is not None:
-                return found
+                return found, best.P
         for candidate in (best, self.scaled(P, theta, 1.0, 1.0)):
             for delta in (0.0, *_DELTAS):
                 if candidate is not None and candidate.gamma is not None and 0 < candidate.gamma < 1e9:
                     gamma = candidate.gamma * (1 + delta)
                     if self.at(candidate, gamma, 1.0) is not None:
-                        return Candidate(candidate.P, candidate.theta, gamma)
-        return None
+                        return Candidate(candidate.P, candidate.theta, gamma), None
+        return None, None
 
     def improved(self, P: Array, theta: Array, rate: float) -> Candidate | None:
         """Return the candidate of the least gain that an interior-point search reaches from (P, theta)."""

@@ -108,6 +108,10 @@ class Plant(ABC):
         """Return what the other methods take as `params`, computed from physical parameters once per value."""
         return physical
 
+    def constants(self, params: Params) -> Params:
+        """Return `params` and whatever `advance` computes of them alone, for many steps with the same ones."""
+        return params
+
     @abstractmethod
     def advance(
         self,

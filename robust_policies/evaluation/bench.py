@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,8 @@ from robust_policies.policies.deployed import DeployedPolicy
 
 OBSERVATION = "of the observation"
 """The unit of sizes of noise and attacks."""
-# Side by side more is faster until memory and cache are full.
-_WIDEST = 4096
+# Side by side more is faster until memory and cache are full; another package's environments are objects each.
+_WIDEST, _MOST_OBJECTS = 4096, 1024
 Part = dict[int, Episodes]
 """Episodes by seed."""
 
@@ -36,6 +36,8 @@ class Bench:
         env_kwargs: options of the environment.
         around: wrappers around the task, the first nearest to the plant.
         suite: the protocol.
+        known: unperturbed episodes, for attacks.
+        noises: what `noise` has played.
     """
 
     policy: DeployedPolicy
@@ -43,10 +45,27 @@ class Bench:
     env_kwargs: Mapping[str, Any]
     around: Sequence[Spec]
     suite: Suite
+    known: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+    noises: dict[str, tuple[Part, int]] = field(default_factory=dict, repr=False, compare=False)
+
+    def noise(self, name: str) -> tuple[Part, int]:
+        """Return the reported episodes under a noise, and at which index those of the suite's first size are.
+
+        All noises of the suite are played side by side when the first is asked for.
+        """
+        suite, sizes = self.suite, self.suite.sizes
+        if name not in self.noises:
+            names = suite.noise if name in suite.noise else (name,)
+            width = len(names) * len(sizes) * len(suite.seeds) * suite.episodes
+            if width > (_WIDEST if ours(self.task) else _MOST_OBJECTS):
+                names = (name,)
+            part, _ = self.play([one for one in names for _ in sizes], list(sizes) * len(names))
+            self.noises.update({one: (part, i * len(sizes)) for i, one in enumerate(names)})
+        return self.noises[name]
 
     def play(
         self,
-        kind: str,
+        kind: str | Sequence[str],
         sizes: Sequence[float],
         *,
         tuning: bool = False,
@@ -56,10 +75,10 @@ class Bench:
     ) -> tuple[Part, Part]:
         """Return the reported episodes and, if asked for, the tuning episodes, by seed.
 
-        They run side by side in this package's environments; neither has an influence on the other.
+        They run side by side; neither has an influence on the other.
 
         Args:
-            kind: a noise or an attack.
+            kind: a noise, or one for each size, or an attack.
             sizes: of the perturbation.
             tuning: play the tuning episodes too.
             inside: wrappers nearer to the plant than those around the task.
@@ -69,7 +88,7 @@ class Bench:
         suite = self.suite
         blocks = [(seed, suite.episodes, False) for seed in suite.seeds]
         blocks += [(seed, suite.tuning.episodes, True) for seed in suite.tuning.seeds] if tuning else []
-        together = ours(self.task) and len(sizes) * sum(count for _, count, _ in blocks) <= _WIDEST
+        together = len(sizes) * sum(count for _, count, _ in blocks) <= _WIDEST
         reported, tuned = {}, {}
         for group in [blocks] if together else [[block] for block in blocks]:
             found = run_episodes(
@@ -82,6 +101,8 @@ class Bench:
                 env_kwargs=self.env_kwargs,
                 perturbations=[*inside, *self.around],
                 record=record if group[0] == blocks[0] else 0,
+                known=self.known,
+                draws=None if ours(self.task) else [(seed, count) for seed, count, _ in group],
                 episode_seeds=[s for seed, count, _ in group for s in seeds_of(seed, count)],
                 **options,
             )

@@ -15,6 +15,7 @@ import numpy as np
 from robust_policies.certificates import Certificate, GainResult, gain_curve, not_certified, secant_gain
 from robust_policies.certificates.certificate import claim
 from robust_policies.certificates.gain import CURVE_STEPS
+from robust_policies.certificates.kept import Book, keeping
 from robust_policies.certificates.loop import NUMBERS
 from robust_policies.certificates.peak_search import PeakWitness, peak_secants, peak_witness
 from robust_policies.errors import CorruptFileError, MissingFileError, NotCertifiableError, UserError
@@ -30,6 +31,7 @@ _NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 # Four digits, rounded up or down.
 _PRINTED = 1.1e-3
 PEAK_WITNESS = "peak_witness.npz"
+PROOFS = "proofs.npz"
 SENTENCE = "the claim is not the sentence that these numbers make"
 _FIELDS = ("gamma_core", "gamma_raw", "gamma_weighted", "rate", "overshoot", "empirical_lower", "ratio", "margin")
 
@@ -39,9 +41,9 @@ def certify_run(
 ) -> Certificate:
     """Return the certificate of the policy in a run folder, also written to certificate.json.
 
-    Beside it: witness.npz, two input sequences that show the largest gain found, and tightness.json, that gain against
-    the sequences' length. The search runs whether or not something is proven, and its witness is evaluated again
-    before it counts.
+    Beside it: witness.npz, two input sequences that show the largest gain found, tightness.json, that gain against the
+    sequences' length, and proofs.npz, what the searches for proofs found, for `check_run`. The search for a gain runs
+    whether or not something is proven, and its witness is evaluated again before it counts.
 
     Args:
         folder: with policy.json and policy.safetensors.
@@ -49,7 +51,13 @@ def certify_run(
         seed: of the search.
         weights: the size of one unit of each observation, for a second gain in these units.
     """
-    run = RunFolder(folder)
+    with keeping(Book()) as book:
+        certificate = _certified(RunFolder(folder), steps, seed, weights)
+    book.save(RunFolder(folder).path / PROOFS)
+    return certificate
+
+
+def _certified(run: RunFolder, steps: int, seed: int, weights: Sequence[float] | None) -> Certificate:
     policy = load_policy(run.path)
     certificate = _proven(run, policy, weights)
     searched = policy.searched()
@@ -83,12 +91,18 @@ def _with_peak(run: RunFolder, policy: DeployedPolicy, certificate: Certificate,
 def check_run(folder: str | Path) -> list[str]:
     """Return what differs between a run folder's certificate.json and what its policy and witness show, [] if nothing.
 
-    The arrays' hashes, the proof, the gain of the witness and every number and sentence are computed again. A file
-    that is missing or cannot be read is a difference too; a folder that does not exist raises MissingFileError.
+    The arrays' hashes, the proof, the gain of the witness and every number and sentence are computed again; where
+    proofs.npz has the metric and the multipliers of a proof, they are proven again and not searched for. A file that is
+    missing or cannot be read is a difference too; a folder that does not exist raises MissingFileError.
     """
     run = RunFolder(folder)
     if not run.path.is_dir():
         raise MissingFileError(f"{folder} does not exist; expected a run folder.")
+    with keeping(Book.load(run.path / PROOFS)):
+        return _checked(run)
+
+
+def _checked(run: RunFolder) -> list[str]:
     try:
         stored = run.read_certificate()
         policy = load_policy(run.path)

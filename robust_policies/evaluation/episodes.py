@@ -18,7 +18,7 @@ KINDS = (*PERTURBATIONS, *ATTACKS)
 def run_episodes(
     policy: DeployedPolicy,
     env_id: Environment,
-    kind: str,
+    kind: str | Sequence[str],
     sizes: Sequence[float],
     episodes: int,
     seed: int,
@@ -32,7 +32,9 @@ def run_episodes(
     on_step: OnStep | None = None,
     record: int = 0,
     episode_seeds: Sequence[int] | None = None,
+    draws: Sequence[tuple[int, int]] | None = None,
     factors: Mapping[str, Sequence[float]] | None = None,
+    known: dict[Any, Any] | None = None,
 ) -> Episodes:
     """Return `episodes` episodes at each size of the perturbation `kind`, on top of the wrappers `perturbations`.
 
@@ -44,7 +46,7 @@ def run_episodes(
         policy: the policy.
         env_id: the Gymnasium id of the task, `module:id`, an environment (each episode has a copy), or a function that
             makes one.
-        kind: a noise (`PERTURBATIONS`) or an attack (`ATTACKS`).
+        kind: a noise (`PERTURBATIONS`), one for all sizes or one for each, or an attack (`ATTACKS`).
         sizes: multiples of the noise, or the attack's budgets, in the observation's own units.
         episodes: number for each size.
         seed: of the environments and the perturbation.
@@ -57,23 +59,29 @@ def run_episodes(
         on_step: called after every step of the batch.
         record: of how many first episodes observations, actions and rewards are kept.
         episode_seeds: of the environments, one for each episode; None: those of `seeds_of(seed, episodes)`.
+        draws: (seed, number of episodes) of the perturbation's random numbers, for groups of the episodes in turn;
+            None: one group, with `seed`.
         factors: for noise in this package's environments: physical parameters by name, one factor for each size.
+        known: unperturbed episodes of the same policy in the same environment, which attacks look at: kept here from
+            one call to the next.
 
     Raises:
         UnknownNameError, InvalidValueError: an argument is wrong, or the attack cannot attack this environment.
         ShapeError: the task does not fit the policy. DivergedError: all episodes failed.
     """
-    if kind not in KINDS:
-        raise UnknownNameError.among("perturbation", kind, KINDS)
-    attack = kind in ATTACKS
+    names, allowed = ([kind], KINDS) if isinstance(kind, str) else (kind, tuple(PERTURBATIONS))
+    for name in names:
+        if name not in allowed:
+            raise UnknownNameError.among("perturbation", name, allowed)
+    attack = kind if isinstance(kind, str) and kind in ATTACKS else ""
     return play_episodes(
         policy,
         env_id,
-        make_attack(kind, options, prepared) if attack else kind,
+        make_attack(attack, options, prepared) if attack else kind,
         sizes,
         episodes,
         seed,
-        attack_name=kind if attack else "",
+        attack_name=attack,
         norm=norm,
         env_kwargs=env_kwargs,
         perturbations=perturbations,
@@ -81,5 +89,7 @@ def run_episodes(
         on_step=on_step,
         record=record,
         episode_seeds=episode_seeds,
+        draws=draws,
         factors=factors,
+        known=known,
     )

@@ -9,6 +9,7 @@ from gymnasium import spaces
 
 from robust_policies.envs.batch import ours, plant_of
 from robust_policies.envs.perturb import Spec
+from robust_policies.envs.perturb.blocks import Blocks, in_blocks
 from robust_policies.envs.perturb.specs import DynamicsShift
 from robust_policies.evaluation.bench import OBSERVATION, Bench, Part, measurement
 from robust_policies.evaluation.suite import FaultEntry, GridEntry
@@ -26,7 +27,7 @@ def measure_nominal(bench: Bench) -> tuple[Part, Part]:
 
 def measure_noise(bench: Bench, name: str) -> dict[str, Any]:
     """Return the measurements under a random perturbation of the observations, at all sizes."""
-    part, _ = bench.play(name, bench.suite.sizes)
+    part, first = bench.noise(name)
     labels = {
         "group": "noise",
         "perturbation": name,
@@ -35,20 +36,26 @@ def measure_noise(bench: Bench, name: str) -> dict[str, Any]:
         "unit": OBSERVATION,
         "point": {},
     }
-    rows = [measurement(part, index, **labels, size=size) for index, size in enumerate(bench.suite.sizes)]
+    rows = [measurement(part, first + index, **labels, size=size) for index, size in enumerate(bench.suite.sizes)]
     return {"rows": rows}
 
 
 def measure_fault(bench: Bench, entry: FaultEntry, group: str) -> dict[str, Any]:
-    """Return the measurements inside a wrapper, one for each value of its parameter.
+    """Return the measurements inside a wrapper, one for each value of its parameter, side by side where that may be.
 
     It sits nearest to the plant: a fault of the sensor itself, before whatever else is around the task.
     """
     labels = {"group": group, "perturbation": entry.shown, "attack": "", "norm": "", "unit": entry.unit, "point": {}}
-    rows = []
-    for value in entry.values:
-        part, _ = bench.play(_STILL, [0.0], inside=[entry.spec(value)])
-        rows.append(measurement(part, 0, **labels, size=float(value)))
+    specs = [entry.spec(value) for value in entry.values]
+    if in_blocks(specs, bench.around):
+        part, _ = bench.play(_STILL, [0.0] * len(specs), inside=[Blocks(parts=tuple(specs))])
+        parts = [(part, index) for index in range(len(specs))]
+    else:
+        parts = [(bench.play(_STILL, [0.0], inside=[spec])[0], 0) for spec in specs]
+    rows = [
+        measurement(part, index, **labels, size=float(value))
+        for value, (part, index) in zip(entry.values, parts, strict=True)
+    ]
     return {"rows": rows}
 
 

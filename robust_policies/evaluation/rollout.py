@@ -62,11 +62,12 @@ class Setting:
     env_kwargs: Mapping[str, Any]
     perturbations: Any
     episodes: int
-    seed: int
+    draws: Sequence[tuple[int, int]]
     max_steps: int
     on_step: OnStep | None
     episode_seeds: list[int]
     factors: Mapping[str, Sequence[float]]
+    known: dict[Any, tuple[Tensor, Tensor]]
 
     def task(self, count: int, actor: FrozenActor) -> Task:
         """Return `count` environments on the actor's device, in the precision that it reads."""
@@ -97,8 +98,8 @@ class _Played:
         return values.gather(0, index.unsqueeze(-1).expand_as(values))
 
 
-def attacked(setting: Setting, attack: Attack | None, kind: str, sizes: list[float], norm: str) -> _Played:
-    """Return the episodes at all sizes under an attack, or under the noise `kind`."""
+def attacked(setting: Setting, attack: Attack | None, kinds: list[str], sizes: list[float], norm: str) -> _Played:
+    """Return the episodes at all sizes under an attack, or each under the noise of `kinds`."""
     actor = FrozenActor(setting.policy)
     count = len(sizes) * setting.episodes
     exact = torch.tensor(sizes, dtype=torch.float64, device=actor.low.device).repeat_interleave(setting.episodes)
@@ -106,37 +107,66 @@ def attacked(setting: Setting, attack: Attack | None, kind: str, sizes: list[flo
     def rehearse(policy: DeployedPolicy | None, other: Attack | None) -> tuple[Tensor, Tensor, Tensor]:
         rehearsed = setting if policy is None else replace(setting, policy=policy)
         if other is not None:
-            played = attacked(rehearsed, other, kind, sizes, norm)
+            played = attacked(rehearsed, other, kinds, sizes, norm)
             return played.until_end(played.observations), played.until_end(played.perturbed), played.returns()
         # Without an attack all sizes are alike.
-        task = setting.task(setting.episodes, actor)
-        try:
-            played = _play(rehearsed, task, FrozenActor(rehearsed.policy), lambda moment: moment.observation)
-        finally:
-            task.close()
-        clean = played.until_end(played.observations).repeat(1, len(sizes), 1)
-        return clean, clean, played.returns().repeat(len(sizes))
+        found = _known(setting) if policy is None else None
+        if found is None:
+            task = setting.task(setting.episodes, actor)
+            try:
+                played = _play(rehearsed, task, FrozenActor(rehearsed.policy), lambda moment: moment.observation)
+            finally:
+                task.close()
+            found = played.until_end(played.observations), played.returns()
+            if policy is None:
+                _remember(setting, *found)
+        clean = found[0].repeat(1, len(sizes), 1)
+        return clean, clean, found[1].repeat(len(sizes))
 
     task = setting.task(count, actor)
     try:
         horizon = min(setting.max_steps, task.limit or setting.max_steps)
         nu = setting.policy.cell.input_size
         if attack is None:
-            noise = unit_noise(kind, (horizon, setting.episodes, nu), setting.seed + 1).to(exact.device)
-
-            if actor.measured is not None:
-                noise = noise * actor.measured
+            noise, scale = {kind: _noise(setting, actor, kind, horizon) for kind in kinds}, exact.float().unsqueeze(-1)
 
             def perturbed(moment: Moment) -> Tensor:
-                return moment.observation + noise[moment.t].repeat(len(sizes), 1) * exact.float().unsqueeze(-1)
+                return moment.observation + torch.cat([noise[kind][moment.t] for kind in kinds]) * scale
 
-            return _play(setting, task, actor, perturbed)
+            played = _play(setting, task, actor, perturbed)
+            if sizes == [0.0] and not setting.factors:
+                _remember(setting, played.until_end(played.observations), played.returns())
+            return played
         budget = Budget(norm, exact, horizon, actor.measured)
         task.check_fit(setting.policy)
-        attack.begin(Scene(actor, budget, len(sizes), setting.episodes, nu, task.torch_env, setting.seed + 1, rehearse))
+        draws = [(seed + 1, number) for seed, number in setting.draws]
+        attack.begin(Scene(actor, budget, len(sizes), setting.episodes, nu, task.torch_env, draws, rehearse))
         return _play(setting, task, actor, lambda m: budget.apply(m.observation, attack.perturbation(m)))
     finally:
         task.close()
+
+
+def _noise(setting: Setting, actor: FrozenActor, kind: str, horizon: int) -> Tensor:
+    """Return the noise of size 1 (time, episodes, nu)."""
+    nu = setting.policy.cell.input_size
+    groups = [unit_noise(kind, (horizon, number, nu), seed + 1) for seed, number in setting.draws]
+    noise = torch.cat(groups, 1).to(actor.low.device)
+    return noise if actor.measured is None else noise * actor.measured
+
+
+def _remember(setting: Setting, observations: Tensor, returns: Tensor) -> None:
+    """Keep unperturbed episodes: observations (time, episodes, nu) and returns (episodes,)."""
+    setting.known[repr(setting.perturbations), setting.max_steps, tuple(setting.episode_seeds)] = observations, returns
+
+
+def _known(setting: Setting) -> tuple[Tensor, Tensor] | None:
+    """Return what was remembered of the same unperturbed episodes, None if that is not known of all of them."""
+    for (around, limit, seeds), (observations, returns) in setting.known.items():
+        wanted = setting.episode_seeds
+        if (around, limit) == (repr(setting.perturbations), setting.max_steps) and set(wanted) <= set(seeds):
+            rows = torch.tensor([seeds.index(seed) for seed in wanted], device=returns.device)
+            return observations[:, rows], returns[rows]
+    return None
 
 
 def _play(setting: Setting, task: Task, actor: FrozenActor, perturb: Perturb) -> _Played:
@@ -159,7 +189,7 @@ def _play(setting: Setting, task: Task, actor: FrozenActor, perturb: Perturb) ->
 def play_episodes(
     policy: DeployedPolicy,
     env_id: Environment,
-    perturbation: Attack | str,
+    perturbation: Attack | str | Sequence[str],
     sizes: Sequence[float],
     episodes: int,
     seed: int,
@@ -172,34 +202,44 @@ def play_episodes(
     on_step: OnStep | None = None,
     record: int = 0,
     episode_seeds: Sequence[int] | None = None,
+    draws: Sequence[tuple[int, int]] | None = None,
     factors: Mapping[str, Sequence[float]] | None = None,
+    known: dict[Any, Any] | None = None,
 ) -> Episodes:
-    """Return episodes under an attack, or under a noise that is given by its name; else as `run_episodes`."""
+    """Return episodes under an attack, or under noise that is given by its name; else as `run_episodes`."""
     sizes = [float(size) for size in sizes]
     if not sizes or any(not np.isfinite(size) or size < 0 for size in sizes):
         raise InvalidValueError(f"sizes are {sizes!r}; expected at least one finite number >= 0.")
     checks.positive_int("episodes", episodes)
     record = min(checks.positive_int("record", record, minimum=0), episodes)
-    attack, kind = (None, perturbation) if isinstance(perturbation, str) else (perturbation, "")
+    attack, kinds = (perturbation, []) if isinstance(perturbation, Attack) else (None, perturbation)
+    kinds = [kinds] * len(sizes) if isinstance(kinds, str) else list(kinds)
+    if attack is None and len(kinds) != len(sizes):
+        raise InvalidValueError(
+            f"{len(kinds)} kinds of noise were given for {len(sizes)} sizes; expected one for each."
+        )
     setting = Setting(
         policy,
         env_id,
         dict(env_kwargs or {}),
         perturbations,
         episodes,
-        seed,
+        [(seed, episodes)] if draws is None else list(draws),
         checks.positive_int("max_steps", max_steps),
         on_step,
         seeds_of(seed, episodes) if episode_seeds is None else list(episode_seeds),
         dict(factors or {}),
+        {} if known is None else known,
     )
     if len(setting.episode_seeds) != episodes:
         raise InvalidValueError(
             f"{len(setting.episode_seeds)} episode seeds were given; expected one for each of {episodes} episodes."
         )
+    if sum(number for _, number in setting.draws) != episodes:
+        raise InvalidValueError(f"draws are {setting.draws}; expected (seed, number) of {episodes} episodes in all.")
     if any(len(values) != len(sizes) for values in setting.factors.values()) or (factors and attack is not None):
         raise InvalidValueError(f"factors are {dict(factors or {})}; expected one for each size, and no attack.")
-    played = attacked(setting, attack, kind, sizes, norm)
+    played = attacked(setting, attack, kinds, sizes, norm)
     shape = (len(sizes), episodes)
     lengths, failed = played.lengths.cpu().numpy(), played.failed.cpu().numpy()
     returns = played.returns().cpu().numpy()

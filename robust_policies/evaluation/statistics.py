@@ -9,6 +9,7 @@ Source: R. Agarwal and others, "Deep reinforcement learning at the edge of the s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -24,6 +25,8 @@ LEVEL = 0.95
 SEEDS, EPISODES, RANGE = "training seeds", "episodes", "training seeds, least to largest"
 # Resamples at once, and the largest number of draws that is kept for the next interval.
 _BATCH, _KEPT = 200, 1_000_000
+# The share that an interquartile mean leaves out at either end.
+_CUT = 0.25
 FEW = 5
 """From so many training seeds on an interval is one; below it is the range of the seeds."""
 
@@ -64,7 +67,7 @@ def iqm(scores: Any, *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
     Raises:
         ShapeError, InvalidValueError: no scores, more than two dimensions, or not all finite.
     """
-    return _interval(scores, lambda pooled: scipy.stats.trim_mean(pooled, 0.25, axis=-1), resamples, seed)
+    return _interval(scores, lambda pooled: scipy.stats.trim_mean(pooled, _CUT, axis=-1), resamples, seed, _trimmed)
 
 
 def mean_interval(scores: Any, *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
@@ -190,8 +193,18 @@ def _matrix(scores: Any) -> np.ndarray:
     return matrix
 
 
-def _interval(scores: Any, statistic: Callable[[np.ndarray], Any], resamples: int, seed: int) -> Interval:
-    """Return the statistic of all scores (it reduces the last axis) and its interval."""
+def _interval(
+    scores: Any,
+    statistic: Callable[[np.ndarray], Any],
+    resamples: int,
+    seed: int,
+    weighted: Callable[[list[np.ndarray]], Callable[[list[np.ndarray]], np.ndarray]] | None = None,
+) -> Interval:
+    """Return the statistic of all scores (it reduces the last axis) and its interval.
+
+    `weighted` makes of the units of all strata, (units, scores) each, the statistic as a function of how often each
+    was drawn, (resamples, units) for each stratum.
+    """
     strata = [_matrix(s) for s in scores] if _several(scores) else [_matrix(scores)]
     single = all(len(matrix) == 1 for matrix in strata)
     if len(strata) == 1 and 1 < len(strata[0]) < FEW:
@@ -201,14 +214,64 @@ def _interval(scores: Any, statistic: Callable[[np.ndarray], Any], resamples: in
     units = [matrix.T if single else matrix for matrix in strata]
     value = float(statistic(np.concatenate([matrix.ravel() for matrix in strata])))
 
+    counted = None if weighted is None else weighted(units)
+
     def resampled(*rows: np.ndarray, axis: int = -1) -> np.ndarray:
         # A stratum of one row was doubled and must not weigh twice.
-        chosen = [unit[row[..., : len(unit)]] for unit, row in zip(units, rows, strict=True)]
+        drawn = [row[..., : len(unit)] for unit, row in zip(units, rows, strict=True)]
+        if counted is not None and drawn[0].ndim == 2:
+            return counted([_counts(row) for row in drawn])
+        chosen = [unit[row] for unit, row in zip(units, drawn, strict=True)]
         return statistic(np.concatenate([c.reshape(*c.shape[:-2], -1) for c in chosen], axis=-1))
 
     rows = tuple(np.arange(len(unit)) for unit in units)
     low, high = _bootstrap(rows, resampled, resamples, seed)
     return Interval(value, float(low), float(high), EPISODES if single else SEEDS)
+
+
+def _counts(drawn: np.ndarray) -> np.ndarray:
+    """Return how often each of n units is in each resample (resamples, n) of n."""
+    count, size = drawn.shape
+    places = drawn + size * np.arange(count)[:, None]
+    return np.bincount(places.ravel(), minlength=count * size).reshape(count, size)
+
+
+def _trimmed(units: list[np.ndarray]) -> Callable[[list[np.ndarray]], np.ndarray]:
+    """Return the mean without the lowest and highest `_CUT` of what was drawn, from how often each unit was.
+
+    All scores are sorted once, and cut into buckets: sums of whole buckets are products with the counts, and only the
+    two buckets in which a resample's quarters end are looked at score by score.
+    """
+    scores, number = np.concatenate([unit.ravel() for unit in units]), sum(map(len, units))
+    owner = np.repeat(np.arange(number), np.concatenate([np.full(len(unit), unit.shape[1]) for unit in units]))
+    order = np.argsort(scores, kind="stable")
+    width = max(1, math.isqrt(len(scores)))
+    buckets = -(-len(scores) // width)
+    # What is beyond the last score belongs to a unit that is never drawn.
+    empty = buckets * width - len(scores)
+    ordered = np.pad(scores[order], (0, empty), mode="edge").reshape(buckets, width)
+    owners = np.pad(owner[order], (0, empty), constant_values=number).reshape(buckets, width)
+    held, sums = np.zeros((2, number + 1, buckets))
+    np.add.at(held, (owners, np.arange(buckets)[:, None]), 1.0)
+    np.add.at(sums, (owners, np.arange(buckets)[:, None]), ordered)
+    low = int(_CUT * len(scores))
+    high = len(scores) - low
+
+    def lowest(count: int, drawn: np.ndarray, ranks: np.ndarray, totals: np.ndarray) -> np.ndarray:
+        """Return the sum of the `count` lowest scores of each resample."""
+        place, rows = (ranks < count).sum(axis=1), np.arange(len(drawn))
+        before = place > 0
+        left = count - np.where(before, ranks[rows, place - 1], 0.0)
+        here = np.cumsum(np.take_along_axis(drawn, owners[place], axis=1), axis=1)
+        taken = np.diff(np.minimum(here, left[:, None]), axis=1, prepend=0.0)
+        return np.where(before, totals[rows, place - 1], 0.0) + (taken * ordered[place]).sum(axis=1)
+
+    def mean(counts: list[np.ndarray]) -> np.ndarray:
+        drawn = np.concatenate([*counts, np.zeros((len(counts[0]), 1))], axis=1)
+        ranks, totals = np.cumsum(drawn @ held, axis=1), np.cumsum(drawn @ sums, axis=1)
+        return (lowest(high, drawn, ranks, totals) - lowest(low, drawn, ranks, totals)) / (high - low)
+
+    return mean
 
 
 def _several(scores: Any) -> bool:

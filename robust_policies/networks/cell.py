@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from robust_policies import checks
 from robust_policies.errors import InvalidValueError, NotCertifiableError, ShapeError
+from robust_policies.networks.compiled import Collapsed
 from robust_policies.networks.guarantees import Guarantee
 
 _ORDER = {"step": ("explicit", "input", "state"), "run": ("explicit", "inputs", "state", "starts")}
@@ -85,6 +86,10 @@ class Cell(nn.Module, ABC):
     def fixed_step(self, explicit: Any) -> FixedStep | Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Return `step` with arrays that stay as they are and have no gradient: (input, state) -> (output, state)."""
         return partial(self.step, explicit)
+
+    def collapsed(self, explicit: Any) -> Collapsed | None:
+        """Return the step with everything linear between two activations collapsed, None where it has no such form."""
+        return None
 
     @abstractmethod
     def options(self) -> dict[str, Any]:

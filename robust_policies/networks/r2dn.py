@@ -125,10 +125,13 @@ class R2DN(RobustCell):
 
     def _with_collapsed(self) -> tuple[R2DNExplicit, Collapsed]:
         found = self._explicit()
-        return found, self._collapsed(found)
+        return found, self.collapsed(found)
 
-    def _collapsed(self, e: R2DNExplicit) -> Collapsed:
+    def collapsed(self, explicit: R2DNExplicit) -> Collapsed:
         """Return the step with everything linear between two activations collapsed."""
+        e = explicit
+        if (known := getattr(e, "collapsed", None)) is not None:
+            return known
         first = e.layers[0].in_map()
         active = e.layers[: self.layers_active]
         ins, outs = [layer.in_map() for layer in active[1:]], [layer.out_map() for layer in active]
@@ -160,7 +163,7 @@ class R2DN(RobustCell):
     def fixed_step(self, explicit: R2DNExplicit) -> FixedR2DN:
         """Return `step` with these arrays, without what does not change from step to step; the same numbers."""
         with torch.no_grad(), full_precision(explicit.A):
-            P, c, B, Q, R, d, weights, biases = self._collapsed(explicit)
+            P, c, B, Q, R, d, weights, biases = self.collapsed(explicit)
             both = torch.cat((P, Q))
             AM, drive = both.split((explicit.A.shape[0], explicit.B2.shape[1]), 1)
             window = drive, torch.cat((c, d)), AM, torch.cat((B, R)), weights, biases
@@ -173,8 +176,7 @@ class R2DN(RobustCell):
         # A closed loop runs as its inner cell, whose sizes are others.
         nx = explicit.A.shape[0]
         with full_precision(inputs):
-            known = getattr(explicit, "collapsed", None)
-            step = self._collapsed(explicit) if known is None else known
+            step = self.collapsed(explicit)
             if applies(self.activation.name, inputs, state, step):
                 return run(self.activation.name, starts, inputs, state, step)
             P, c, B, Q, R, d, weights, biases = step

@@ -117,6 +117,11 @@ class REN(RobustCell):
         found = self._explicit()
         return found, _collapsed(found)
 
+    def collapsed(self, explicit: RENExplicit) -> Collapsed:
+        """Return the step as `Collapsed` has it, of which a REN's neurons are one by one."""
+        known = getattr(explicit, "collapsed", None)
+        return _collapsed(explicit) if known is None else known
+
     def step(self, explicit: RENExplicit, input: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return (output, next state) by the model's equations as they stand."""
         e = explicit
@@ -129,8 +134,7 @@ class REN(RobustCell):
         """Return (outputs, final state); what does not depend on the state is one product over all time steps."""
         e = explicit
         with full_precision(inputs):
-            known = getattr(explicit, "collapsed", None)
-            step = _collapsed(explicit) if known is None else known
+            step = self.collapsed(explicit)
             if applies(self.activation.name, inputs, state, step):
                 return run(self.activation.name, starts, inputs, state, step)
             drive_x = nn.functional.linear(inputs, e.B2, e.bx)

@@ -69,12 +69,12 @@ class Task:
         """Return the first observations (count, nu)."""
         return self._flat(self.env.reset(seed=seeds)[0])
 
-    def step(self, actions: Tensor, ended: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def step(self, actions: Tensor, ended: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return (observations, rewards float64, newly ended); environments in `ended` (count,) are reset first.
 
-        `actions` is (count, k), numbers or choices.
+        `actions` is (count, k), numbers or choices; `ended` is None where none has.
         """
-        if bool(ended.any()):
+        if ended is not None:
             # Both contracts refuse to step an ended episode; its new one is never counted.
             self.env.reset(options={"reset_mask": ended.cpu().numpy()})
         sent: Any = actions
@@ -144,24 +144,31 @@ def steps_of(
     observation = task.reset(seeds)
     hidden = actor.initial_state(task.count)
     ended = torch.zeros(task.count, dtype=torch.bool, device=observation.device)
-    fresh, failed = ended.clone(), ended.clone()
+    fresh, failed, counted, some = None, ended, ~ended, False
     for t in range(limit):
-        perturbed = torch.where(ended.unsqueeze(-1), observation, perturb(t, observation, hidden))
+        perturbed = perturb(t, observation, hidden)
+        if some:
+            perturbed = torch.where(counted.unsqueeze(-1), perturbed, observation)
         with torch.no_grad():
             mean, hidden = actor.step(perturbed, hidden)
             action, finite = actor.applied(mean)
         # A failed or ended episode's environment goes on uncounted, whatever its state.
-        broken = ~ended & ~finite
         hidden = torch.nan_to_num(hidden)
         following, reward, done = task.step(action, fresh)
-        broken = broken | (~ended & ~torch.isfinite(reward))
-        failed = failed | broken
-        if bool(failed.all()):
-            raise DivergedError(
-                f"The policy's action in {task.name}, or the reward, is NaN or infinite in all episodes (step {t}); "
-                "train the policy again."
-            )
-        yield Step(observation, perturbed, action, reward, ~ended, failed)
-        observation, fresh, ended = following, done, ended | done | broken
-        if bool(ended.all()):
-            return
+        broken = counted & ~(finite & torch.isfinite(reward))
+        stops = broken | done
+        stopped = bool(stops.any())
+        if stopped:
+            failed = failed | broken
+            if bool(failed.all()):
+                raise DivergedError(
+                    f"The policy's action in {task.name}, or the reward, is NaN or infinite in all episodes (step {t});"
+                    " train the policy again."
+                )
+        yield Step(observation, perturbed, action, reward, counted, failed)
+        observation, fresh = following, None
+        if stopped:
+            ended = ended | stops
+            fresh, counted, some = (done if bool(done.any()) else None), ~ended, True
+            if bool(ended.all()):
+                return

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from robust_policies.networks.collapsed_run import CollapsedRun, collapsed_run
 from robust_policies.policies.deployed import DeployedPolicy
 from robust_policies.policies.observations import choices_of, measured
 from robust_policies.policies.spaces import likeliest, limits
+
+
+class CompiledActor(NamedTuple):
+    """A policy around whose cell there is scaling alone, as its compiled run and the slopes of what is around it.
+
+    inward: (nu,), of what the cell reads in the observations. outward: (na,), of the actions in the cell's outputs.
+    """
+
+    run: CollapsedRun
+    inward: Tensor
+    outward: Tensor
 
 
 class FrozenActor:
@@ -20,6 +33,7 @@ class FrozenActor:
         low, high: (na,) the limits of its numbers; logits have none.
         choices: its actions are choices.
         fixed: the cell's step with its arrays.
+        head: from the cell's outputs (..., ny) to the mean actions (..., na).
         measured: (nu,) bool, which observations can be off by a little; None: all of them.
     """
 
@@ -32,11 +46,33 @@ class FrozenActor:
         with torch.no_grad():
             self.explicit = policy.actor.body.explicit()
             self.fixed = policy.cell.fixed_step(self.explicit)
+        # Without the calls of modules around them, which cost more than they do.
+        self._scaled, self.head = policy.actor.body.scaling.forward, policy.actor.head.forward
         self.low, self.high = (
             torch.as_tensor(bound, dtype=torch.float32, device=policy.device) for bound in limits(self.space)
         )
         mask = measured(policy.observation_space)
         self.measured = None if mask.all() else torch.as_tensor(mask, device=policy.device)
+
+    @cached_property
+    def compiled(self) -> CompiledActor | None:
+        """The policy as a compiled run, None where its kind of cell, its maps or the machine have no such."""
+        actor, head = self.actor, self.actor.head
+        plain = actor.normalizer is None and head.linear is None and not head.squash and not self.choices
+        if not plain or self.low.device.type != "cpu":
+            return None
+        with torch.no_grad():
+            step = actor.cell.collapsed(self.explicit)
+        run = None if step is None else collapsed_run(actor.cell.options()["activation"], step)
+        if run is None:
+            return None
+        scaling = actor.body.scaling
+        ones = scaling.kind.new_ones
+        return CompiledActor(
+            run,
+            ones(run.nu) if scaling.scale is None else 1.0 / scaling.scale,
+            ones(run.ny) if head.scale is None else head.scale,
+        )
 
     def initial_state(self, batch: int) -> Tensor:
         """Return the state (batch, nx) at an episode's start."""
@@ -45,15 +81,15 @@ class FrozenActor:
     def step(self, observations: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return (mean actions (batch, na) before clipping, or logits, next state (batch, nx)) of inputs."""
         output, state = self.fixed(self.inward(observations), state)
-        return self.actor.head(output), state
+        return self.head(output), state
 
     def inward(self, observations: Tensor) -> Tensor:
         """Return what the cell reads of observations (..., nu), entry by entry."""
-        return self.actor.body.scaling(self.actor.normalized(observations))
+        return self._scaled(self.actor.normalized(observations))
 
     def run(self, observations: Tensor, state: Tensor) -> Tensor:
         """Return the mean actions (time, batch, na) before clipping for observations (time, batch, nu)."""
-        return self.actor.head(self.actor.cell.run(self.explicit, self.inward(observations), state, None)[0])
+        return self.head(self.actor.cell.run(self.explicit, self.inward(observations), state, None)[0])
 
     def clip(self, action: Tensor) -> Tensor:
         """Return what attacks take for the action: within the action space; of a choice the logits about their mean.
@@ -64,7 +100,11 @@ class FrozenActor:
             return self._centred(action)
         if torch.is_grad_enabled() and action.requires_grad:
             return _Clip.apply(action, self.low, self.high)
-        return torch.minimum(torch.maximum(action.detach(), self.low), self.high)
+        return torch.clamp(action.detach(), self.low, self.high)
+
+    def clip_slope(self, action: Tensor) -> Tensor:
+        """Return the slope of `clip` at actions (..., na) that are numbers: 1 within the limits, a tenth beyond."""
+        return torch.where((action >= self.low) & (action <= self.high), 1.0, 0.1)
 
     def applied(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
         """Return the actions (batch, k) float32 that the environment is sent, and which of them are finite (batch,)."""

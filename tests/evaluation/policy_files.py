@@ -14,9 +14,9 @@ OPTIONS = {
 }
 
 
-def written(folder, cell):
+def written(folder, cell, seed=0):
     """Return `folder` with a policy of that cell: 3 observations in scales of their own, 2 actions."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     body = ScaledCell(make_cell(cell, 3, 2, **OPTIONS[cell]), Scaling(3, [2.0, 0.5, 1.0]))
     actor = Actor(body, MeanHead(2, 2, linear=False, scale=[3.0, 1.0]))
     save_policy(DeployedPolicy(actor, spaces.Box(-9.0, 9.0, (3,)), spaces.Box(-1.0, 1.0, (2,))), folder)

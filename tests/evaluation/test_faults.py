@@ -5,7 +5,8 @@ import pytest
 from tiny import OURS, THEIRS, tiny_policy, tiny_suite
 
 from robust_policies.envs.perturb import parse
-from robust_policies.errors import UnknownNameError
+from robust_policies.envs.perturb.blocks import Blocks, in_blocks
+from robust_policies.errors import InvalidValueError, UnknownNameError
 from robust_policies.evaluation.bench import Bench
 from robust_policies.evaluation.episodes import run_episodes
 from robust_policies.evaluation.faults import grid_names, measure_fault, measure_grid, unsuited
@@ -94,3 +95,37 @@ def test_what_does_not_suit_a_task_is_said():
     )
     assert unsuited(place, place.suite.faults[0]) is None
     assert unsuited(bench(disturbances=[DISTURBANCE]), place.suite.disturbances[0]) is None
+
+
+@pytest.mark.parametrize("task", [OURS, THEIRS])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"perturbation": "ObservationDelay", "parameter": "steps", "values": [0, 1, 3]},
+        {"perturbation": "ObservationDropout", "parameter": "probability", "values": [0.0, 0.5], "fill": "hold"},
+        {"perturbation": "ObservationNoise", "parameter": "size", "values": [0.0, 0.1, 0.4], "kind": "sphere"},
+        {"perturbation": "ActionNoise", "parameter": "size", "values": [0.0, 0.3]},
+        {"perturbation": "StickyAction", "parameter": "probability", "values": [0.3, 0.6]},
+        DISTURBANCE,
+    ],
+    ids=lambda fault: fault["perturbation"],
+)
+def test_values_side_by_side_are_those_of_each_alone(task, fault):
+    place = bench(task, faults=[fault])
+    entry = place.suite.faults[0]
+    if unsuited(place, entry):
+        pytest.skip("nothing pushes that plant")
+    assert in_blocks([entry.spec(value) for value in entry.values], place.around)
+    found = measure_fault(place, entry, "fault")
+    for index, value in enumerate(entry.values):
+        wanted = alone([entry.spec(value)], task)
+        np.testing.assert_allclose(returns_of(found, index), wanted, rtol=1e-5)
+
+
+def test_what_is_written_for_all_environments_or_clips_is_played_one_by_one():
+    shifts = parse([{"DynamicsShift": {"parameter": "mass", "factor": factor}} for factor in (0.8, 1.2)])
+    noises = parse([{"ObservationNoise": size} for size in (0.0, 0.1)])
+    assert not in_blocks(shifts, []) and in_blocks(noises, [])
+    assert in_blocks(noises, parse(["ActionDelay"])) and not in_blocks(noises, parse([{"ObservationQuantize": 0.1}]))
+    with pytest.raises(InvalidValueError, match="5 environments make no 2 equal blocks"):
+        run_episodes(tiny_policy(), OURS, "uniform", [0.0], 5, 0, perturbations=[Blocks(parts=tuple(noises))])

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from robust_policies.errors import InvalidValueError, ShapeError
 from robust_policies.evaluation import statistics as st
@@ -128,3 +129,17 @@ def test_wrong_scores_are_named():
         st.area_under_curve([0.0, 0.0], [1.0, 2.0])
     with pytest.raises(InvalidValueError, match="fraction"):
         st.cvar([1.0], 0.0)
+
+
+@pytest.mark.parametrize(
+    "shapes", [[(7, 9)], [(30, 8)], [(1, 30)], [(6, 4), (1, 11), (9, 3)], [(1, 5), (1, 7)]], ids=str
+)
+@pytest.mark.parametrize("ties", [False, True])
+def test_counting_how_often_each_unit_was_drawn_gives_the_trimmed_mean_of_what_was_drawn(shapes, ties):
+    generator = np.random.default_rng(3)
+    units = [generator.normal(-700.0, 90.0, size=shape) for shape in shapes]
+    units = [unit.round(-2) for unit in units] if ties else units
+    drawn = [generator.integers(0, len(unit), (20, len(unit))) for unit in units]
+    pooled = np.concatenate([unit[rows].reshape(20, -1) for unit, rows in zip(units, drawn, strict=True)], axis=1)
+    found = st._trimmed(units)([st._counts(rows) for rows in drawn])
+    np.testing.assert_allclose(found, scipy.stats.trim_mean(pooled, 0.25, axis=1), rtol=1e-12)

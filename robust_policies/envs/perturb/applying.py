@@ -8,6 +8,7 @@ import gymnasium
 from gymnasium.vector import VectorEnv
 
 from robust_policies.envs.perturb import single, vector
+from robust_policies.envs.perturb.blocks import Blocks, BlocksWrapper
 from robust_policies.envs.perturb.listing import parse
 from robust_policies.errors import InvalidValueError
 
@@ -30,7 +31,10 @@ def perturb(env: Environment, perturbations: Any) -> Environment:
     made: list[Any] = []
     try:
         for spec in parse(perturbations):
-            wrapped = wrappers[spec.name](wrapped, **spec.model_dump(exclude_unset=True))
+            if isinstance(spec, Blocks):
+                wrapped = BlocksWrapper(wrapped, spec)
+            else:
+                wrapped = wrappers[spec.name](wrapped, **spec.model_dump(exclude_unset=True))
             made.append(wrapped)
     except Exception:
         for wrapper in reversed(made):

@@ -110,6 +110,14 @@ class Perturbation:
         self.observation_space: gymnasium.Space | None = None
         """What the wrapper's space becomes, None: stays."""
 
+    def restart(self, rows: torch.Tensor, words: torch.Tensor, seeded: torch.Tensor | None) -> None:
+        """Restart the generators of `rows` from the environments' words (5, m); `seeded` (m,): those just seeded."""
+        self.random.begin(rows, words, seeded)
+
+    def generators(self) -> list[torch.Tensor]:
+        """Return the states of the generators, each (2, n)."""
+        return [self.random.streams.state]
+
     def start(self, rows: torch.Tensor, observation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Begin episodes in `rows`; return their first observations (m, size), perturbed, and realised sizes (m,)."""
         return observation, self.still(observation)
@@ -143,6 +151,17 @@ class Perturbation:
         """Return sizes of zero (n,)."""
         kind = batch.dtype if batch.is_floating_point() else torch.float64
         return torch.zeros(batch.shape[0], dtype=kind, device=batch.device)
+
+
+def kept_generators(perturbation: Perturbation) -> list[torch.Tensor]:
+    """Return copies (2, n) of what a refused action would have drawn from: only perturbations of actions draw then."""
+    return [state.clone() for state in perturbation.generators()] if perturbation.spec.acts_on == "action" else []
+
+
+def restore_generators(perturbation: Perturbation, kept: list[torch.Tensor]) -> None:
+    """Put back what `kept_generators` returned, (2, n) each."""
+    for state, before in zip(perturbation.generators() if kept else [], kept, strict=True):
+        state.copy_(before)
 
 
 class Added:

@@ -61,6 +61,10 @@ class Force(Perturbation):
 
     def push(self) -> None:
         """Apply this step's force."""
+        self.target.push(self.force())
+
+    def force(self) -> torch.Tensor:
+        """Return this step's force (n, channels)."""
         since = self.elapsed - self.begins
         active = ((since >= 0) & (since < self.steps)).to(torch.float64)
         if self.spec.kind == "impulse":
@@ -68,8 +72,8 @@ class Force(Perturbation):
         elif self.spec.kind == "sine":
             active = active * torch.sin(2.0 * math.pi * self.spec.frequency * self.h * since)
         force = active.unsqueeze(-1) * self.size
-        self.target.push(force)
         self.pushed = force.norm(dim=-1)
+        return force
 
     def pull(self) -> None:
         """Take the force back."""

@@ -13,7 +13,7 @@ from gymnasium.vector.utils import batch_space
 
 from robust_policies.envs.parameters import plain_tensors
 from robust_policies.envs.perturb import specs, wrapping
-from robust_policies.envs.perturb.core import Site
+from robust_policies.envs.perturb.core import Perturbation, Site, kept_generators, restore_generators
 from robust_policies.envs.perturb.randomness import generator_words
 from robust_policies.errors import InvalidValueError
 
@@ -57,7 +57,7 @@ class Wrapper(VectorWrapper, RecordConstructorArgs):
             unwrapped=env.unwrapped,
             position=wrapping.position(env, name),
         )
-        self.perturbation = wrapping.IMPLEMENTATIONS[name](self.specification, site)
+        self.perturbation = self._made(site)
         if self.perturbation.observation_space is not None:
             self.single_observation_space = self.perturbation.observation_space
             self.observation_space = batch_space(self.single_observation_space, env.num_envs)
@@ -65,6 +65,9 @@ class Wrapper(VectorWrapper, RecordConstructorArgs):
         self._ended: torch.Tensor | None = None
         self._last: torch.Tensor | None = None
         self._size: torch.Tensor | None = None
+
+    def _made(self, site: Site) -> Perturbation:
+        return wrapping.IMPLEMENTATIONS[self.specification.name](self.specification, site)
 
     @property
     def dtype(self) -> Any:
@@ -118,7 +121,7 @@ class Wrapper(VectorWrapper, RecordConstructorArgs):
             raise InvalidValueError("step was called before reset; call reset() first.")
         perturbation = self.perturbation
         # Before the environment has accepted the action, only a perturbation of actions draws.
-        kept = perturbation.random.streams.state.clone() if self.specification.acts_on == "action" else None
+        kept = kept_generators(perturbation)
         with plain_tensors():
             try:
                 applied, size = self._act(actions)
@@ -128,8 +131,7 @@ class Wrapper(VectorWrapper, RecordConstructorArgs):
                 finally:
                     perturbation.pull()
             except Exception:
-                if kept is not None:
-                    perturbation.random.streams.state.copy_(kept)
+                restore_generators(perturbation, kept)
                 raise
             perturbation.commit()
             perturbed, size, info = self._observe(observation, size, info)
@@ -170,7 +172,7 @@ class Wrapper(VectorWrapper, RecordConstructorArgs):
         self, rows: torch.Tensor, observation: torch.Tensor, seeded: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if self.perturbation.draws:
-            self.perturbation.random.begin(rows, generator_words(self.env.unwrapped, rows), seeded)
+            self.perturbation.restart(rows, generator_words(self.env.unwrapped, rows), seeded)
         return self.perturbation.start(rows, observation)
 
     def _act(self, actions: Any) -> tuple[Any, torch.Tensor | None]:

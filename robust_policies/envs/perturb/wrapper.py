@@ -14,7 +14,7 @@ from gymnasium.utils import RecordConstructorArgs
 from robust_policies import checks
 from robust_policies.envs.parameters import plain_tensors
 from robust_policies.envs.perturb import specs, wrapping
-from robust_policies.envs.perturb.core import Site
+from robust_policies.envs.perturb.core import Site, kept_generators, restore_generators
 from robust_policies.envs.perturb.randomness import generator_words
 from robust_policies.errors import InvalidValueError, ShapeError, UserError
 
@@ -69,7 +69,7 @@ class Wrapper(gymnasium.Wrapper, RecordConstructorArgs):
         with plain_tensors():
             if perturbation.draws:
                 seeded = None if seed is None else self._row
-                perturbation.random.begin(self._row, generator_words(self.unwrapped, self._row), seeded)
+                perturbation.restart(self._row, generator_words(self.unwrapped, self._row), seeded)
             perturbed, size = perturbation.start(self._row, self._flat(observation))
         self._started = True
         return self._array(perturbed, observation), self._informed(info, size)
@@ -80,7 +80,7 @@ class Wrapper(gymnasium.Wrapper, RecordConstructorArgs):
             raise InvalidValueError("step was called before reset; call reset() first.")
         perturbation = self.perturbation
         # Before the environment has accepted the action, only a perturbation of actions draws.
-        kept = perturbation.random.streams.state.clone() if self.specification.acts_on == "action" else None
+        kept = kept_generators(perturbation)
         with plain_tensors():
             try:
                 applied, size = self._act(action)
@@ -90,8 +90,7 @@ class Wrapper(gymnasium.Wrapper, RecordConstructorArgs):
                 finally:
                     perturbation.pull()
             except Exception:
-                if kept is not None:
-                    perturbation.random.streams.state.copy_(kept)
+                restore_generators(perturbation, kept)
                 raise
             perturbation.commit()
             perturbed, observed_size = perturbation.observe(self._flat(observation))

@@ -102,6 +102,11 @@ class PendulumPlant(Plant):
             self.cost.angle * math.pi**2 + self.cost.speed * fastest**2 + self.cost.torque * self.limits.torque**2
         )
 
+    def constants(self, params: Params) -> Params:
+        """Return `params` with the accelerations that a torque of 1 N m and gravity at a right angle bring."""
+        mass, length = params["mass"], params["length"]
+        return {**params, "gain": 3.0 / (mass * length**2), "fall": 3.0 * params["gravity"] / (2.0 * length)}
+
     def advance(
         self,
         state: torch.Tensor,
@@ -115,9 +120,8 @@ class PendulumPlant(Plant):
         torque = action[..., 0].clamp(-self.limits.torque, self.limits.torque)
         if disturbance is not None:
             torque = torque + disturbance[..., 0]
-        mass, length = params["mass"], params["length"]
-        gain = 3.0 / (mass * length**2)
-        acceleration = 3.0 * params["gravity"] / (2.0 * length) * angle.sin() + gain * torque
+        known = params if "gain" in params else self.constants(params)
+        acceleration = known["fall"] * angle.sin() + known["gain"] * torque
         speed = (speed + acceleration * self.time_step).clamp(-self.limits.speed, self.limits.speed)
         return columns(angle + speed * self.time_step, speed).to(state.dtype)
 

@@ -33,7 +33,7 @@ class Scene:
         sizes, episodes: the batch is (sizes, episodes) flattened, episode i with the same randomness at every size.
         observation_size: nu.
         environment: the batch of environments if they are this package's, else None.
-        seed: of the attack's own random numbers.
+        draws: (seed, number of episodes) of the attack's own random numbers, for each group of the episodes in turn.
         rehearse: plays the same episodes with another policy and attack (None: this policy; no attack): observations
             and perturbed observations (time, batch, nu), which stay as they were after an episode's end, and returns
             (batch,), NaN where an episode failed.
@@ -45,7 +45,7 @@ class Scene:
     episodes: int
     observation_size: int
     environment: TorchVectorEnv | None
-    seed: int
+    draws: Sequence[tuple[int, int]]
     rehearse: Callable[[DeployedPolicy | None, Attack | None], tuple[Tensor, Tensor, Tensor]]
 
     @property
@@ -109,8 +109,21 @@ class Attack(ABC):
     def begin(self, scene: Scene) -> None:
         """Start the episodes of `scene`; raises InvalidValueError if this attack cannot attack them."""
         self.scene = scene
-        device = scene.actor.low.device
-        self.generator = torch.Generator(device=device).manual_seed(scene.seed)
+        self.seeded(0)
+
+    def seeded(self, offset: int) -> None:
+        """Begin the random numbers at the scene's seeds, moved by an offset."""
+        device = self.scene.actor.low.device
+        self.generators = [torch.Generator(device=device).manual_seed(seed + offset) for seed, _ in self.scene.draws]
+        self.generator = self.generators[0]
+
+    def drawn(self, draw: Callable[..., Tensor], before: tuple[int, ...], after: tuple[int, ...] = ()) -> Tensor:
+        """Return numbers that `torch.randn` or `torch.rand` draws, (*before, episodes, *after)."""
+        groups = zip(self.generators, self.scene.draws, strict=True)
+        device = self.generator.device
+        return torch.cat(
+            [draw((*before, count, *after), generator=one, device=device) for one, (_, count) in groups], len(before)
+        )
 
     @abstractmethod
     def perturbation(self, moment: Moment) -> Tensor:
@@ -119,9 +132,8 @@ class Attack(ABC):
     def starts(self, count: int, time: int) -> Tensor:
         """Return random points of the unit ball's surface (count, time, batch, nu), the same at every size."""
         scene, norm = self.scene, self.scene.budget.norm
-        shape = (count * time, scene.episodes, scene.observation_size)
-        noise = torch.randn(shape, generator=self.generator, device=self.generator.device)
-        pieces = noise.reshape(count, time, *shape[1:])
+        noise = self.drawn(torch.randn, (count * time,), (scene.observation_size,))
+        pieces = noise.unflatten(0, (count, time))
         return torch.stack([unit(norm, piece) for piece in pieces]).repeat(1, 1, scene.sizes, 1)
 
 

@@ -131,9 +131,9 @@ class ClosedLoopPGD(Planned):
         params = {name: value.float() for name, value in plant.take(self.environment.prepared, rows).items()}
         known = [tuple(None if part is None else part[rows].float() for part in parts) for parts in noise]
         only_last = self.options.objective == "last_reward"
-        window = Window(plant, params, actor, first, hidden, only_last)
+        window = Window(plant, plant.constants(params), actor, first, hidden, only_last)
         if not noise and window.suits:
-            return window.harm
+            return window.harm()
 
         def harm(delta: Tensor) -> Tensor:
             state, memory = first, hidden
@@ -152,4 +152,4 @@ class ClosedLoopPGD(Planned):
                 state, observation = following, plant.observe(following, params, measurement)
             return -total
 
-        return harm
+        return Objective(harm)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from robust_policies.errors import DivergedError
 from robust_policies.evaluation.attacks.attack import Attack, Moment, Options, Tuning
 from robust_policies.evaluation.attacks.random import Random, RandomOptions
-from robust_policies.evaluation.attacks.search import ascend
+from robust_policies.evaluation.attacks.search import Objective, ascend
 from robust_policies.evaluation.rollout import play_episodes
 from robust_policies.policies.frozen import FrozenActor
 
@@ -94,7 +94,7 @@ class CriticPGD(Attack):
             return -critic(torch.cat((observation, actor.clip(action), memory), dim=-1).float())
 
         starts = self.starts(options.restarts, 1) * ball.size.reshape(1, 1, -1, 1)
-        return ascend(harm, starts, ball, steps=options.steps, rate=options.rate)[0][0]
+        return ascend(Objective(harm), starts, ball, steps=options.steps, rate=options.rate)[0][0]
 
 
 def _recorded(actor: FrozenActor, tuning: Tuning, seed: int, options: CriticOptions) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from robust_policies.evaluation.attacks.attack import Attack, Moment, Options
+from robust_policies.evaluation.attacks.pushed import SQUARED, pushed
 from robust_policies.evaluation.attacks.search import ascend
 
 
@@ -34,10 +35,6 @@ class MADPGD(Attack):
         with torch.no_grad():
             clean = actor.clip(actor.step(moment.observation, moment.hidden)[0]).repeat(options.restarts, 1)
         hidden, observation = (value.repeat(options.restarts, 1) for value in (moment.hidden, moment.observation))
-
-        def distance(delta: Tensor) -> Tensor:
-            action = actor.step(observation + delta[0], hidden)[0]
-            return (actor.clip(action) - clean).square().sum(-1)
-
+        distance = pushed(actor, observation.unsqueeze(0), hidden, clean.unsqueeze(0), SQUARED)
         starts = self.starts(options.restarts, 1) * ball.size.reshape(1, 1, -1, 1)
         return ascend(distance, starts, ball, steps=options.steps, rate=options.rate)[0][0]

@@ -44,7 +44,7 @@ class Planned(Attack):
     def begin(self, scene: Scene) -> None:
         """Start without a plan, or with the worst of several rehearsals."""
         super().begin(scene)
-        self.generator.manual_seed(scene.seed + 7919 * self.play)
+        self.seeded(7919 * self.play)
         self.plan = torch.zeros(0, scene.batch, scene.observation_size, device=scene.actor.low.device)
         self.played = 0
         self.rehearsed = self._rehearsed() if self.options.plays > 1 else None

@@ -29,19 +29,18 @@ class Random(Attack):
         """Draw the whole sequence of every episode, scaled later."""
         super().begin(scene)
         norm, nu = scene.budget.norm, scene.observation_size
-        shape = (scene.budget.horizon, scene.episodes, nu)
-        noise = torch.randn(shape, generator=self.generator, device=self.generator.device)
-        drawn = unit(norm, noise)
+        horizon = scene.budget.horizon
+        drawn = unit(norm, self.drawn(torch.randn, (horizon,), (nu,)))
         if self.options.where == "ball":
-            radius = torch.rand(shape, generator=self.generator, device=self.generator.device)
+            radius = self.drawn(torch.rand, (horizon,), (nu,))
             if norm == "per_step_linf":
                 drawn = drawn * radius
             elif norm == "per_step_l2":
                 drawn = drawn * radius[..., :1] ** (1 / nu)
             else:
-                drawn = drawn * radius[:1, :, :1] ** (1 / (nu * shape[0]))
-        self.drawn = drawn
+                drawn = drawn * radius[:1, :, :1] ** (1 / (nu * horizon))
+        self.sequence = drawn
 
     def perturbation(self, moment: Moment) -> Tensor:
         """Return this step's numbers times the size."""
-        return self.drawn[moment.t].repeat(self.scene.sizes, 1) * self.scene.budget.size.unsqueeze(-1)
+        return self.sequence[moment.t].repeat(self.scene.sizes, 1) * self.scene.budget.size.unsqueeze(-1)

@@ -3,13 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from robust_policies.evaluation.attacks.budget import Ball
 
-Objective = Callable[[Tensor], Tensor]
+
+@dataclass(frozen=True)
+class Objective:
+    """What a search makes large, and its gradient.
+
+    Attributes:
+        value: delta (time, batch, nu) -> values (batch,), of each sample's own perturbations.
+        slope: delta -> values and their gradient (time, batch, nu), without a graph; None: by PyTorch's graph.
+    """
+
+    value: Callable[[Tensor], Tensor]
+    slope: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
+
+    def __call__(self, delta: Tensor) -> Tensor:
+        """Return the values (batch,) of perturbations (time, batch, nu)."""
+        return self.value(delta)
+
+    def with_slope(self, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the values (batch,) of perturbations (time, batch, nu), and the gradient."""
+        if self.slope is not None:
+            return self.slope(delta)
+        with torch.enable_grad():
+            delta = delta.detach().requires_grad_()
+            value = self.value(delta)
+        # Actions that do not depend on these observations at all have no graph.
+        gradient = torch.autograd.grad(value.sum(), delta)[0] if value.requires_grad else torch.zeros_like(delta)
+        return value.detach(), gradient
 
 
 def ascend(
@@ -29,7 +56,7 @@ def ascend(
     has its own best iterate over all steps and starts; values that are not finite never win.
 
     Args:
-        objective: delta (time, starts * batch, nu) -> values (starts * batch,) to maximise.
+        objective: of delta (time, starts * batch, nu), to maximise.
         starts: (starts, time, batch, nu); projected into the ball.
         ball: what is allowed, with sizes (batch,).
         steps: number of gradient steps.
@@ -39,7 +66,8 @@ def ascend(
     """
     count, time, batch, nu = starts.shape
     many = ball.repeated(count)
-    delta = many.project(starts.transpose(0, 1).reshape(time, count * batch, nu))
+    # Component by component in memory: sums over the components are fast then.
+    delta = many.project(starts.transpose(0, 1).reshape(time, count * batch, nu).mT.contiguous().mT)
     best = torch.full((count * batch,), -torch.inf, dtype=delta.dtype, device=delta.device)
     kept = torch.zeros_like(delta)
     if include_zero:
@@ -47,18 +75,18 @@ def ascend(
             best = torch.nan_to_num(objective(kept), nan=-torch.inf)
     velocity = torch.zeros_like(delta)
     for k in range(steps + 1):
-        delta = delta.detach().requires_grad_(k < steps)
-        with torch.set_grad_enabled(k < steps):
-            value = objective(delta)
-        better = (value > best).detach()
-        best = torch.where(better, value.detach(), best)
-        kept = torch.where(better.reshape(1, -1, 1), delta.detach(), kept)
         if k < steps:
-            # Actions that do not depend on these observations at all have no graph.
-            gradient = torch.autograd.grad(value.sum(), delta)[0] if value.requires_grad else torch.zeros_like(delta)
-            velocity = momentum * velocity + many.steepest(gradient)
+            value, gradient = objective.with_slope(delta)
+        else:
+            with torch.no_grad():
+                value, gradient = objective(delta), None
+        better = value > best
+        best = torch.where(better, value, best)
+        kept = torch.where(better.reshape(1, -1, 1), delta, kept)
+        if gradient is not None:
+            velocity = many.steepest(gradient) if not momentum else momentum * velocity + many.steepest(gradient)
             pace = rate * 0.1 ** (k / max(1, steps - 1))
-            delta = many.project(delta.detach() + pace * many.steepest(velocity))
+            delta = many.project(delta + pace * (many.steepest(velocity) if momentum else velocity))
     winner = best.reshape(count, batch).argmax(dim=0)
     chosen = kept.reshape(time, count, batch, nu)[:, winner, torch.arange(batch, device=delta.device)]
     return chosen, best.reshape(count, batch).amax(dim=0)
@@ -73,7 +101,7 @@ def cross_entropy(
     sample of the batch gives the next mean and deviation. No perturbation and `start` are among the first candidates.
 
     Args:
-        objective: delta (time, population * batch, nu) -> values (population * batch,) to maximise.
+        objective: of delta (time, population * batch, nu), to maximise.
         start: (time, batch, nu), the first mean.
         ball: what is allowed, with sizes (batch,).
         population: samples of each step.

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from robust_policies.evaluation.attacks.attack import Moment, Scene
 from robust_policies.evaluation.attacks.planned import Planned, PlannedOptions
+from robust_policies.evaluation.attacks.pushed import ABSOLUTE, SQUARED, directed, pushed
 
 
 class SequenceOptions(PlannedOptions):
@@ -52,9 +53,7 @@ class SequencePGD(Planned):
         self.recording = scene.rehearse(None, None)[0]
         self.twin = scene.actor.initial_state(scene.batch)
         # One side for each episode and action, so that pushes add up.
-        shape = (scene.episodes, scene.actor.low.numel())
-        signs = torch.randn(shape, generator=self.generator, device=self.generator.device).sign()
-        self.side = signs.repeat(scene.sizes, 1)
+        self.side = self.drawn(torch.randn, (), (scene.actor.low.numel(),)).sign().repeat(scene.sizes, 1)
 
     def perturbation(self, moment: Moment) -> Tensor:
         """Return this step's part of the plan; the twin reads the clean observation."""
@@ -80,13 +79,5 @@ class SequencePGD(Planned):
         # Every second start pushes to the other side.
         turn = torch.tensor([1.0 - 2.0 * (i % 2) for i in range(count)], device=ahead.device)
         side = (turn.reshape(-1, 1, 1) * self.side).flatten(0, 1)
-
-        def deviation(delta: Tensor) -> Tensor:
-            moved = actor.clip(actor.run(many + delta, hidden)) - clean
-            if options.objective == "squared":
-                return moved.square().sum(dim=(0, 2))
-            if options.objective == "absolute":
-                return moved.abs().sum(dim=(0, 2))
-            return (moved * side).sum(dim=(0, 2))
-
-        return self.searched(deviation, ball, width)
+        measures = {"squared": SQUARED, "absolute": ABSOLUTE, "directed": directed(side)}
+        return self.searched(pushed(actor, many, hidden, clean, measures[options.objective]), ball, width)
