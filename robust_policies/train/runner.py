@@ -12,6 +12,7 @@ from robust_policies.train.apg.run import train_apg
 from robust_policies.train.imitation.run import train_imitation
 from robust_policies.train.ppo.run import train_ppo
 from robust_policies.train.recipe.recipe import Recipe
+from robust_policies.train.recurrent_sac.run import train_recurrent_sac
 from robust_policies.train.run.determinism import deterministic
 from robust_policies.train.run.folder import RunFolder
 from robust_policies.train.run.job import Job, TrainResult
@@ -27,6 +28,7 @@ RUNS: dict[str, Callable[[Job], TrainResult]] = {
     "sac": train_off_policy,
     "td3": train_off_policy,
     "ppo": train_plain_ppo,
+    "recurrent_sac": train_recurrent_sac,
 }
 """What trains by each algorithm; `train.recipe.recipe.ALGORITHMS` has their settings."""
 # Evaluation starts and resumed runs draw from seeds of their own.

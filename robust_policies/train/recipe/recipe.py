@@ -14,6 +14,7 @@ from robust_policies.files.yaml_text import dump_yaml, parse_yaml, read_yaml
 from robust_policies.train.recipe.apg import ApgSection
 from robust_policies.train.recipe.imitation import ImitationSection
 from robust_policies.train.recipe.ppo import PpoSection
+from robust_policies.train.recipe.recurrent_sac import RecurrentSacSection
 from robust_policies.train.recipe.sb3 import PlainPpoSection, SacSection, Td3Section
 from robust_policies.train.recipe.sections import (
     Algorithm,
@@ -34,6 +35,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "sac": SacSection,
     "td3": Td3Section,
     "ppo": PlainPpoSection,
+    "recurrent_sac": RecurrentSacSection,
 }
 """The section of each algorithm; the first is that of a recipe that names none."""
 

@@ -13,14 +13,9 @@ from robust_policies.train.recipe.rates import schedule
 from robust_policies.train.recipe.sections import Algorithm, PolicySection, TaskSection
 from robust_policies.train.recipe.youla import YoulaSection
 
-_NO_ENTROPY = "expected a number > 0, or auto or auto_NUMBER (such as auto_0.1) to learn it"
 
-
-class _Named(Algorithm):
-    """What takes Stable-Baselines3's name for `discount` too, and its one environment where a recipe has no number."""
-
-    task: ClassVar[Mapping[str, Any]] = {"num_envs": 1}
-    windowed: ClassVar[bool] = True
+class NamedSection(Algorithm):
+    """What takes Stable-Baselines3's name for `discount` too, and has its environments' actuators squashed or clipped."""
 
     @model_validator(mode="before")
     @classmethod
@@ -32,15 +27,25 @@ class _Named(Algorithm):
         return {("discount" if key == "gamma" else key): value for key, value in data.items()}
 
     def check_fit(self, task: TaskSection, policy: PolicySection, youla: YoulaSection | None) -> None:
-        """Raise `ValueError` for what Stable-Baselines3's policies do not have."""
+        """Raise `ValueError` for a Youla parameter, and for a range of the actions, which is the environment's."""
         name = f"algorithm.name {getattr(self, 'name', '')}"
         if youla is not None:
             raise ValueError(f"youla is given with {name}; expected recurrent_ppo, tensor_ppo or apg")
         for key in ("action_scale", "action_offset"):
             if (value := getattr(policy, key)) is not None:
-                raise ValueError(
-                    f"policy.{key} is {value} with {name}, which knows the actuators' range; expected null"
-                )
+                raise ValueError(f"policy.{key} is {value} with {name}, which knows the actuators' range; expected null")
+
+
+class _Sb3Section(NamedSection):
+    """What Stable-Baselines3's own policies have and have not; one environment where a recipe has no number."""
+
+    task: ClassVar[Mapping[str, Any]] = {"num_envs": 1}
+    windowed: ClassVar[bool] = True
+
+    def check_fit(self, task: TaskSection, policy: PolicySection, youla: YoulaSection | None) -> None:
+        """Raise `ValueError` for what Stable-Baselines3's policies do not have."""
+        super().check_fit(task, policy, youla)
+        name = f"algorithm.name {getattr(self, 'name', '')}"
         if policy.cell == "mlp" and policy.cell_output_size is not None:
             raise ValueError(
                 f"policy.cell_output_size is {policy.cell_output_size} with policy.cell mlp, which ends in a linear "
@@ -51,11 +56,32 @@ class _Named(Algorithm):
         for key, value in policy.critic_kwargs.items():
             if key != "hidden_sizes":
                 raise UnknownNameError.among(f"key of policy.critic_kwargs with {name}:", key, ["hidden_sizes"])
-            if not isinstance(value, list) or not all(isinstance(width, int) and width > 0 for width in value):
-                raise ValueError(f"policy.critic_kwargs.hidden_sizes is {value!r}; expected widths such as [256, 256]")
+            check_widths(f"policy.critic_kwargs.{key}", value)
 
 
-class _OffPolicySection(_Named):
+def check_widths(name: str, value: Any) -> None:
+    """Raise `ValueError` unless `value` is a list of the widths of layers."""
+    if not isinstance(value, list) or not all(isinstance(width, int) and width > 0 for width in value):
+        raise ValueError(f"{name} is {value!r}; expected widths such as [256, 256]")
+
+
+def entropy_weight(value: float | str) -> tuple[float, bool]:
+    """Return what the entropy is weighed with at first, and whether it is learnt: of a number, auto or auto_NUMBER.
+
+    Raises `ValueError` for anything else.
+    """
+    learnt = isinstance(value, str) and value.startswith("auto")
+    start = str(value).removeprefix("auto").removeprefix("_") or "1"
+    try:
+        number = float(start) if learnt or not isinstance(value, str) else -1.0
+    except ValueError:
+        number = -1.0
+    if not 0 < number < float("inf"):
+        raise ValueError("expected a number > 0, or auto or auto_NUMBER (such as auto_0.1) to learn it")
+    return number, learnt
+
+
+class _OffPolicySection(_Sb3Section):
     """What SAC and TD3 share."""
 
     checkpoints: ClassVar[Mapping[str, Any]] = {"certify_every": 10_000}
@@ -103,8 +129,7 @@ class _OffPolicySection(_Named):
 
     def in_small(self, num_envs: int) -> dict[str, Any]:
         """Return the settings with which a training is a single update."""
-        small = {"total_steps": 1, "learning_starts": 0, "batch_size": 2, "buffer_size": 8 * num_envs}
-        return small | {"train_freq": 1, "gradient_steps": 1}
+        return {"total_steps": 1, "learning_starts": 0, "batch_size": 2, "train_freq": 1, "gradient_steps": 1}
 
     def check_fit(self, task: TaskSection, policy: PolicySection, youla: YoulaSection | None) -> None:
         """Raise `ValueError` for what Stable-Baselines3's off-policy algorithms do not do."""
@@ -130,13 +155,7 @@ class SacSection(_OffPolicySection):
     @field_validator("ent_coef")
     @classmethod
     def _entropy(cls, value: float | str) -> float | str:
-        start = value.removeprefix("auto").removeprefix("_") or "1" if isinstance(value, str) else value
-        try:
-            number = float(start)
-        except ValueError:
-            number = -1.0
-        if not 0 < number < float("inf") or (isinstance(value, str) and not value.startswith("auto")):
-            raise ValueError(_NO_ENTROPY)
+        entropy_weight(value)
         return value
 
 
@@ -150,7 +169,7 @@ class Td3Section(_OffPolicySection):
     target_noise_clip: float = Field(default=0.5, ge=0)
 
 
-class PlainPpoSection(_Named, ClippedSection):
+class PlainPpoSection(_Sb3Section, ClippedSection):
     """Settings of PPO, defaults as Stable-Baselines3's."""
 
     name: Literal["ppo"] = "ppo"
@@ -169,7 +188,7 @@ class PlainPpoSection(_Named, ClippedSection):
 
     def check_fit(self, task: TaskSection, policy: PolicySection, youla: YoulaSection | None) -> None:
         """Raise `ValueError` for what Stable-Baselines3's PPO does not do."""
-        _Named.check_fit(self, task, policy, youla)
+        _Sb3Section.check_fit(self, task, policy, youla)
         ClippedSection.check_fit(self, task, policy, youla)
         if policy.critic == "mlp" and policy.cell != "mlp":
             raise ValueError("policy.critic is mlp with algorithm.name ppo; expected own or shared")

@@ -54,7 +54,7 @@ class _FlatCritic:
 
 
 class FlatCriticSACPolicy(_FlatCritic, SACPolicy):
-    """SAC's policy whose critics are perceptrons of the scaled observations, of all in the window where there is one."""
+    """SAC's policy whose critics are perceptrons of the scaled observations, all of a window where there is one."""
 
 
 class FlatCriticTD3Policy(_FlatCritic, TD3Policy):

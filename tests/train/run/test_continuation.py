@@ -52,7 +52,7 @@ CASES = {
     ),
     "td3": (
         "pendulum_mlp",
-        [*TINY[3:4], *TINY[8:12], *THEIRS[:1], UNEVEN,
+        [*TINY[3:4], *TINY[8:12], *THEIRS[::3], UNEVEN,
          f"algorithm={{name: td3, {REPLAY}, normalize_reward: true, action_noise: 0.1}}"],
     ),
     "ppo": (
