@@ -22,7 +22,7 @@ def train(
     gamma: Annotated[float | None, typer.Option(help="of --env: bound on the cell's gain [default: none]")] = None,
     algo: Annotated[
         str | None,
-        typer.Option(help="of --env: tensor_ppo, recurrent_ppo, apg, ppo, sac, td3 [default: by environment]"),
+        typer.Option(help="of --env: tensor_ppo, recurrent_ppo, apg, ppo, sac, td3, recurrent_sac"),
     ] = None,
     steps: Annotated[float | None, typer.Option(help="of --env: environment steps [default: 1e6]")] = None,
     env_kwargs: Annotated[

@@ -33,11 +33,12 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "recurrent_ppo": {"n_steps": 256, "batch_size": 256, "learning_rate": "lin_3e-4"},
     "apg": {"horizon": 32, "learning_rate": "lin_3e-3"},
     "ppo": {"n_steps": 512, "batch_size": 256},
+    "recurrent_sac": {},
     "sac": {"learning_starts": 1000},
     "td3": {"learning_starts": 1000, "action_noise": 0.1},
 }
-_ENVIRONMENTS = {"tensor_ppo": 64, "recurrent_ppo": 8, "apg": 64, "ppo": 4}
-_CONTINUOUS = ("apg", "sac", "td3")
+_ENVIRONMENTS = {"tensor_ppo": 64, "recurrent_ppo": 8, "apg": 64, "ppo": 4, "recurrent_sac": 8}
+_CONTINUOUS = ("apg", "sac", "td3", "recurrent_sac")
 # Bounds beyond it are those of the number type.
 _UNBOUNDED = 1e6
 _TRIED = 500
@@ -128,6 +129,8 @@ def _policy(name: str, cell: str, gamma: float | None, env: gymnasium.Env) -> di
         policy |= {"window": 16} if memory else {}
         policy |= {"rate": 0.8} if memory and "rate" in options else {}
         policy |= {} if cell == "mlp" or name == "ppo" else {"critic": "mlp"}
+        return policy
+    if name == "recurrent_sac":
         return policy
     known = action_range(env.action_space)
     scale = np.ones(1) if known is None else known[0]

@@ -117,16 +117,16 @@ def _bridge(model: BaseAlgorithm) -> SB3VecEnv | None:
 def _roots(model: BaseAlgorithm) -> dict[str, Any]:
     """Return the objects whose numbers change from rollout to rollout, by name."""
     roots: dict[str, Any] = {}
-    on_device = isinstance(model, TensorRecurrentPPO) and model.why_numpy is None
-    if on_device:
-        roots |= {f"{name}_scale": scale for name, scale in model._scales.items()}
+    on_device = model if isinstance(model, TensorRecurrentPPO) and model.why_numpy is None else None
+    if on_device is not None:
+        roots |= {f"{name}_scale": scale for name, scale in on_device._scales.items()}
     bridge = _bridge(model)
     if bridge is None:
         return roots
     session: dict[str, Any] = {"observations": model._last_obs, "starts": model._last_episode_starts}
-    if on_device:
-        session |= {"actor": model._states.actor, "critic": model._states.critic}
-        roots["episodes"] = model._episodes
+    if on_device is not None:
+        session |= {"actor": on_device._states.actor, "critic": on_device._states.critic}
+        roots["episodes"] = on_device._episodes
     else:
         # Of `RecurrentPPO` alone.
         if (states := getattr(model, "_last_lstm_states", None)) is not None:

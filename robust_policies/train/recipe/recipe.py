@@ -61,9 +61,10 @@ class Recipe(Strict, Generic[A]):
     @model_validator(mode="after")
     def _algorithm_fits(self) -> Self:
         if self.policy.window is not None and not self.algorithm.windowed:
+            name = getattr(self.algorithm, "name", "")
             raise ValueError(
-                f"policy.window is {self.policy.window} with algorithm.name {self.algorithm.name}, whose policies keep "
-                "a state; expected null, or sac, td3 or ppo"
+                f"policy.window is {self.policy.window} with algorithm.name {name}, whose policies keep a state; "
+                "expected null, or sac, td3 or ppo"
             )
         self.algorithm.check_fit(self.task, self.policy, self.youla)
         return self

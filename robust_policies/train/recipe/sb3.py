@@ -15,7 +15,7 @@ from robust_policies.train.recipe.youla import YoulaSection
 
 
 class NamedSection(Algorithm):
-    """What takes Stable-Baselines3's name for `discount` too, and has its environments' actuators squashed or clipped."""
+    """What takes Stable-Baselines3's name for `discount` too, and acts within the actuators' range by itself."""
 
     @model_validator(mode="before")
     @classmethod
@@ -33,7 +33,9 @@ class NamedSection(Algorithm):
             raise ValueError(f"youla is given with {name}; expected recurrent_ppo, tensor_ppo or apg")
         for key in ("action_scale", "action_offset"):
             if (value := getattr(policy, key)) is not None:
-                raise ValueError(f"policy.{key} is {value} with {name}, which knows the actuators' range; expected null")
+                raise ValueError(
+                    f"policy.{key} is {value} with {name}, which knows the actuators' range; expected null"
+                )
 
 
 class _Sb3Section(NamedSection):

@@ -58,7 +58,10 @@ class RecurrentSAC:
 
     def __init__(self, stage: Stage, networks: Networks, settings: RecurrentSacSection, seed: int) -> None:
         self.stage, self.networks, self.settings = stage, networks, settings
-        self.actor, self.critics, self.targets = networks.actor, list(networks.critics), list(networks.targets)
+        self.actor = networks.actor
+        # A ModuleList says Module of what it holds.
+        self.critics: list[Any] = list(networks.critics)
+        self.targets: list[Any] = list(networks.targets)
         self.learns_entropy = entropy_weight(settings.ent_coef)[1]
         wanted = settings.target_entropy
         self.target_entropy = -float(stage.action_size) if wanted == "auto" else float(wanted)
@@ -207,9 +210,9 @@ class RecurrentSAC:
             counts = (~seen["ended"] | seen["terminated"])[burnt:-1].to(wanted.dtype)
             counts = counts / counts.sum().clamp_min(1.0)
         features = [
-            critic.features(
-                observed[:-1], previous[:-1], states[f"critic_{i}"], None if later is None else later[:-1]
-            )[0]
+            critic.features(observed[:-1], previous[:-1], states[f"critic_{i}"], None if later is None else later[:-1])[
+                0
+            ]
             for i, critic in enumerate(self.critics)
         ]
         pairs = list(zip(self.critics, features, strict=True))

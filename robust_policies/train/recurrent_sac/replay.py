@@ -1,5 +1,7 @@
-"""Sequences of steps with the states that the networks had, as S. Kapturowski et al., "Recurrent Experience Replay in
-Distributed Reinforcement Learning" (ICLR 2019) store them."""
+"""Sequences of steps with the states that the networks had there.
+
+Source: S. Kapturowski et al., "Recurrent Experience Replay in Distributed Reinforcement Learning" (ICLR 2019).
+"""
 
 from __future__ import annotations
 

@@ -60,8 +60,9 @@ class WindowReplayBuffer(ReplayBuffer):
         which = np.random.randint(0, self.n_envs, size=len(batch_inds))
         back = np.arange(self.window - 1, -1, -1)
         steps = (batch_inds[:, None] - back) % self.buffer_size
-        observed = (back < self.ages[batch_inds, which][:, None])[..., None].astype(np.float32)
-        windows = np.concatenate((self.observations[steps, which[:, None]] * observed, observed), -1)
+        observed = (back < self.ages[batch_inds, which][:, None])[..., None]
+        rows = np.where(observed, self.observations[steps, which[:, None]], np.float32(0.0))
+        windows = np.concatenate((rows, observed.astype(np.float32)), -1)
         row = np.append(self.next_observations[batch_inds, which], np.ones((len(which), 1), np.float32), -1)
         after = np.concatenate((windows[:, 1:], row[:, None]), 1)
         ended = self.dones[batch_inds, which] * (1 - self.timeouts[batch_inds, which])

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from torch import nn
 
 from robust_policies.train.ppo.callback import RunCallback
 from robust_policies.train.ppo.continuation import Moment
@@ -23,12 +22,8 @@ class OffPolicyCallback(RunCallback):
     """
 
     def _init_callback(self) -> None:
-        model = self._off_policy
-        self._handles = [
-            part.optimizer.register_step_pre_hook(self._refuse)
-            for name in ("actor", "critic")
-            if isinstance(part := getattr(model, name), nn.Module)
-        ]
+        parts = (self._off_policy.actor, self._off_policy.critic)
+        self._handles = [part.optimizer.register_step_pre_hook(self._refuse) for part in parts]
 
     @property
     def update(self) -> int:

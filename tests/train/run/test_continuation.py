@@ -55,6 +55,13 @@ CASES = {
         [*TINY[3:4], *TINY[8:12], *THEIRS[::3], UNEVEN,
          f"algorithm={{name: td3, {REPLAY}, normalize_reward: true, action_noise: 0.1}}"],
     ),
+    "recurrent_sac": (
+        "pendulum_r2dn_gamma6",
+        [*TINY[1:4], *TINY[8:12], *THEIRS[::3], UNEVEN, "policy.critic=own",
+         "policy.critic_kwargs={state_size: 4, net_arch: [8]}", "task.perturbations=[{StickyAction: 0.2}]",
+         "algorithm={name: recurrent_sac, total_steps: 1600, learning_starts: 200, buffer_size: 600, batch_size: 4, "
+         "sequence_length: 6, burn_in: 3, train_freq: 20, gradient_steps: 2, learning_rate: cos_1e-3}"],
+    ),
     "ppo": (
         "pendulum_r2dn_gamma6",
         [*TINY[1:4], *TINY[8:12], *THEIRS, UNEVEN, "policy.critic=own",
@@ -96,7 +103,7 @@ def end_of(folder):
     }
 
 
-@pytest.mark.parametrize("case", some_soak(CASES, "recurrent_ppo", "apg", "sac"))
+@pytest.mark.parametrize("case", some_soak(CASES, "recurrent_ppo", "apg", "sac", "recurrent_sac"))
 def test_it_ends_with_the_same_numbers(case, tmp_path):
     recipe = recipe_of(case)
     train(recipe, tmp_path / "whole")
