@@ -15,7 +15,7 @@ _EXAMPLE = "robust-policies train pendulum_r2dn_gamma6, or --env ID"
 
 def train(
     recipe: Annotated[
-        str | None, typer.Argument(metavar="[RECIPE]", help="YAML file, or the name of a recipe (`list recipes`)")
+        str | None, typer.Argument(metavar="RECIPE", help="YAML file, or the name of a recipe (`list recipes`)")
     ] = None,
     env: Annotated[str | None, typer.Option(metavar="ID", help="make a recipe for this environment instead")] = None,
     cell: Annotated[str | None, typer.Option(help="of --env: `list policies` [default: r2dn]")] = None,

@@ -75,7 +75,7 @@ class WindowReplayBuffer(ReplayBuffer):
 
 
 def arrays_of(buffer: ReplayBuffer) -> dict[str, np.ndarray]:
-    """Return a buffer's arrays (steps, environments, ...) by name."""
+    """Return a buffer's arrays (steps, n, ...) by name."""
     found: dict[str, np.ndarray] = {}
     for name in _ARRAYS:
         value: Any = getattr(buffer, name, None)
@@ -94,7 +94,10 @@ def replay_tensors(buffer: ReplayBuffer) -> dict[str, Tensor]:
 
 
 def load_replay(buffer: ReplayBuffer, tensors: Mapping[str, Tensor]) -> None:
-    """Fill a buffer of the same size with what `replay_tensors` returned; raises KeyError or ValueError elsewhere."""
+    """Fill a buffer of the same size with what `replay_tensors` returned, (steps, n, ...) by name.
+
+    Raises KeyError or ValueError where they do not fit.
+    """
     for name, array in arrays_of(buffer).items():
         array[: len(tensors[name])] = tensors[name].numpy()
     position, full = tensors["position"].tolist()

@@ -31,7 +31,10 @@ class Normalized(nn.Module):
         return found
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor], *args: object, **options: object) -> None:
-        """Take weights and statistics from what `state_dict` returned; raises KeyError or RuntimeError elsewhere."""
+        """Take weights of any shape and statistics (nu,) from what `state_dict` returned.
+
+        Raises KeyError or RuntimeError where they do not fit.
+        """
         weights = {name: value for name, value in state_dict.items() if not name.startswith("normalizer.")}
         self.policy.load_state_dict(weights)
         for key, moments in self._moments().items():
