@@ -17,18 +17,14 @@ from robust_policies.cli.errors import exit_status, short_warnings
 from robust_policies.cli.imitate import imitate
 from robust_policies.cli.listing import Listing, entries_of
 from robust_policies.cli.steps import (
-    DryRun,
-    Threads,
-    ask_first,
-    certify_evaluate_report,
     certify_folder,
     certify_return_folder,
     certify_smoothed_folder,
     check_together,
     report_on,
-    said_of_dry_run,
 )
 from robust_policies.cli.sweep import sweep
+from robust_policies.cli.train import train
 from robust_policies.errors import InvalidValueError
 
 app = typer.Typer(
@@ -42,7 +38,7 @@ app = typer.Typer(
 
 
 # Options that take several values, as in `--set a=1 b=2`.
-_SPREAD = ("--set", "--search")
+_SPREAD = ("--set", "--search", "--env-kwargs")
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="run folder made by `train`")]
 Folders = Annotated[list[Path], typer.Argument(metavar="DIR...", help="one or several run folders")]
@@ -79,57 +75,7 @@ def list_(what: Annotated[Listing, typer.Argument(help="what to list")]) -> None
         typer.echo(f"{name:<{width}}  {text}".rstrip())
 
 
-@app.command()
-def train(
-    recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="YAML file, or the name of a recipe (`list recipes`)")
-    ],
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE ...", help="change the recipe: policy.gamma=4")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="in place of the recipe's seed")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N")] = "cpu",
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="DIR", help="run folder [default: results/RECIPE]")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="continue the run in DIR from its last checkpoint")] = False,
-    deterministic: Annotated[
-        bool, typer.Option("--deterministic", help="deterministic algorithms only; the same as deterministic=true")
-    ] = False,
-    threads: Threads = 1,
-    dry_run: DryRun = False,
-    evaluation: Annotated[bool, typer.Option("--evaluate/--no-evaluate", help="certify and evaluate it too")] = True,
-    report_: Annotated[
-        bool, typer.Option("--report/--no-report", help="write report.html (needs the evaluation)")
-    ] = True,
-) -> None:
-    """Train a recipe, then certify and evaluate the policy and write a report, all into one run folder."""
-    import torch
-    from rich.console import Console
-
-    from robust_policies import train as training
-    from robust_policies.train.run.progress import reporter_for
-
-    torch.set_num_threads(threads)
-    resolved = training.load_recipe(recipe, [*(set_ or []), *["deterministic=true"] * deterministic], seed)
-    folder = output or Path("results") / Path(recipe).stem
-    ask_first(resolved, folder, device, resume, evaluation, dry_run)
-    if dry_run:
-        typer.echo(said_of_dry_run(folder))
-        return
-    shown, stop = reporter_for(Console()), training.StopOnSignal()
-    result = training.train(resolved, folder, device=device, resume=resume, reporter=shown, stop=stop)
-    best = "" if result.best_reward is None else f", best mean return {result.best_reward:.1f}"
-    best += "" if result.best_certified is None else f", certified {result.best_certified:.4g}"
-    early = " (checkpoints.stop_at_reward was reached)" if result.reached else ""
-    typer.echo(f"Trained {result.num_timesteps} steps in {result.seconds:.0f} s{best}{early}: {folder}")
-    if result.target is not None:
-        typer.echo(result.target.text)
-    if not evaluation:
-        return
-    certify_evaluate_report(folder, report_)
-
-
+app.command()(train)
 app.command()(imitate)
 app.command()(sweep)
 

@@ -70,13 +70,6 @@ def rehearse(recipe: Recipe, device: str = "cpu", *, teacher: Any = None, evalua
 def in_small(recipe: Recipe) -> Recipe:
     """Return a recipe of a single update with the same task, policy and algorithm."""
     algorithm, envs = recipe.algorithm, min(recipe.task.num_envs, 2)
-    sizes: dict[str, Any]
-    if algorithm.name == "imitation":
-        sizes = {"rounds": 1, "updates": 1, "held_out": 1, "horizon": min(getattr(algorithm, "horizon", None) or 2, 2)}
-    elif algorithm.name == "apg":
-        sizes = {"total_steps": 1, "horizon": min(getattr(algorithm, "horizon", 2), 2), "start_rounds": 1}
-    else:
-        sizes = {"total_steps": 1, "n_steps": 2, "batch_size": 2 * envs, "n_epochs": 1}
     often = {
         "every": _NEVER,
         "evaluate_every": _NEVER,
@@ -88,7 +81,7 @@ def in_small(recipe: Recipe) -> Recipe:
     return recipe.model_copy(
         update={
             "task": recipe.task.model_copy(update={"num_envs": envs}),
-            "algorithm": algorithm.model_copy(update=sizes),
+            "algorithm": algorithm.model_copy(update=algorithm.in_small(envs)),
             "checkpoints": recipe.checkpoints.model_copy(update=often),
             "target": None,
         }

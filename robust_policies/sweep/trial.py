@@ -38,6 +38,9 @@ class _Messages:
         """Begin at `done` of `total` environment steps."""
         self.total = total
 
+    def note(self, text: str) -> None:
+        """Do nothing."""
+
     def update(self, steps: int, reward: float | None, best: float | None) -> None:
         """Send a message if the last one is old or a fraction that pruning looks at is reached."""
         now, rung = time.monotonic(), RUNGS * steps // self.total

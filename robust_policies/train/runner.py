@@ -12,17 +12,23 @@ from robust_policies.train.apg.run import train_apg
 from robust_policies.train.imitation.run import train_imitation
 from robust_policies.train.ppo.run import train_ppo
 from robust_policies.train.recipe.recipe import Recipe
+from robust_policies.train.recurrent_sac.run import train_recurrent_sac
 from robust_policies.train.run.determinism import deterministic
 from robust_policies.train.run.folder import RunFolder
 from robust_policies.train.run.job import Job, TrainResult
 from robust_policies.train.run.progress import Reporter, Silent
 from robust_policies.train.run.stop import StopRequest
+from robust_policies.train.sb3.run import train_off_policy, train_plain_ppo
 
 RUNS: dict[str, Callable[[Job], TrainResult]] = {
     "recurrent_ppo": train_ppo,
     "tensor_ppo": train_ppo,
     "apg": train_apg,
     "imitation": train_imitation,
+    "sac": train_off_policy,
+    "td3": train_off_policy,
+    "ppo": train_plain_ppo,
+    "recurrent_sac": train_recurrent_sac,
 }
 """What trains by each algorithm; `train.recipe.recipe.ALGORITHMS` has their settings."""
 # Evaluation starts and resumed runs draw from seeds of their own.

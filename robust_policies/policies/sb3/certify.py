@@ -22,6 +22,7 @@ from robust_policies.errors import InvalidValueError, NotCertifiableError
 from robust_policies.policies.certify import UP, choices, verification_of_window
 from robust_policies.policies.observations import flat_size
 from robust_policies.policies.sb3.deploy import certify_policy, frozen, normalizer, refuse_unflat
+from robust_policies.policies.sb3.memoryless import FlatExtractor
 from robust_policies.policies.sb3.reading import signal_read
 from robust_policies.policies.sb3.recurrent import RecurrentCellPolicy
 from robust_policies.policies.sb3.windowed import (
@@ -56,6 +57,8 @@ def certify_model(policy_or_model: Any, env: VecEnv | None = None) -> Certificat
         return certify_policy(policy, env)
     frozen(env)
     extractor, modules, squashed = _parts(policy)
+    if isinstance(extractor, FlatExtractor):
+        return certify_policy(policy, env)
     before, cell, signals = _features(extractor, policy, env)
     net = _perceptron(modules)
     if net.status != "PASS" or net.gamma is None or (cell is not None and cell.status != "PASS"):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor
@@ -19,6 +20,7 @@ from robust_policies.policies.actor import Actor, FrozenNormalizer
 from robust_policies.policies.deployed import DeployedPolicy
 from robust_policies.policies.observations import flat_size, is_image, parts_of
 from robust_policies.policies.sb3.history import HistoryWrapper, VecHistory
+from robust_policies.policies.sb3.memoryless import FlatExtractor
 from robust_policies.policies.sb3.perceptron import perceptron, windowed
 from robust_policies.policies.sb3.reading import reads_raw
 from robust_policies.policies.sb3.windowed import WindowedExtractor
@@ -48,13 +50,15 @@ def deploy(policy_or_model: Any, env: VecEnv | None = None) -> DeployedPolicy:
         )
     space, reader = policy.observation_space, policy.features_extractor_class
     own = getattr(policy, "actor", None)
-    if reader is WindowedExtractor:
-        live = windowed(policy)
-        assert isinstance(space, spaces.Box)  # windows are made of nothing else
-        space = _single(space, live.cell.input_size, env)
-    else:
-        refuse_unflat(policy)
-        live = own if isinstance(own, Actor) else perceptron(policy)
+    # Training goes on with the random numbers it would have drawn.
+    with torch.random.fork_rng(devices=[]):
+        if reader is WindowedExtractor:
+            live = windowed(policy)
+            assert isinstance(space, spaces.Box)  # windows are made of nothing else
+            space = _single(space, live.cell.input_size, env)
+        else:
+            refuse_unflat(policy)
+            live = own if isinstance(own, Actor) else perceptron(policy)
     if policy.squash_output and not live.head.squash:
         raise InvalidValueError("A policy with squash_output=True cannot be deployed; train with squash_output=False.")
     statistics = normalizer(env)
@@ -109,10 +113,10 @@ def refuse_unflat(policy: Any) -> None:
 
 
 def reads_flat(extractor: Any) -> bool:
-    """Return whether a features extractor of Stable-Baselines3 only flattens."""
+    """Return whether a features extractor reads observations flat, as `policies.observations` has them."""
     if type(extractor) is CombinedExtractor:
         return all(isinstance(part, nn.Flatten) for part in extractor.extractors.values())
-    return type(extractor) is FlattenExtractor
+    return type(extractor) in (FlattenExtractor, FlatExtractor)
 
 
 def observation_normalizer(env: VecEnv | None) -> VecNormalize | None:

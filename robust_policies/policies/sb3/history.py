@@ -12,7 +12,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 
 from robust_policies import checks
 from robust_policies.policies.observations import alone, encode, flat_box
@@ -74,7 +75,7 @@ class HistoryWrapper(gymnasium.Wrapper, gymnasium.utils.RecordConstructorArgs):
 
 
 class VecHistory(VecEnvWrapper):
-    """A Stable-Baselines3 VecEnv with windows; wrap it around a VecNormalize, not inside one.
+    """A Stable-Baselines3 VecEnv with windows; wrap it around a VecNormalize, or `NormalizedHistory` around it.
 
     Where an episode ended, the observation is the new episode's window, and `infos[i]["terminal_observation"]` the
     old one's.
@@ -85,6 +86,11 @@ class VecHistory(VecEnvWrapper):
         space = history_space(venv.observation_space, window)
         super().__init__(venv, observation_space=space)
         self._history = _Window(venv.observation_space, venv.num_envs, *space.shape)
+
+    @property
+    def windows(self) -> np.ndarray:
+        """The present windows (num_envs, window, n + 1) themselves."""
+        return self._history.values
 
     def reset(self) -> np.ndarray:
         """Return the windows that hold the first observations alone."""
@@ -107,3 +113,40 @@ class VecHistory(VecEnvWrapper):
         for index, window in final.items():
             infos[index] = {**infos[index], "terminal_observation": window}
         return windows, rewards, dones, infos
+
+
+def history_of(env: VecEnv | None) -> VecHistory | None:
+    """Return the `VecHistory` in an environment, None without one."""
+    while isinstance(env, VecEnvWrapper) and not isinstance(env, VecHistory):
+        env = env.venv
+    return env if isinstance(env, VecHistory) else None
+
+
+class _NewestRow(RunningMeanStd):
+    """Statistics (n,) of the newest observation of windows (count, window, n + 1)."""
+
+    def update(self, arr: np.ndarray) -> None:
+        """Learn from a batch of windows."""
+        super().update(arr[:, -1, :-1])
+
+
+class NormalizedHistory(VecNormalize):
+    """A VecNormalize around a `VecHistory`: every observed row is normalised by statistics of single observations.
+
+    Replay buffers then hold raw windows, which are normalised by the newest statistics when they are sampled, as
+    Stable-Baselines3 does it without windows. The options are VecNormalize's.
+    """
+
+    def __init__(self, venv: VecHistory, **options: Any) -> None:
+        super().__init__(venv, **options)
+        if self.norm_obs:
+            # Theirs has a number for each of a window.
+            self.obs_rms = _NewestRow(shape=(venv.observation_space.shape[1] - 1,))  # pyright: ignore
+
+    def _normalize_obs(self, obs: np.ndarray, obs_rms: RunningMeanStd) -> np.ndarray:
+        rows, observed = obs[..., :-1], obs[..., -1:]
+        return np.concatenate((super()._normalize_obs(rows, obs_rms) * observed, observed), -1)
+
+    def _unnormalize_obs(self, obs: np.ndarray, obs_rms: RunningMeanStd) -> np.ndarray:
+        rows, observed = obs[..., :-1], obs[..., -1:]
+        return np.concatenate((super()._unnormalize_obs(rows, obs_rms) * observed, observed), -1)

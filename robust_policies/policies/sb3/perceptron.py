@@ -16,6 +16,7 @@ from robust_policies.errors import InvalidValueError
 from robust_policies.networks import MLPCell
 from robust_policies.policies.actor import Actor, MeanHead, ScaledCell, Scaling
 from robust_policies.policies.sb3.choices import refuse_start
+from robust_policies.policies.sb3.memoryless import FlatExtractor
 from robust_policies.policies.spaces import action_range
 from robust_policies.policies.window import WindowCell
 
@@ -48,6 +49,17 @@ def perceptron(policy: Any) -> Actor:
         names = ", ".join(sorted(kind.__name__ for kind in between))
         raise InvalidValueError(f"The policy's layers have the activation(s) {names}; expected ReLU or Tanh alone.")
     scale, offset = squashed_range(policy.action_space) if squash else (None, None)
+    extractor = extractor_of(policy)
+    flat = extractor if isinstance(extractor, FlatExtractor) else None
+    if flat is not None and flat.cell is not None:
+        if len(layers) != 1:
+            raise InvalidValueError(
+                f"{len(layers)} layers follow the cell {flat.cell.name!r}; expected a linear one alone: net_arch with "
+                "pi=[]."
+            )
+        head = MeanHead(layers[0].in_features, layers[0].out_features, True, scale, offset, squash=squash)
+        head.linear = layers[0]
+        return Actor(ScaledCell(flat.cell, flat.scaling), head)
     activation = _ACTIVATIONS[between.pop()] if between else "tanh"
     widths = [layer.out_features for layer in layers]
     cell = MLPCell(layers[0].in_features, widths[:-1], widths[-1], activation)
@@ -55,7 +67,12 @@ def perceptron(policy: Any) -> Actor:
         for own, layer in zip(cell.layers, layers, strict=True):
             own.load_state_dict(layer.state_dict())
     head = MeanHead(widths[-1], widths[-1], linear=False, scale=scale, offset=offset, squash=squash)
-    return Actor(ScaledCell(cell, Scaling(cell.input_size)), head)
+    return Actor(ScaledCell(cell, Scaling(cell.input_size) if flat is None else flat.scaling), head)
+
+
+def extractor_of(policy: Any) -> Any:
+    """Return the features extractor of a policy's actor."""
+    return policy.actor.features_extractor if hasattr(policy, "actor") else policy.pi_features_extractor
 
 
 def windowed(policy: Any) -> Actor:
@@ -64,7 +81,7 @@ def windowed(policy: Any) -> Actor:
     Its state is the window. Raises as `perceptron`.
     """
     live = perceptron(policy)
-    extractor = policy.actor.features_extractor if hasattr(policy, "actor") else policy.pi_features_extractor
+    extractor = extractor_of(policy)
     cell = WindowCell(extractor.cell, cast(MLPCell, live.cell), extractor.window, extractor.masked)
     with torch.no_grad():
         cell.blank.copy_(extractor.scaling(torch.zeros_like(cell.blank)))

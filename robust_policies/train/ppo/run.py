@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -35,6 +35,7 @@ from robust_policies.train.run.logs import tensorboard_logger
 from robust_policies.train.run.loop import RETURN, Learner, Training, trained
 from robust_policies.train.run.monitor import certified
 from robust_policies.train.run.resources import memory_of
+from robust_policies.train.run.stop import StopRequest
 
 
 def make_model(recipe: Recipe, env: VecEnv, device: str = "cpu") -> OnPolicyAlgorithm:
@@ -105,8 +106,12 @@ class PpoRun(Learner):
             stack.callback(env.close)
             self.eval_env = make_env(recipe, min(self.episodes, 64), job.eval_seed, job.device, training=False)
             stack.callback(self.eval_env.close)
-        self.env, self.model = env, make_model(recipe, env, job.device)
+        self.env, self.model = env, self.make_model(recipe, env, job.device)
         self.moment: Moment | None = None
+
+    def make_model(self, recipe: Recipe, env: VecEnv, device: str) -> Any:
+        """Return the untrained model."""
+        return make_model(recipe, env, device)
 
     @property
     def module(self) -> nn.Module:
@@ -157,18 +162,23 @@ def train_ppo(job: Job) -> TrainResult:
 
 def _learn(training: Training, learner: PpoRun) -> None:
     """Let Stable-Baselines3 learn until the training is finished; raises as `run_updates`."""
+    learn(training, learner, lambda stop: RunCallback(training, learner, stop))
+
+
+def learn(training: Training, learner: PpoRun, make: Callable[[StopRequest], RunCallback]) -> None:
+    """Let Stable-Baselines3 learn with the callback that `make` returns; raises as `run_updates`."""
     job, progress, model = training.job, training.progress, learner.model
     if progress.num_timesteps and not continues(model):
         learner.env.seed((job.recipe.seed + progress.num_timesteps) % SEEDS)
         warnings.warn(
             f"The state of {job.recipe.task.id} cannot be read: its episodes begin anew, so the run will not be number "
             "for number the one that was not interrupted.",
-            stacklevel=5,
+            stacklevel=6,
         )
     model.set_logger(tensorboard_logger(training.run.tensorboard, progress.num_timesteps))
     job.reporter.start(training.total, training.done)
     with job.stop as stop:
-        callback = RunCallback(training, learner, stop)
+        callback = make(stop)
         try:
             model.learn(training.total - training.done, callback, reset_num_timesteps=False)
         except (ValueError, LinAlgError) as error:

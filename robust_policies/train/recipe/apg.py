@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -83,6 +83,10 @@ class ApgSection(Algorithm):
         if not value or min(value) < 1:
             raise ValueError("expected widths of at least 1, such as [64, 64]")
         return value
+
+    def in_small(self, num_envs: int) -> dict[str, Any]:
+        """Return the settings with which a training is a single update."""
+        return {"total_steps": 1, "horizon": min(self.horizon, 2), "start_rounds": 1}
 
     def check_fit(self, task: TaskSection, policy: PolicySection, youla: YoulaSection | None) -> None:
         """Raise `ValueError` for inputs that gradients do not pass, and for what only PPO uses."""

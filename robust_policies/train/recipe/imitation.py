@@ -55,6 +55,10 @@ class ImitationSection(Algorithm):
         rate_at(value, 1.0)
         return value
 
+    def in_small(self, num_envs: int) -> dict[str, Any]:
+        """Return the settings with which a training is a single round."""
+        return {"rounds": 1, "updates": 1, "held_out": 1, "horizon": min(self.horizon or 2, 2)}
+
     def check_fit(self, task: TaskSection, policy: PolicySection, youla: YoulaSection | None) -> None:
         """Raise `ValueError` for a Youla parameter, and for what only PPO uses."""
         if youla is not None:

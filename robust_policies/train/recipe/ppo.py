@@ -1,8 +1,8 @@
-"""What a recipe says of recurrent PPO: `algorithm: {name: tensor_ppo, ...}`, or recurrent_ppo."""
+"""What a recipe says of PPO: `algorithm: {name: tensor_ppo, ...}`, or recurrent_ppo."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -11,12 +11,9 @@ from robust_policies.train.recipe.sections import Algorithm, PolicySection, Task
 from robust_policies.train.recipe.youla import YoulaSection
 
 
-class PpoSection(Algorithm):
+class ClippedSection(Algorithm):
     """PPO's settings under Stable-Baselines3's names, except `discount`, which it calls gamma."""
 
-    name: Literal["recurrent_ppo", "tensor_ppo"] = Field(
-        default="recurrent_ppo", description="tensor_ppo: the same on the device, for environments of this package"
-    )
     total_steps: int = Field(ge=1, description="environment steps, all environments together")
     n_steps: int = Field(default=128, ge=2, description="steps of each environment between two updates")
     batch_size: int = Field(default=128, ge=2)
@@ -35,6 +32,32 @@ class PpoSection(Algorithm):
         default=False, description="tensor_ppo: learn policy.observation_scale and observation_offset while training"
     )
 
+    @field_validator("learning_rate", "clip_range")
+    @classmethod
+    def _schedule(cls, value: float | str) -> float | str:
+        schedule(value)
+        return value
+
+    def in_small(self, num_envs: int) -> dict[str, Any]:
+        """Return the settings with which a training of `num_envs` environments is a single update."""
+        return {"total_steps": 1, "n_steps": 2, "batch_size": 2 * num_envs, "n_epochs": 1}
+
+    def check_fit(self, task: TaskSection, policy: PolicySection, youla: YoulaSection | None) -> None:
+        """Raise `ValueError` if a minibatch is larger than a rollout."""
+        rollout = task.num_envs * self.n_steps
+        if self.batch_size > rollout:
+            raise ValueError(
+                f"algorithm.batch_size is {self.batch_size}; expected at most task.num_envs * algorithm.n_steps = "
+                f"{rollout}, the samples of one update"
+            )
+
+
+class PpoSection(ClippedSection):
+    """Recurrent PPO's settings."""
+
+    name: Literal["recurrent_ppo", "tensor_ppo"] = Field(
+        default="recurrent_ppo", description="tensor_ppo: the same on the device, for environments of this package"
+    )
     spread_episodes: bool = Field(
         default=False,
         description="tensor_ppo: the first episodes end at different times, for rollouts shorter than one",
@@ -46,18 +69,3 @@ class PpoSection(Algorithm):
             if getattr(self, option) and self.name != "tensor_ppo":
                 raise ValueError(f"algorithm.{option} is true and algorithm.name {self.name}; expected name tensor_ppo")
         return self
-
-    @field_validator("learning_rate", "clip_range")
-    @classmethod
-    def _schedule(cls, value: float | str) -> float | str:
-        schedule(value)
-        return value
-
-    def check_fit(self, task: TaskSection, policy: PolicySection, youla: YoulaSection | None) -> None:
-        """Raise `ValueError` if a minibatch is larger than a rollout."""
-        rollout = task.num_envs * self.n_steps
-        if self.batch_size > rollout:
-            raise ValueError(
-                f"algorithm.batch_size is {self.batch_size}; expected at most task.num_envs * algorithm.n_steps = "
-                f"{rollout}, the samples of one update"
-            )

@@ -14,6 +14,8 @@ from robust_policies.files.yaml_text import dump_yaml, parse_yaml, read_yaml
 from robust_policies.train.recipe.apg import ApgSection
 from robust_policies.train.recipe.imitation import ImitationSection
 from robust_policies.train.recipe.ppo import PpoSection
+from robust_policies.train.recipe.recurrent_sac import RecurrentSacSection
+from robust_policies.train.recipe.sb3 import PlainPpoSection, SacSection, Td3Section
 from robust_policies.train.recipe.sections import (
     Algorithm,
     CheckpointSection,
@@ -30,6 +32,10 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "tensor_ppo": PpoSection,
     "apg": ApgSection,
     "imitation": ImitationSection,
+    "sac": SacSection,
+    "td3": Td3Section,
+    "ppo": PlainPpoSection,
+    "recurrent_sac": RecurrentSacSection,
 }
 """The section of each algorithm; the first is that of a recipe that names none."""
 
@@ -54,6 +60,12 @@ class Recipe(Strict, Generic[A]):
 
     @model_validator(mode="after")
     def _algorithm_fits(self) -> Self:
+        if self.policy.window is not None and not self.algorithm.windowed:
+            name = getattr(self.algorithm, "name", "")
+            raise ValueError(
+                f"policy.window is {self.policy.window} with algorithm.name {name}, whose policies keep a state; "
+                "expected null, or sac, td3 or ppo"
+            )
         self.algorithm.check_fit(self.task, self.policy, self.youla)
         return self
 
@@ -76,9 +88,10 @@ def parse_recipe(data: Any, source: str) -> Recipe:
             f"{source} has schema {version} and this version reads up to {RECIPE_SCHEMA}; update robust-policies."
         )
     section = _algorithm_of(data, source)
-    kind, checkpoints = Recipe[section], data.get("checkpoints", {})
-    if isinstance(checkpoints, dict):
-        data = {**data, "checkpoints": {**section.checkpoints, **checkpoints}}
+    kind = Recipe[section]
+    for name, defaults in (("task", section.task), ("checkpoints", section.checkpoints)):
+        if defaults and isinstance(given := data.get(name, {}), dict):
+            data = {**data, name: {**defaults, **given}}
     try:
         return kind.model_validate(data)
     except ValidationError as error:

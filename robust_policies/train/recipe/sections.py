@@ -53,6 +53,9 @@ class PolicySection(Strict):
         default=None, description="then added to it; null: 0, where action_scale is null too the actuators' middle"
     )
     cell_output_size: int | None = Field(default=None, ge=1, description="null: the cell's output is the mean action")
+    window: int | None = Field(
+        default=None, ge=1, description="sac, td3, ppo: observations over which a cell with a memory runs; null: 16"
+    )
     log_std_init: float = 0.0
 
     def cell_kwargs(self) -> dict[str, Any]:
@@ -82,14 +85,21 @@ class Algorithm(Strict):
 
     Attributes:
         counted: what of `Progress` total_steps counts.
-        checkpoints: defaults of the recipe's `checkpoints` that differ from those of other algorithms.
+        task, checkpoints: defaults of these sections of the recipe that differ from those of other algorithms.
+        windowed: a cell with a memory runs over windows of past observations.
     """
 
     counted: ClassVar[Literal["num_timesteps", "n_updates"]] = "num_timesteps"
+    task: ClassVar[Mapping[str, Any]] = {}
     checkpoints: ClassVar[Mapping[str, Any]] = {}
+    windowed: ClassVar[bool] = False
 
     def check_fit(self, task: TaskSection, policy: PolicySection, youla: YoulaSection | None) -> None:
         """Raise `ValueError` where another section asks for what this algorithm does not do."""
+
+    def in_small(self, num_envs: int) -> dict[str, Any]:
+        """Return the settings, by name, with which a training of `num_envs` environments is a single update."""
+        return {"total_steps": 1}
 
 
 class TargetSection(Strict):

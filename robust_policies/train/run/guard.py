@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor, nn
 
 from robust_policies.errors import DivergedError
@@ -103,16 +103,19 @@ def too_large(module: nn.Module) -> str:
     return f"the weights grew until the policy's arrays could not be computed (the largest is {largest:.3g})"
 
 
-def why_it_failed(model: OnPolicyAlgorithm, error: Exception) -> str | None:
+def why_it_failed(model: BaseAlgorithm, error: Exception) -> str | None:
     """Return what was not finite when a library refused to compute (`error`); None if it was something else."""
     last = getattr(model, "_last_obs", None)
     for seen in last.values() if isinstance(last, Mapping) else [last]:
         if isinstance(seen, Tensor | np.ndarray) and not bool(torch.isfinite(torch.as_tensor(seen)).all()):
             return f"{THEIRS}observation was NaN or infinite"
-    buffer: Any = model.rollout_buffer
-    # An update leaves NumPy's buffer in another shape, of a rollout that has been looked at already.
-    seen = buffer.observations
-    found = in_buffer(buffer) if (next(iter(seen.values())) if isinstance(seen, Mapping) else seen).ndim > 2 else None
+    buffer: Any = getattr(model, "rollout_buffer", None)
+    found = None
+    if buffer is not None:
+        # An update leaves NumPy's buffer in another shape, of a rollout that has been looked at already.
+        seen = buffer.observations
+        shape = next(iter(seen.values())) if isinstance(seen, Mapping) else seen
+        found = in_buffer(buffer) if shape.ndim > 2 else None
     found = found or in_weights(model.policy.state_dict())
     if found is None and isinstance(error, LinAlgError):
         found = too_large(model.policy)

@@ -15,6 +15,9 @@ class Reporter(Protocol):
     def start(self, total: int, done: int) -> None:
         """Begin at `done` of `total` environment steps."""
 
+    def note(self, text: str) -> None:
+        """Say something once, before the beginning."""
+
     def update(self, steps: int, reward: float | None, best: float | None) -> None:
         """Show that `steps` are done, with the mean training return of late and the best evaluation."""
 
@@ -26,6 +29,9 @@ class Silent:
     """Shows nothing."""
 
     def start(self, total: int, done: int) -> None:
+        """Do nothing."""
+
+    def note(self, text: str) -> None:
         """Do nothing."""
 
     def update(self, steps: int, reward: float | None, best: float | None) -> None:
@@ -58,6 +64,10 @@ class Lines:
     def start(self, total: int, done: int) -> None:
         """Begin at `done` of `total` environment steps."""
         self.speed, self.last = _Speed(total, done), time.monotonic()
+
+    def note(self, text: str) -> None:
+        """Print a line."""
+        self.console.print(text, highlight=False, soft_wrap=True)
 
     def update(self, steps: int, reward: float | None, best: float | None) -> None:
         """Print a line if the last one is old enough, or training is complete."""
@@ -99,6 +109,10 @@ class Bar:
         fields: dict[str, Any] = {"reward": _text(None), "best": _text(None), "speed": "--"}
         self.task = self.bar.add_task("training", total=total, completed=done, **fields)
         self.bar.start()
+
+    def note(self, text: str) -> None:
+        """Print a line."""
+        self.bar.console.print(text, highlight=False, soft_wrap=True)
 
     def update(self, steps: int, reward: float | None, best: float | None) -> None:
         """Move the bar."""

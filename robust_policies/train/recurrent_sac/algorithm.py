@@ -1,0 +1,273 @@
+"""Soft actor-critic whose actor and critics have a memory.
+
+A gradient step takes sequences of steps from the replay buffer. Each begins with the states that the networks had
+there; `burn_in` steps bring these up to date with the present weights, and the loss is that of the steps after them. An
+episode that ends inside is followed by the next one, from the initial state; the step at which a time limit cut it is
+left out of the critics' loss, since nothing tells what would have come.
+
+Sources: T. Haarnoja et al., "Soft Actor-Critic Algorithms and Applications" (2018); stored states and burn-in:
+S. Kapturowski et al., "Recurrent Experience Replay in Distributed Reinforcement Learning" (ICLR 2019).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Mapping
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robust_policies.errors import DivergedError
+from robust_policies.files.tensors import load_optimizer, optimizer_tensors, under
+from robust_policies.policies.actor import Actor
+from robust_policies.policies.adam import FusedAdam, gradient_norm, take_step
+from robust_policies.train.recipe.rates import rate_at
+from robust_policies.train.recipe.recurrent_sac import RecurrentSacSection
+from robust_policies.train.recipe.sb3 import entropy_weight
+from robust_policies.train.recurrent_sac.networks import SequenceCritic, StochasticActor
+from robust_policies.train.recurrent_sac.replay import SequenceReplay
+from robust_policies.train.recurrent_sac.stage import Stage
+from robust_policies.train.run.guard import diverged, in_rollout, in_update, in_weights
+
+_EPISODES_SHOWN = 100
+_MEASURED = ("train/critic_loss", "train/actor_loss", "train/ent_coef", "train/ent_coef_loss", "train/entropy")
+
+
+class Networks(nn.Module):
+    """All that is trained, and the targets: what a checkpoint and the best policy are made of."""
+
+    def __init__(self, actor: StochasticActor, critics: list[SequenceCritic], weight: float) -> None:
+        super().__init__()
+        self.actor, self.critics = actor, nn.ModuleList(critics)
+        self.targets = copy.deepcopy(self.critics).requires_grad_(False)
+        self.log_weight = nn.Parameter(torch.tensor(weight).log())
+
+
+class RecurrentSAC:
+    """Trains an actor in the environments of a `Stage`.
+
+    Args:
+        stage: n environments.
+        networks: trained in place; those of the same seed begin with the same weights.
+        settings: see `RecurrentSacSection`.
+        seed: of exploration and of the choice of sequences.
+    """
+
+    def __init__(self, stage: Stage, networks: Networks, settings: RecurrentSacSection, seed: int) -> None:
+        self.stage, self.networks, self.settings = stage, networks, settings
+        self.actor = networks.actor
+        # A ModuleList says Module of what it holds.
+        self.critics: list[Any] = list(networks.critics)
+        self.targets: list[Any] = list(networks.targets)
+        self.learns_entropy = entropy_weight(settings.ent_coef)[1]
+        wanted = settings.target_entropy
+        self.target_entropy = -float(stage.action_size) if wanted == "auto" else float(wanted)
+        self.parameters = {
+            "actor": list(self.actor.parameters()),
+            "critic": list(networks.critics.parameters()),
+            "entropy": [networks.log_weight],
+        }
+        self.optimizers = {name: FusedAdam(parameters) for name, parameters in self.parameters.items()}
+        self.generator = torch.Generator(stage.device).manual_seed(seed)
+        self.steps = self.n_updates = 0
+        self.episodes: deque[tuple[float, int]] = deque(maxlen=_EPISODES_SHOWN)
+        self.now = self._beginning()
+        shapes = {name: tuple(value.shape[1:]) for name, value in self.now.items() if name not in ("gained", "age")}
+        shapes |= {"action": (stage.action_size,), "reward": (), "terminated": (), "ended": ()}
+        rows = settings.buffer_size // stage.count
+        self.replay = SequenceReplay(rows, shapes, {"start", "terminated", "ended"}, stage.count, stage.device)
+
+    @property
+    def steps_per_update(self) -> int:
+        """Environment steps between two updates."""
+        return self.stage.count * self.settings.train_freq
+
+    def update(self, remaining: float) -> dict[str, float]:
+        """Return the scalars of one update, when the share `remaining` of the training is left: steps, then gradients.
+
+        Raises:
+            DivergedError: something became NaN or infinite.
+        """
+        settings = self.settings
+        for _ in range(settings.train_freq):
+            self._step()
+        self.n_updates += 1
+        if self.steps <= settings.learning_starts or self.replay.filled < settings.rows:
+            return {}
+        rate = rate_at(settings.learning_rate, remaining)
+        for optimizer in self.optimizers.values():
+            optimizer.param_groups[0]["lr"] = rate
+        measured, norms = zip(*(self._gradient_step() for _ in range(settings.gradient_steps)), strict=True)
+        if found := in_update(measured, norms) or in_weights(self.networks.state_dict()):
+            raise self._diverged(found)
+        means = torch.stack(measured).mean(0).tolist()
+        norm = float(torch.stack(norms).mean())
+        return {**dict(zip(_MEASURED, means, strict=True)), "train/gradient_norm": norm, "train/learning_rate": rate}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return everything but the environments that decides how training goes on, by name."""
+        found = {f"networks.{name}": value for name, value in self.networks.state_dict().items()}
+        for name, optimizer in self.optimizers.items():
+            found |= {f"{name}_optimizer.{key}": value for key, value in optimizer_tensors(optimizer).items()}
+        found |= {f"replay.{name}": value for name, value in self.replay.tensors().items()}
+        found |= {f"now.{name}": value for name, value in self.now.items()}
+        found["generator"] = self.generator.get_state()
+        found["episodes"] = torch.tensor(list(self.episodes), dtype=torch.float64).reshape(-1, 2)
+        found["counts"] = torch.tensor([self.steps, self.n_updates])
+        return found
+
+    def load_tensors(self, tensors: Mapping[str, Tensor], *, begun: bool) -> None:
+        """Go on from what `tensors` returned, of the same shapes; raises KeyError or RuntimeError elsewhere.
+
+        Args:
+            tensors: by name.
+            begun: the environments are in the middle of the same episodes; else new ones begin.
+        """
+        self.networks.load_state_dict(under("networks", tensors))
+        for name, optimizer in self.optimizers.items():
+            load_optimizer(optimizer, under(f"{name}_optimizer", tensors))
+        self.replay.load_tensors(under("replay", tensors))
+        if begun:
+            self.now = {name: value.to(self.stage.device) for name, value in under("now", tensors).items()}
+        self.generator.set_state(tensors["generator"])
+        self.episodes.clear()
+        self.episodes.extend((float(total), int(length)) for total, length in tensors["episodes"])
+        self.steps, self.n_updates = tensors["counts"].tolist()
+
+    def _beginning(self) -> dict[str, Tensor]:
+        """Return what is before the first step: (n, ...) tensors by name."""
+        stage, count = self.stage, self.stage.count
+        ones = torch.ones(count, dtype=torch.bool, device=stage.device)
+        states = {f"critic_{i}": critic.body.cell.initial_state(count) for i, critic in enumerate(self.critics)}
+        return {
+            "observation": stage.reset(),
+            "start": ones,
+            "previous": torch.zeros(count, stage.action_size, device=stage.device),
+            "actor": self.actor.actor.cell.initial_state(count),
+            **{name: state.detach() for name, state in states.items()},
+            "gained": torch.zeros(count, dtype=torch.float64, device=stage.device),
+            "age": torch.zeros(count, dtype=torch.int64, device=stage.device),
+        }
+
+    @torch.no_grad()
+    def _step(self) -> None:
+        """Act once in every environment, and store what happened."""
+        stage, now = self.stage, self.now
+        size = (stage.count, stage.action_size)
+        outputs, actor = self.actor.actor.body.step(now["observation"], now["actor"])
+        if self.steps < self.settings.learning_starts:
+            action = torch.rand(size, generator=self.generator, device=stage.device) * 2.0 - 1.0
+        else:
+            action = self.actor.sample(outputs, self._normal(*size))[0]
+        states = {
+            f"critic_{i}": critic.follow(now["observation"], now["previous"], now[f"critic_{i}"])
+            for i, critic in enumerate(self.critics)
+        }
+        observation, reward, terminated, ended = stage.step(action)
+        if found := in_rollout(action=action[None], observation=observation[None], reward=reward[None]):
+            raise self._diverged(found)
+        kept = {name: value for name, value in now.items() if name not in ("gained", "age")}
+        self.replay.add(**kept, action=action, reward=reward, terminated=terminated, ended=ended)
+        self.steps += stage.count
+        gained, age, over = now["gained"] + reward, now["age"] + 1, ended.unsqueeze(-1)
+        for i in ended.nonzero().flatten().tolist():
+            self.episodes.append((float(gained[i]), int(age[i])))
+        # The initial state is zero.
+        after = {"previous": action, "actor": actor, **states}
+        self.now = {
+            "observation": observation,
+            "start": ended,
+            **{name: value.masked_fill(over, 0.0) for name, value in after.items()},
+            "gained": gained.masked_fill(ended, 0.0),
+            "age": age.masked_fill(ended, 0),
+        }
+
+    def _gradient_step(self) -> tuple[Tensor, Tensor]:
+        """Return (what `_MEASURED` names, the norm of the gradients) of one step of all networks."""
+        settings, networks = self.settings, self.networks
+        seen = self.replay.sample(settings.batch_size, settings.rows, self.generator)
+        starts = seen["start"] if bool(seen["start"].any()) else None
+        burnt = settings.burn_in
+        states = self._burnt_in(seen, starts)
+        observed, previous = seen["observation"][burnt:], seen["previous"][burnt:]
+        later = None if starts is None else starts[burnt:]
+        action, reward = seen["action"][burnt:-1], seen["reward"][burnt:-1]
+        body = self.actor.actor.body
+        outputs, _ = body.run(observed, states["actor"], later)
+        drawn, density = self.actor.sample(outputs, self._normal(*outputs.shape[:2], self.stage.action_size))
+        weight = networks.log_weight.detach().exp()
+        with torch.no_grad():
+            values = [
+                target.value(target.features(observed, previous, states[f"target_{i}"], later)[0][1:], drawn[1:])
+                for i, target in enumerate(self.targets)
+            ]
+            soft = torch.stack(values).amin(0) - weight * density[1:]
+            wanted = reward + settings.discount * soft.masked_fill(seen["terminated"][burnt:-1], 0.0)
+            # A time limit: the row after it is another episode's.
+            counts = (~seen["ended"] | seen["terminated"])[burnt:-1].to(wanted.dtype)
+            counts = counts / counts.sum().clamp_min(1.0)
+        features = [
+            critic.features(observed[:-1], previous[:-1], states[f"critic_{i}"], None if later is None else later[:-1])[
+                0
+            ]
+            for i, critic in enumerate(self.critics)
+        ]
+        pairs = list(zip(self.critics, features, strict=True))
+        loss = sum((0.5 * (critic.value(f, action) - wanted).square() * counts).sum() for critic, f in pairs)
+        assert isinstance(loss, Tensor)
+        critic_norm = self._take("critic", loss)
+        least = torch.stack([critic.value(f.detach(), drawn[:-1]) for critic, f in pairs]).amin(0)
+        actor_loss = (weight * density[:-1] - least).mean()
+        actor_norm = self._take("actor", actor_loss)
+        surplus = density.detach().mean() + self.target_entropy
+        entropy_loss = -networks.log_weight * surplus
+        if self.learns_entropy:
+            self._take("entropy", entropy_loss)
+        with torch.no_grad():
+            for slow, fast in zip(networks.targets.parameters(), networks.critics.parameters(), strict=True):
+                slow.lerp_(fast, settings.tau)
+        shown = (loss, actor_loss, weight, entropy_loss, self.target_entropy - surplus)
+        return torch.stack([value.detach() for value in shown]), critic_norm + actor_norm
+
+    @torch.no_grad()
+    def _burnt_in(self, seen: Mapping[str, Tensor], starts: Tensor | None) -> dict[str, Tensor]:
+        """Return the states after the burn-in, by the name of the network: the stored ones brought up to date."""
+        burnt = self.settings.burn_in
+        found = {name: seen[name][0] for name in seen if name == "actor" or name.startswith("critic_")}
+        found |= {f"target_{i}": seen[f"critic_{i}"][0] for i in range(len(self.targets))}
+        if not burnt:
+            return found
+        observed, previous = seen["observation"][:burnt], seen["previous"][:burnt]
+        early = None if starts is None else starts[:burnt]
+        found["actor"] = self.actor.actor.body.run(observed, found["actor"], early)[1]
+        named = chain(
+            ((f"critic_{i}", critic) for i, critic in enumerate(self.critics)),
+            ((f"target_{i}", target) for i, target in enumerate(self.targets)),
+        )
+        for name, critic in named:
+            found[name] = critic.features(observed, previous, found[name], early)[1]
+        return found
+
+    def _take(self, name: str, loss: Tensor) -> Tensor:
+        """Return the gradient's norm of one step that lowers `loss`, of the parameters of that name alone."""
+        parameters = self.parameters[name]
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        norm = gradient_norm(parameters)
+        take_step(self.optimizers[name], parameters, norm, self.settings.max_grad_norm)
+        return norm
+
+    def _normal(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=self.generator, device=self.stage.device)
+
+    def _diverged(self, what: str) -> DivergedError:
+        return diverged(what, self.n_updates + 1, self.steps)
+
+
+def deterministic(actor: StochasticActor) -> Actor:
+    """Return a copy of the actor without its noise, on the CPU."""
+    return copy.deepcopy(actor.actor).cpu()

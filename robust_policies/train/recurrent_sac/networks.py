@@ -1,0 +1,101 @@
+"""A stochastic actor around a cell, and a critic with a cell of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from robust_policies.networks import make_cell
+from robust_policies.policies.actor import Actor, ScaledCell, Scaling
+
+# Logarithms of the smallest and the largest deviation, before the tanh.
+_NARROW, _WIDE = -5.0, 2.0
+
+
+class StochasticActor(nn.Module):
+    """A squashed actor with Gaussian noise before its tanh; actions are in units of the actuators' range, -1 to 1.
+
+    Where a linear head follows the cell another one gives the noise's deviation; where the cell's output is the mean,
+    the deviation is one trained number for each action, and the cell's gain alone bounds the policy's.
+    """
+
+    def __init__(self, actor: Actor, log_std: float) -> None:
+        super().__init__()
+        self.actor = actor
+        linear = actor.head.linear
+        self.spread = None if linear is None else nn.Linear(linear.in_features, linear.out_features)
+        self.log_std = nn.Parameter(torch.full((actor.head.output_size,), float(log_std)))
+
+    def sample(self, outputs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (actions (..., na), log-densities (...)) for the cell's outputs and standard normal numbers (..., na).
+
+        The density is of the actions in -1 to 1: log N(u) - sum log(1 - tanh(u)^2).
+        """
+        head = self.actor.head
+        mean = outputs if head.linear is None else head.linear(outputs)
+        log_std = self.log_std if self.spread is None else self.log_std + self.spread(outputs)
+        log_std = log_std.clamp(_NARROW, _WIDE)
+        before = mean + log_std.exp() * noise
+        normal = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
+        stretch = 2.0 * (math.log(2.0) - before - functional.softplus(-2.0 * before))
+        return before.tanh(), (normal - stretch).sum(-1)
+
+
+class SequenceCritic(nn.Module):
+    """Q of everything observed and done so far, and of the next action.
+
+    A cell reads the scaled observation and the action before it; a perceptron reads the cell's output, the scaled
+    observation and the next action.
+
+    Args:
+        observations, actions: nu, na.
+        scaling: of observations, as the actor's.
+        cell: name of the cell.
+        cell_kwargs: its options.
+        output_size: of the cell.
+        net_arch: widths of the perceptron's hidden layers.
+    """
+
+    def __init__(
+        self,
+        observations: int,
+        actions: int,
+        scaling: Scaling,
+        cell: str,
+        cell_kwargs: Mapping[str, Any],
+        output_size: int,
+        net_arch: Sequence[int],
+    ) -> None:
+        super().__init__()
+        self.scaling = scaling
+        # Scaled before it is joined with the action.
+        self.body = ScaledCell(
+            make_cell(cell, observations + actions, output_size, **cell_kwargs), Scaling(observations + actions)
+        )
+        layers: list[nn.Module] = []
+        for before, after in pairwise([output_size + observations + actions, *net_arch]):
+            layers += [nn.Linear(before, after), nn.ReLU()]
+        width = net_arch[-1] if net_arch else output_size + observations + actions
+        self.layers = nn.Sequential(*layers, nn.Linear(width, 1))
+
+    def features(
+        self, observations: Tensor, previous: Tensor, state: Tensor, starts: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return (features (time, batch, n), final state) of observations (time, batch, nu) and actions before them."""
+        scaled = self.scaling(observations)
+        outputs, state = self.body.run(torch.cat((scaled, previous), -1), state, starts)
+        return torch.cat((outputs, scaled), -1), state
+
+    def follow(self, observations: Tensor, previous: Tensor, state: Tensor) -> Tensor:
+        """Return the next state (batch, n) after one step."""
+        return self.body.step(torch.cat((self.scaling(observations), previous), -1), state)[1]
+
+    def value(self, features: Tensor, actions: Tensor) -> Tensor:
+        """Return Q (...) of features (..., n) and actions (..., na)."""
+        return self.layers(torch.cat((features, actions), -1)).squeeze(-1)
