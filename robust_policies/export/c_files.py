@@ -224,7 +224,7 @@ def _helpers(program: Program) -> list[str]:
         if name != "maxmin":
             made.append(f"static {real} {name}_of({real} x)\n{{\n    return {_activation(name, program)};\n}}")
     for name in dict.fromkeys(op.name for op in program.ops if op.kind == "act"):
-        head = f"static void {name}(const {real} *x, int n, {real} *y)\n{{\n"
+        head = f"static void {name}_each(const {real} *x, int n, {real} *y)\n{{\n"
         if name == "maxmin":
             body = (
                 "    int i;\n    for (i = 0; i + 1 < n; i += 2) {\n        int swap = x[i] < x[i + 1];\n"
@@ -247,7 +247,10 @@ def _helpers(program: Program) -> list[str]:
             f"        y[i] = {_PAIRS[kind]};\n    }}\n}}"
         )
     if "round" in kinds:
-        made.append(f"static void round_each(const {real} *x, int n, {real} *y)\n{{\n{loop}        y[i] = rint{f}(x[i]);\n    }}\n}}")
+        made.append(
+            f"static void round_each(const {real} *x, int n, {real} *y)\n{{\n{loop}"
+            f"        y[i] = rint{f}(x[i]);\n    }}\n}}"
+        )
     if "argmax" in kinds:
         made.append(
             f"static void argmax(const {real} *x, int n, {real} *y)\n{{\n    int i;\n    int best = 0;\n"
@@ -266,7 +269,7 @@ def _calls(op: Op, program: Program, place: dict[str, str]) -> list[str]:
         rows, columns = program.constants[op.inputs[1]].shape
         return [f"linear({given[0]}, {given[1]}, {given[2] if len(given) > 2 else '0'}, {rows}, {columns}, {y});"]
     if op.kind == "act":
-        return [f"{op.name}({given[0]}, {op.width}, {y});"]
+        return [f"{op.name}_each({given[0]}, {op.width}, {y});"]
     if op.kind == "solve":
         return [f"solve_{op.name}({given[0]}, {given[1]}, {op.width}, {y});"]
     if op.kind in _PAIRS:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import base64
 import inspect
-import textwrap
 
-from robust_policies.export.program import OBSERVATION, STATE, Op, Program
+from robust_policies.export.program import Op, Program
 from robust_policies.runtime import activations
 
 _SIGNS = {"add": "{} + {}", "sub": "{} - {}", "mul": "{} * {}", "div": "{} / {}"}
@@ -118,11 +117,3 @@ def _expression(op: Op, names: dict[str, str], widths: dict[str, int]) -> str:
     if op.kind == "select":
         return f"np.where({given[0]} > 0.5, {given[1]}, {given[2]})"
     return f"{given[0]}.argmax(1)[:, None].astype(DTYPE)"
-
-
-def header(about: str, width: int = 110) -> list[str]:
-    """Return a sentence as lines of at most `width` characters."""
-    return textwrap.wrap(about, width)
-
-
-__all__ = ["OBSERVATION", "STATE", "header", "numpy_text"]

@@ -12,7 +12,7 @@ Its constants are the arrays that run. The kinds of operations, with vectors a, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +89,11 @@ class Program:
         sizes = {op: self.constants[op.inputs[1]].shape for op in self.ops if op.kind in ("linear", "solve")}
         return sum(m * n if op.kind == "linear" else n * (n - 1) // 2 for op, (m, n) in sizes.items())
 
+    @property
+    def unclipped(self) -> tuple[Op, ...]:
+        """The operations up to the mean action and the next state, without the last clip."""
+        return needed(self.ops, (self.mean, self.following))
+
     def widths(self) -> dict[str, int]:
         """Return the width of every value and of every constant that is a vector."""
         found = {OBSERVATION: self.observations, STATE: self.states}
@@ -110,6 +115,16 @@ class Program:
         for op in self.ops:
             known[op.output] = np.broadcast_to(calculated(op, [known[name] for name in op.inputs]), (batch, op.width))
         return known[self.action], known[self.following], known
+
+
+def needed(ops: Sequence[Op], wanted: Sequence[str]) -> tuple[Op, ...]:
+    """Return the operations that values of these names need, in their order."""
+    names, kept = set(wanted), []
+    for op in reversed(ops):
+        if op.output in names:
+            kept.append(op)
+            names |= set(op.inputs)
+    return tuple(reversed(kept))
 
 
 def calculated(op: Op, given: list[Array]) -> Array:

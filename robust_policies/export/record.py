@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from robust_policies.errors import InvalidValueError, NotCertifiableError
-from robust_policies.export.program import KINDS, OBSERVATION, STATE, Op, Program
+from robust_policies.export.program import KINDS, OBSERVATION, STATE, Op, Program, needed
 from robust_policies.runtime import RuntimePolicy
 
 _UFUNCS = {
@@ -48,7 +48,7 @@ def record(policy: RuntimePolicy, dtype: str = "float32") -> Program:
     action, following = policy.step(given[0], given[1])
     if not (isinstance(action, Recorded) and isinstance(following, Recorded)):
         raise InvalidValueError("The policy's action does not depend on what it reads; expected one that does.")
-    ops = _needed(tape.ops, (action.name, following.name))
+    ops = needed(tape.ops, (action.name, following.name))
     used = {name for op in ops for name in op.inputs}
     return Program(
         ops=ops,
@@ -264,16 +264,6 @@ class _Rows:
     def __getitem__(self, index: Any) -> Recorded:
         _, row, columns = index
         return self.of[:, row * self.columns + np.arange(self.columns)[columns]]
-
-
-def _needed(ops: Sequence[Op], wanted: Sequence[str]) -> tuple[Op, ...]:
-    """Return the operations that the wanted values need."""
-    names, kept = set(wanted), []
-    for op in reversed(ops):
-        if op.output in names:
-            kept.append(op)
-            names |= set(op.inputs)
-    return tuple(reversed(kept))
 
 
 def _before_clip(ops: Sequence[Op], action: str, constants: Any) -> str:
