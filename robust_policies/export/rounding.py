@@ -392,8 +392,9 @@ class _Walk:
         total = dict(error)
         passed = self._passed()
         for op in program.unclipped:
-            interval[op.output] = self._interval(op, interval)
-            own = self._own(op, interval)
+            exact = self._interval(op, interval)
+            own = self._own(op, interval, np.maximum(np.abs(exact[0]), np.abs(exact[1])))
+            interval[op.output] = exact[0] - own, exact[1] + own
             total[op.output] = self._carried(op, total, interval) + own
             before = self._carried(op, error, interval)
             if self.recurrent and op.output not in passed and self._neuron(op):
@@ -445,8 +446,8 @@ class _Walk:
         raise NotCertifiableError(f"The rounding of {op.kind} has no bound here.")
 
     def _wide(self, low: Array, high: Array) -> tuple[Array, Array]:
-        """Return an interval that holds what is computed too: it rounds by far less than a thousandth of its size."""
-        room = 1e-5 * np.maximum(np.abs(low), np.abs(high)) + 1e-30
+        """Return an interval with room for the rounding of its ends, which are computed in float64."""
+        room = 1e-11 * np.maximum(np.abs(low), np.abs(high)) + 1e-300
         return low - room, high + room
 
     def _solved(self, op: Op, v: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -456,9 +457,12 @@ class _Walk:
             centre, half = 0.5 * (low[:i] + high[:i]), 0.5 * (high[:i] - low[:i])
             middle, reach = D[i, :i] @ centre, np.abs(D[i, :i]) @ half
             ends = self._wide(v[0][i : i + 1] + middle - reach, v[1][i : i + 1] + middle + reach)
-            low[i], high[i] = (float(ACTIVATIONS[op.name](end[None])[0, 0]) for end in ends)
-        low, high = self._wide(low, high)
-        return low, high
+            found = np.array([ACTIVATIONS[op.name](end[None])[0, 0] for end in ends])
+            # What runs is what the neurons behind it read.
+            room = self._of_activation(op.name, np.abs(found).max(keepdims=True))
+            rounded = self.unit * (i + 3) * (np.abs(D[i, :i]) @ np.maximum(np.abs(low[:i]), np.abs(high[:i])) + np.abs(v).max())
+            low[i], high[i] = found[0] - room[0] - 2 * rounded, found[1] + room[0] + 2 * rounded
+        return self._wide(low, high)
 
     def _carried(self, op: Op, error: dict[str, Array], interval: dict[str, tuple[Array, Array]]) -> Array:
         """Return what errors of its inputs do to what an operation gives; no activation lets them grow."""
@@ -481,10 +485,10 @@ class _Walk:
             return found * _UP
         return given[0]
 
-    def _own(self, op: Op, interval: dict[str, tuple[Array, Array]]) -> Array:
-        """Return what an operation itself may round, (width,)."""
-        sizes = {name: np.maximum(np.abs(interval[name][0]), np.abs(interval[name][1])) for name in (*op.inputs, op.output) if name in interval}
-        given, found = sizes[op.inputs[0]], sizes[op.output]
+    def _own(self, op: Op, interval: dict[str, tuple[Array, Array]], found: Array) -> Array:
+        """Return what an operation itself may round, (width,), whose result is at most `found` (width,) in size."""
+        sizes = {name: np.maximum(*map(np.abs, interval[name])) for name in op.inputs if name in interval}
+        given = sizes[op.inputs[0]]
         if op.kind in ("linear", "solve"):
             W = np.abs(self.program.constants[op.inputs[1]].astype(np.float64))
             terms = W.shape[1] + 2
