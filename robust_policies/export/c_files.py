@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +30,9 @@ _PAIRS = {
     "max": "left < right ? right : left",
     "min": "left > right ? right : left",
 }
+
+
+_MATH = re.compile(r"\b(?:fabs|tanh|exp|expm1|log1p|rint)f?\(|INFINITY")
 
 
 @dataclass(frozen=True)
@@ -99,8 +103,7 @@ void policy_step(policy_state *state, const {real} *observation, {real} *action)
 def source_text(program: Program, about: str) -> str:
     """Return policy.c; raises UnknownNameError for an activation that has no form in C."""
     real = _real(program)
-    parts = [f"/* {about}\n * Arrays: {program.sha256}\n */", '#include <math.h>\n\n#include "policy.h"\n']
-    parts += [
+    parts = [
         f"static const {real} {name}[{array.size}] = {{\n{_numbers(array, program)}\n}};"
         for name, array in program.constants.items()
     ]
@@ -123,13 +126,16 @@ def source_text(program: Program, about: str) -> str:
         state->x[i] = {_literal(0.0, program)};
     }}
 }}"""
-    return "\n\n".join([*parts, reset, "\n".join(lines)])
+    text = "\n\n".join([*parts, reset, "\n".join(lines)])
+    # A board's compiler may come without a library, which ReLU does not need.
+    math = "#include <math.h>\n\n" if _MATH.search(text) else ""
+    return f'/* {about}\n * Arrays: {program.sha256}\n */\n\n{math}#include "policy.h"\n\n{text}'
 
 
 def test_text(program: Program, steps: int) -> str:
     """Return policy_test.c, which plays the test vectors, starts anew in their middle, and says how far it was off."""
     real, f = _real(program), _suffix(program)
-    return f"""/* Plays policy_test_vectors.h and compares: cc policy.c policy_test.c -lm && ./a.out; 0 where all agree. */
+    return f"""/* Plays policy_test_vectors.h: cc policy.c policy_test.c -lm && ./a.out; status 0 where all agree. */
 #include <math.h>
 #include <stdio.h>
 
@@ -170,9 +176,7 @@ def vectors_text(program: Program, observations: np.ndarray, actions: np.ndarray
     """Return policy_test_vectors.h: observations (steps, nu), actions (steps, na) and how far one may be off."""
     real = _real(program)
     arrays = [("test_observations", observations), ("test_actions", actions)]
-    made = [
-        f"static const {real} {name}[{array.size}] = {{\n{_numbers(array, program)}\n}};" for name, array in arrays
-    ]
+    made = [f"static const {real} {name}[{array.size}] = {{\n{_numbers(array, program)}\n}};" for name, array in arrays]
     limit = f"static const {real} test_tolerance = {_literal(tolerance, program)};\n"
     return "\n\n".join(["/* Observations and the actions that follow, of the program in float64. */", *made, limit])
 

@@ -31,10 +31,10 @@ def neurons_of(program: Program) -> Neurons:
 def entrywise(program: Program) -> set[str]:
     """Return the names of what is done to single numbers of the mean action last, and to nothing else."""
     made, uses = {op.output: op for op in program.unclipped}, _uses(program)
-    name, found = program.mean, set()
+    name, found = program.mean, set[str]()
     while name in made and name != program.following and uses[name] == 1:
         op = made[name]
-        known = len(op.inputs) > 1 and op.inputs[1] in program.constants
+        known = op.inputs[-1] in program.constants
         if op.kind != "act" and not (known and op.kind in (*_SCALED, "max", "min")):
             break
         if op.kind == "act" and op.name not in SLOPE_RESTRICTED:
@@ -129,9 +129,12 @@ class _Followed:
         if op.kind in ("mul", "div") and op.inputs[1] in self.program.constants:
             sizes = self.program.constants[op.inputs[1]].astype(np.float64)
             factor = Bounded.exact(sizes) if op.kind == "mul" else Bounded.inverse(sizes)
-            return Bounded(
-                np.broadcast_to(factor.value, (op.width,)).copy(), np.broadcast_to(factor.error, (op.width,)).copy()
-            ).diagonal() @ given[0]
+            return (
+                Bounded(
+                    np.broadcast_to(factor.value, (op.width,)).copy(), np.broadcast_to(factor.error, (op.width,)).copy()
+                ).diagonal()
+                @ given[0]
+            )
         if op.kind in ("max", "min") and op.inputs[1] in self.program.constants:
             return given[0] if passed else self._neuron(given[0])
         if op.kind == "act" and op.name in SLOPE_RESTRICTED:

@@ -48,7 +48,7 @@ def numpy_text(program: Program, about: str) -> str:
         f'"""{about}',
         "",
         f"step(observation (batch, {program.observations}), state (batch, {program.states})) ->",
-        f'(action (batch, {program.actions}), next state); {program.dtype}. Arrays: {program.sha256}',
+        f"(action (batch, {program.actions}), next state); {program.dtype}. Arrays: {program.sha256}",
         '"""',
         "",
         "from __future__ import annotations",
@@ -84,7 +84,7 @@ def numpy_text(program: Program, about: str) -> str:
 def _activations() -> list[str]:
     """Return the source of the runtime's activations, without what only its own file needs."""
     source = inspect.getsource(activations)
-    return source[source.index("from collections.abc") :].strip().splitlines() + ["", ""]
+    return [*source[source.index("from collections.abc") :].strip().splitlines(), "", ""]
 
 
 def _solving(program: Program, name: str) -> bool:

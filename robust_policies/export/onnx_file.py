@@ -18,6 +18,8 @@ from robust_policies.export.program import OBSERVATION, STATE, Op, Program
 
 OPSET, IR_VERSION = 17, 8
 TANH_ERROR = 2.4e-7
+# Of onnx.TensorProto.
+_INT64, _FLOATS = 7, {4: 1, 8: 11}
 _PAIRS = {"add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "max": "Max", "min": "Min"}
 
 
@@ -39,7 +41,10 @@ def onnx_bytes(program: Program, about: str) -> bytes:
     graph = _Graph(program)
     for op in program.ops:
         graph.add(op)
-    graph.node("Cast" if program.whole else "Identity", [program.action], "action", **({"to": 7} if program.whole else {}))
+    if program.whole:
+        graph.node("Cast", [program.action], "action", to=_INT64)
+    else:
+        graph.node("Identity", [program.action], "action")
     graph.node("Identity", [program.following], "next_state")
     kind = helper.np_dtype_to_tensor_dtype(program.kind)
 
@@ -50,7 +55,7 @@ def onnx_bytes(program: Program, about: str) -> bytes:
         graph.nodes,
         "policy",
         [tensor(OBSERVATION, program.observations), tensor(STATE, program.states)],
-        [tensor("action", program.actions, 7 if program.whole else kind), tensor("next_state", program.states)],
+        [tensor("action", program.actions, _INT64 if program.whole else kind), tensor("next_state", program.states)],
         [numpy_helper.from_array(array, name) for name, array in graph.constants.items()],
         doc_string=about,
     )
@@ -120,7 +125,7 @@ class _Graph:
             self.node("Round", given, y)
         elif op.kind == "argmax":
             whole = self.node("ArgMax", given, axis=1, keepdims=1)
-            self.node("Cast", [whole], y, to=1 if self.kind == np.float32 else 11)
+            self.node("Cast", [whole], y, to=_FLOATS[self.kind.itemsize])
         else:
             self.node(_PAIRS[op.kind], given, y)
 
@@ -195,8 +200,8 @@ def _positive(g: _Graph, x: str) -> str:
     return g.node("GreaterOrEqual", [x, g.number(0.0)])
 
 
-_FORMS: dict[str, Callable[[_Graph, str, str], None]] = {
-    "relu": lambda g, x, y: g.node("Max", [x, g.number(0.0)], y) and None,
+_FORMS: dict[str, Callable[[_Graph, str, str], Any]] = {
+    "relu": lambda g, x, y: g.node("Max", [x, g.number(0.0)], y),
     "tanh": _tanh,
     "sigmoid": _sigmoid,
     "leaky_relu": _leaky,

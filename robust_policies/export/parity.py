@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import importlib.util
 import shutil
 import subprocess
@@ -93,13 +94,10 @@ def running(format: str, folder: Path, program: Program) -> tuple[Step | None, s
     if format == "onnx":
         if importlib.util.find_spec("onnxruntime") is None:
             return None, "onnxruntime is not installed"
-        import onnxruntime
-
+        onnxruntime = importlib.import_module("onnxruntime")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
-        session = onnxruntime.InferenceSession(
-            str(folder / "policy.onnx"), options, providers=["CPUExecutionProvider"]
-        )
+        session = onnxruntime.InferenceSession(str(folder / "policy.onnx"), options, providers=["CPUExecutionProvider"])
 
         def step(observation: Array, state: Array) -> tuple[Array, Array]:
             return tuple(session.run(["action", "next_state"], {"observation": observation, "state": state}))

@@ -1,4 +1,4 @@
-"""The certificate of what is exported: of exactly its constants, their rounding in the number type that runs included."""
+"""The certificate of what is exported: of exactly its constants, their rounding as they run included."""
 
 from __future__ import annotations
 

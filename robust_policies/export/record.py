@@ -7,11 +7,11 @@ what the runtime does with them, and the constants are the arrays that it does i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from robust_policies.errors import InvalidValueError, NotCertifiableError
+from robust_policies.errors import InvalidValueError
 from robust_policies.export.program import KINDS, OBSERVATION, STATE, Op, Program, needed
 from robust_policies.runtime import RuntimePolicy
 
@@ -45,7 +45,7 @@ def record(policy: RuntimePolicy, dtype: str = "float32") -> Program:
     size = sum(part.size for part in policy.observation_space.parts.values())
     tape = _Tape(np.dtype(KINDS[dtype]), policy._dtype)
     given = Recorded(tape, OBSERVATION, size), Recorded(tape, STATE, policy.state_size)
-    action, following = policy.step(given[0], given[1])
+    action, following = policy.step(*cast(Any, given))
     if not (isinstance(action, Recorded) and isinstance(following, Recorded)):
         raise InvalidValueError("The policy's action does not depend on what it reads; expected one that does.")
     ops = needed(tape.ops, (action.name, following.name))
@@ -274,5 +274,5 @@ def _before_clip(ops: Sequence[Op], action: str, constants: Any) -> str:
     return action
 
 
-def _unknown(name: str) -> NotCertifiableError | InvalidValueError:
+def _unknown(name: str) -> InvalidValueError:
     return InvalidValueError(f"A step of this policy does {name}, which has no operation in an exported program.")

@@ -33,12 +33,9 @@ from robust_policies.certificates.optimum import Candidate, PeakCandidate, least
 from robust_policies.certificates.peak import metric_at, proven_peak
 from robust_policies.certificates.search import Search
 from robust_policies.errors import NotCertifiableError
-from robust_policies.export.neurons import entrywise, single
-from robust_policies.export.program import OBSERVATION, STATE, Op, Program, calculated
-from robust_policies.runtime.activations import ACTIVATIONS
+from robust_policies.export.intervals import UNITS, Walk
+from robust_policies.export.program import Program
 
-UNITS = 4
-"""In the last place, by which an activation may be off: of libm's and NumPy's by at most 3 where measured."""
 _SHARES = (0.7, 0.4, 0.2, 0.1)
 _TRIAL, _EPISODES = 200, 16
 _RESTS, _GROWN, _UP = 20_000, 1.001, 1 + 1e-9
@@ -92,7 +89,7 @@ def rounding_of(program: Program, neurons: Neurons, low: Array, high: Array, abs
 
     Raises NotCertifiableError where contraction is not proven, so rounding might add up.
     """
-    walk = _Walk(program, absolute)
+    walk = Walk(program, absolute)
     centre, reach = 0.5 * (low + high), 0.5 * (high - low)
     if not program.states:
         none = np.zeros(0)
@@ -136,7 +133,7 @@ def _sizes(program: Program, low: Array, high: Array) -> Array:
 def _bounded(
     program: Program,
     neurons: Neurons,
-    walk: _Walk,
+    walk: Walk,
     limits: tuple[Array, ...],
     shape: Array,
     rate: float,
@@ -185,7 +182,9 @@ def _peaks(neurons: Neurons, system: _Driven, shape: Array, errors: Array, start
         return None
     used = errors > 0
     model = system.with_rounding(inputs)
-    tuned = least_reach(replace(_columns(model, used), error=None), neurons.family, system.rate, shape, errors[used], start)
+    tuned = least_reach(
+        replace(_columns(model, used), error=None), neurons.family, system.rate, shape, errors[used], start
+    )
     best = None
     for candidate in (start, tuned):
         if candidate is None:
@@ -222,7 +221,7 @@ def _rest(program: Program, centre: Array, P: Array) -> tuple[Array, float]:
         if moved <= 1e-13 * (1.0 + float(np.abs(x).max())):
             break
     off = np.abs(program.run(u, x, np.float64)[1] - x)[0]
-    walk = _Walk(program, False, np.finfo(np.float64).eps / 2)
+    walk = Walk(program, False, np.finfo(np.float64).eps / 2)
     off = off + walk.through((x[0], x[0]), (centre, centre)).following_total
     largest = math.sqrt(float(np.linalg.eigvalsh(P)[-1])) * _UP
     return x[0], largest * float(np.linalg.norm(off)) * _UP
@@ -259,8 +258,8 @@ class _Driven:
             np.hstack((error.D22, error.D21, np.zeros((self.ny, self.nx)))),
         )
         names = ("B2", "D12", "D22")
-        cut = {name: array[:, columns] for name, array in zip(names, inputs, strict=True)}
-        off = {name: array[:, columns] for name, array in zip(names, bounds, strict=True)}
+        cut: dict[str, Any] = {name: array[:, columns] for name, array in zip(names, inputs, strict=True)}
+        off: dict[str, Any] = {name: array[:, columns] for name, array in zip(names, bounds, strict=True)}
         same = {name: getattr(model, name) for name in ("A", "B1", "C1", "C2", "D21", "D11")}
         near = {name: getattr(error, name) for name in same}
         return Matrices(**same, **cut, error=Matrices(**near, **off))
@@ -354,157 +353,3 @@ def _diagonal(form: Array, n: int, units: Array) -> Array | None:
 
 def _up(value: Array) -> Array:
     return value * (1 + 1e-6)
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """Bounds of roundings: d of the neurons (nv,), of the next state (nx,) and the mean action (na,).
-
-    `following_total` is that of the next state with the neurons' roundings inside, by intervals.
-    """
-
-    neurons: Array
-    following: Array
-    action: Array
-    following_total: Array
-
-
-class _Walk:
-    """Intervals of every number of a program, and bounds of what each operation rounds."""
-
-    def __init__(self, program: Program, absolute: bool, unit: float | None = None) -> None:
-        self.program, self.absolute = program, absolute
-        self.unit = float(np.finfo(program.kind).eps) / 2 if unit is None else unit
-        self.tiny = float(np.finfo(program.kind).tiny) * 2 * self.unit
-        self.last = entrywise(program)
-        # What is passed over before the neurons counts as a neuron here no more than there.
-        self.recurrent = bool(program.states)
-
-    def through(self, states: tuple[Array, Array], observations: tuple[Array, Array]) -> _Seen:
-        """Return what roundings can be for states and observations within limits, lows and highs."""
-        program = self.program
-        interval: dict[str, tuple[Array, Array]] = {STATE: states, OBSERVATION: observations}
-        error = {STATE: np.zeros(program.states), OBSERVATION: np.zeros(program.observations)}
-        for name, array in program.constants.items():
-            if array.ndim == 1:
-                interval[name], error[name] = (array.astype(np.float64),) * 2, np.zeros(len(array))
-        neurons: list[Array] = []
-        total = dict(error)
-        passed = self._passed()
-        for op in program.unclipped:
-            exact = self._interval(op, interval)
-            own = self._own(op, interval, np.maximum(np.abs(exact[0]), np.abs(exact[1])))
-            interval[op.output] = exact[0] - own, exact[1] + own
-            total[op.output] = self._carried(op, total, interval) + own
-            before = self._carried(op, error, interval)
-            if self.recurrent and op.output not in passed and self._neuron(op):
-                neurons.append(before + own)
-                error[op.output] = np.zeros(op.width)
-            else:
-                error[op.output] = before + own
-        whole = error if self.recurrent else total
-        return _Seen(
-            np.concatenate(neurons) if neurons else np.zeros(0),
-            error[program.following],
-            whole[program.mean],
-            total[program.following],
-        )
-
-    def _passed(self) -> set[str]:
-        return set(self.last) | single(self.program)
-
-    def _neuron(self, op: Op) -> bool:
-        if op.kind == "act" and op.name == "maxmin":
-            raise NotCertifiableError("The rounding of sorted pairs in a policy with a state has no bound here.")
-        return op.kind in ("act", "solve", "max", "min")
-
-    def _interval(self, op: Op, known: dict[str, tuple[Array, Array]]) -> tuple[Array, Array]:
-        given = [known[name] for name in op.inputs if name in known]
-        if op.kind == "linear":
-            W = self.program.constants[op.inputs[1]].astype(np.float64)
-            middle, half = 0.5 * (given[0][0] + given[0][1]), 0.5 * (given[0][1] - given[0][0])
-            centre, reach = W @ middle, np.abs(W) @ half
-            centre = centre + (given[1][0] if len(given) > 1 else 0.0)
-            return self._wide(centre - reach, centre + reach)
-        if op.kind == "solve":
-            return self._solved(op, given[0])
-        if op.kind in ("concat", "gather"):
-            ends = [calculated(op, [side[k][None] for side in given])[0] for k in (0, 1)]
-            return ends[0], ends[1]
-        if op.kind == "act":
-            return self._wide(*(ACTIVATIONS[op.name](end[None])[0] for end in given[0]))
-        if op.kind in ("max", "min"):
-            function = np.maximum if op.kind == "max" else np.minimum
-            return function(given[0][0], given[1][0]), function(given[0][1], given[1][1])
-        if op.kind in ("add", "sub"):
-            a, b = given
-            b = b if op.kind == "add" else (-b[1], -b[0])
-            return self._wide(a[0] + b[0], a[1] + b[1])
-        if op.kind in ("mul", "div") and op.inputs[1] in self.program.constants:
-            ends = [given[0][k] * given[1][0] if op.kind == "mul" else given[0][k] / given[1][0] for k in (0, 1)]
-            return self._wide(np.minimum(*ends), np.maximum(*ends))
-        raise NotCertifiableError(f"The rounding of {op.kind} has no bound here.")
-
-    def _wide(self, low: Array, high: Array) -> tuple[Array, Array]:
-        """Return an interval with room for the rounding of its ends, which are computed in float64."""
-        room = 1e-11 * np.maximum(np.abs(low), np.abs(high)) + 1e-300
-        return low - room, high + room
-
-    def _solved(self, op: Op, v: tuple[Array, Array]) -> tuple[Array, Array]:
-        D = self.program.constants[op.inputs[1]].astype(np.float64)
-        low, high = np.zeros(op.width), np.zeros(op.width)
-        for i in range(op.width):
-            centre, half = 0.5 * (low[:i] + high[:i]), 0.5 * (high[:i] - low[:i])
-            middle, reach = D[i, :i] @ centre, np.abs(D[i, :i]) @ half
-            ends = self._wide(v[0][i : i + 1] + middle - reach, v[1][i : i + 1] + middle + reach)
-            found = np.array([ACTIVATIONS[op.name](end[None])[0, 0] for end in ends])
-            # What runs is what the neurons behind it read.
-            room = self._of_activation(op.name, np.abs(found).max(keepdims=True))
-            rounded = self.unit * (i + 3) * (np.abs(D[i, :i]) @ np.maximum(np.abs(low[:i]), np.abs(high[:i])) + np.abs(v).max())
-            low[i], high[i] = found[0] - room[0] - 2 * rounded, found[1] + room[0] + 2 * rounded
-        return self._wide(low, high)
-
-    def _carried(self, op: Op, error: dict[str, Array], interval: dict[str, tuple[Array, Array]]) -> Array:
-        """Return what errors of its inputs do to what an operation gives; no activation lets them grow."""
-        given = [error[name] for name in op.inputs if name in error]
-        if op.kind == "linear":
-            return np.abs(self.program.constants[op.inputs[1]].astype(np.float64)) @ given[0] * _UP
-        if op.kind in ("concat", "gather"):
-            return calculated(op, [one[None] for one in given])[0]
-        if op.kind == "act" and op.name == "maxmin":
-            return np.repeat(np.maximum(given[0][0::2], given[0][1::2]), 2)
-        if op.kind in ("add", "sub"):
-            return (given[0] + given[1]) * _UP + np.zeros(op.width)
-        if op.kind in ("mul", "div"):
-            factor = np.abs(interval[op.inputs[1]][0])
-            return (given[0] * factor if op.kind == "mul" else given[0] / factor) * _UP + np.zeros(op.width)
-        if op.kind == "solve" and not self.recurrent:
-            D, found = np.abs(self.program.constants[op.inputs[1]].astype(np.float64)), given[0].copy()
-            for i in range(op.width):
-                found[i] += D[i, :i] @ found[:i]
-            return found * _UP
-        return given[0]
-
-    def _own(self, op: Op, interval: dict[str, tuple[Array, Array]], found: Array) -> Array:
-        """Return what an operation itself may round, (width,), whose result is at most `found` (width,) in size."""
-        sizes = {name: np.maximum(*map(np.abs, interval[name])) for name in op.inputs if name in interval}
-        given = sizes[op.inputs[0]]
-        if op.kind in ("linear", "solve"):
-            W = np.abs(self.program.constants[op.inputs[1]].astype(np.float64))
-            terms = W.shape[1] + 2
-            bias = sizes[op.inputs[2]] if len(op.inputs) > 2 else (given if op.kind == "solve" else 0.0)
-            inner = found if op.kind == "solve" else given
-            added = terms * self.unit / (1 - terms * self.unit) * (W @ inner + bias) + terms * self.tiny
-            return (added + (self._of_activation(op.name, found) if op.kind == "solve" else 0.0)) * _UP
-        if op.kind == "act":
-            return self._of_activation(op.name, found)
-        if op.kind in ("add", "sub", "mul", "div"):
-            return (self.unit * found + self.tiny) * _UP
-        return np.zeros(op.width)
-
-    def _of_activation(self, name: str, found: Array) -> Array:
-        if name in ("relu", "hardtanh", "identity", "maxmin"):
-            return np.zeros(len(found))
-        size = np.maximum(found, 1.0) if self.absolute else found
-        return (2 * UNITS * self.unit * size + self.tiny) * _UP
-

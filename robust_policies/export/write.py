@@ -1,4 +1,4 @@
-"""The folder of an exported policy: its files, the certificate of exactly these, and how far they are from the policy."""
+"""The folder of an exported policy: its files, the certificate of exactly these, and what they are off by."""
 
 from __future__ import annotations
 
@@ -160,16 +160,12 @@ def _compare(
 ) -> None:
     """Write parity.json; raises RobustPoliciesError where what was written does something else."""
     content: dict[str, Any] = {"schema": SCHEMA, "format": format}
-    with_files, ran = parity.running(format, made, program) if program is not None else (_stored(running), "the runtime")
-    content["ran"] = ran if with_files is not None else f"not run: {ran}; its operations were, with NumPy"
-    step = with_files
-    if step is None:
-        assert program is not None
-
-        def step(observation: Any, state: Any) -> Any:
-            return program.run(observation, state)[:2]
-
+    step: parity.Step = running.step
+    content["ran"] = "the runtime"
     if program is not None:
+        found, ran = parity.running(format, made, program)
+        content["ran"] = f"not run: {ran}; its operations were, with NumPy" if found is None else ran
+        step = found or (lambda observation, state: program.run(observation, state)[:2])
         content |= {"dtype": program.dtype, "sha256": program.sha256}
         cost = cost_of(program)
         content["cost"] = {
@@ -188,10 +184,6 @@ def _compare(
         parity.check(entry, whole, "random steps")
     content["episodes"] = _episodes(step, program, policy, running, gain, env)
     write_json(made / "parity.json", content)
-
-
-def _stored(running: RuntimePolicy) -> parity.Step:
-    return running.step
 
 
 def _all(step: parity.Step, program: Program | None, running: RuntimePolicy, observations: np.ndarray) -> np.ndarray:
@@ -228,7 +220,5 @@ def _episodes(
     found = []
     for observations, _ in played:
         expected = parity.of_policy(policy, observations)
-        found.append(
-            parity.difference(expected, _all(step, program, running, observations), observations, gamma)
-        )
+        found.append(parity.difference(expected, _all(step, program, running, observations), observations, gamma))
     return found
