@@ -19,13 +19,15 @@ from robust_policies.export.program import OBSERVATION, STATE, Op, Program
 _SCALED = ("add", "sub", "mul", "div")
 
 
-def neurons_of(program: Program) -> Neurons:
+def neurons_of(program: Program, *, clips: bool = True, turns: bool = False) -> Neurons:
     """Return the system from the observation to the mean action, which is not clipped yet, and multipliers of 1.
 
-    What rounding did to products is in the model's `error`. Raises NotCertifiableError where a program multiplies
+    With `clips` False nothing is clipped or rounded to whole numbers inside either, as if no limit were ever reached
+    and inputs took any value; with `turns` what is rounded counts whole turns of angles, of which there are none. What
+    rounding did to products is in the model's `error`. Raises NotCertifiableError where a program multiplies
     signals, or holds something whose slope is not known.
     """
-    return _Followed(program).neurons()
+    return _Followed(program, clips, turns).neurons()
 
 
 def entrywise(program: Program) -> set[str]:
@@ -66,8 +68,8 @@ def _uses(program: Program) -> dict[str, int]:
 
 
 class _Followed:
-    def __init__(self, program: Program) -> None:
-        self.program = program
+    def __init__(self, program: Program, clips: bool, turns: bool) -> None:
+        self.program, self.clips, self.turns = program, clips, turns
         self.single, self.last = single(program), entrywise(program)
         self.nx, self.nu = program.states, program.observations
         self.nv = sum(self._count(op) for op in program.unclipped)
@@ -101,11 +103,15 @@ class _Followed:
         """Return how many neurons an operation has."""
         if op.kind == "solve":
             return op.width
-        if op.output in self.last or op.output in self.single:
+        if self._passed(op):
             return 0
         if op.kind == "act":
             return op.width // 2 if op.name == SORTING else op.width
         return op.width if op.kind in ("max", "min") else 0
+
+    def _passed(self, op: Op) -> bool:
+        known = op.output in self.last or op.output in self.single
+        return known or (not self.clips and op.kind in ("max", "min"))
 
     def _neuron(self, v: Bounded) -> Bounded:
         """Return what new neurons give that read v (n, columns)."""
@@ -116,7 +122,7 @@ class _Followed:
 
     def _value(self, op: Op) -> Bounded:
         given = [self.known[name] for name in op.inputs if name in self.known]
-        passed = op.output in self.last or op.output in self.single
+        passed = self._passed(op)
         if op.kind == "linear":
             return Bounded.exact(self.program.constants[op.inputs[1]]) @ given[0]
         if op.kind == "concat":
@@ -139,6 +145,8 @@ class _Followed:
             return given[0] if passed else self._neuron(given[0])
         if op.kind == "act" and op.name in SLOPE_RESTRICTED:
             return given[0] if passed else self._neuron(given[0])
+        if op.kind == "round" and not self.clips:
+            return Bounded.exact(np.zeros((op.width, self.columns))) if self.turns else given[0]
         if op.kind == "act" and op.name == SORTING:
             return self._sorted(given[0])
         if op.kind == "solve" and op.name in SLOPE_RESTRICTED:

@@ -7,17 +7,30 @@ from typing import Any
 
 import numpy as np
 
-from robust_policies.certificates.certificate import Certificate, Factor, array_hashes, claim, forgotten, not_certified
-from robust_policies.certificates.decay import least_decay
+from robust_policies.certificates.certificate import (
+    Certificate,
+    Factor,
+    Verification,
+    array_hashes,
+    claim,
+    forgotten,
+    not_certified,
+)
+from robust_policies.certificates.decay import least_decay, steps_to_forget
 from robust_policies.certificates.lmi import Array
 from robust_policies.certificates.neurons import METHOD, Neurons, least_by_neurons
 from robust_policies.certificates.search import Search
-from robust_policies.certificates.verify import running_neurons
-from robust_policies.errors import NotCertifiableError
+from robust_policies.certificates.verify import running_neurons, verify_arrays
+from robust_policies.control.bounded import between
+from robust_policies.control.feedback import feedback_bound, feedback_matrices
+from robust_policies.control.youla import Performance
+from robust_policies.errors import InvalidValueError, NotCertifiableError
 from robust_policies.export.neurons import neurons_of
 from robust_policies.export.program import Program
 from robust_policies.export.rounding import rounding_of
 from robust_policies.policies.deployed import DeployedPolicy
+from robust_policies.policies.youla.certify import loop_parts
+from robust_policies.policies.youla.policy import YoulaPolicy
 from robust_policies.runtime import RuntimePolicy
 
 _SIZES = 10.0
@@ -42,19 +55,80 @@ def exported_certificate(
         absolute: as of `rounding_of`.
     """
     hashes = array_hashes(program.constants)
+    if isinstance(policy, YoulaPolicy):
+        return replace(_loop_certificate(program, policy, source), arrays_sha256=hashes)
     try:
         neurons = _with_multipliers(neurons_of(program), policy)
         proven = _proven(program, neurons, policy, source)
     except NotCertifiableError as error:
-        of = "" if source.status != "PASS" else f" Of the run's own arrays, before they were exported: {source.claim}"
-        found = not_certified(str(error))
-        return replace(found, arrays_sha256=hashes, claim=found.claim + of)
+        return replace(_nothing(str(error), source), arrays_sha256=hashes)
     proven = replace(proven, arrays_sha256=hashes)
     try:
         bound = rounding_of(program, neurons, *limits, absolute=absolute)
     except NotCertifiableError:
         return proven
     return replace(proven, rounding=bound.entry(program, absolute))
+
+
+def _nothing(reason: str, source: Certificate) -> Certificate:
+    """Return the certificate of exported constants of which nothing is proven; it says what is of the run's arrays."""
+    of = "" if source.status != "PASS" else f" Of the run's own arrays, before they were exported: {source.claim}"
+    found = not_certified(reason)
+    return replace(found, claim=found.claim + of)
+
+
+def _loop_certificate(program: Program, policy: YoulaPolicy, source: Certificate) -> Certificate:
+    """Return what is proven of the linear model in feedback with an exported program, as of the run's own arrays.
+
+    The program is one system from observation to input here, observer and feedback inside.
+    """
+    if source.status != "PASS" or source.closed_loop is None:
+        return _nothing(source.reason or "nothing is proven of the run's own loop", source)
+    base, parts = policy.controller, loop_parts(policy)
+    turns = bool(base.angle.any())
+    try:
+        if turns and base.options.quantum:
+            raise NotCertifiableError("Angles are wrapped and inputs rounded, which are not told apart here.")
+        neurons = neurons_of(program, clips=False, turns=turns)
+        known = running_neurons(policy.policy.actor.cell)
+        if known is not None and known.theta.shape == neurons.theta.shape:
+            neurons = neurons._replace(theta=known.theta)
+        # The reference is held at 0: what it is changes no difference of trajectories.
+        seen = np.eye(program.observations)[:, base.measured.cpu().numpy()]
+        neurons = neurons.mapped(lambda model: between(model, seen, np.eye(program.actions)))
+        performance = Performance.lqg(parts.design)
+        bound = feedback_bound(
+            parts.model, neurons.model, neurons.family, neurons.theta, neurons=neurons, performance=performance
+        )
+        loop = neurons.mapped(lambda model: feedback_matrices(parts.model, model, performance))
+    except (InvalidValueError, NotCertifiableError) as error:
+        return _nothing(str(error), source)
+    decay = None if bound.rate is None else _contraction(loop, bound.rate)
+    if bound.gain is None or decay is None or decay.rate is None or decay.overshoot is None:
+        return _nothing(bound.reason or "no metric was found that proves contraction of the loop", source)
+    exact = policy.scope.kind == "linear"
+    plant = source.closed_loop["plant"] if exact else "Of the nonlinear plant nothing is proven with these constants."
+    numbers = dict.fromkeys(("T0", "T1", "T2", "triangle", "scaled", "closed_loop"))
+    content = {**source.closed_loop, **numbers, "neurons": bound.gain, "converges": True, "plant": plant}
+    found = replace(
+        source,
+        gamma_core=None,
+        gamma_raw=bound.gain,
+        rate=decay.rate,
+        overshoot=decay.overshoot,
+        forgets=forgotten(steps_to_forget(decay.rate, decay.overshoot)),
+        factors=(Factor("exported program", bound.gain, "its constants in feedback with the model"),),
+        method=METHOD,
+        closed_loop=content,
+        **_UNPROVEN,
+    )
+    return replace(found, claim=claim(found))
+
+
+def _contraction(loop: Neurons, rate: float) -> Verification | None:
+    """Return the proof of a contraction rate, None where it is not found again."""
+    found = verify_arrays(loop.model, rate=rate, family=loop.family, theta=loop.theta)
+    return found if found.status == "PASS" else None
 
 
 def limits_of(policy: RuntimePolicy, units: tuple[Array, Array]) -> tuple[Array, Array]:

@@ -27,6 +27,7 @@ from robust_policies.export.record import record
 from robust_policies.files.atomic import atomic_folder, output_folder, write_json
 from robust_policies.policies.deployed import DeployedPolicy
 from robust_policies.policies.storage import load_policy, running_arrays_agree, save_policy, stored_task
+from robust_policies.policies.youla.policy import YoulaPolicy
 from robust_policies.runtime import RuntimePolicy, load
 
 FORMATS = ("safetensors", "onnx", "c", "numpy")
@@ -177,7 +178,8 @@ def _compare(
     whole = running.action_space.kind != "Box"
     observations = parity.random_observations(running, units_of(policy))
     expected = parity.of_policy(policy, observations)
-    gain = None if whole else gamma
+    # That of a Youla policy is of its loop.
+    gain = None if whole or policy.kind == YoulaPolicy.kind else gamma
     entry = parity.difference(expected, _all(step, program, running, observations), observations, gain)
     content["random"] = entry
     if program is not None:
