@@ -183,8 +183,8 @@ def test_the_loop_of_an_exported_youla_policy_is_proven_of_the_exported_arrays(f
     assert found.arrays_sha256 == array_hashes(program.constants)
     gain = source.certificate().gamma_raw
     assert found.status == "PASS" and found.gamma_raw is not None and gain is not None
-    # Rounded to float32 it is nearly the same loop: the two bounds are of different inequalities.
-    assert gain / 1.5 < found.gamma_raw < 1.5 * gain
+    # Nearly the same loop, by an inequality that knows less of it: the bound may be larger.
+    assert gain / 1.5 < found.gamma_raw
     assert found.rate is not None and found.rate < 1
     # Two noises, the same start: no difference of performances is larger than the bound.
     model, design = source.model, source.design
