@@ -42,7 +42,10 @@ class Walk:
         self.recurrent = bool(program.states)
 
     def through(self, states: tuple[Array, Array], observations: tuple[Array, Array]) -> Seen:
-        """Return what roundings can be for states and observations within limits, lows and highs."""
+        """Return what roundings can be for states (nx,) and observations (nu,) within limits, lows and highs.
+
+        Raises NotCertifiableError where an operation has no bound.
+        """
         program = self.program
         interval: dict[str, tuple[Array, Array]] = {STATE: states, OBSERVATION: observations}
         error = {STATE: np.zeros(program.states), OBSERVATION: np.zeros(program.observations)}
