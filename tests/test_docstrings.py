@@ -17,7 +17,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1] / "robust_policies"
-PACKAGES = ("networks", "certificates", "control", "policies", "envs", "train", "evaluation", "sweep", "cli", "files")
+PACKAGES = (
+    *("networks", "certificates", "control", "policies", "envs", "train", "evaluation", "sweep", "cli", "files"),
+    "export",
+)
 
 ARRAYS = re.compile(r"\b(Tensor|ndarray|Array|ArrayLike|NDArray)\b")
 _COUNTS = (

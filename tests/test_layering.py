@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "policies": {"networks", "certificates", "control", "envs"},
     "train": {"networks", "certificates", "control", "envs", "policies"},
     "evaluation": {"networks", "certificates", "control", "envs", "policies", "train"},
+    "export": {"networks", "certificates", "control", "envs", "policies", "runtime"},
     "sweep": {"networks", "certificates", "control", "envs", "policies", "train", "evaluation"},
 }
 MODULES = {

@@ -82,6 +82,8 @@ class Certificate:
     With `choices` (of a policy whose actions are choices) the gains are those to the logits: "divisor"
     times gamma_raw is what a gap between logits shrinks by at most per unit of the observations' change, "memory"
     whether earlier observations count.
+    `rounding` is of an exported policy alone (`export.rounding`): how far each action that runs may be from exact
+    arithmetic, for ever. Files of other policies do not have it.
     """
 
     status: Status
@@ -106,6 +108,7 @@ class Certificate:
     forgets: dict[str, Any] | None = None
     peak: dict[str, Any] | None = None
     choices: dict[str, Any] | None = None
+    rounding: dict[str, Any] | None = None
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -171,7 +174,8 @@ class Certificate:
 
     def to_json(self, path: str | Path) -> Path:
         """Return `path` after writing the certificate there, whole or not at all."""
-        return write_json(path, {"schema": self.schema, **{k: v for k, v in asdict(self).items() if k != "schema"}})
+        entries = {k: v for k, v in asdict(self).items() if k != "schema" and (k != "rounding" or v is not None)}
+        return write_json(path, {"schema": self.schema, **entries})
 
     @classmethod
     def from_json(cls, path: str | Path) -> Self:

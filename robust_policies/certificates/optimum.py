@@ -153,6 +153,43 @@ def least_peak(
     return PeakCandidate(rate, _symmetric(found, nx), theta1, r, theta2, s)
 
 
+def least_reach(
+    model: Matrices, family: Multiplier, rate: float, shape: Array, units: Array, start: Candidate, gap: float = 1e-2
+) -> Candidate | None:
+    """Return P >= shape and a multiplier with the least r in mu x'Px - x+'P x+ - N + r sum (u_l / units_l)^2 >= 0.
+
+    Inputs within their units then keep x' shape x below sum r / (1 - mu), mu = rate^2, for ever.
+
+    Args:
+        model: the matrices.
+        family: what is known of the neurons.
+        rate: of the inequality.
+        shape: (nx, nx) positive definite, which states count.
+        units: (nu,) how far each input may differ at every step, > 0.
+        start: a metric and multipliers that prove contraction with this rate, with some slack.
+        gap: relative distance from the least.
+    """
+    nx, nv, nu, _ = model.sizes
+    n, count, entries = nx + nv, family.size, nx * (nx + 1) // 2
+    F_x, F_r = signal_maps(model, True)
+    v, w, u = F_r[:nv], F_r[nv : 2 * nv], F_r[len(F_r) - nu :] / units[:, None]
+    related = F_r[: 2 * nv].T @ family.matrix(start.theta) @ F_r[: 2 * nv]
+    left = rate * rate * F_x[:nx].T @ start.P @ F_x[:nx] - F_x[nx:].T @ start.P @ F_x[nx:] - related
+    try:
+        half = scipy.linalg.solve_triangular(np.linalg.cholesky(start.P), np.linalg.cholesky(shape), lower=True)
+        size = 2.0 * float(np.linalg.svd(half, compute_uv=False)[0]) ** 2
+        room = _room(size * left, n, u)
+    except np.linalg.LinAlgError:
+        return None
+    blocks = [
+        (_stack([_storage(F_x, nx, rate), _negative(family.pairs(v, w)), _squares(u)]), np.zeros((n + nu, n + nu))),
+        (_held(np.eye(nx), nx), -shape),
+    ]
+    theta = np.concatenate([size * start.P[np.triu_indices(nx)], size * start.theta, room[:1]])
+    found = _Path(blocks, theta.size).follow(theta, theta.size - 1, gap=gap)
+    return None if found is None else Candidate(_symmetric(found, nx), found[entries : entries + count])
+
+
 def _peak_start(
     F_x: Array, F_r: Array, family: Multiplier, rate: float, y: Array, u: Array, start: Candidate
 ) -> Array | None:

@@ -12,8 +12,9 @@ from typing import Annotated, Any
 import typer
 
 from robust_policies import __version__
-from robust_policies.cli.choices import Format, Norm, Render
+from robust_policies.cli.choices import Norm, Render
 from robust_policies.cli.errors import exit_status, short_warnings
+from robust_policies.cli.export import export
 from robust_policies.cli.imitate import imitate
 from robust_policies.cli.listing import Listing, entries_of
 from robust_policies.cli.steps import (
@@ -214,25 +215,7 @@ def report(
     report_on(folders, output)
 
 
-@app.command()
-def export(
-    folder: Folder,
-    format: Annotated[
-        Format, typer.Option(help="safetensors: policy.json and policy.safetensors, no pickle")
-    ] = Format.safetensors,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="folder [default: DIR/export]")] = None,
-) -> None:
-    """Write the policy for use elsewhere."""
-    from robust_policies.files.atomic import output_folder
-    from robust_policies.policies import load_policy, save_policy
-    from robust_policies.train import open_run
-
-    run = open_run(folder)
-    if format is Format.onnx:
-        raise InvalidValueError("Export to onnx was asked for and is not available yet; use --format safetensors.")
-    policy, target = load_policy(run.path), output or folder / "export"
-    with output_folder(target):
-        typer.echo(f"Exported: {save_policy(policy, target).parent}")
+app.command()(export)
 
 
 @app.command()

@@ -16,6 +16,15 @@ class Format(StrEnum):
 
     safetensors = "safetensors"
     onnx = "onnx"
+    c = "c"
+    numpy = "numpy"
+
+
+class Dtype(StrEnum):
+    """In which number type an exported program computes."""
+
+    float32 = "float32"
+    float64 = "float64"
 
 
 class Norm(StrEnum):

@@ -1,4 +1,7 @@
-"""The activations of `networks.activations`, in NumPy."""
+"""The activations of `networks.activations`, in NumPy.
+
+What stands in an array's place and records what is done to it has the methods `activated` and `solved`.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,16 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 Function = Callable[[Array], Array]
 _LEAK = 0.01
+
+
+def solved(v: Array, rows: list[Array], name: str) -> Array:
+    """Return w (batch, n) of w_i = act(v_i + rows_i w_(<i)), neuron by neuron; `v` (batch, n) is overwritten."""
+    if not isinstance(v, np.ndarray):
+        return v.solved(rows, name)
+    act = ACTIVATIONS[name]
+    for i, row in enumerate(rows):
+        v[:, i] = act(v[:, i] + v[:, :i] @ row if i else v[:, i])
+    return v
 
 
 def _sigmoid(x: Array) -> Array:
@@ -31,7 +44,11 @@ def _maxmin(x: Array) -> Array:
     return found
 
 
-ACTIVATIONS: dict[str, Function] = {
+def _named(name: str, function: Function) -> Function:
+    return lambda x: function(x) if isinstance(x, np.ndarray) else x.activated(name)
+
+
+_FUNCTIONS: dict[str, Function] = {
     "relu": lambda x: np.maximum(x, 0.0),
     "tanh": np.tanh,
     "sigmoid": _sigmoid,
@@ -43,3 +60,4 @@ ACTIVATIONS: dict[str, Function] = {
     "softsign": lambda x: x / (1.0 + np.abs(x)),
     "maxmin": _maxmin,
 }
+ACTIVATIONS: dict[str, Function] = {name: _named(name, function) for name, function in _FUNCTIONS.items()}

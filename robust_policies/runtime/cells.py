@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from robust_policies.errors import UnknownNameError
-from robust_policies.runtime.activations import ACTIVATIONS, Array
+from robust_policies.runtime.activations import ACTIVATIONS, Array, solved
 
 Step = Callable[[Array, Array], tuple[Array, Array]]
 Arrays = Mapping[str, Any]
@@ -71,7 +71,9 @@ def _r2dn(config: Mapping[str, Any], e: Arrays) -> RunningCell:
 
 
 def _ren(config: Mapping[str, Any], e: Arrays) -> RunningCell:
-    act, kind, nx = ACTIVATIONS[config["activation"]], e["A"].dtype, len(e["A"])
+    name, kind, nx = config["activation"], e["A"].dtype, len(e["A"])
+    if name not in ACTIVATIONS:
+        raise KeyError(name)
     before = np.hstack((e["C1"], e["D12"])).T.copy()
     known = np.vstack((np.hstack((e["C2"], e["D22"])), np.hstack((e["A"], e["B2"])))).T.copy()
     hidden = np.vstack((e["D21"], e["B1"])).T.copy()
@@ -80,9 +82,7 @@ def _ren(config: Mapping[str, Any], e: Arrays) -> RunningCell:
 
     def step(input: Array, state: Array) -> tuple[Array, Array]:
         both = np.concatenate((state, input), axis=1)
-        w = both @ before + e["bv"]
-        for i, row in enumerate(rows):
-            w[:, i] = act(w[:, i] + w[:, :i] @ row if i else w[:, i])
+        w = solved(both @ before + e["bv"], rows, name)
         found = both @ known + w @ hidden + shift
         return found[:, :ny], found[:, ny:]
 

@@ -66,6 +66,10 @@ class RuntimePolicy:
         actions, hidden = self._act(values, hidden, deterministic)
         return (actions[0] if single else actions), hidden
 
+    def step(self, observations: Array, state: Array) -> tuple[Array, Array]:
+        """Return (deterministic actions, next state) of flat observations (batch, nu): `predict` without its checks."""
+        return self._act(observations, state, True)
+
     def _reset(self, hidden: Array, episode_start: Any) -> Array:
         starts = np.asarray(episode_start, dtype=bool).reshape(-1)
         if starts.size not in (1, len(hidden)):

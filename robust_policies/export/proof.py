@@ -1,0 +1,207 @@
+"""The certificate of what is exported: of exactly its constants, their rounding as they run included."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from robust_policies.certificates.certificate import (
+    Certificate,
+    Factor,
+    Verification,
+    array_hashes,
+    claim,
+    forgotten,
+    not_certified,
+)
+from robust_policies.certificates.decay import least_decay, steps_to_forget
+from robust_policies.certificates.lmi import Array
+from robust_policies.certificates.neurons import METHOD, Neurons, least_by_neurons
+from robust_policies.certificates.search import Search
+from robust_policies.certificates.verify import running_neurons, verify_arrays
+from robust_policies.control.bounded import between
+from robust_policies.control.feedback import feedback_bound, feedback_matrices
+from robust_policies.control.youla import Performance
+from robust_policies.errors import InvalidValueError, NotCertifiableError
+from robust_policies.export.neurons import neurons_of
+from robust_policies.export.program import Program
+from robust_policies.export.rounding import rounding_of
+from robust_policies.policies.deployed import DeployedPolicy
+from robust_policies.policies.youla.certify import loop_parts
+from robust_policies.policies.youla.policy import YoulaPolicy
+from robust_policies.runtime import RuntimePolicy
+
+_SIZES = 10.0
+"""Of a sensor without limits: so many of its scales to both sides are what rounding is bounded for."""
+_LARGE = 1e6
+
+
+def exported_certificate(
+    program: Program,
+    policy: DeployedPolicy,
+    source: Certificate,
+    limits: tuple[Array, Array],
+    absolute: bool,
+) -> Certificate:
+    """Return what is proven of an exported program's constants, as `certify` says it of the run's arrays.
+
+    Args:
+        program: what is exported.
+        policy: that it was made of.
+        source: the certificate of that, whose signals are named.
+        limits: low and high (nu,) of the observations for which rounding is bounded.
+        absolute: as of `rounding_of`.
+    """
+    hashes = array_hashes(program.constants)
+    if isinstance(policy, YoulaPolicy):
+        return replace(_loop_certificate(program, policy, source), arrays_sha256=hashes)
+    try:
+        neurons = _with_multipliers(neurons_of(program), policy)
+        proven = _proven(program, neurons, policy, source)
+    except NotCertifiableError as error:
+        return replace(_nothing(str(error), source), arrays_sha256=hashes)
+    proven = replace(proven, arrays_sha256=hashes)
+    try:
+        bound = rounding_of(program, neurons, *limits, absolute=absolute)
+    except NotCertifiableError:
+        return proven
+    return replace(proven, rounding=bound.entry(program, absolute))
+
+
+def _nothing(reason: str, source: Certificate) -> Certificate:
+    """Return the certificate of exported constants of which nothing is proven; it says what is of the run's arrays."""
+    of = "" if source.status != "PASS" else f" Of the run's own arrays, before they were exported: {source.claim}"
+    found = not_certified(reason)
+    return replace(found, claim=found.claim + of)
+
+
+def _loop_certificate(program: Program, policy: YoulaPolicy, source: Certificate) -> Certificate:
+    """Return what is proven of the linear model in feedback with an exported program, as of the run's own arrays.
+
+    The program is one system from observation to input here, observer and feedback inside.
+    """
+    if source.status != "PASS" or source.closed_loop is None:
+        return _nothing(source.reason or "nothing is proven of the run's own loop", source)
+    base, parts = policy.controller, loop_parts(policy)
+    turns = bool(base.angle.any())
+    try:
+        if turns and base.options.quantum:
+            raise NotCertifiableError("Angles are wrapped and inputs rounded, which are not told apart here.")
+        neurons = neurons_of(program, clips=False, turns=turns)
+        known = running_neurons(policy.policy.actor.cell)
+        if known is not None and known.theta.shape == neurons.theta.shape:
+            neurons = neurons._replace(theta=known.theta)
+        # The reference is held at 0: what it is changes no difference of trajectories.
+        seen = np.eye(program.observations)[:, base.measured.cpu().numpy()]
+        neurons = neurons.mapped(lambda model: between(model, seen, np.eye(program.actions)))
+        performance = Performance.lqg(parts.design)
+        bound = feedback_bound(
+            parts.model, neurons.model, neurons.family, neurons.theta, neurons=neurons, performance=performance
+        )
+        loop = neurons.mapped(lambda model: feedback_matrices(parts.model, model, performance))
+    except (InvalidValueError, NotCertifiableError) as error:
+        return _nothing(str(error), source)
+    decay = None if bound.rate is None else _contraction(loop, bound.rate)
+    if bound.gain is None or decay is None or decay.rate is None or decay.overshoot is None:
+        return _nothing(bound.reason or "no metric was found that proves contraction of the loop", source)
+    exact = policy.scope.kind == "linear"
+    plant = source.closed_loop["plant"] if exact else "Of the nonlinear plant nothing is proven with these constants."
+    numbers = dict.fromkeys(("T0", "T1", "T2", "triangle", "scaled", "closed_loop"))
+    content = {**source.closed_loop, **numbers, "neurons": bound.gain, "converges": True, "plant": plant}
+    found = replace(
+        source,
+        gamma_core=None,
+        gamma_raw=bound.gain,
+        rate=decay.rate,
+        overshoot=decay.overshoot,
+        forgets=forgotten(steps_to_forget(decay.rate, decay.overshoot)),
+        factors=(Factor("exported program", bound.gain, "its constants in feedback with the model"),),
+        method=METHOD,
+        closed_loop=content,
+        **_UNPROVEN,
+    )
+    return replace(found, claim=claim(found))
+
+
+def _contraction(loop: Neurons, rate: float) -> Verification | None:
+    """Return the proof of a contraction rate, None where it is not found again."""
+    found = verify_arrays(loop.model, rate=rate, family=loop.family, theta=loop.theta)
+    return found if found.status == "PASS" else None
+
+
+def limits_of(policy: RuntimePolicy, units: tuple[Array, Array]) -> tuple[Array, Array]:
+    """Return the low and high (nu,) of flat observations: their space's, else `_SIZES` units about their centre."""
+    ends, begin = [], 0
+    for part in policy.observation_space.parts.values():
+        centre, size = (unit[begin : begin + part.size] for unit in units)
+        begin += part.size
+        low, high = np.zeros(part.size), np.ones(part.size)
+        if part.low is not None and part.high is not None:
+            low, high = (bound.astype(np.float64).reshape(-1) for bound in (part.low, part.high))
+            free = ~((np.abs(low) < _LARGE) & (np.abs(high) < _LARGE))
+            low, high = (np.where(free, centre + sign * _SIZES * size, end) for sign, end in ((-1, low), (1, high)))
+        ends.append((low, high))
+    return np.concatenate([low for low, _ in ends]), np.concatenate([high for _, high in ends])
+
+
+def units_of(policy: DeployedPolicy) -> tuple[Array, Array]:
+    """Return the centre and the size (nu,) of each flat observation that a policy was scaled for."""
+    actor = policy.actor
+    if policy.kind == "youla_policy":
+        return np.zeros(actor.cell.input_size), np.ones(actor.cell.input_size)
+    folded = actor.folded()
+    if actor.normalizer is not None:
+        mean, std = (getattr(actor.normalizer, name).double().cpu().numpy() for name in ("mean", "std"))
+        return mean + std * folded.offset, std * folded.scale
+    return folded.offset, folded.scale
+
+
+def _with_multipliers(neurons: Neurons, policy: DeployedPolicy) -> Neurons:
+    """Return the system with the multipliers that its cell was made with, to start from."""
+    known = running_neurons(policy)
+    fits = known is not None and known.theta.shape == neurons.theta.shape and bool(np.isfinite(known.theta).all())
+    return neurons._replace(theta=known.theta) if known is not None and fits else neurons
+
+
+def _proven(program: Program, neurons: Neurons, policy: DeployedPolicy, source: Certificate) -> Certificate:
+    """Return the gain and the rate that are proven of the exported constants."""
+    guarantee = getattr(policy.cell, "guarantee", None)
+    metric = policy.cell.metric().double().cpu().numpy() if guarantee is not None and program.states else None
+    # A policy whose gain has no meaning (choices of another space, gSDE) has none when it is exported either.
+    if source.status != "PASS":
+        raise NotCertifiableError(source.reason or "nothing is proven of the run's own arrays")
+    search, gamma = Search(neurons.model, neurons.family, 1.0), None
+    if not neurons.family.size and not program.states:
+        gamma = float(np.linalg.norm(np.abs(neurons.model.D22) + _error(neurons))) * (1 + 1e-9)
+    else:
+        gamma = least_by_neurons(neurons, metric)
+        start = np.zeros((0, 0)) if not program.states else metric
+        if gamma is None and start is not None:
+            gamma = search.least(start, neurons.theta)
+    decay = least_decay(search, neurons.theta, [] if metric is None else [metric]) if program.states else None
+    if gamma is None and decay is None:
+        raise NotCertifiableError("no metric was found with which the exported constants are proven")
+    found = replace(
+        source,
+        gamma_core=None,
+        gamma_raw=gamma,
+        rate=None if decay is None else decay.rate,
+        overshoot=None if decay is None else decay.overshoot,
+        forgets=forgotten(None if decay is None else decay.steps),
+        factors=() if gamma is None else (Factor("exported program", gamma, "its constants, in one inequality"),),
+        method=METHOD,
+        **_UNPROVEN,
+    )
+    return replace(found, claim=claim(found))
+
+
+_UNPROVEN: dict[str, Any] = dict.fromkeys(
+    ("empirical_lower", "ratio", "witness", "margin", "weights", "gamma_weighted", "peak")
+)
+
+
+def _error(neurons: Neurons) -> Array:
+    error = neurons.model.error
+    return np.zeros_like(neurons.model.D22) if error is None else error.D22
