@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ class UntracedStep(nn.Module):
 
     def forward(self, obs: Tensor, h_in: Tensor | None = None) -> Any:
         """Return the actions, and what the state becomes; see the class for shapes."""
-        state = obs.new_zeros(len(obs), 0) if h_in is None else h_in[0]
+        state = obs[:, :0] if h_in is None else h_in[0]
         outputs, state = self._cell[0].step(self._explicit, self.scaling(obs), state)
         actions = self.head(outputs)
         return (actions, state.unsqueeze(0)) if self.is_recurrent else actions
@@ -50,15 +50,19 @@ class UntracedStep(nn.Module):
 class TracedStep(nn.Module):
     """An observation (1, nu) -> action (1, na), the state kept inside until `reset`, as rsl_rl's TorchScript files."""
 
+    # TorchScript reads these and the annotations of methods, and no other annotation.
+    __constants__ = ("memory",)
+
     def __init__(self, actor: Actor) -> None:
         super().__init__()
         step = UntracedStep(actor).eval()
         self.memory = step.is_recurrent
         with torch.no_grad():
-            self.step = torch.jit.trace(step, step.get_dummy_inputs())
+            self.step: Any = torch.jit.trace(step, step.get_dummy_inputs())
+        self.hidden_state: Any
         self.register_buffer("hidden_state", torch.zeros(1, 1, step.state_size))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the action (1, na) for an observation (1, nu)."""
         if self.memory:
             actions, state = self.step(x, self.hidden_state)

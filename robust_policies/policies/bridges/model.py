@@ -5,53 +5,68 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, Self
 
 from gymnasium import spaces
 
 from robust_policies import checks
 from robust_policies.certificates import Certificate
+from robust_policies.errors import UnknownNameError
 from robust_policies.networks import Cell, make_cell
 from robust_policies.policies.actor import Actor, FrozenNormalizer, MeanHead, ScaledCell, Scaling, mean_head
 from robust_policies.policies.deployed import DeployedPolicy
 
 
-def body_and_head(
-    inputs: int,
-    outputs: int,
-    space: spaces.Space | None,
-    *,
-    cell: str,
-    cell_kwargs: Mapping[str, Any] | None,
-    cell_output_size: int | None,
-    observation_scale: Any,
-    observation_offset: Any,
-    action_scale: Any,
-    action_offset: Any,
-    zero_init: bool,
-) -> tuple[ScaledCell, MeanHead]:
-    """Return the scaled cell and the head of a model, options as `RecurrentCellPolicy` has them.
+@dataclass(frozen=True)
+class CellOptions:
+    """What a model is made of; all as `RecurrentCellPolicy` has them.
 
-    Args:
-        inputs: how many numbers it reads.
-        outputs: how many it gives.
-        space: in which it acts, for the default scale and offset of the action; None: not known.
-        cell, cell_kwargs, cell_output_size, observation_scale, observation_offset, action_scale, action_offset,
-            zero_init: see there.
-
-    Raises:
-        InvalidValueError, UnknownNameError, ShapeError: an option is wrong; the message says which and why.
+    Attributes:
+        cell, cell_kwargs: one of `networks.CELLS`, and its options.
+        cell_output_size: None: the cell's output is what the model gives; else a linear head follows.
+        observation_scale, observation_offset: the cell's input is (observation - offset) / scale; fixed.
+        action_scale, action_offset: fixed, of the output.
+        zero_init: what the model gives is the offset at first, where no head follows the cell.
     """
-    linear = cell_output_size is not None
-    width = outputs if cell_output_size is None else checks.positive_int("cell_output_size", cell_output_size)
-    made = make_cell(cell, inputs, width, **(cell_kwargs or {}))
-    if checks.flag("zero_init", zero_init) and not linear:
-        made.zero_output_()
-    if space is None:
-        head = MeanHead(width, outputs, linear, action_scale, action_offset)
-    else:
-        head = mean_head(space, width, linear, action_scale, action_offset)
-    return ScaledCell(made, Scaling(inputs, observation_scale, observation_offset)), head
+
+    cell: str = "r2dn"
+    cell_kwargs: Mapping[str, Any] | None = None
+    cell_output_size: int | None = None
+    observation_scale: Any = None
+    observation_offset: Any = None
+    action_scale: Any = None
+    action_offset: Any = None
+    zero_init: bool = True
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Self:
+        """Return the options given by name; raises UnknownNameError."""
+        known = [option.name for option in fields(cls)]
+        for name in given:
+            if name not in known:
+                raise UnknownNameError.among("option of the model", name, known)
+        return cls(**given)
+
+    def build(self, inputs: int, outputs: int, space: spaces.Space | None = None) -> tuple[ScaledCell, MeanHead]:
+        """Return the scaled cell and the head of a model that reads `inputs` numbers and gives `outputs`.
+
+        In a finite Box `space` the action has the default scale and offset of `mean_head`.
+
+        Raises:
+            InvalidValueError, UnknownNameError, ShapeError: an option is wrong; the message says which and why.
+        """
+        linear, width = self.cell_output_size is not None, outputs
+        if linear:
+            width = checks.positive_int("cell_output_size", self.cell_output_size)
+        cell = make_cell(self.cell, inputs, width, **(self.cell_kwargs or {}))
+        if checks.flag("zero_init", self.zero_init) and not linear:
+            cell.zero_output_()
+        scaling = Scaling(inputs, self.observation_scale, self.observation_offset)
+        scale, offset = self.action_scale, self.action_offset
+        if space is None:
+            return ScaledCell(cell, scaling), MeanHead(width, outputs, linear, scale, offset)
+        return ScaledCell(cell, scaling), mean_head(space, width, linear, scale, offset)
 
 
 class CellModel(ABC):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from robust_policies.errors import InvalidValueError
 from robust_policies.networks import CELLS
 from robust_policies.policies.actor import MeanHead, Scaling
 from robust_policies.policies.bridges.exported import TracedStep, UntracedStep
-from robust_policies.policies.bridges.model import CellModel, body_and_head, copied
+from robust_policies.policies.bridges.model import CellModel, CellOptions, copied
 from robust_policies.policies.deployed import DeployedPolicy
 from robust_policies.policies.sb3.reading import reads_raw
 
@@ -42,9 +43,9 @@ class RslRlCellModel(MLPModel, CellModel):
             leaves them out; else they count for nothing. Configurations of Isaac Lab and mjlab always have them.
         obs_normalization: rsl_rl's running mean and deviation before the scaling; part of the deployed policy.
         distribution_cfg: of an actor: rsl_rl's GaussianDistribution, whose deviation is in units of the action.
-        cell, cell_kwargs, cell_output_size, observation_scale, observation_offset, zero_init: as `RecurrentCellPolicy`
-            has them.
-        action_scale, action_offset: fixed, 1 and 0 by default: rsl_rl knows no limits of actions.
+        options: `cell`, `cell_kwargs`, `cell_output_size`, `observation_scale`, `observation_offset`, `action_scale`,
+            `action_offset`, `zero_init`, as `RecurrentCellPolicy` has them; scale and offset of the action are 1 and 0
+            by default, for rsl_rl knows no limits of actions.
 
     The state is (1, num_envs, nx), zero where an episode begins. A cell without a state is no recurrent model.
 
@@ -62,15 +63,7 @@ class RslRlCellModel(MLPModel, CellModel):
         activation: str | None = None,
         obs_normalization: bool = False,
         distribution_cfg: dict[str, Any] | None = None,
-        *,
-        cell: str = "r2dn",
-        cell_kwargs: Mapping[str, Any] | None = None,
-        cell_output_size: int | None = None,
-        observation_scale: Any = None,
-        observation_offset: Any = None,
-        action_scale: Any = None,
-        action_offset: Any = None,
-        zero_init: bool = True,
+        **options: Any,
     ) -> None:
         # The perceptron that rsl_rl makes is replaced below; `mlp` is what follows the latent.
         super().__init__(obs, obs_groups, obs_set, output_dim, [1], "relu", obs_normalization, distribution_cfg)
@@ -80,24 +73,13 @@ class RslRlCellModel(MLPModel, CellModel):
                 f"distribution_cfg names a {type(given).__name__}; expected a GaussianDistribution: its deviation is "
                 "no function of the observation, and its mean is what the cell gives."
             )
-        options = dict(cell_kwargs or {})
-        known = inspect.signature(CELLS[cell]).parameters if cell in CELLS else ()
+        chosen = CellOptions.of(options)
+        of_cell = dict(chosen.cell_kwargs or {})
+        known = inspect.signature(CELLS[chosen.cell]).parameters if chosen.cell in CELLS else ()
         for name, value in (("hidden_sizes", hidden_dims), ("activation", activation)):
             if value is not None and name in known:
-                options.setdefault(name, value)
-        self.body, self.mlp = body_and_head(
-            self.obs_dim,
-            output_dim,
-            None,
-            cell=cell,
-            cell_kwargs=options,
-            cell_output_size=cell_output_size,
-            observation_scale=observation_scale,
-            observation_offset=observation_offset,
-            action_scale=action_scale,
-            action_offset=action_offset,
-            zero_init=zero_init,
-        )
+                of_cell.setdefault(name, value)
+        self.body, self.mlp = replace(chosen, cell_kwargs=of_cell).build(self.obs_dim, output_dim)
         self.is_recurrent = self.cell.state_size > 0
         self._state: Tensor | None = None
 
@@ -186,8 +168,8 @@ class RslRlCellModel(MLPModel, CellModel):
         own = self.body.scaling
         scale, offset = (None if part is None else part.detach().cpu().double() for part in (own.scale, own.offset))
         if self.obs_normalization:
-            mean, unit = self.obs_normalizer.mean.cpu().double(), self.obs_normalizer.std.cpu().double()
-            unit = unit + self.obs_normalizer.eps
+            running: Any = self.obs_normalizer
+            mean, unit = running.mean.cpu().double(), running.std.cpu().double() + running.eps
             scale, offset = unit if scale is None else unit * scale, mean if offset is None else mean + unit * offset
         return Scaling(self.obs_dim, scale, offset)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from robust_policies import checks
 from robust_policies.errors import InvalidValueError, UnknownNameError
 from robust_policies.policies.actor import FrozenNormalizer
-from robust_policies.policies.bridges.model import CellModel, body_and_head, copied
+from robust_policies.policies.bridges.model import CellModel, CellOptions, copied
 from robust_policies.policies.deployed import DeployedPolicy
 from robust_policies.policies.sb3.reading import reads_raw
 
@@ -67,7 +66,7 @@ class _SkrlCell(Model, CellModel):
         self.num_envs = checks.positive_int("num_envs", num_envs)
         self.sequence_length = checks.positive_int("sequence_length", sequence_length)
         inputs = int(spaces.flatdim(read))
-        self.body, self.head = body_and_head(inputs, outputs, action_space if acts else None, **options)
+        self.body, self.head = CellOptions.of(options).build(inputs, outputs, action_space if acts else None)
 
     def get_specification(self) -> dict[str, Any]:
         """Return skrl's description of the state (1, num_envs, nx), nothing for a cell without one."""
@@ -101,23 +100,6 @@ class _SkrlCell(Model, CellModel):
         starts = torch.cat((torch.zeros_like(ended[:1]), ended[:-1]))
         outputs, state = self.body.run(sequences, state, starts if bool(starts.any()) else None)
         return self.head(outputs).swapaxes(0, 1).flatten(0, 1), {"rnn": [state.unsqueeze(0)]}
-
-
-def _options(given: Mapping[str, Any]) -> dict[str, Any]:
-    defaults = {
-        "cell": "r2dn",
-        "cell_kwargs": None,
-        "cell_output_size": None,
-        "observation_scale": None,
-        "observation_offset": None,
-        "action_scale": None,
-        "action_offset": None,
-        "zero_init": True,
-    }
-    for name in given:
-        if name not in defaults:
-            raise UnknownNameError.among("option of the model", name, defaults)
-    return {**defaults, **given}
 
 
 class SkrlCellPolicy(GaussianMixin, _SkrlCell):
@@ -156,9 +138,7 @@ class SkrlCellPolicy(GaussianMixin, _SkrlCell):
     ) -> None:
         size = int(spaces.flatdim(action_space)) if isinstance(action_space, spaces.Box) else 1
         spaces_and_size = observation_space, action_space, state_space, size
-        _SkrlCell.__init__(
-            self, *spaces_and_size, "observations", num_envs, sequence_length, device, _options(options), True
-        )
+        _SkrlCell.__init__(self, *spaces_and_size, "observations", num_envs, sequence_length, device, options, True)
         GaussianMixin.__init__(
             self,
             clip_mean_actions=clip_mean_actions,
@@ -220,7 +200,7 @@ class SkrlCellValue(DeterministicMixin, _SkrlCell):
         **options: Any,
     ) -> None:
         spaces_and_size = observation_space, action_space, state_space, 1
-        _SkrlCell.__init__(self, *spaces_and_size, reads, num_envs, sequence_length, device, _options(options), False)
+        _SkrlCell.__init__(self, *spaces_and_size, reads, num_envs, sequence_length, device, options, False)
         DeterministicMixin.__init__(self)
 
     # As above.
@@ -237,8 +217,8 @@ class SkrlPPO(PPO_RNN):
     """skrl's PPO_RNN, with two things as its own PPO without memory and its documentation have them.
 
     A step is stored with the state before it. PPO_RNN of skrl 2.1.1 stores the policy's state after it, so sequences
-    begin one step late and the first ratio of an update is not 1. And with `time_limit_bootstrap` an advantage ends at a
-    time limit, whose value it already has; there it goes on into the next episode. All else is skrl's.
+    begin one step late and the first ratio of an update is not 1. And with `time_limit_bootstrap` an advantage ends at
+    a time limit, whose value it already has; there it goes on into the next episode. All else is skrl's.
     """
 
     def act(

@@ -50,8 +50,8 @@ def deploy(policy_or_model: Any, env: Any = None) -> DeployedPolicy:
         env = policy_or_model.get_env()
     if not isinstance(policy, BasePolicy):
         raise InvalidValueError(
-            f"A {type(policy).__name__} cannot be deployed; expected a policy of Stable-Baselines3 or a model with one, "
-            "or one with a cell of policies.bridges."
+            f"A {type(policy).__name__} cannot be deployed; expected a policy of Stable-Baselines3, a model of "
+            "policies.bridges, or what has one of these."
         )
     space, reader = policy.observation_space, policy.features_extractor_class
     own = getattr(policy, "actor", None)
