@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Self
 
 from gymnasium import spaces
+from torch import Tensor
 
 from robust_policies import checks
 from robust_policies.certificates import Certificate
@@ -122,3 +123,39 @@ def copied(
     """Return an actor of copies on the CPU; `scaling` takes the place of the body's."""
     cell, own = copy.deepcopy(body.cell).cpu(), scaling or copy.deepcopy(body.scaling).cpu()
     return Actor(ScaledCell(cell, own), copy.deepcopy(head).cpu(), normalizer)
+
+
+def policy_from_cell(
+    cell: Cell,
+    observation_space: spaces.Space,
+    action_space: spaces.Space,
+    *,
+    observation_scale: Any = None,
+    observation_offset: Any = None,
+    action_scale: Any = None,
+    action_offset: Any = None,
+    log_std: Tensor | None = None,
+    raw: bool = False,
+) -> DeployedPolicy:
+    """Return the policy that a cell is, of which a training loop of one's own had only the cell; it holds a copy.
+
+    Its mean action is the cell's output times `action_scale` plus `action_offset`, of choices their logits.
+
+    Args:
+        cell: reads (observation - offset) / scale.
+        observation_space: of the environment.
+        action_space: of the environment.
+        observation_scale: as `RecurrentCellPolicy` has it, and so the next three, also where they are left out.
+        observation_offset: in units of the observation.
+        action_scale: of the output.
+        action_offset: in units of the action.
+        log_std: (na,) of the Gaussian exploration, where there was one.
+        raw: nothing stands between the environment's sensors and the cell but these scalings.
+
+    Raises:
+        ShapeError, InvalidValueError: cell, spaces and scales do not fit one another.
+    """
+    scaling = Scaling(cell.input_size, observation_scale, observation_offset)
+    head = mean_head(action_space, cell.output_size, False, action_scale, action_offset)
+    actor = copied(ScaledCell(cell, scaling), head)
+    return DeployedPolicy(actor, observation_space, action_space, None if log_std is None else log_std.cpu(), raw=raw)
