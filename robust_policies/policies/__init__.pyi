@@ -1,3 +1,4 @@
+from .bridges.model import policy_from_cell as policy_from_cell
 from .deployed import DeployedPolicy as DeployedPolicy
 from .feedback import closed_loop_bound as closed_loop_bound
 from .local import LocalBounds as LocalBounds

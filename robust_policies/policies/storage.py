@@ -37,8 +37,8 @@ def save_policy(policy_or_model: Any, folder_or_stem: str | Path, task: str | Ma
     """Return the path of the written policy.json; its weights lie beside it in policy.safetensors.
 
     Args:
-        policy_or_model: a DeployedPolicy, or a policy or model that `deploy` makes one of; the statistics of the
-            model's VecNormalize are frozen into the files.
+        policy_or_model: a DeployedPolicy, or what `deploy` makes one of, such as a model of Stable-Baselines3, a runner
+            of rsl_rl or an agent of skrl; the statistics of its normaliser are frozen into the files.
         folder_or_stem: a folder, or a path ending in .json or .safetensors that names the pair.
         task: the environment's id, or {"id": ID, "kwargs": {...}}: `evaluate` and `enjoy` then take the folder as it
             is. None: they are told.

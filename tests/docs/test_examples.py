@@ -23,12 +23,18 @@ EXAMPLES = {
         ["--steps", "800", "--episodes", "2", "--suite", str(ROOT / "tests/tiny_suite.yaml"), "--set", *SHORT],
         [CLAIM, r"mlp return against", r"report\.html"],
     ),
+    "learn_with_rsl_rl": (["--steps", "512", "--num-envs", "8"], [CLAIM, RETURN, "policy in"]),
+    "learn_with_skrl": (["--steps", "512", "--num-envs", "8"], [CLAIM, RETURN, "policy in"]),
     "own_environment": (["--steps", "200"], [CLAIM, RETURN, "policy in"]),
     "own_mjcf": (["--steps", "800"], [CLAIM, RETURN]),
     "own_plant_from_matrices": (["--steps", "2560"], ["LQG design", CLAIM, "closed loop", RETURN]),
     "plain_pytorch": (
         ["--steps", "5"],
         [r"PASS: gain at most [01]\.\d+, contraction rate at most 0\.\d+", "largest gain found"],
+    ),
+    "ppo_in_one_file": (
+        ["--steps", "64", "--num-envs", "4", "--rollout", "8", "--epochs", "1", "--hidden", "4", "--state-size", "2"],
+        [CLAIM, RETURN, "policy in"],
     ),
     "sac_with_a_window": (["--steps", "110"], [CLAIM, RETURN]),
     "sweep_gains": (

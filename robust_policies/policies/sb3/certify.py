@@ -19,9 +19,10 @@ from torch import nn
 from robust_policies.certificates import Certificate, Factor, Verification, compose, verify, verify_layers
 from robust_policies.certificates.signals import Signals
 from robust_policies.errors import InvalidValueError, NotCertifiableError
+from robust_policies.policies.bridges.model import model_of
 from robust_policies.policies.certify import UP, choices, verification_of_window
 from robust_policies.policies.observations import flat_size
-from robust_policies.policies.sb3.deploy import certify_policy, frozen, normalizer, refuse_unflat
+from robust_policies.policies.sb3.deploy import certify_policy, deploy, frozen, normalizer, refuse_unflat
 from robust_policies.policies.sb3.memoryless import FlatExtractor
 from robust_policies.policies.sb3.reading import signal_read
 from robust_policies.policies.sb3.recurrent import RecurrentCellPolicy
@@ -35,7 +36,7 @@ from robust_policies.policies.sb3.windowed import (
 _SLOPES = (nn.ReLU, nn.Tanh, nn.Sigmoid, nn.Identity, nn.Hardtanh, nn.Softsign)
 
 
-def certify_model(policy_or_model: Any, env: VecEnv | None = None) -> Certificate:
+def certify_model(policy_or_model: Any, env: Any = None) -> Certificate:
     """Return the certificate of a Stable-Baselines3 model or policy, from what it reads to its mean action or logits.
 
     The certificate's `signals` and claim name what it reads: raw observations where the environment is known and
@@ -43,13 +44,15 @@ def certify_model(policy_or_model: Any, env: VecEnv | None = None) -> Certificat
 
     Args:
         policy_or_model: PPO, A2C, SAC or TD3 with "MlpPolicy", with or without a `WindowedExtractor`; or anything with
-            a `RecurrentCellPolicy`.
+            a `RecurrentCellPolicy`; or a model of `policies.bridges`, its runner or agent.
         env: the environment whose VecNormalize is part of the chain; None: the model's, and for a policy alone none is
             known: nothing is then said of raw observations.
 
     Raises:
         NotCertifiableError: there is no such gain; the message names the reason.
     """
+    if model_of(policy_or_model) is not None:
+        return deploy(policy_or_model, env).certificate()
     policy = getattr(policy_or_model, "policy", policy_or_model)
     if env is None and policy is not policy_or_model:
         env = policy_or_model.get_env()

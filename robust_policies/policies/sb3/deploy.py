@@ -17,6 +17,7 @@ from torch import nn
 from robust_policies.certificates import Certificate
 from robust_policies.errors import InvalidValueError, NotCertifiableError
 from robust_policies.policies.actor import Actor, FrozenNormalizer
+from robust_policies.policies.bridges.model import model_of
 from robust_policies.policies.deployed import DeployedPolicy
 from robust_policies.policies.observations import flat_size, is_image, parts_of
 from robust_policies.policies.sb3.history import HistoryWrapper, VecHistory
@@ -26,7 +27,7 @@ from robust_policies.policies.sb3.reading import reads_raw
 from robust_policies.policies.sb3.windowed import WindowedExtractor
 
 
-def deploy(policy_or_model: Any, env: VecEnv | None = None) -> DeployedPolicy:
+def deploy(policy_or_model: Any, env: Any = None) -> DeployedPolicy:
     """Return a deployed copy, on the CPU, of a policy or of the model that has it.
 
     `RecurrentCellPolicy` and the MLP policies that `perceptron` knows can be deployed; of those of SAC, TD3 and DDPG
@@ -37,16 +38,22 @@ def deploy(policy_or_model: Any, env: VecEnv | None = None) -> DeployedPolicy:
     know what its environment does to observations, so its certificate then speaks of what it is given, never of raw
     observations.
 
+    Of a model of `policies.bridges`, or the runner of rsl_rl or agent of skrl that has it, `env` is the bridge it acts
+    in.
+
     Raises:
         InvalidValueError: another kind of policy, one that does not read its observations flat, or a VecNormalize that
             normalises something else than what the policy reads at each step.
     """
+    if (model := model_of(policy_or_model)) is not None:
+        return model.deployed(None if model is policy_or_model else policy_or_model, env)
     policy = getattr(policy_or_model, "policy", policy_or_model)
     if env is None and policy is not policy_or_model:
         env = policy_or_model.get_env()
     if not isinstance(policy, BasePolicy):
         raise InvalidValueError(
-            f"A {type(policy).__name__} cannot be deployed; expected a policy of Stable-Baselines3 or a model with one."
+            f"A {type(policy).__name__} cannot be deployed; expected a policy of Stable-Baselines3, a model of "
+            "policies.bridges, or what has one of these."
         )
     space, reader = policy.observation_space, policy.features_extractor_class
     own = getattr(policy, "actor", None)
