@@ -7,7 +7,6 @@ prove nothing: only `prove_positive` on what they found does.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,13 +15,7 @@ import torch
 
 from robust_policies.certificates.certificate import Verification
 from robust_policies.certificates.decay import least_decay, steps_to_forget
-from robust_policies.certificates.layers import (
-    chain_model,
-    chain_start,
-    is_r2dn,
-    layers_bound,
-    norm_product,
-)
+from robust_policies.certificates.layers import is_r2dn, layers_bound
 from robust_policies.certificates.lmi import Array, Matrices, matrices
 from robust_policies.certificates.multipliers import (
     LipschitzMultiplier,
@@ -31,25 +24,26 @@ from robust_policies.certificates.multipliers import (
 )
 from robust_policies.certificates.neurons import (
     METHOD,
-    MOST_NEURONS,
     Neurons,
     chain_of_layers,
     least_by_neurons,
     written_out,
 )
-from robust_policies.certificates.reflected import householder_chain, maxmin_chain
+from robust_policies.certificates.perceptrons import (
+    LARGEST_CHAIN,
+    SLOPE_RESTRICTED,
+    SORTING,
+    chain_neurons,
+    chain_verification,
+    unknown_slope,
+)
+from robust_policies.certificates.positive import Rows, proven_by_rows, rows_of
 from robust_policies.certificates.search import ROUNDING, Search
 from robust_policies.errors import InvalidValueError, NonFiniteError, NotCertifiableError, ShapeError
 from robust_policies.files import numbers
 
-SLOPE_RESTRICTED = frozenset(
-    {"relu", "tanh", "sigmoid", "identity", "leaky_relu", "elu", "softplus", "hardtanh", "softsign"}
-)
-SORTING = "maxmin"
-REFLECTING = "householder"
 # A designed gain stays where a search finds the same one but for its own accuracy.
 ROUNDING_OF_SEARCHES = 1e-6
-LARGEST_CHAIN = MOST_NEURONS
 _NAMES = ("A", "B1", "B2", "C1", "D12", "C2", "D21", "D22")
 
 
@@ -82,6 +76,8 @@ def verify(cell_or_policy: Any, explicit: Any = None) -> Verification:
     cell, explicit = _explicit(cell_or_policy, explicit)
     claimed = getattr(cell, "gamma", None)
     try:
+        if (rows := _rows(cell, explicit)) is not None:
+            return _of_rows(cell, rows)
         if hasattr(explicit, "scale"):
             found = _memoryless(cell.gamma, _layers_gain(cell, explicit))
             return _with_neurons(found, chain_of_layers(explicit.layers, float(explicit.scale.double())), None)
@@ -89,7 +85,7 @@ def verify(cell_or_policy: Any, explicit: Any = None) -> Verification:
     except (NonFiniteError, ShapeError, _UnknownFormError) as error:
         return Verification("NOT_CERTIFIED", reason=str(error).rstrip("."), claimed_gamma=claimed)
     if running.weights:
-        return _chain(running.weights, cell.activation.name)
+        return chain_verification(running.weights, cell.activation.name)
     guarantee = cell.guarantee
     supply = None
     if hasattr(guarantee, "Q"):
@@ -110,6 +106,42 @@ def verify(cell_or_policy: Any, explicit: Any = None) -> Verification:
     again = supply is None and (running.neurons is not None or claimed is not None)
     found = _with_neurons(found, _neurons(running), running.P) if again else found
     return _with_decay(found, running)
+
+
+def _of_rows(cell: Any, rows: Rows) -> Verification:
+    """Return what its rows prove of a cell, and where its neurons are evaluated one after another, they one by one."""
+    found = proven_by_rows(rows, cell.guarantee, cell.rate)
+    hints = rows.hints()
+    if found.status != "PASS" or hints is None or np.triu(rows.model.D11).any():
+        return found
+    P, theta = hints
+    running = _Running(rows.model, SlopeMultiplier(rows.model.sizes[1]), P, theta)
+    other = verify_arrays(rows.model, rate=1.0, family=running.family, P=P, theta=theta)
+    other = _with_decay(other, running) if other.status == "PASS" else other
+    if other.gamma is not None and (found.gamma is None or other.gamma < found.gamma):
+        found = replace(found, gamma=other.gamma, method=f"{found.method}; {other.method}")
+    if other.forgets is not None and (found.forgets is None or other.forgets < found.forgets):
+        found = replace(found, rate=other.rate, overshoot=other.overshoot, forgets=other.forgets)
+    return found
+
+
+def running_rows(cell_or_policy: Any, explicit: Any = None) -> Rows | None:
+    """Return a cell as rows that bound its increments entry by entry, None of one that says no block size.
+
+    Arguments as for `verify`.
+    """
+    try:
+        return _rows(*_explicit(cell_or_policy, explicit))
+    except (NonFiniteError, NotCertifiableError, ShapeError, _UnknownFormError):
+        return None
+
+
+def _rows(cell: Any, explicit: Any) -> Rows | None:
+    if not (hasattr(cell, "block_size") and hasattr(explicit, "D11")):
+        return None
+    if cell.activation.name not in SLOPE_RESTRICTED:
+        raise _UnknownFormError(unknown_slope(cell.activation.name))
+    return rows_of(_matrices(explicit), cell.block_size)
 
 
 def _with_neurons(found: Verification, neurons: Neurons | None, P: Array | None) -> Verification:
@@ -300,76 +332,28 @@ def _explicit(cell_or_policy: Any, explicit: Any) -> tuple[Any, Any]:
 def _running(cell: Any, explicit: Any) -> _Running:
     name = getattr(getattr(cell, "activation", None), "name", None)
     if name not in SLOPE_RESTRICTED and not (name == SORTING and hasattr(explicit, "weights")):
-        raise _UnknownFormError(_unknown(name))
+        raise _UnknownFormError(unknown_slope(name))
     if hasattr(explicit, "weights"):
         weights = tuple(_array(weight) for weight in explicit.weights)
-        chain = _chain_neurons(weights, name)
+        chain = chain_neurons(weights, name)
         return _Running(chain.model, chain.family, np.zeros((0, 0)), chain.theta, weights)
-    model = matrices(*(_array(getattr(explicit, name)) for name in _NAMES), D11=_optional(explicit, "D11"))
+    model = _matrices(explicit)
+    if np.triu(model.D11).any():
+        raise _UnknownFormError("D11 is not strictly lower triangular")
+    family = SlopeMultiplier(model.sizes[1])
+    if (rows := _rows(cell, explicit)) is not None:
+        return _Running(model, family, *(rows.hints() or (None, family.start())))
     P = _array(cell.metric()) if cell.guarantee is not None else None
     if is_r2dn(explicit):
         family = LipschitzMultiplier(model.sizes[1], layers_bound(explicit.layers))
         return _Running(model, family, P, np.ones(1), neurons=written_out(model, explicit.layers))
-    family = SlopeMultiplier(model.sizes[1])
     return _Running(model, family, P, _array(cell.multiplier()) if hasattr(cell, "multiplier") else family.start())
-
-
-def verify_layers(
-    weights: Sequence[Array], activation: str = "relu", normals: Sequence[Array] | None = None
-) -> Verification:
-    """Return the least gain that is proven of u -> W_L act(.. act(W_0 u + b_0)), weights first layer first.
-
-    Args:
-        weights: float32 or float64 arrays (rows, columns), with as many columns as the one before has rows.
-        activation: a name in `SLOPE_RESTRICTED`, "maxmin", or "householder": v -> v - 2 n min(n'v, 0) in groups.
-        normals: for "householder", of each layer but the last the n of each group, (groups, group size).
-
-    Raises InvalidValueError where the normals do not go with the activation or are not of norm 1.
-    """
-    if (activation == REFLECTING) != (normals is not None):
-        raise InvalidValueError("`normals` are those of the activation 'householder'; give them with it, and only so.")
-    if activation not in SLOPE_RESTRICTED and activation not in (SORTING, REFLECTING):
-        return Verification("NOT_CERTIFIED", reason=_unknown(activation))
-    return _chain(tuple(np.asarray(weight, dtype=np.float64) for weight in weights), activation, normals)
-
-
-def _chain(weights: tuple[Array, ...], activation: str, normals: Sequence[Array] | None = None) -> Verification:
-    """Return the smaller of a chain's LipSDP gain and the product of its spectral norms."""
-    try:
-        product = norm_product(weights)
-        neurons = _chain_neurons(weights, activation, normals)
-    except (NonFiniteError, ShapeError) as error:
-        return Verification("NOT_CERTIFIED", reason=str(error).rstrip("."))
-    if normals is not None:
-        # Each normal may be longer than 1 by a hair, and its reflection then longer than what it reflects.
-        longest = [max(1.0, abs(2 * float(np.square(array).sum(axis=1).max()) - 1)) for array in normals]
-        product *= math.prod(longest) * (1 + 1e-12)
-    proven = Verification("PASS", product, method="product of spectral norms")
-    if product == 0 or not neurons.family.size or neurons.family.size > LARGEST_CHAIN:
-        return proven
-    gamma = Search(neurons.model, neurons.family, 1.0).least(np.zeros((0, 0)), neurons.theta)
-    if gamma is None or gamma >= product:
-        return proven
-    return Verification("PASS", gamma, method="LipSDP: a multiplier for each neuron, rounding-error bound")
-
-
-def _chain_neurons(weights: Sequence[Array], activation: str, normals: Sequence[Array] | None = None) -> Neurons:
-    """Return a chain of linear layers with an activation between each two as a system around single neurons."""
-    if activation == SORTING:
-        return maxmin_chain(weights)
-    if normals is not None:
-        return householder_chain(weights, normals)
-    return Neurons(chain_model(weights), chain_start(weights))
-
-
-def _unknown(activation: Any) -> str:
-    return f"the slope of the activation {activation!r} is not known to be in [0, 1]"
 
 
 def _layers_gain(cell: Any, explicit: Any) -> float:
     name = cell.network.activation.name
     if name not in SLOPE_RESTRICTED:
-        raise _UnknownFormError(_unknown(name))
+        raise _UnknownFormError(unknown_slope(name))
     return layers_bound(explicit.layers) * float(explicit.scale.double()) ** 2 * (1 + 1e-15)
 
 
@@ -380,6 +364,11 @@ def _memoryless(claimed: float, proven: float) -> Verification:
         return Verification("NOT_CERTIFIED", reason=reason, claimed_gamma=claimed)
     method = "product of the layers' bounds"
     return Verification("PASS", max(proven, claimed), None, ell=proven, claimed_gamma=claimed, method=method)
+
+
+def _matrices(explicit: Any) -> Matrices:
+    """Return the explicit arrays of a linear system around neurons."""
+    return matrices(*(_array(getattr(explicit, name)) for name in _NAMES), D11=_optional(explicit, "D11"))
 
 
 def _optional(explicit: Any, name: str) -> Array | None:

@@ -16,8 +16,12 @@ from .guarantees import (
 from .guarantees import (
     Lipschitz as Lipschitz,
 )
+from .guarantees import (
+    PeakLipschitz as PeakLipschitz,
+)
 from .lbdn import LBDN as LBDN
 from .lbdn import LBDNCell as LBDNCell
+from .nemon import NemonCell as NemonCell
 from .r2dn import R2DN as R2DN
 from .registry import CELLS as CELLS
 from .registry import cell_from_config as cell_from_config

@@ -9,16 +9,18 @@ from typing import Any
 from robust_policies.errors import InvalidValueError, UnknownNameError
 from robust_policies.networks.baselines import GRUCell, LSTMCell, MLPCell
 from robust_policies.networks.cell import Cell
-from robust_policies.networks.guarantees import Contracting, Lipschitz
 from robust_policies.networks.lbdn import LBDNCell
+from robust_policies.networks.nemon import NemonCell
 from robust_policies.networks.r2dn import R2DN
 from robust_policies.networks.ren import REN
 
-CELLS: dict[str, type[Cell]] = {cell.name: cell for cell in (R2DN, REN, LSTMCell, GRUCell, MLPCell, LBDNCell)}
+CELLS: dict[str, type[Cell]] = {
+    cell.name: cell for cell in (R2DN, REN, NemonCell, LSTMCell, GRUCell, MLPCell, LBDNCell)
+}
 
 
 def make_cell(name: str, input_size: int, output_size: int, **kwargs: Any) -> Cell:
-    """Return a new cell; `kwargs` are its constructor's, or `gamma=` in place of `guarantee=Lipschitz(gamma)`.
+    """Return a new cell; `kwargs` are its constructor's, or `gamma=` in place of its `guarantee` with that bound.
 
     Raises:
         UnknownNameError: an unknown cell, or an option this cell does not have.
@@ -31,7 +33,7 @@ def make_cell(name: str, input_size: int, output_size: int, **kwargs: Any) -> Ce
         gamma = options.pop("gamma")
         if options.get("guarantee") is not None:
             raise InvalidValueError(f"Both gamma={gamma!r} and a guarantee were given; pass one of them.")
-        options["guarantee"] = Contracting() if gamma is None else Lipschitz(gamma)
+        options["guarantee"] = cell_type.designed(gamma)
     return _build(cell_type, {"input_size": input_size, "output_size": output_size, **options})
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,33 +18,11 @@ from robust_policies.networks.compiled import Collapsed, applies, run, with_step
 from robust_policies.networks.equilibrium import solve_equilibrium
 from robust_policies.networks.guarantees import Contracting, Dissipative, Guarantee
 from robust_policies.networks.linalg import frobenius, full_precision
+from robust_policies.networks.neuron_cell import RENExplicit, collapsed
 from robust_policies.networks.program import recordable, recorded
 from robust_policies.networks.robust_cell import RobustCell
 
-
-class RENExplicit(NamedTuple):
-    """The arrays that run."""
-
-    A: Tensor
-    B1: Tensor
-    B2: Tensor
-    C1: Tensor
-    C2: Tensor
-    D11: Tensor
-    D12: Tensor
-    D21: Tensor
-    D22: Tensor
-    bx: Tensor
-    bv: Tensor
-    by: Tensor
-
-
 _Together = with_step(RENExplicit)
-
-
-def _collapsed(e: RENExplicit) -> Collapsed:
-    P = torch.cat((torch.cat((e.A, e.B2), 1), torch.cat((e.C1, e.D12), 1)))
-    return Collapsed(P, torch.cat((e.bx, e.bv)), e.B1, torch.cat((e.C2, e.D22), 1), e.D21, e.by, (e.D11,), ())
 
 
 class REN(RobustCell):
@@ -104,9 +82,9 @@ class REN(RobustCell):
         """Return the arrays that run."""
         if not (torch.is_grad_enabled() and recordable(self)):
             return self._explicit()
-        found, collapsed = recorded(self, self._with_collapsed)
+        found, step = recorded(self, self._with_collapsed)
         together = _Together(*found)
-        together.collapsed = collapsed
+        together.collapsed = step
         return together
 
     def _explicit(self) -> RENExplicit:
@@ -115,7 +93,7 @@ class REN(RobustCell):
 
     def _with_collapsed(self) -> tuple[RENExplicit, Collapsed]:
         found = self._explicit()
-        return found, _collapsed(found)
+        return found, collapsed(found)
 
     def step(self, explicit: RENExplicit, input: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return (output, next state) by the model's equations as they stand."""
@@ -130,7 +108,7 @@ class REN(RobustCell):
         e = explicit
         with full_precision(inputs):
             known = getattr(explicit, "collapsed", None)
-            step = _collapsed(explicit) if known is None else known
+            step = collapsed(explicit) if known is None else known
             if applies(self.activation.name, inputs, state, step):
                 return run(self.activation.name, starts, inputs, state, step)
             drive_x = nn.functional.linear(inputs, e.B2, e.bx)
