@@ -28,8 +28,10 @@ from .gain import (
 from .gain import (
     secant_gain as secant_gain,
 )
+from .implicit import implicit_gain as implicit_gain
 from .lmi import Matrices as Matrices
 from .lmi import matrices as matrices
+from .perceptrons import verify_layers as verify_layers
 from .verify import (
     verify as verify,
 )
@@ -38,7 +40,4 @@ from .verify import (
 )
 from .verify import (
     verify_chain as verify_chain,
-)
-from .verify import (
-    verify_layers as verify_layers,
 )

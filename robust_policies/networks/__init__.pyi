@@ -19,6 +19,8 @@ from .guarantees import (
 from .guarantees import (
     PeakLipschitz as PeakLipschitz,
 )
+from .implicit import NemonClassifier as NemonClassifier
+from .implicit import NemonLayer as NemonLayer
 from .lbdn import LBDN as LBDN
 from .lbdn import LBDNCell as LBDNCell
 from .nemon import NemonCell as NemonCell

@@ -60,6 +60,19 @@ class NemonCell(NeuronCell):
     """
 
     name = "nemon"
+    guarantee: Guarantee
+    rate: float
+    B1: nn.Parameter
+    B2: nn.Parameter
+    C1: nn.Parameter
+    C2: nn.Parameter
+    D11: nn.Parameter
+    D12: nn.Parameter
+    D21: nn.Parameter
+    D22: nn.Parameter
+    bx: nn.Parameter
+    bv: nn.Parameter
+    by: nn.Parameter
     mask: Tensor
 
     def __init__(
@@ -81,7 +94,7 @@ class NemonCell(NeuronCell):
         self.features = checks.positive_int("features", features)
         self.activation = activation_named(activation)
         self.guarantee = as_guarantee(guarantee, self.input_size, self.output_size, (Contracting, PeakLipschitz))
-        self.rate: float = checks.finite_float("rate", rate, above=0.0)
+        self.rate = checks.finite_float("rate", rate, above=0.0)
         if self.rate >= 1:
             raise InvalidValueError(f"rate is {rate!r}; expected a number in (0, 1): the states need room below 1.")
         self.block_size = checks.positive_int("block_size", block_size)

@@ -89,6 +89,27 @@ def _ren(config: Mapping[str, Any], e: Arrays) -> RunningCell:
     return RunningCell(nx, step)
 
 
+def _layers_of_neurons(config: Mapping[str, Any], e: Arrays) -> RunningCell:
+    """Return a cell whose neurons are found in passes from zero: as many as it has layers, or as it runs."""
+    act, kind, nx = ACTIVATIONS[config["activation"]], e["A"].dtype, len(e["A"])
+    before, inside = np.hstack((e["C1"], e["D12"])).T.copy(), e["D11"].T.copy()
+    known = np.vstack((np.hstack((e["C2"], e["D22"])), np.hstack((e["A"], e["B2"])))).T.copy()
+    hidden = np.vstack((e["D21"], e["B1"])).T.copy()
+    shift, ny = np.concatenate((e["by"], e["bx"])).astype(kind), len(e["by"])
+    passes = int(config.get("passes") or config.get("layers") or 1)
+
+    def step(input: Array, state: Array) -> tuple[Array, Array]:
+        both = np.concatenate((state, input), axis=1)
+        v = both @ before + e["bv"]
+        w = act(v)
+        for _ in range(passes - 1):
+            w = act(v + w @ inside)
+        found = both @ known + w @ hidden + shift
+        return found[:, :ny], found[:, ny:]
+
+    return RunningCell(nx, step)
+
+
 def _mlp(config: Mapping[str, Any], e: Arrays) -> RunningCell:
     act = ACTIVATIONS[config["activation"]]
     layers = [(W.T.copy(), b) for W, b in zip(e["weights"], e["biases"], strict=True)]
@@ -177,6 +198,7 @@ def _window(config: Mapping[str, Any], e: Arrays) -> RunningCell:
 _MAKERS: dict[str, Callable[[Mapping[str, Any], Arrays], RunningCell]] = {
     "r2dn": _r2dn,
     "ren": _ren,
+    "nemon": _layers_of_neurons,
     "mlp": _mlp,
     "lbdn": _lbdn,
     "lstm": _lstm,
