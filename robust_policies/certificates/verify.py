@@ -17,6 +17,7 @@ from robust_policies.certificates.certificate import Verification
 from robust_policies.certificates.decay import least_decay, steps_to_forget
 from robust_policies.certificates.layers import is_r2dn, layers_bound
 from robust_policies.certificates.lmi import Array, Matrices, matrices
+from robust_policies.certificates.modal import is_stack, stack
 from robust_policies.certificates.multipliers import (
     LipschitzMultiplier,
     Multiplier,
@@ -321,7 +322,7 @@ def _explicit(cell_or_policy: Any, explicit: Any) -> tuple[Any, Any]:
     cell = getattr(cell_or_policy, "cell", cell_or_policy)
     with torch.no_grad():
         explicit = cell.explicit() if explicit is None else explicit
-    if not any(hasattr(explicit, name) for name in ("A", "scale", "weights")):
+    if not any(hasattr(explicit, name) for name in ("A", "scale", "weights", "linear")):
         raise NotCertifiableError(
             f"{type(cell).__name__} has gates, products of two signals, of which no finite gain is known; use the cell "
             "'r2dn', 'ren' or 'lbdn' with gamma=..., or 'mlp'."
@@ -337,6 +338,9 @@ def _running(cell: Any, explicit: Any) -> _Running:
         weights = tuple(_array(weight) for weight in explicit.weights)
         chain = chain_neurons(weights, name)
         return _Running(chain.model, chain.family, np.zeros((0, 0)), chain.theta, weights)
+    if is_stack(explicit):
+        whole = stack(explicit)
+        return _Running(whole.model, whole.family, np.eye(whole.model.sizes[0]), whole.theta)
     model = _matrices(explicit)
     if np.triu(model.D11).any():
         raise _UnknownFormError("D11 is not strictly lower triangular")

@@ -12,7 +12,6 @@ from robust_policies.envs.perturb import describe, parse
 from robust_policies.files.settings import Strict
 from robust_policies.train.recipe.youla import YoulaSection
 
-
 _CELL_KEYS = ("state_size", "features", "hidden_sizes", "activation", "gamma", "rate", "init")
 
 
