@@ -83,11 +83,9 @@ def positive_system(model: Matrices, block_size: int = 1) -> Positive:
         return _up(np.abs(getattr(model, name)) + getattr(error, name), 1)
 
     def rows(matrix: Array) -> Array:
-        return (
-            matrix
-            if s == 1
-            else np.sqrt(np.square(matrix.reshape(len(matrix) // s, s, matrix.shape[1])).sum(1)) * _ROOT
-        )
+        if s == 1:
+            return matrix
+        return np.sqrt(np.square(matrix.reshape(len(matrix) // s, s, matrix.shape[1])).sum(1)) * _ROOT
 
     def columns(matrix: Array) -> Array:
         return rows(matrix.T).T

@@ -4,6 +4,7 @@ from .baselines import LSTMCell as LSTMCell
 from .baselines import MLPCell as MLPCell
 from .cell import Cell as Cell
 from .convert import from_flax as from_flax
+from .convex import ConvexCell as ConvexCell
 from .guarantees import (
     Contracting as Contracting,
 )

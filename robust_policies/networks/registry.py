@@ -9,6 +9,7 @@ from typing import Any
 from robust_policies.errors import InvalidValueError, UnknownNameError
 from robust_policies.networks.baselines import GRUCell, LSTMCell, MLPCell
 from robust_policies.networks.cell import Cell
+from robust_policies.networks.convex import ConvexCell
 from robust_policies.networks.l2ru import L2RU
 from robust_policies.networks.lbdn import LBDNCell
 from robust_policies.networks.nemon import NemonCell
@@ -16,7 +17,7 @@ from robust_policies.networks.r2dn import R2DN
 from robust_policies.networks.ren import REN
 
 CELLS: dict[str, type[Cell]] = {
-    cell.name: cell for cell in (R2DN, REN, NemonCell, L2RU, LSTMCell, GRUCell, MLPCell, LBDNCell)
+    cell.name: cell for cell in (R2DN, REN, NemonCell, L2RU, ConvexCell, LSTMCell, GRUCell, MLPCell, LBDNCell)
 }
 
 

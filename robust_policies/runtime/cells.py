@@ -224,6 +224,7 @@ _MAKERS: dict[str, Callable[[Mapping[str, Any], Arrays], RunningCell]] = {
     "ren": _ren,
     "nemon": _layers_of_neurons,
     "l2ru": _l2ru,
+    "convex": _layers_of_neurons,
     "mlp": _mlp,
     "lbdn": _lbdn,
     "lstm": _lstm,

@@ -21,6 +21,7 @@ _SIZES: dict[str, dict[str, Any]] = {
     "ren": {"state_size": 8, "features": 16},
     "nemon": {"state_size": 8, "features": 16},
     "l2ru": {"state_size": 16, "features": 8},
+    "convex": {"state_size": 16},
     "lstm": {"state_size": 16},
     "gru": {"state_size": 16},
     "mlp": {"hidden_sizes": [32, 32]},

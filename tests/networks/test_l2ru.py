@@ -89,7 +89,7 @@ def test_slow_poles_keep_their_digits_in_float32():
     assert found.status == "PASS" and found.gamma <= 2.0 * (1 + 1e-3)
     for unit, exact in zip(cell.explicit().linear, cell.explicit64().linear, strict=True):
         for part, wide in zip(unit, exact, strict=True):
-            assert float((part.double() - wide).abs().max()) <= 2e-6 * float(wide.abs().max())
+            assert float((part.double() - wide).detach().abs().max()) <= 2e-6 * float(wide.detach().abs().max())
 
 
 def test_the_bound_is_reached():
@@ -184,13 +184,11 @@ def test_arrays_that_were_changed_are_refused(name):
     cell = stacked().double()
     explicit = cell.explicit()
     unit = explicit.linear[0]
-    part = getattr(unit, "poles" if name == "poles" else "B").detach().clone()
+    field = "poles" if name == "poles" else "B"
+    part = getattr(unit, field).detach().clone()
     part[0] = float("nan") if name == "nan" else 30.0
-    changed = explicit._replace(
-        linear=(unit._replace(**{"poles" if name == "poles" else "B": part}), explicit.linear[1])
-    )
-    found = verify(cell, changed)
-    assert found.status == "NOT_CERTIFIED" or found.gamma > 2.0
+    changed = explicit._replace(linear=(unit._replace(**{field: part}), explicit.linear[1]))
+    assert verify(cell, changed).status == "NOT_CERTIFIED"
 
 
 def test_the_stack_is_one_system_around_its_neurons():

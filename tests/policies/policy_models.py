@@ -12,6 +12,7 @@ SMALL = {
     "ren": {"state_size": 4, "features": 5, "gamma": 5.0},
     "nemon": {"state_size": 4, "features": 5, "gamma": 5.0},
     "l2ru": {"state_size": 4, "features": 5, "gamma": 5.0},
+    "convex": {"state_size": 4, "gamma": 5.0},
     "lstm": {"state_size": 6},
     "gru": {"state_size": 3},
     "mlp": {"hidden_sizes": (8,)},
