@@ -1,3 +1,4 @@
+from .arrays import verify_arrays as verify_arrays
 from .certificate import (
     Certificate as Certificate,
 )
@@ -34,9 +35,6 @@ from .lmi import matrices as matrices
 from .perceptrons import verify_layers as verify_layers
 from .verify import (
     verify as verify,
-)
-from .verify import (
-    verify_arrays as verify_arrays,
 )
 from .verify import (
     verify_chain as verify_chain,

@@ -6,13 +6,13 @@ prove nothing: only `prove_positive` on what they found does.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from robust_policies.certificates.arrays import verify_arrays as verify_arrays
 from robust_policies.certificates.certificate import Verification
 from robust_policies.certificates.decay import least_decay, steps_to_forget
 from robust_policies.certificates.layers import is_r2dn, layers_bound
@@ -45,6 +45,7 @@ from robust_policies.files import numbers
 
 # A designed gain stays where a search finds the same one but for its own accuracy.
 ROUNDING_OF_SEARCHES = 1e-6
+_OURS = ("robust_policies.", "torch.", "builtins", "abc")
 _NAMES = ("A", "B1", "B2", "C1", "D12", "C2", "D21", "D22")
 
 
@@ -74,7 +75,10 @@ def verify(cell_or_policy: Any, explicit: Any = None) -> Verification:
     multilayer perceptron gets the smallest gain that can be found.
     Raises NotCertifiableError for a cell of which no bound is known (LSTM, GRU).
     """
-    cell, explicit = _explicit(cell_or_policy, explicit)
+    cell = getattr(cell_or_policy, "cell", cell_or_policy)
+    if hasattr(cell, "prove"):
+        return _by_its_own(cell, explicit)
+    cell, explicit = _explicit(cell, explicit)
     claimed = getattr(cell, "gamma", None)
     try:
         if (rows := _rows(cell, explicit)) is not None:
@@ -107,6 +111,17 @@ def verify(cell_or_policy: Any, explicit: Any = None) -> Verification:
     again = supply is None and (running.neurons is not None or claimed is not None)
     found = _with_neurons(found, _neurons(running), running.P) if again else found
     return _with_decay(found, running)
+
+
+def _by_its_own(cell: Any, explicit: Any) -> Verification:
+    """Return what a cell's own `prove` says of the arrays that run; raises InvalidValueError of anything else."""
+    with torch.no_grad():
+        found = cell.prove(cell.explicit() if explicit is None else explicit)
+    if not isinstance(found, Verification):
+        raise InvalidValueError(
+            f"{type(cell).__name__}.prove returned a {type(found).__name__}; expected a certificates.Verification."
+        )
+    return replace(found, method=f"the cell's own proof, not checked here: {found.method or 'without a name'}")
 
 
 def _of_rows(cell: Any, rows: Rows) -> Verification:
@@ -252,68 +267,6 @@ def verify_chain(
     return found if balanced is None else balanced.least(np.eye(len(running.P)), running.theta)
 
 
-def verify_arrays(
-    model: Matrices,
-    *,
-    rate: float,
-    gamma: float | None = None,
-    supply: Array | None = None,
-    family: Multiplier | None = None,
-    P: Array | None = None,
-    theta: Array | None = None,
-) -> Verification:
-    """Return what is proven of the cell with these matrices.
-
-    Args:
-        model: the explicit matrices.
-        rate: the contraction rate to prove, in (0, 1].
-        gamma: the incremental l2 gain to prove; None asks for contraction, and for the least gain that follows.
-        supply: the form of (y, u) to prove dissipation with, in place of gamma.
-        family: what is known of phi; None: it is 1-Lipschitz, which needs D11 = 0.
-        P: (nx, nx) the metric, a hint; recovered by a Riccati equation or an interior-point search if it does not do.
-        theta: the multiplier, a hint.
-
-    Raises:
-        InvalidValueError: rate or gamma is not allowed.
-    """
-    if not 0 < rate <= 1:
-        raise InvalidValueError(f"rate is {rate!r}; expected a number in (0, 1].")
-    if gamma is not None and not 0 < gamma < math.inf:
-        raise InvalidValueError(f"gamma is {gamma!r}; expected a finite number > 0.")
-    family = LipschitzMultiplier(model.sizes[1]) if family is None else family
-    refused = Verification("NOT_CERTIFIED", claimed_gamma=gamma)
-    if np.triu(model.D11).any():
-        return replace(refused, reason="D11 is not strictly lower triangular")
-    if isinstance(family, LipschitzMultiplier) and model.D11.any():
-        return replace(refused, reason="D11 is not zero, which a Lipschitz bound of phi alone does not allow")
-    hint = family.start() if theta is None else np.asarray(theta, dtype=np.float64)
-    if hint.shape != (family.size,) or not np.isfinite(hint).all():
-        return replace(refused, reason="the multiplier of the neurons is not finite or of another size")
-    search = Search(model, family, rate)
-    metric = P if P is not None and np.isfinite(P).all() else None
-    found = None if metric is None else _by_hint(search, metric, hint, gamma, supply)
-    found = found or search.by_riccati(hint, gamma, supply)
-    balanced = search.balanced(metric) if found is None and metric is not None else None
-    if balanced is not None:
-        found = _by_hint(balanced, np.eye(model.sizes[0]), hint, gamma, supply)
-    if found is None and supply is None:
-        found = search.by_optimum(gamma)
-    if found is None:
-        return replace(
-            refused,
-            reason="no metric P was found with which the inequality is proven",
-            ell=family.ell if isinstance(family, LipschitzMultiplier) else None,
-        )
-    return replace(found, claimed_gamma=gamma, method="matrix inequality with rounding-error bound")
-
-
-def _by_hint(search: Search, P: Array, theta: Array, gamma: float | None, supply: Array | None) -> Verification | None:
-    """Return what a metric and a multiplier that are given prove, or come near to."""
-    if supply is not None:
-        return search.dissipation(P, theta, supply)
-    return search.contraction(P, theta) if gamma is None else search.gain(P, theta, gamma)
-
-
 class _UnknownFormError(Exception):
     """There is no form known that bounds the nonlinearity."""
 
@@ -322,12 +275,24 @@ def _explicit(cell_or_policy: Any, explicit: Any) -> tuple[Any, Any]:
     cell = getattr(cell_or_policy, "cell", cell_or_policy)
     with torch.no_grad():
         explicit = cell.explicit() if explicit is None else explicit
-    if not any(hasattr(explicit, name) for name in ("A", "scale", "weights", "linear")):
+    if hasattr(explicit, "weight_hh"):
         raise NotCertifiableError(
             f"{type(cell).__name__} has gates, products of two signals, of which no finite gain is known; use the cell "
             "'r2dn', 'ren' or 'lbdn' with gamma=..., or 'mlp'."
         )
+    known = all(hasattr(explicit, name) for name in _NAMES) or is_stack(explicit)
+    if _steps_elsewhere(cell) or not (known or hasattr(explicit, "scale") or hasattr(explicit, "weights")):
+        raise NotCertifiableError(
+            f"{type(cell).__name__} was registered without a certificate; give it prove(explicit), or derive it from "
+            "NeuronCell and leave its step as it is: then its arrays are judged."
+        )
     return cell, explicit
+
+
+def _steps_elsewhere(cell: Any) -> bool:
+    """Return whether a class of another package says what a step is: its arrays then mean what this one cannot know."""
+    others = (kind for kind in type(cell).__mro__ if not kind.__module__.startswith(_OURS))
+    return isinstance(cell, torch.nn.Module) and any(name in vars(kind) for kind in others for name in ("step", "run"))
 
 
 def _running(cell: Any, explicit: Any) -> _Running:

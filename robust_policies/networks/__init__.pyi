@@ -26,8 +26,12 @@ from .l2ru import L2RU as L2RU
 from .lbdn import LBDN as LBDN
 from .lbdn import LBDNCell as LBDNCell
 from .nemon import NemonCell as NemonCell
+from .neuron_cell import NeuronCell as NeuronCell
+from .neuron_cell import RENExplicit as RENExplicit
 from .r2dn import R2DN as R2DN
 from .registry import CELLS as CELLS
 from .registry import cell_from_config as cell_from_config
+from .registry import known_cells as known_cells
 from .registry import make_cell as make_cell
+from .registry import register_cell as register_cell
 from .ren import REN as REN
