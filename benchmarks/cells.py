@@ -1,4 +1,4 @@
-"""Time every cell against torch.nn.LSTM and GRU of equal parameter count, on one thread, interleaved, medians.
+"""Time every cell against torch.nn.LSTM and GRU of equal parameter count, on one thread, interleaved, medians of CPU time.
 
 Run `python benchmarks/cells.py [--repeats N] [--output FILE.json]`.
 """
@@ -92,11 +92,11 @@ def measure(size: Size, repeats: int, ren: bool) -> list[dict[str, float | str]]
     for repeat in range(repeats + 1):
         for name, (module, call) in networks.items():
             with torch.no_grad():
-                begin = time.perf_counter()
+                begin = time.process_time()
                 call(inputs)
-                middle = time.perf_counter()
+                middle = time.process_time()
             call(inputs).square().mean().backward()
-            end = time.perf_counter()
+            end = time.process_time()
             module.zero_grad()
             if repeat:
                 forward[name].append(1e3 * (middle - begin))
