@@ -1,4 +1,4 @@
-"""Time every cell against torch.nn.LSTM and GRU of equal parameter count, on one thread, interleaved, medians.
+"""Time every cell against torch.nn.LSTM and GRU of equal parameter count, on one thread, interleaved, medians of CPU time.
 
 Run `python benchmarks/cells.py [--repeats N] [--output FILE.json]`.
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from robust_policies.networks import R2DN, REN, Cell, Lipschitz
+from robust_policies.networks import L2RU, R2DN, REN, Cell, Lipschitz, NemonCell
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,9 @@ SIZES = (
     Size("nx10 nv100 4x140", 10, 100, (140,) * 4, 200, 64),
     Size("nx75 nv75 3x87", 75, 75, (87,) * 3, 256, 64),
     Size("nx8 nv16 2x16", 8, 16, (16,) * 2, 128, 8),
+    Size("long nx16 nv16 2x16", 16, 16, (16,) * 2, 128, 1),
+    Size("long nx16 nv16 2x16", 16, 16, (16,) * 2, 1024, 1),
+    Size("long nx16 nv16 2x16", 16, 16, (16,) * 2, 8192, 1),
 )
 
 
@@ -65,10 +68,14 @@ def contenders(size: Size, ren: bool) -> dict[str, tuple[nn.Module, Callable[[Te
     }
     if ren:
         cells["REN"] = REN(*shape)
+    if size.state % 4 == 0:
+        cells["nemon"] = NemonCell(*shape)
+        cells["L2RU"] = L2RU(*shape)
     found: dict[str, tuple[nn.Module, Callable[[Tensor], Tensor]]] = {}
     for name, cell in cells.items():
         found[name] = (cell, lambda u, cell=cell: cell(u)[0])
-        found[f"{name}, step by step"] = (cell, per_step(cell))
+        if not size.name.startswith("long"):
+            found[f"{name}, step by step"] = (cell, per_step(cell))
     for kind in (nn.LSTM, nn.GRU):
         core = recurrent_of_equal_size(kind, size.inputs, count(contracting))
         found[f"torch {kind.__name__}"] = (core, lambda u, core=core: core(u)[0])
@@ -85,11 +92,11 @@ def measure(size: Size, repeats: int, ren: bool) -> list[dict[str, float | str]]
     for repeat in range(repeats + 1):
         for name, (module, call) in networks.items():
             with torch.no_grad():
-                begin = time.perf_counter()
+                begin = time.process_time()
                 call(inputs)
-                middle = time.perf_counter()
+                middle = time.process_time()
             call(inputs).square().mean().backward()
-            end = time.perf_counter()
+            end = time.process_time()
             module.zero_grad()
             if repeat:
                 forward[name].append(1e3 * (middle - begin))

@@ -1,3 +1,4 @@
+from .arrays import verify_arrays as verify_arrays
 from .certificate import (
     Certificate as Certificate,
 )
@@ -28,17 +29,13 @@ from .gain import (
 from .gain import (
     secant_gain as secant_gain,
 )
+from .implicit import implicit_gain as implicit_gain
 from .lmi import Matrices as Matrices
 from .lmi import matrices as matrices
+from .perceptrons import verify_layers as verify_layers
 from .verify import (
     verify as verify,
 )
 from .verify import (
-    verify_arrays as verify_arrays,
-)
-from .verify import (
     verify_chain as verify_chain,
-)
-from .verify import (
-    verify_layers as verify_layers,
 )

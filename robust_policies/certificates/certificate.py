@@ -43,9 +43,11 @@ class Verification:
     """What `verify` proved of one cell's explicit matrices.
 
     `gamma` bounds the incremental l2 gain (None: only contraction was asked or proven), `rate` the contraction rate,
-    `overshoot` is sqrt(cond P) of the rate's proof, `forgets` the steps after which 99% of a difference of two states
-    is gone (None: never, or there is no state), `margin` the smallest eigenvalue of the LMI, `shift` what rounding may
-    have taken from it, `tau` the multiplier of phi's bound and `ell` phi's Lipschitz bound; `method` names the proof.
+    `overshoot` is the factor of the rate's proof by which a difference may grow before it shrinks (sqrt(cond P) of a
+    metric P), `forgets` the steps after which 99% of a difference of two states is gone (None: never, or there is no
+    state), `peak` {"units", "gamma", "method"} bounds every output at every step (None: not asked), `margin` is the
+    smallest eigenvalue of the LMI, `shift` what rounding may have taken from it, `tau` the multiplier of phi's bound
+    and `ell` phi's Lipschitz bound; `method` names the proof.
     NOT_CERTIFIED never means unstable.
     """
 
@@ -61,6 +63,7 @@ class Verification:
     claimed_gamma: float | None = None
     method: str = ""
     forgets: int | None = None
+    peak: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -6,24 +6,18 @@ prove nothing: only `prove_positive` on what they found does.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from robust_policies.certificates.arrays import verify_arrays as verify_arrays
 from robust_policies.certificates.certificate import Verification
 from robust_policies.certificates.decay import least_decay, steps_to_forget
-from robust_policies.certificates.layers import (
-    chain_model,
-    chain_start,
-    is_r2dn,
-    layers_bound,
-    norm_product,
-)
+from robust_policies.certificates.layers import is_r2dn, layers_bound
 from robust_policies.certificates.lmi import Array, Matrices, matrices
+from robust_policies.certificates.modal import is_stack, stack
 from robust_policies.certificates.multipliers import (
     LipschitzMultiplier,
     Multiplier,
@@ -31,25 +25,27 @@ from robust_policies.certificates.multipliers import (
 )
 from robust_policies.certificates.neurons import (
     METHOD,
-    MOST_NEURONS,
     Neurons,
     chain_of_layers,
     least_by_neurons,
     written_out,
 )
-from robust_policies.certificates.reflected import householder_chain, maxmin_chain
+from robust_policies.certificates.perceptrons import (
+    LARGEST_CHAIN,
+    SLOPE_RESTRICTED,
+    SORTING,
+    chain_neurons,
+    chain_verification,
+    unknown_slope,
+)
+from robust_policies.certificates.positive import Rows, proven_by_rows, rows_of
 from robust_policies.certificates.search import ROUNDING, Search
 from robust_policies.errors import InvalidValueError, NonFiniteError, NotCertifiableError, ShapeError
 from robust_policies.files import numbers
 
-SLOPE_RESTRICTED = frozenset(
-    {"relu", "tanh", "sigmoid", "identity", "leaky_relu", "elu", "softplus", "hardtanh", "softsign"}
-)
-SORTING = "maxmin"
-REFLECTING = "householder"
 # A designed gain stays where a search finds the same one but for its own accuracy.
 ROUNDING_OF_SEARCHES = 1e-6
-LARGEST_CHAIN = MOST_NEURONS
+_OURS = ("robust_policies.", "torch.", "builtins", "abc")
 _NAMES = ("A", "B1", "B2", "C1", "D12", "C2", "D21", "D22")
 
 
@@ -79,9 +75,14 @@ def verify(cell_or_policy: Any, explicit: Any = None) -> Verification:
     multilayer perceptron gets the smallest gain that can be found.
     Raises NotCertifiableError for a cell of which no bound is known (LSTM, GRU).
     """
-    cell, explicit = _explicit(cell_or_policy, explicit)
+    cell = getattr(cell_or_policy, "cell", cell_or_policy)
+    if hasattr(cell, "prove"):
+        return _by_its_own(cell, explicit)
+    cell, explicit = _explicit(cell, explicit)
     claimed = getattr(cell, "gamma", None)
     try:
+        if (rows := _rows(cell, explicit)) is not None:
+            return _of_rows(cell, rows)
         if hasattr(explicit, "scale"):
             found = _memoryless(cell.gamma, _layers_gain(cell, explicit))
             return _with_neurons(found, chain_of_layers(explicit.layers, float(explicit.scale.double())), None)
@@ -89,7 +90,7 @@ def verify(cell_or_policy: Any, explicit: Any = None) -> Verification:
     except (NonFiniteError, ShapeError, _UnknownFormError) as error:
         return Verification("NOT_CERTIFIED", reason=str(error).rstrip("."), claimed_gamma=claimed)
     if running.weights:
-        return _chain(running.weights, cell.activation.name)
+        return chain_verification(running.weights, cell.activation.name)
     guarantee = cell.guarantee
     supply = None
     if hasattr(guarantee, "Q"):
@@ -110,6 +111,53 @@ def verify(cell_or_policy: Any, explicit: Any = None) -> Verification:
     again = supply is None and (running.neurons is not None or claimed is not None)
     found = _with_neurons(found, _neurons(running), running.P) if again else found
     return _with_decay(found, running)
+
+
+def _by_its_own(cell: Any, explicit: Any) -> Verification:
+    """Return what a cell's own `prove` says of the arrays that run; raises InvalidValueError of anything else."""
+    with torch.no_grad():
+        found = cell.prove(cell.explicit() if explicit is None else explicit)
+    if not isinstance(found, Verification):
+        raise InvalidValueError(
+            f"{type(cell).__name__}.prove returned a {type(found).__name__}; expected a certificates.Verification."
+        )
+    return replace(found, method=f"the cell's own proof, not checked here: {found.method or 'without a name'}")
+
+
+def _of_rows(cell: Any, rows: Rows) -> Verification:
+    """Return what its rows prove of a cell, and where its neurons are evaluated one after another, they one by one."""
+    found = proven_by_rows(rows, cell.guarantee, cell.rate)
+    hints = rows.hints()
+    if found.status != "PASS" or hints is None or np.triu(rows.model.D11).any():
+        return found
+    P, theta = hints
+    running = _Running(rows.model, SlopeMultiplier(rows.model.sizes[1]), P, theta)
+    other = verify_arrays(rows.model, rate=1.0, family=running.family, P=P, theta=theta)
+    other = _with_decay(other, running) if other.status == "PASS" else other
+    if other.gamma is not None and (found.gamma is None or other.gamma < found.gamma):
+        found = replace(found, gamma=other.gamma, method=f"{found.method}; {other.method}")
+    if other.forgets is not None and (found.forgets is None or other.forgets < found.forgets):
+        found = replace(found, rate=other.rate, overshoot=other.overshoot, forgets=other.forgets)
+    return found
+
+
+def running_rows(cell_or_policy: Any, explicit: Any = None) -> Rows | None:
+    """Return a cell as rows that bound its increments entry by entry, None of one that says no block size.
+
+    Arguments as for `verify`.
+    """
+    try:
+        return _rows(*_explicit(cell_or_policy, explicit))
+    except (NonFiniteError, NotCertifiableError, ShapeError, _UnknownFormError):
+        return None
+
+
+def _rows(cell: Any, explicit: Any) -> Rows | None:
+    if not (hasattr(cell, "block_size") and hasattr(explicit, "D11")):
+        return None
+    if cell.activation.name not in SLOPE_RESTRICTED:
+        raise _UnknownFormError(unknown_slope(cell.activation.name))
+    return rows_of(_matrices(explicit), cell.block_size)
 
 
 def _with_neurons(found: Verification, neurons: Neurons | None, P: Array | None) -> Verification:
@@ -219,68 +267,6 @@ def verify_chain(
     return found if balanced is None else balanced.least(np.eye(len(running.P)), running.theta)
 
 
-def verify_arrays(
-    model: Matrices,
-    *,
-    rate: float,
-    gamma: float | None = None,
-    supply: Array | None = None,
-    family: Multiplier | None = None,
-    P: Array | None = None,
-    theta: Array | None = None,
-) -> Verification:
-    """Return what is proven of the cell with these matrices.
-
-    Args:
-        model: the explicit matrices.
-        rate: the contraction rate to prove, in (0, 1].
-        gamma: the incremental l2 gain to prove; None asks for contraction, and for the least gain that follows.
-        supply: the form of (y, u) to prove dissipation with, in place of gamma.
-        family: what is known of phi; None: it is 1-Lipschitz, which needs D11 = 0.
-        P: (nx, nx) the metric, a hint; recovered by a Riccati equation or an interior-point search if it does not do.
-        theta: the multiplier, a hint.
-
-    Raises:
-        InvalidValueError: rate or gamma is not allowed.
-    """
-    if not 0 < rate <= 1:
-        raise InvalidValueError(f"rate is {rate!r}; expected a number in (0, 1].")
-    if gamma is not None and not 0 < gamma < math.inf:
-        raise InvalidValueError(f"gamma is {gamma!r}; expected a finite number > 0.")
-    family = LipschitzMultiplier(model.sizes[1]) if family is None else family
-    refused = Verification("NOT_CERTIFIED", claimed_gamma=gamma)
-    if np.triu(model.D11).any():
-        return replace(refused, reason="D11 is not strictly lower triangular")
-    if isinstance(family, LipschitzMultiplier) and model.D11.any():
-        return replace(refused, reason="D11 is not zero, which a Lipschitz bound of phi alone does not allow")
-    hint = family.start() if theta is None else np.asarray(theta, dtype=np.float64)
-    if hint.shape != (family.size,) or not np.isfinite(hint).all():
-        return replace(refused, reason="the multiplier of the neurons is not finite or of another size")
-    search = Search(model, family, rate)
-    metric = P if P is not None and np.isfinite(P).all() else None
-    found = None if metric is None else _by_hint(search, metric, hint, gamma, supply)
-    found = found or search.by_riccati(hint, gamma, supply)
-    balanced = search.balanced(metric) if found is None and metric is not None else None
-    if balanced is not None:
-        found = _by_hint(balanced, np.eye(model.sizes[0]), hint, gamma, supply)
-    if found is None and supply is None:
-        found = search.by_optimum(gamma)
-    if found is None:
-        return replace(
-            refused,
-            reason="no metric P was found with which the inequality is proven",
-            ell=family.ell if isinstance(family, LipschitzMultiplier) else None,
-        )
-    return replace(found, claimed_gamma=gamma, method="matrix inequality with rounding-error bound")
-
-
-def _by_hint(search: Search, P: Array, theta: Array, gamma: float | None, supply: Array | None) -> Verification | None:
-    """Return what a metric and a multiplier that are given prove, or come near to."""
-    if supply is not None:
-        return search.dissipation(P, theta, supply)
-    return search.contraction(P, theta) if gamma is None else search.gain(P, theta, gamma)
-
-
 class _UnknownFormError(Exception):
     """There is no form known that bounds the nonlinearity."""
 
@@ -289,87 +275,54 @@ def _explicit(cell_or_policy: Any, explicit: Any) -> tuple[Any, Any]:
     cell = getattr(cell_or_policy, "cell", cell_or_policy)
     with torch.no_grad():
         explicit = cell.explicit() if explicit is None else explicit
-    if not any(hasattr(explicit, name) for name in ("A", "scale", "weights")):
+    if hasattr(explicit, "weight_hh"):
         raise NotCertifiableError(
             f"{type(cell).__name__} has gates, products of two signals, of which no finite gain is known; use the cell "
             "'r2dn', 'ren' or 'lbdn' with gamma=..., or 'mlp'."
         )
+    known = all(hasattr(explicit, name) for name in _NAMES) or is_stack(explicit)
+    if _steps_elsewhere(cell) or not (known or hasattr(explicit, "scale") or hasattr(explicit, "weights")):
+        raise NotCertifiableError(
+            f"{type(cell).__name__} was registered without a certificate; give it prove(explicit), or derive it from "
+            "NeuronCell and leave its step as it is: then its arrays are judged."
+        )
     return cell, explicit
+
+
+def _steps_elsewhere(cell: Any) -> bool:
+    """Return whether a class of another package says what a step is: its arrays then mean what this one cannot know."""
+    others = (kind for kind in type(cell).__mro__ if not kind.__module__.startswith(_OURS))
+    return isinstance(cell, torch.nn.Module) and any(name in vars(kind) for kind in others for name in ("step", "run"))
 
 
 def _running(cell: Any, explicit: Any) -> _Running:
     name = getattr(getattr(cell, "activation", None), "name", None)
     if name not in SLOPE_RESTRICTED and not (name == SORTING and hasattr(explicit, "weights")):
-        raise _UnknownFormError(_unknown(name))
+        raise _UnknownFormError(unknown_slope(name))
     if hasattr(explicit, "weights"):
         weights = tuple(_array(weight) for weight in explicit.weights)
-        chain = _chain_neurons(weights, name)
+        chain = chain_neurons(weights, name)
         return _Running(chain.model, chain.family, np.zeros((0, 0)), chain.theta, weights)
-    model = matrices(*(_array(getattr(explicit, name)) for name in _NAMES), D11=_optional(explicit, "D11"))
+    if is_stack(explicit):
+        whole = stack(explicit)
+        return _Running(whole.model, whole.family, np.eye(whole.model.sizes[0]), whole.theta)
+    model = _matrices(explicit)
+    if np.triu(model.D11).any():
+        raise _UnknownFormError("D11 is not strictly lower triangular")
+    family = SlopeMultiplier(model.sizes[1])
+    if (rows := _rows(cell, explicit)) is not None:
+        return _Running(model, family, *(rows.hints() or (None, family.start())))
     P = _array(cell.metric()) if cell.guarantee is not None else None
     if is_r2dn(explicit):
         family = LipschitzMultiplier(model.sizes[1], layers_bound(explicit.layers))
         return _Running(model, family, P, np.ones(1), neurons=written_out(model, explicit.layers))
-    family = SlopeMultiplier(model.sizes[1])
     return _Running(model, family, P, _array(cell.multiplier()) if hasattr(cell, "multiplier") else family.start())
-
-
-def verify_layers(
-    weights: Sequence[Array], activation: str = "relu", normals: Sequence[Array] | None = None
-) -> Verification:
-    """Return the least gain that is proven of u -> W_L act(.. act(W_0 u + b_0)), weights first layer first.
-
-    Args:
-        weights: float32 or float64 arrays (rows, columns), with as many columns as the one before has rows.
-        activation: a name in `SLOPE_RESTRICTED`, "maxmin", or "householder": v -> v - 2 n min(n'v, 0) in groups.
-        normals: for "householder", of each layer but the last the n of each group, (groups, group size).
-
-    Raises InvalidValueError where the normals do not go with the activation or are not of norm 1.
-    """
-    if (activation == REFLECTING) != (normals is not None):
-        raise InvalidValueError("`normals` are those of the activation 'householder'; give them with it, and only so.")
-    if activation not in SLOPE_RESTRICTED and activation not in (SORTING, REFLECTING):
-        return Verification("NOT_CERTIFIED", reason=_unknown(activation))
-    return _chain(tuple(np.asarray(weight, dtype=np.float64) for weight in weights), activation, normals)
-
-
-def _chain(weights: tuple[Array, ...], activation: str, normals: Sequence[Array] | None = None) -> Verification:
-    """Return the smaller of a chain's LipSDP gain and the product of its spectral norms."""
-    try:
-        product = norm_product(weights)
-        neurons = _chain_neurons(weights, activation, normals)
-    except (NonFiniteError, ShapeError) as error:
-        return Verification("NOT_CERTIFIED", reason=str(error).rstrip("."))
-    if normals is not None:
-        # Each normal may be longer than 1 by a hair, and its reflection then longer than what it reflects.
-        longest = [max(1.0, abs(2 * float(np.square(array).sum(axis=1).max()) - 1)) for array in normals]
-        product *= math.prod(longest) * (1 + 1e-12)
-    proven = Verification("PASS", product, method="product of spectral norms")
-    if product == 0 or not neurons.family.size or neurons.family.size > LARGEST_CHAIN:
-        return proven
-    gamma = Search(neurons.model, neurons.family, 1.0).least(np.zeros((0, 0)), neurons.theta)
-    if gamma is None or gamma >= product:
-        return proven
-    return Verification("PASS", gamma, method="LipSDP: a multiplier for each neuron, rounding-error bound")
-
-
-def _chain_neurons(weights: Sequence[Array], activation: str, normals: Sequence[Array] | None = None) -> Neurons:
-    """Return a chain of linear layers with an activation between each two as a system around single neurons."""
-    if activation == SORTING:
-        return maxmin_chain(weights)
-    if normals is not None:
-        return householder_chain(weights, normals)
-    return Neurons(chain_model(weights), chain_start(weights))
-
-
-def _unknown(activation: Any) -> str:
-    return f"the slope of the activation {activation!r} is not known to be in [0, 1]"
 
 
 def _layers_gain(cell: Any, explicit: Any) -> float:
     name = cell.network.activation.name
     if name not in SLOPE_RESTRICTED:
-        raise _UnknownFormError(_unknown(name))
+        raise _UnknownFormError(unknown_slope(name))
     return layers_bound(explicit.layers) * float(explicit.scale.double()) ** 2 * (1 + 1e-15)
 
 
@@ -380,6 +333,11 @@ def _memoryless(claimed: float, proven: float) -> Verification:
         return Verification("NOT_CERTIFIED", reason=reason, claimed_gamma=claimed)
     method = "product of the layers' bounds"
     return Verification("PASS", max(proven, claimed), None, ell=proven, claimed_gamma=claimed, method=method)
+
+
+def _matrices(explicit: Any) -> Matrices:
+    """Return the explicit arrays of a linear system around neurons."""
+    return matrices(*(_array(getattr(explicit, name)) for name in _NAMES), D11=_optional(explicit, "D11"))
 
 
 def _optional(explicit: Any, name: str) -> Array | None:

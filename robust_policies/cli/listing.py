@@ -31,9 +31,9 @@ def entries_of(what: Listing) -> dict[str, str]:
             name: load_recipe(assets.recipes_folder() / f"{name}.yaml").description for name in assets.recipe_names()
         }
     if what is Listing.policies:
-        from robust_policies.networks import CELLS
+        from robust_policies.networks import known_cells
 
-        return {name: (cell.__doc__ or "").strip().splitlines()[0] for name, cell in CELLS.items()}
+        return {name: (cell.__doc__ or "").strip().splitlines()[0] for name, cell in known_cells().items()}
     from robust_policies.evaluation.attacks import ATTACKS
     from robust_policies.evaluation.noise import DESCRIPTIONS, PERTURBATIONS
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from robust_policies import checks
 from robust_policies.errors import InvalidValueError, NotCertifiableError, ShapeError
 from robust_policies.networks.compiled import Collapsed
-from robust_policies.networks.guarantees import Guarantee
+from robust_policies.networks.guarantees import Contracting, Guarantee, Lipschitz
 
 _ORDER = {"step": ("explicit", "input", "state"), "run": ("explicit", "inputs", "state", "starts")}
 
@@ -98,6 +98,11 @@ class Cell(nn.Module, ABC):
     @abstractmethod
     def zero_output_(self) -> Cell:
         """Set the parameters so that the output is zero whatever the input, the gradient not; return the cell."""
+
+    @classmethod
+    def designed(cls, gamma: float | None) -> Guarantee:
+        """Return the guarantee that `make_cell(..., gamma=gamma)` asks of a new cell, contraction alone of None."""
+        return Contracting() if gamma is None else Lipschitz(gamma)
 
     @property
     def gamma(self) -> float | None:

@@ -1,12 +1,12 @@
 """What a cell promises by construction.
 
 A guarantee is about increments, the difference of any two trajectories of the same cell (u difference of inputs, y of
-outputs). All three include contraction: the effect of the initial state dies out.
+outputs). All of them include contraction: the effect of the initial state dies out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,46 @@ class Lipschitz:
     def config(self) -> dict[str, Any]:
         """Return the JSON-able description that `guarantee_from_config` reads."""
         return {"type": "lipschitz", "gamma": self.gamma, "trainable": self.trainable}
+
+
+@dataclass(frozen=True)
+class PeakLipschitz:
+    """If |u_l| <= unit_l at every step, then |y_i| <= gamma at every step for ever, from equal initial states.
+
+    Attributes:
+        gamma: the bound of every output, > 0.
+        unit: (nu,) how far each input may differ at every step, > 0; None: 1 each.
+    """
+
+    gamma: float
+    unit: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "gamma", checks.finite_float("gamma", self.gamma, above=0.0))
+        if self.unit is None:
+            return
+        given = self.unit.tolist() if hasattr(self.unit, "tolist") else self.unit  # pyright: ignore
+        if isinstance(given, str) or not isinstance(given, Sequence):
+            raise InvalidValueError(f"unit is {given!r}; expected a number > 0 for each input, or None.")
+        unit = tuple(checks.finite_float("an entry of unit", value, above=0.0) for value in given)
+        object.__setattr__(self, "unit", unit)
+
+    def units(self, input_size: int) -> tuple[float, ...]:
+        """Return the unit of each of the inputs; raises ShapeError where there are as many of another number."""
+        unit = (1.0,) * input_size if self.unit is None else self.unit
+        if len(unit) != input_size:
+            raise ShapeError(
+                f"unit of PeakLipschitz has {len(unit)} number(s); the cell reads {input_size}: give one for each."
+            )
+        return unit
+
+    def config(self) -> dict[str, Any]:
+        """Return the JSON-able description that `guarantee_from_config` reads."""
+        return {
+            "type": "peak_lipschitz",
+            "gamma": self.gamma,
+            "unit": None if self.unit is None else list(self.unit),
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,35 +130,58 @@ class Dissipative:
         return {"type": "dissipative", "Q": self.Q.tolist(), "S": self.S.tolist(), "R": self.R.tolist()}
 
 
-Guarantee = Contracting | Lipschitz | Dissipative
+Guarantee = Contracting | Lipschitz | Dissipative | PeakLipschitz
+KINDS: dict[str, type[Guarantee]] = {
+    "contracting": Contracting,
+    "lipschitz": Lipschitz,
+    "dissipative": Dissipative,
+    "peak_lipschitz": PeakLipschitz,
+}
+_CALLS = {
+    Contracting: "Contracting()",
+    Lipschitz: "Lipschitz(gamma)",
+    Dissipative: "Dissipative(Q, S, R)",
+    PeakLipschitz: "PeakLipschitz(gamma, unit)",
+}
+_OF_MOST: tuple[type[Guarantee], ...] = (Contracting, Lipschitz, Dissipative)
 
 
 def guarantee_from_config(config: Mapping[str, Any]) -> Guarantee:
     """Return the guarantee whose `config()` is `config`."""
-    kinds = {"contracting": Contracting, "lipschitz": Lipschitz, "dissipative": Dissipative}
     options = dict(config)
     kind = options.pop("type", None)
-    if kind not in kinds:
-        raise UnknownNameError.among("guarantee", str(kind), kinds)
+    if kind not in KINDS:
+        raise UnknownNameError.among("guarantee", str(kind), KINDS)
     try:
-        return kinds[kind](**options)
+        return KINDS[kind](**options)
     except TypeError as error:
         raise InvalidValueError(f"The options {sorted(options)} do not fit the guarantee {kind!r}: {error}.") from error
 
 
-def as_guarantee(value: Any, input_size: int, output_size: int) -> Guarantee:
-    """Return `value` if it is a guarantee whose sizes fit a cell with these sizes; a config mapping is converted."""
+def as_guarantee(
+    value: Any, input_size: int, output_size: int, kinds: tuple[type[Guarantee], ...] = _OF_MOST
+) -> Guarantee:
+    """Return `value` if it is a guarantee whose sizes fit a cell with these sizes; a config mapping is converted.
+
+    `kinds` are those that the cell can have.
+    """
     if isinstance(value, Mapping):
         value = guarantee_from_config(value)
-    if not isinstance(value, Contracting | Lipschitz | Dissipative):
-        raise InvalidValueError(
-            f"guarantee is {value!r}; expected Contracting(), Lipschitz(gamma) or Dissipative(Q, S, R)."
-        )
+    if not isinstance(value, kinds):
+        *others, last = (_CALLS[kind] for kind in kinds)
+        expected = f"{', '.join(others)} or {last}" if others else last
+        hint = ""
+        if isinstance(value, Guarantee):
+            hint = f": this cell has no {type(value).__name__}"
+            hint += ", use the cell 'nemon'" if isinstance(value, PeakLipschitz) else ", use 'r2dn' or 'ren'"
+        raise InvalidValueError(f"guarantee is {value!r}; expected {expected}{hint}.")
     if isinstance(value, Dissipative) and value.S.shape != (input_size, output_size):
         raise ShapeError(
             f"S of the dissipative guarantee has shape {tuple(value.S.shape)}; expected (input_size, output_size) = "
             f"({input_size}, {output_size})."
         )
+    if isinstance(value, PeakLipschitz):
+        value.units(input_size)
     return value
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,33 +18,11 @@ from robust_policies.networks.compiled import Collapsed, applies, run, with_step
 from robust_policies.networks.equilibrium import solve_equilibrium
 from robust_policies.networks.guarantees import Contracting, Dissipative, Guarantee
 from robust_policies.networks.linalg import frobenius, full_precision
+from robust_policies.networks.neuron_cell import RENExplicit, collapsed
 from robust_policies.networks.program import recorded
 from robust_policies.networks.robust_cell import RobustCell
 
-
-class RENExplicit(NamedTuple):
-    """The arrays that run."""
-
-    A: Tensor
-    B1: Tensor
-    B2: Tensor
-    C1: Tensor
-    C2: Tensor
-    D11: Tensor
-    D12: Tensor
-    D21: Tensor
-    D22: Tensor
-    bx: Tensor
-    bv: Tensor
-    by: Tensor
-
-
 _Together = with_step(RENExplicit)
-
-
-def _collapsed(e: RENExplicit) -> Collapsed:
-    P = torch.cat((torch.cat((e.A, e.B2), 1), torch.cat((e.C1, e.D12), 1)))
-    return Collapsed(P, torch.cat((e.bx, e.bv)), e.B1, torch.cat((e.C2, e.D22), 1), e.D21, e.by, (e.D11,), ())
 
 
 class REN(RobustCell):
@@ -115,12 +93,12 @@ class REN(RobustCell):
 
     def _with_collapsed(self) -> tuple[RENExplicit, Collapsed]:
         found = self._explicit()
-        return found, _collapsed(found)
+        return found, collapsed(found)
 
     def collapsed(self, explicit: RENExplicit) -> Collapsed:
         """Return the step as `Collapsed` has it, of which a REN's neurons are one by one."""
         known = getattr(explicit, "collapsed", None)
-        return _collapsed(explicit) if known is None else known
+        return collapsed(explicit) if known is None else known
 
     def step(self, explicit: RENExplicit, input: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return (output, next state) by the model's equations as they stand."""

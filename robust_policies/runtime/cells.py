@@ -89,6 +89,51 @@ def _ren(config: Mapping[str, Any], e: Arrays) -> RunningCell:
     return RunningCell(nx, step)
 
 
+def _layers_of_neurons(config: Mapping[str, Any], e: Arrays) -> RunningCell:
+    """Return a cell whose neurons are found in passes from zero: as many as it has layers, or as it runs."""
+    act, kind, nx = ACTIVATIONS[config["activation"]], e["A"].dtype, len(e["A"])
+    before, inside = np.hstack((e["C1"], e["D12"])).T.copy(), e["D11"].T.copy()
+    known = np.vstack((np.hstack((e["C2"], e["D22"])), np.hstack((e["A"], e["B2"])))).T.copy()
+    hidden = np.vstack((e["D21"], e["B1"])).T.copy()
+    shift, ny = np.concatenate((e["by"], e["bx"])).astype(kind), len(e["by"])
+    passes = int(config.get("passes") or config.get("layers") or 1)
+
+    def step(input: Array, state: Array) -> tuple[Array, Array]:
+        both = np.concatenate((state, input), axis=1)
+        v = both @ before + e["bv"]
+        w = act(v)
+        for _ in range(passes - 1):
+            w = act(v + w @ inside)
+        found = both @ known + w @ hidden + shift
+        return found[:, :ny], found[:, ny:]
+
+    return RunningCell(nx, step)
+
+
+def _l2ru(config: Mapping[str, Any], e: Arrays) -> RunningCell:
+    act, kind, size = ACTIVATIONS[config["activation"]], e["size"].dtype, _wide(e["size"])
+    inward, entering = (size * _wide(e["inward"]["B"])).T.astype(kind), e["inward"]["b"]
+    outward, leaving = (_wide(e["outward"]["B"]).T * size).astype(kind), (size * _wide(e["outward"]["b"])).astype(kind)
+    units, at = [], 0
+    for unit, layer in zip(e["linear"], e["layers"], strict=True):
+        count, reads = 2 * len(unit["poles"]), _inward(layer)
+        known = np.hstack((reads @ _wide(unit["C"]), reads @ _wide(unit["D"]))).T.astype(kind)
+        onward = _outward(layer).T.astype(kind)
+        units.append((at, at + count, *unit["poles"].T.copy(), unit["B"].T.copy(), known, layer["b"], onward))
+        at += count
+
+    def step(input: Array, state: Array) -> tuple[Array, Array]:
+        h, following = input @ inward + entering, np.empty_like(state)
+        for begin, end, c, s, B, known, b, onward in units:
+            x, drive = state[:, begin:end], h @ B
+            following[:, begin:end:2] = c * x[:, 0::2] - s * x[:, 1::2] + drive[:, 0::2]
+            following[:, begin + 1 : end : 2] = s * x[:, 0::2] + c * x[:, 1::2] + drive[:, 1::2]
+            h = act(np.concatenate((x, h), axis=1) @ known + b) @ onward
+        return h @ outward + leaving, following
+
+    return RunningCell(at, step)
+
+
 def _mlp(config: Mapping[str, Any], e: Arrays) -> RunningCell:
     act = ACTIVATIONS[config["activation"]]
     layers = [(W.T.copy(), b) for W, b in zip(e["weights"], e["biases"], strict=True)]
@@ -177,6 +222,9 @@ def _window(config: Mapping[str, Any], e: Arrays) -> RunningCell:
 _MAKERS: dict[str, Callable[[Mapping[str, Any], Arrays], RunningCell]] = {
     "r2dn": _r2dn,
     "ren": _ren,
+    "nemon": _layers_of_neurons,
+    "l2ru": _l2ru,
+    "convex": _layers_of_neurons,
     "mlp": _mlp,
     "lbdn": _lbdn,
     "lstm": _lstm,

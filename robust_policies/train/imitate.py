@@ -19,6 +19,9 @@ from robust_policies.train.runner import train
 _SIZES: dict[str, dict[str, Any]] = {
     "r2dn": {"state_size": 8, "features": 8, "hidden_sizes": [16]},
     "ren": {"state_size": 8, "features": 16},
+    "nemon": {"state_size": 8, "features": 16},
+    "l2ru": {"state_size": 16, "features": 8},
+    "convex": {"state_size": 16},
     "lstm": {"state_size": 16},
     "gru": {"state_size": 16},
     "mlp": {"hidden_sizes": [32, 32]},

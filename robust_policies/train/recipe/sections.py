@@ -12,6 +12,8 @@ from robust_policies.envs.perturb import describe, parse
 from robust_policies.files.settings import Strict
 from robust_policies.train.recipe.youla import YoulaSection
 
+_CELL_KEYS = ("state_size", "features", "hidden_sizes", "activation", "gamma", "rate", "init")
+
 
 class TaskSection(Strict):
     """What to control."""
@@ -30,7 +32,7 @@ class TaskSection(Strict):
 class PolicySection(Strict):
     """The network between observation and action; fields left out (null) keep the cell's own default."""
 
-    cell: str = Field(default="r2dn", description="r2dn, ren, lstm, gru, mlp or lbdn")
+    cell: str = Field(default="r2dn", description="r2dn, ren, nemon, lstm, gru, mlp, lbdn or one of your own")
     state_size: int | None = Field(default=None, ge=1)
     features: int | None = Field(default=None, ge=1, description="width of the nonlinear part (r2dn, ren)")
     hidden_sizes: list[int] | None = None
@@ -38,10 +40,11 @@ class PolicySection(Strict):
     gamma: float | None = Field(
         default=None,
         gt=0,
-        description="incremental l2 gain of the cell, between scaled signals; null: contraction only",
+        description="bound of the cell between scaled signals: incremental l2 gain, nemon: step by step; null: none",
     )
     rate: float | None = Field(default=None, gt=0, le=1, description="upper bound on the contraction rate")
     init: Literal["random", "long_memory", "timescales"] | None = None
+    cell_options: dict[str, Any] = Field(default_factory=dict, description="the cell's other options, by name")
     critic: Literal["own", "shared", "mlp"] = "own"
     critic_kwargs: dict[str, Any] = Field(default_factory=dict)
     observation_scale: list[float] | None = Field(default=None, description="observations are divided by it")
@@ -60,8 +63,16 @@ class PolicySection(Strict):
 
     def cell_kwargs(self) -> dict[str, Any]:
         """Return the cell's options that the recipe sets."""
-        names = ("state_size", "features", "hidden_sizes", "activation", "gamma", "rate", "init")
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        own = {name: getattr(self, name) for name in _CELL_KEYS if getattr(self, name) is not None}
+        return own | self.cell_options
+
+    @field_validator("cell_options")
+    @classmethod
+    def _other_options(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in _CELL_KEYS:
+            if name in value:
+                raise ValueError(f"{name} has a key of its own; expected policy.{name}, not policy.cell_options.{name}")
+        return value
 
 
 class CheckpointSection(Strict):
