@@ -47,6 +47,7 @@ class RunFolder:
         self.certificate = self.path / "certificate.json"
         self.return_certificate = self.path / "return_certificate.json"
         self.smoothed_return = self.path / "smoothed_return.json"
+        self.limits = self.path / "limits.yaml"
         self.witness = self.path / "witness.npz"
         self.tightness = self.path / "tightness.json"
         self.evaluation = self.path / "evaluation.json"
