@@ -14,6 +14,7 @@ import typer
 from robust_policies import __version__
 from robust_policies.cli.check import check as check_limits
 from robust_policies.cli.choices import Format, Norm, Render
+from robust_policies.cli.compare import compare
 from robust_policies.cli.errors import exit_status, short_warnings
 from robust_policies.cli.imitate import imitate
 from robust_policies.cli.listing import Listing, entries_of
@@ -134,6 +135,7 @@ def train(
 app.command()(imitate)
 app.command()(sweep)
 app.command("check")(check_limits)
+app.command()(compare)
 
 
 @app.command()
