@@ -134,6 +134,8 @@ def draw_panel(axes: Axes, panel: Panel) -> None:
     if panel.log_y:
         axes.set_yscale("log")
         _plain_ticks(axes.yaxis, panel.ticks_y)
+    if panel.square is not None:
+        axes.set(xlim=(-panel.square, panel.square), ylim=(-panel.square, panel.square), aspect="equal")
     if panel.y_names:
         axes.set_yticks(range(len(panel.y_names)), [_short(name) for name in panel.y_names])
         axes.set_ylim(len(panel.y_names) - 0.5, -0.5)
