@@ -18,6 +18,7 @@ from robust_policies.cli.compare import compare
 from robust_policies.cli.errors import exit_status, short_warnings
 from robust_policies.cli.imitate import imitate
 from robust_policies.cli.listing import Listing, entries_of
+from robust_policies.cli.loop import loop
 from robust_policies.cli.steps import (
     DryRun,
     Threads,
@@ -136,6 +137,7 @@ app.command()(imitate)
 app.command()(sweep)
 app.command("check")(check_limits)
 app.command()(compare)
+app.command()(loop)
 
 
 @app.command()

@@ -139,9 +139,9 @@ class LinearLoop:
         grid = self.angles(opened)
         values = opened.response(grid)[:, 0, 0]
         real = [_refined(lambda w: answer(w).imag, *grid[i : i + 2]) for i in _changes(values.imag)]
-        # At both ends it is real, but where a pole lies there.
+        # At both ends it is real, but where a pole lies there; rounding moves a double one by 1e-8.
         poles = np.linalg.eigvals(opened.A)
-        real += [w for w in (0.0, math.pi) if np.abs(poles - math.cos(w)).min(initial=1.0) > 1e-9]
+        real += [w for w in (0.0, math.pi) if np.abs(poles - math.cos(w)).min(initial=1.0) > 1e-6]
         gains = [-1.0 / answer(w).real for w in real if answer(w).real < 0.0]
         apart = np.abs(values) - 1.0
         unit = [_refined(lambda w: abs(answer(w)) - 1.0, *grid[i : i + 2]) for i in _changes(apart)]

@@ -123,7 +123,7 @@ def _frequency(found: PolicyLoop) -> dict[str, Any]:
     """Return L at each input, of policy and LQG, at frequencies in rad/s up to half of the sampling rate."""
     step, m = found.model.time_step, found.model.m
     slowest = min(_slowest(found.loop), _slowest(found.base))
-    angles = np.geomspace(max(1e-5, 0.03 * slowest), math.pi, _CURVE)
+    angles = np.geomspace(max(1e-5, 0.03 * slowest), 0.999 * math.pi, _CURVE)
     content: dict[str, Any] = {"rad_per_s": (angles / step).tolist()}
     for name, loop in ((POLICY, found.loop), (LQG, found.base)):
         content[name] = [_complex(loop.opened(channel).response(angles)[:, 0, 0]) for channel in range(m)]

@@ -68,6 +68,7 @@ def agreement(
     provenance: Mapping[str, Any],
     returns: ReturnCertificate | None = None,
     smoothed: SmoothedReturn | None = None,
+    loop: Mapping[str, Any] | None = None,
 ) -> Agreement:
     """Return what agrees in a run folder, given what could be read of its files ({} or None for nothing)."""
     stated = evaluation.get("policy_sha256")
@@ -82,8 +83,13 @@ def agreement(
         found.others.append(
             "evaluation.json: its returns are of another policy; the sha256 it states is not this one's"
         )
-    for name, one in (("return_certificate.json", returns), ("smoothed_return.json", smoothed)):
-        if one is not None and found.policy is not None and one.policy_sha256 not in ("", found.policy):
+    stated = {
+        "return_certificate.json": "" if returns is None else returns.policy_sha256,
+        "smoothed_return.json": "" if smoothed is None else smoothed.policy_sha256,
+        "loop.json": "" if loop is None else loop.get("policy_sha256"),
+    }
+    for name, of in stated.items():
+        if found.policy is not None and of not in ("", found.policy):
             found.others.append(f"{name}: it is of another policy; the sha256 it states is not this one's")
     found.others += [] if returns is None else _bounds(returns)
     found.others += _returns(evaluation)

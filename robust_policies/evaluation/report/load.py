@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from robust_policies.certificates import Certificate
 from robust_policies.errors import CorruptFileError, InvalidValueError, MissingFileError, UserError
 from robust_policies.evaluation.report.agreement import Agreement, agreement
+from robust_policies.evaluation.report.loop_charts import read_loop
 from robust_policies.files.yaml_text import read_yaml
 from robust_policies.policies.return_certificate import ReturnCertificate
 from robust_policies.policies.smoothed import SmoothedReturn
@@ -87,6 +88,7 @@ class Run:
     certificate: Certificate | None = None
     returns: ReturnCertificate | None = None
     smoothed: SmoothedReturn | None = None
+    loop: dict[str, Any] | None = None
     tightness: tuple[Array, Array, float | None] | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     training: tuple[Array, Array] | None = None
@@ -181,13 +183,17 @@ def _load(folder: Path, name: str, pictures: bool) -> Run:
         run.returns = _try(run, lambda: _return_certificate(files.return_certificate))
     if files.smoothed_return.exists():
         run.smoothed = _try(run, lambda: _smoothed_return(files.smoothed_return))
+    if files.loop.exists():
+        run.loop = _try(run, lambda: read_loop(files.loop))
     if pictures and files.tightness.exists():
         run.tightness = _try(run, lambda: _tightness(files))
     if files.provenance.exists():
         run.provenance = _try(run, files.read_provenance) or {}
     run.training = _try(run, lambda: training_curve(files)) if pictures else None
     _name_method(run, files)
-    run.agreement = agreement(folder, run.certificate, run.evaluation or {}, run.provenance, run.returns, run.smoothed)
+    run.agreement = agreement(
+        folder, run.certificate, run.evaluation or {}, run.provenance, run.returns, run.smoothed, run.loop
+    )
     return run
 
 

@@ -18,7 +18,9 @@ from robust_policies.evaluation.report.certified import certified_chart, certifi
 from robust_policies.evaluation.report.chart import Chart
 from robust_policies.evaluation.report.gains import gains_chart, gains_panel, tightness_chart, training_chart
 from robust_policies.evaluation.report.interactive import embed, panels
-from robust_policies.evaluation.report.load import find_runs, load_runs
+from robust_policies.evaluation.report.load import Run, find_runs, load_runs
+from robust_policies.evaluation.report.loop import loop_part
+from robust_policies.evaluation.report.loop_charts import loop_charts
 from robust_policies.evaluation.report.markup import details, escape, figure
 from robust_policies.evaluation.report.methods import (
     Method,
@@ -95,6 +97,8 @@ def _charts(methods: Sequence[Method]) -> dict[str, list[Chart]]:
     """Return the pictures of each part of the page: gains, training, and each task by name."""
     parts = {"gains": _some(gains_chart(methods), tightness_chart(methods)), "training": _some(training_chart(methods))}
     parts["certified"] = _some(*(certified_chart(methods, task) for task in certified_tasks(methods)))
+    for run in _with_loop(methods):
+        parts[f"loop {run.name}"] = loop_charts(run.loop or {}, slug("loop", run.name), run.name)
     for task in tasks_of(methods):
         here = [method for method in methods if task in method.tasks]
         parts[f"task {task}"] = [
@@ -105,6 +109,10 @@ def _charts(methods: Sequence[Method]) -> dict[str, list[Chart]]:
         ]
         parts[f"trajectories {task}"] = trajectory_charts(here, task)
     return parts
+
+
+def _with_loop(methods: Sequence[Method]) -> list[Run]:
+    return [run for method in methods for run in method.runs if run.loop is not None]
 
 
 def _some(*charts: Chart | None) -> list[Chart]:
@@ -198,6 +206,12 @@ def _blocks(
             body += details(escape(chart.title), picture, opened=number == 0)
         yield slug("task", task), f"Returns in {task}", facts.task_table(here, task) + body
     yield "certificates", "What is proven", sections.certificates(methods)
+    for run in _with_loop(methods):
+        yield (
+            slug("linear part", run.name),
+            f"Linear part of the loop: {run.name}",
+            loop_part(run) + draw(f"loop {run.name}"),
+        )
     training = sections.targets(methods) + draw("training")
     if training:
         yield "training-part", "Training", training

@@ -94,7 +94,7 @@ def _height(panel: Panel, width: float) -> float:
     if panel.heat is not None:
         names = 0.09 * min(16, max(map(len, panel.heat.x))) if max(map(len, panel.heat.x)) > 5 else 0.0
         return min(0.95 + 0.36 * len(panel.heat.y), width) + names
-    return 2.75
+    return 2.75 if panel.square is None else min(width, 4.0)
 
 
 def _style(series: Series) -> dict[str, Any]:
