@@ -12,11 +12,14 @@ from typing import Annotated, Any
 import typer
 
 from robust_policies import __version__
+from robust_policies.cli.check import check as check_limits
 from robust_policies.cli.choices import Norm, Render
+from robust_policies.cli.compare import compare
 from robust_policies.cli.errors import exit_status, short_warnings
 from robust_policies.cli.export import export
 from robust_policies.cli.imitate import imitate
 from robust_policies.cli.listing import Listing, entries_of
+from robust_policies.cli.loop import loop
 from robust_policies.cli.steps import (
     certify_folder,
     certify_return_folder,
@@ -69,7 +72,7 @@ def _globals(
 
 @app.command("list")
 def list_(what: Annotated[Listing, typer.Argument(help="what to list")]) -> None:
-    """List environments, recipes, policy cells, attacks, perturbations or suites, one a line."""
+    """List environments, recipes, policy cells, attacks, perturbations, suites or quantities, one a line."""
     lines = entries_of(what)
     width = max(map(len, lines), default=0)
     for name, text in lines.items():
@@ -79,6 +82,9 @@ def list_(what: Annotated[Listing, typer.Argument(help="what to list")]) -> None
 app.command()(train)
 app.command()(imitate)
 app.command()(sweep)
+app.command("check")(check_limits)
+app.command()(compare)
+app.command()(loop)
 
 
 @app.command()
@@ -210,9 +216,12 @@ def report(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="FILE", help="HTML file [default: DIR/report.html]")
     ] = None,
+    limits: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="limits to show [default: limits.yaml of each folder]")
+    ] = None,
 ) -> None:
     """Write one self-contained HTML file about runs, with its pictures as PNG and PDF in figures/ beside it."""
-    report_on(folders, output)
+    report_on(folders, output, limits)
 
 
 app.command()(export)

@@ -33,3 +33,12 @@ class Norm(StrEnum):
     per_step_l2 = "per_step_l2"
     per_step_linf = "per_step_linf"
     total_l2 = "total_l2"
+
+
+class TableFormat(StrEnum):
+    """How `compare` writes its table."""
+
+    text = "text"
+    markdown = "markdown"
+    csv = "csv"
+    json = "json"

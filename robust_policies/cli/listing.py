@@ -14,6 +14,10 @@ class Listing(StrEnum):
     attacks = "attacks"
     perturbations = "perturbations"
     suites = "suites"
+    quantities = "quantities"
+
+
+_SIZES = {"none": "", "needed": "@SIZE", "possible": "[@SIZE]"}
 
 
 def entries_of(what: Listing) -> dict[str, str]:
@@ -34,6 +38,10 @@ def entries_of(what: Listing) -> dict[str, str]:
         from robust_policies.networks import known_cells
 
         return {name: (cell.__doc__ or "").strip().splitlines()[0] for name, cell in known_cells().items()}
+    if what is Listing.quantities:
+        from robust_policies.evaluation.quantities import QUANTITIES
+
+        return {name + _SIZES[one.size]: one.what for name, one in QUANTITIES.items()}
     from robust_policies.evaluation.attacks import ATTACKS
     from robust_policies.evaluation.noise import DESCRIPTIONS, PERTURBATIONS
 

@@ -104,11 +104,11 @@ def certify_smoothed_folder(folder: Path, sigma: float, sizes: list[float] | Non
     return found.status == "PASS"
 
 
-def report_on(folders: Sequence[Path], output: Path | None) -> None:
+def report_on(folders: Sequence[Path], output: Path | None, limits: Path | None = None) -> None:
     """Write the report of run folders."""
     from robust_policies.evaluation import write_report
 
-    typer.echo(f"Report: {write_report(folders, output)}")
+    typer.echo(f"Report: {write_report(folders, output, limits)}")
 
 
 def certify_evaluate_report(folder: Path, report: bool) -> None:

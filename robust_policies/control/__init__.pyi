@@ -20,9 +20,14 @@ from .lqg import LQGDesign as LQGDesign
 from .lqg import design as design
 from .lqg import kalman as kalman
 from .lqg import lqr as lqr
+from .margins import DiskMargin as DiskMargin
+from .margins import InputMargins as InputMargins
+from .margins import LinearLoop as LinearLoop
+from .margins import ProvenMargins as ProvenMargins
 from .mujoco_model import linearize_mujoco as linearize_mujoco
 from .norms import StateSpace as StateSpace
 from .norms import hinf_norm as hinf_norm
+from .python_control import to_control as to_control
 from .saturation import SaturationBudget as SaturationBudget
 from .saturation import saturation_budget as saturation_budget
 from .scope import Scope as Scope

@@ -8,6 +8,7 @@ from .certify import certify_run as certify_run
 from .certify_return import certify_return_run as certify_return_run
 from .certify_return import certify_smoothed_run as certify_smoothed_run
 from .episodes import run_episodes as run_episodes
+from .loop import loop_run as loop_run
 from .report.page import write_report as write_report
 from .run import evaluate_run as evaluate_run
 from .suite import SUITES as SUITES

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from robust_policies.certificates.certificate import array_hashes, digest
 from robust_policies.envs.batch import ours, plant_of
 from robust_policies.envs.plants.cartpole import CartPolePlant
 from robust_policies.envs.plants.linear import LinearPlant
@@ -58,6 +59,7 @@ def certify_return_run(
     certificate = certified_return(policy, task, given, norm, episodes, seed, delay, noise)
     if isinstance(plant_of(task["id"], task["kwargs"]), LinearPlant):
         certificate = replace(certificate, sensors=sensor_errors(policy, task, delay))
+    certificate = replace(certificate, policy_sha256=digest(array_hashes(policy.running_arrays())))
     certificate.to_json(run.return_certificate)
     return certificate
 
@@ -88,6 +90,7 @@ def certify_smoothed_run(
     count = (EPISODES if ours(task["id"]) else EPISODES_APART) if episodes is None else episodes
     around = {"env_kwargs": task["kwargs"], "perturbations": task.get("perturbations", ())}
     found = smoothed_return(policy, task["id"], sigma, sizes, count, confidence, floor=floor, seed=seed, **around)
+    found = replace(found, policy_sha256=digest(array_hashes(policy.running_arrays())))
     found.to_json(run.smoothed_return)
     return found
 

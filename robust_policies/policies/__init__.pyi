@@ -1,6 +1,8 @@
 from .bridges.model import policy_from_cell as policy_from_cell
 from .deployed import DeployedPolicy as DeployedPolicy
 from .feedback import closed_loop_bound as closed_loop_bound
+from .linear_part import PolicyLoop as PolicyLoop
+from .linear_part import policy_loop as policy_loop
 from .local import LocalBounds as LocalBounds
 from .local import local_bounds as local_bounds
 from .return_certificate import ReturnCertificate as ReturnCertificate

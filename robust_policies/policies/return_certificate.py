@@ -14,7 +14,7 @@ from robust_policies.files.atomic import read_json, write_json
 from robust_policies.files.versions import versions
 
 SCHEMA = 1
-_LATER = ("sensors", "region", "delay", "noise")
+_LATER = ("sensors", "region", "delay", "noise", "policy_sha256")
 _AT_MOST = {
     "per_step_l2": "in the l2 norm at every step",
     "per_step_linf": "at every sensor and step",
@@ -89,6 +89,7 @@ class ReturnCertificate:
         delay: by how many steps the actions reach the plant late.
         noise: the rows are of every noise whose standard normal numbers are at most this in size, `nominal` is without
             any; None: of the noise of the episodes.
+        policy_sha256: of the arrays that run, "" in files of older versions.
     """
 
     status: str
@@ -106,6 +107,7 @@ class ReturnCertificate:
     region: dict[str, Any] | None = None
     delay: int = 0
     noise: float | None = None
+    policy_sha256: str = ""
 
     @property
     def claim(self) -> str:
@@ -201,7 +203,7 @@ class ReturnCertificate:
             # Files of older versions lack these.
             fields = {name: content[name] for name in cls.__dataclass_fields__ if name not in _LATER}
             fields |= {"region": content.get("region"), "delay": content.get("delay", 0)}
-            fields["noise"] = content.get("noise")
+            fields |= {"noise": content.get("noise"), "policy_sha256": content.get("policy_sha256", "")}
             fields["rows"] = tuple(ReturnRow(**row) for row in content["rows"])
             fields["sensors"] = tuple(SensorErrors(**sensor) for sensor in content.get("sensors", ()))
             fields["each"] = tuple(

@@ -60,6 +60,7 @@ class SmoothedReturn:
         rows: one for each size.
         task: the environment's name, and the wrappers around it.
         seed: of the episodes.
+        policy_sha256: of the policy's arrays that run, "" in files of older versions.
     """
 
     status: str
@@ -77,6 +78,7 @@ class SmoothedReturn:
     rows: tuple[SmoothedRow, ...]
     task: str
     seed: int
+    policy_sha256: str = ""
 
     @property
     def claim(self) -> str:
@@ -112,7 +114,10 @@ class SmoothedReturn:
         """Return the certificate in a file; raises MissingFileError, CorruptFileError, SchemaError."""
         content = read_json(path, "smoothed return", SCHEMA)
         try:
-            fields: dict[str, Any] = {name: content[name] for name in cls.__dataclass_fields__}
+            fields: dict[str, Any] = {
+                name: content[name] for name in cls.__dataclass_fields__ if name != "policy_sha256"
+            }
+            fields["policy_sha256"] = content.get("policy_sha256", "")
             fields["rows"] = tuple(SmoothedRow(**row) for row in content["rows"])
         except (KeyError, TypeError) as error:
             raise CorruptFileError(f"{path} lacks or garbles {error}; write it with `certify --smooth`.") from error

@@ -1,5 +1,5 @@
 """The report: run folders in, one self-contained page and a set of pictures out."""
 
-from robust_policies.evaluation.report.page import write_report
+import lazy_loader
 
-__all__ = ["write_report"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

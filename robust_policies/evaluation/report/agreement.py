@@ -19,8 +19,12 @@ from robust_policies.evaluation.certify import SENTENCE, check_run
 from robust_policies.evaluation.task_numbers import task_numbers
 from robust_policies.files.yaml_text import read_yaml
 from robust_policies.policies import load_policy
+from robust_policies.policies.return_certificate import ReturnCertificate
+from robust_policies.policies.smoothed import SmoothedReturn
 
 _TOLERANCE = 1e-9
+# Of what is proven of a return and what was found of it, which are sums taken in another order.
+_ROUNDED = 1e-6
 # What a check does not read, and the contents, by their hash, with which nothing was wrong.
 _NOT_CHECKED = ("evaluation.", "trajectories.", "report", "overview.", "provenance.", "policy.zip")
 _AGREED: set[str] = set()
@@ -58,9 +62,15 @@ class Agreement:
 
 
 def agreement(
-    folder: Path, certificate: Certificate | None, evaluation: Mapping[str, Any], provenance: Mapping[str, Any]
+    folder: Path,
+    certificate: Certificate | None,
+    evaluation: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    returns: ReturnCertificate | None = None,
+    smoothed: SmoothedReturn | None = None,
+    loop: Mapping[str, Any] | None = None,
 ) -> Agreement:
-    """Return what agrees in a run folder, given what could be read of its files ({} for nothing)."""
+    """Return what agrees in a run folder, given what could be read of its files ({} or None for nothing)."""
     stated = evaluation.get("policy_sha256")
     found = Agreement(evaluated=stated if isinstance(stated, str) else None)
     try:
@@ -73,6 +83,15 @@ def agreement(
         found.others.append(
             "evaluation.json: its returns are of another policy; the sha256 it states is not this one's"
         )
+    stated = {
+        "return_certificate.json": "" if returns is None else returns.policy_sha256,
+        "smoothed_return.json": "" if smoothed is None else smoothed.policy_sha256,
+        "loop.json": "" if loop is None else loop.get("policy_sha256"),
+    }
+    for name, of in stated.items():
+        if found.policy is not None and of not in ("", found.policy):
+            found.others.append(f"{name}: it is of another policy; the sha256 it states is not this one's")
+    found.others += [] if returns is None else _bounds(returns)
     found.others += _returns(evaluation)
     found.others += _seeds(folder, evaluation, provenance)
     found.others += _tasks(evaluation)
@@ -104,6 +123,22 @@ def _checked(folder: Path) -> list[str]:
     if not said:
         _AGREED.add(key)
     return said
+
+
+def _bounds(returns: ReturnCertificate) -> list[str]:
+    """Return what in the rows of a certificate of the return does not follow from the bounds of its episodes."""
+    found = []
+    for index, row in enumerate(returns.rows if returns.each else ()):
+        each = np.array(returns.each[index] if index < len(returns.each) else (), dtype=np.float64)
+        mean = float(each.mean()) if each.size and np.isfinite(each).all() else None
+        same = mean is row.certified is None or (
+            mean is not None and row.certified is not None and math.isclose(mean, row.certified, rel_tol=_TOLERANCE)
+        )
+        if not same:
+            found.append(f"return_certificate.json: the bound at size {row.size:g} is not the mean of its episodes'")
+        if row.certified is not None and row.certified > row.found + _ROUNDED * max(1.0, abs(row.found)):
+            found.append(f"return_certificate.json: the return found at size {row.size:g} is below the proven one")
+    return found
 
 
 def _returns(evaluation: Mapping[str, Any]) -> list[str]:

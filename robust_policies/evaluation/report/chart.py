@@ -89,6 +89,7 @@ class Panel:
     """One pair of axes.
 
     `y_names` writes words at y = 0, 1, 2, ... from the top down; what is right of `grey_from` is in grey.
+    With `square` both axes have one scale, and go from minus to plus it.
     """
 
     title: str
@@ -100,6 +101,7 @@ class Panel:
     log_y: bool = False
     y_names: Sequence[str] = ()
     grey_from: float | None = None
+    square: float | None = None
 
     @property
     def right(self) -> float:

@@ -198,6 +198,10 @@ def _layout(panel: Panel, shared: tuple[float, float] | None) -> dict[str, Any]:
             "range": [len(panel.y_names) - 0.5, -0.5],
         }
         height = 108 + 40 * len(panel.y_names)
+    if panel.square is not None:
+        x["range"] = y["range"] = [-panel.square, panel.square]
+        y |= {"scaleanchor": "x", "constrain": "domain"}
+        x["constrain"], height = "domain", 400
     if panel.heat is not None:
         for side, labels in ((x, panel.heat.x), (y, panel.heat.y)):
             ticks = {"tickmode": "array", "tickvals": list(range(len(labels))), "showgrid": False, "zeroline": False}

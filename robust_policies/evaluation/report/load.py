@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from robust_policies.certificates import Certificate
 from robust_policies.errors import CorruptFileError, InvalidValueError, MissingFileError, UserError
 from robust_policies.evaluation.report.agreement import Agreement, agreement
+from robust_policies.evaluation.report.loop_charts import read_loop
 from robust_policies.files.yaml_text import read_yaml
 from robust_policies.policies.return_certificate import ReturnCertificate
+from robust_policies.policies.smoothed import SmoothedReturn
 from robust_policies.train.run.folder import RunFolder
 
 TRAINING_TAG = "rollout/ep_rew_mean"
@@ -85,6 +87,8 @@ class Run:
     recordings: list[Recording] = field(default_factory=list)
     certificate: Certificate | None = None
     returns: ReturnCertificate | None = None
+    smoothed: SmoothedReturn | None = None
+    loop: dict[str, Any] | None = None
     tightness: tuple[Array, Array, float | None] | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     training: tuple[Array, Array] | None = None
@@ -136,18 +140,21 @@ def _natural(path: Path) -> list[tuple[int, int | str]]:
     return parts
 
 
-def load_runs(folders: Sequence[Path]) -> list[Run]:
-    """Return what can be shown of each folder; names are the folders', made unique by their parents'."""
+def load_runs(folders: Sequence[Path], pictures: bool = True) -> list[Run]:
+    """Return what can be shown of each folder; names are the folders', made unique by their parents'.
+
+    Without `pictures` what only they show is not read: recordings, gains over time, training curves.
+    """
     names = [folder.resolve().name for folder in folders]
     runs = []
     for folder, name in zip(folders, names, strict=True):
         if names.count(name) > 1:
             name = f"{folder.resolve().parent.name}/{name}"
-        runs.append(_load(folder, name))
+        runs.append(_load(folder, name, pictures))
     return runs
 
 
-def _load(folder: Path, name: str) -> Run:
+def _load(folder: Path, name: str, pictures: bool) -> Run:
     run = Run(folder, name, name, str(folder.resolve()))
     files = RunFolder(folder)
     # A run may have what is proven of its return in place of an evaluation.
@@ -169,17 +176,24 @@ def _load(folder: Path, name: str) -> Run:
             run.notes.append(
                 f"evaluated inside wrappers, the first nearest to the plant: {', '.join(map(_wrapper, around))}"
             )
-        run.recordings = _try(run, lambda: _recordings(files.trajectories, evaluation)) or []
+        if pictures:
+            run.recordings = _try(run, lambda: _recordings(files.trajectories, evaluation)) or []
     run.certificate = _try(run, lambda: _certificate(files))
     if files.return_certificate.exists():
         run.returns = _try(run, lambda: _return_certificate(files.return_certificate))
-    if files.tightness.exists():
+    if files.smoothed_return.exists():
+        run.smoothed = _try(run, lambda: _smoothed_return(files.smoothed_return))
+    if files.loop.exists():
+        run.loop = _try(run, lambda: read_loop(files.loop))
+    if pictures and files.tightness.exists():
         run.tightness = _try(run, lambda: _tightness(files))
     if files.provenance.exists():
         run.provenance = _try(run, files.read_provenance) or {}
-    run.training = _try(run, lambda: training_curve(files))
+    run.training = _try(run, lambda: training_curve(files)) if pictures else None
     _name_method(run, files)
-    run.agreement = agreement(folder, run.certificate, run.evaluation or {}, run.provenance)
+    run.agreement = agreement(
+        folder, run.certificate, run.evaluation or {}, run.provenance, run.returns, run.smoothed, run.loop
+    )
     return run
 
 
@@ -320,10 +334,21 @@ def _return_certificate(path: Path) -> ReturnCertificate:
     found = ReturnCertificate.from_json(path)
     needed = [v for row in found.rows for v in (row.size, row.nominal, row.found, row.clipped_share)]
     allowed = [found.unclipped_up_to, found.gain, *(row.certified for row in found.rows)]
-    values = [*needed, *(value for value in allowed if value is not None)]
-    if not all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values):
-        raise CorruptFileError(f"{path} holds something else than numbers; write it again with `certify --return`.")
+    _all_numbers(path, [*needed, *(value for value in allowed if value is not None)], "certify --return")
     return found
+
+
+def _smoothed_return(path: Path) -> SmoothedReturn:
+    """Return what is certified of a return behind noise; errors as `_return_certificate`."""
+    found = SmoothedReturn.from_json(path)
+    allowed = [value for row in found.rows for value in (row.mean, row.median, row.nine_of_ten) if value is not None]
+    _all_numbers(path, [*(row.size for row in found.rows), *allowed], "certify --smooth")
+    return found
+
+
+def _all_numbers(path: Path, values: Sequence[Any], command: str) -> None:
+    if not all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values):
+        raise CorruptFileError(f"{path} holds something else than numbers; write it again with `{command}`.")
 
 
 def _tightness(files: RunFolder) -> tuple[Array, Array, float | None]:

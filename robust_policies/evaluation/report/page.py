@@ -13,11 +13,14 @@ from plotly.offline import get_plotlyjs
 from robust_policies import __version__
 from robust_policies.errors import InvalidValueError
 from robust_policies.evaluation.report import facts, sections, static
+from robust_policies.evaluation.report.acceptance import Judged, acceptance, judged
 from robust_policies.evaluation.report.certified import certified_chart, certified_tables, certified_tasks
 from robust_policies.evaluation.report.chart import Chart
 from robust_policies.evaluation.report.gains import gains_chart, gains_panel, tightness_chart, training_chart
 from robust_policies.evaluation.report.interactive import embed, panels
-from robust_policies.evaluation.report.load import find_runs, load_runs
+from robust_policies.evaluation.report.load import Run, find_runs, load_runs
+from robust_policies.evaluation.report.loop import loop_part
+from robust_policies.evaluation.report.loop_charts import loop_charts
 from robust_policies.evaluation.report.markup import details, escape, figure
 from robust_policies.evaluation.report.methods import (
     Method,
@@ -51,17 +54,21 @@ LEAD = (
 )
 
 
-def write_report(folders: Sequence[str | Path] | str | Path, output: str | Path | None = None) -> Path:
+def write_report(
+    folders: Sequence[str | Path] | str | Path, output: str | Path | None = None, limits: str | Path | None = None
+) -> Path:
     """Return the path of the report on `folders`, written with overview.png and figures/ beside it.
 
     Args:
         folders: run folders, or folders that hold run folders; runs of one method are training seeds of it.
         output: the HTML file, or a folder to put report.html in; None: report.html in the first folder.
+        limits: a file of acceptance limits for every run; None: limits.yaml of each folder that has one.
 
     A part that is missing or broken in a folder is named in the report; the rest is still shown.
 
     Raises:
         MissingFileError: a folder does not exist. InvalidValueError: a folder holds no run, or nothing can be shown.
+        UserError: the file of limits is wrong.
     """
     paths = [Path(folders)] if isinstance(folders, str | Path) else [Path(folder) for folder in folders]
     runs = load_runs(find_runs(paths))
@@ -77,11 +84,12 @@ def write_report(folders: Sequence[str | Path] | str | Path, output: str | Path 
     with output_folder(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
     methods = group_by_method(runs)
+    required = judged(methods, limits)
     parts = _charts(methods)
     charts = list({chart.key: chart for group in parts.values() for chart in group}.values())
     pictures = static.save_all(charts, target.parent / "figures", target.name)
     _overview(methods, parts["certified"], target.parent / "overview.png")
-    page = render(methods, parts, pictures)
+    page = render(methods, parts, pictures, required)
     return write_atomic(target, lambda file: file.write(page.encode(errors="replace")))
 
 
@@ -89,6 +97,8 @@ def _charts(methods: Sequence[Method]) -> dict[str, list[Chart]]:
     """Return the pictures of each part of the page: gains, training, and each task by name."""
     parts = {"gains": _some(gains_chart(methods), tightness_chart(methods)), "training": _some(training_chart(methods))}
     parts["certified"] = _some(*(certified_chart(methods, task) for task in certified_tasks(methods)))
+    for run in _with_loop(methods):
+        parts[f"loop {run.name}"] = loop_charts(run.loop or {}, slug("loop", run.name), run.name)
     for task in tasks_of(methods):
         here = [method for method in methods if task in method.tasks]
         parts[f"task {task}"] = [
@@ -99,6 +109,10 @@ def _charts(methods: Sequence[Method]) -> dict[str, list[Chart]]:
         ]
         parts[f"trajectories {task}"] = trajectory_charts(here, task)
     return parts
+
+
+def _with_loop(methods: Sequence[Method]) -> list[Run]:
+    return [run for method in methods for run in method.runs if run.loop is not None]
 
 
 def _some(*charts: Chart | None) -> list[Chart]:
@@ -126,12 +140,14 @@ def _overview(methods: Sequence[Method], certified: Sequence[Chart], path: Path)
         static.save_overview(shown, entries, path)
 
 
-def render(methods: Sequence[Method], parts: dict[str, list[Chart]], pictures: dict[str, str]) -> str:
+def render(
+    methods: Sequence[Method], parts: dict[str, list[Chart]], pictures: dict[str, str], required: Judged = ()
+) -> str:
     """Return the page."""
     title = ", ".join(method.name for method in methods[:4])
     if len(methods) > 4:
         title += f" and {len(methods) - 4} more"
-    blocks = list(_blocks(methods, parts, pictures))
+    blocks = list(_blocks(methods, parts, pictures, required))
     menu = "".join(f"<a href='#{anchor}'>{escape(name)}</a>" for anchor, name, _ in blocks)
     content = "".join(
         f"<section id='{anchor}'><h2>{escape(name)}</h2>{body}</section>" for anchor, name, body in blocks
@@ -159,7 +175,7 @@ def _plotly() -> str:
 
 
 def _blocks(
-    methods: Sequence[Method], parts: dict[str, list[Chart]], pictures: dict[str, str]
+    methods: Sequence[Method], parts: dict[str, list[Chart]], pictures: dict[str, str], required: Judged = ()
 ) -> Iterator[tuple[str, str, str]]:
     """Yield (anchor, title, HTML) of each part of the page that has something to show."""
 
@@ -173,6 +189,8 @@ def _blocks(
         ]
         tables.insert(1, sections.terms(methods))
         yield "glance", "At a glance", "".join(tables) + sections.worst_note(methods)
+    if required:
+        yield "limits", "Acceptance limits", acceptance(required)
     for chart, task in zip(parts["certified"], certified_tasks(methods), strict=True):
         body = figure(chart, pictures[chart.key]) + certified_tables(methods, task)
         yield slug("certified", task), f"Proven of the return in {task}", body
@@ -188,6 +206,12 @@ def _blocks(
             body += details(escape(chart.title), picture, opened=number == 0)
         yield slug("task", task), f"Returns in {task}", facts.task_table(here, task) + body
     yield "certificates", "What is proven", sections.certificates(methods)
+    for run in _with_loop(methods):
+        yield (
+            slug("linear part", run.name),
+            f"Linear part of the loop: {run.name}",
+            loop_part(run) + draw(f"loop {run.name}"),
+        )
     training = sections.targets(methods) + draw("training")
     if training:
         yield "training-part", "Training", training

@@ -94,7 +94,7 @@ def _height(panel: Panel, width: float) -> float:
     if panel.heat is not None:
         names = 0.09 * min(16, max(map(len, panel.heat.x))) if max(map(len, panel.heat.x)) > 5 else 0.0
         return min(0.95 + 0.36 * len(panel.heat.y), width) + names
-    return 2.75
+    return 2.75 if panel.square is None else min(width, 4.0)
 
 
 def _style(series: Series) -> dict[str, Any]:
@@ -134,6 +134,8 @@ def draw_panel(axes: Axes, panel: Panel) -> None:
     if panel.log_y:
         axes.set_yscale("log")
         _plain_ticks(axes.yaxis, panel.ticks_y)
+    if panel.square is not None:
+        axes.set(xlim=(-panel.square, panel.square), ylim=(-panel.square, panel.square), aspect="equal")
     if panel.y_names:
         axes.set_yticks(range(len(panel.y_names)), [_short(name) for name in panel.y_names])
         axes.set_ylim(len(panel.y_names) - 0.5, -0.5)

@@ -27,6 +27,7 @@ from robust_policies.train.run.provenance import git_state, machine
 RUN_SCHEMA = 1
 EVALUATION_SCHEMA = 2
 TIGHTNESS_SCHEMA = 1
+LOOP_SCHEMA = 1
 # A training seed in the name of a run folder.
 _SEED = re.compile(r"(^|[-_., ]+)(seed[-_=]?|s)\d+$|^\d+$|^seed[-_=]?\d+[-_., ]+", re.IGNORECASE)
 _NOT_OF_TRAINING = ("description", "evaluation", "target")
@@ -47,6 +48,8 @@ class RunFolder:
         self.certificate = self.path / "certificate.json"
         self.return_certificate = self.path / "return_certificate.json"
         self.smoothed_return = self.path / "smoothed_return.json"
+        self.limits = self.path / "limits.yaml"
+        self.loop = self.path / "loop.json"
         self.witness = self.path / "witness.npz"
         self.tightness = self.path / "tightness.json"
         self.evaluation = self.path / "evaluation.json"
