@@ -16,6 +16,8 @@ from .guarantees import (
 from .guarantees import (
     Lipschitz as Lipschitz,
 )
+from .initial import LearnedState as LearnedState
+from .initial import StateEncoder as StateEncoder
 from .lbdn import LBDN as LBDN
 from .lbdn import LBDNCell as LBDNCell
 from .r2dn import R2DN as R2DN
