@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "policies": {"networks", "certificates", "control", "envs"},
     "train": {"networks", "certificates", "control", "envs", "policies"},
     "evaluation": {"networks", "certificates", "control", "envs", "policies", "train"},
+    "identification": {"networks", "certificates", "control", "envs", "policies", "train", "evaluation"},
     "sweep": {"networks", "certificates", "control", "envs", "policies", "train", "evaluation"},
 }
 MODULES = {

@@ -14,6 +14,7 @@ import typer
 from robust_policies import __version__
 from robust_policies.cli.choices import Format, Norm, Render
 from robust_policies.cli.errors import exit_status, short_warnings
+from robust_policies.cli.identify import identify
 from robust_policies.cli.imitate import imitate
 from robust_policies.cli.listing import Listing, entries_of
 from robust_policies.cli.steps import (
@@ -131,6 +132,7 @@ def train(
 
 
 app.command()(imitate)
+app.command()(identify)
 app.command()(sweep)
 
 

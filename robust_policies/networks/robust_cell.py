@@ -149,7 +149,7 @@ class RobustCell(Cell):
             by=torch.cat((e.by, e.bx)),
         )
         outputs, _ = self.run(both, inputs, state, starts)
-        return outputs.split((len(e.C2), len(e.A)), dim=-1)
+        return outputs[..., : len(e.C2)], outputs[..., len(e.C2) :]
 
     @property
     def gamma(self) -> float | None:
