@@ -50,8 +50,8 @@ def take_step(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Paramete
         nn.utils.clip_grads_with_norm_(parameters, limit, norm)
         optimizer.step()
         return
-    # PyTorch's name of the number by which the kernel divides gradients; its gradient scaler sets the same.
-    optimizer.grad_scale = ((norm + 1e-6) / limit).clamp_min(1.0)  # pyright: ignore[reportAttributeAccessIssue]
+    # PyTorch's name of the number by which the kernel divides gradients; its gradient scaler sets the same, in float32.
+    optimizer.grad_scale = ((norm + 1e-6) / limit).clamp_min(1.0).float()  # pyright: ignore[reportAttributeAccessIssue]
     try:
         optimizer.step()
     finally:

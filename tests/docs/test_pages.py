@@ -24,7 +24,7 @@ from robust_policies.files import assets
 from robust_policies.train import parse_recipe
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("networks", "certificates", "control", "envs", "policies", "train", "evaluation")
+ROOMS = ("networks", "certificates", "control", "envs", "policies", "train", "evaluation", "identification")
 FACES = [f"robust_policies.{room}" for room in ROOMS]
 # The wrappers of `perturb` and `perturb.vector` have the same names, so each keeps a face of its own.
 PUBLIC = {*FACES, "robust_policies.envs.perturb", "robust_policies.cli", "robust_policies.runtime"}
