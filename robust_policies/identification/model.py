@@ -33,6 +33,7 @@ class Signals:
         sample_time: in seconds.
         input_offset, input_scale: (nu,) in raw units, scales > 0.
         output_offset, output_scale: (ny,) the raw output is offset + scale times the cell's.
+        input_range: the least and the largest value of each input in the training, () where it is not known.
     """
 
     inputs: tuple[str, ...]
@@ -42,18 +43,21 @@ class Signals:
     input_scale: tuple[float, ...]
     output_offset: tuple[float, ...]
     output_scale: tuple[float, ...]
+    input_range: tuple[tuple[float, float], ...] = ()
 
     @classmethod
     def of(cls, inputs: Sequence[str], outputs: Sequence[str], sample_time: float, u: Array, y: Array) -> Self:
         """Return the signals scaled by mean and deviation of a training's inputs (time, nu), outputs (time, ny)."""
         scales = [values for part in (u, y) for values in (part.mean(0), part.std(0))]
-        return cls(tuple(inputs), tuple(outputs), sample_time, *(tuple(map(float, values)) for values in scales))
+        numbers = (tuple(map(float, values)) for values in scales)
+        ranges = tuple((float(column.min()), float(column.max())) for column in u.T)
+        return cls(tuple(inputs), tuple(outputs), sample_time, *numbers, input_range=ranges)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
         """Return the signals of a model.json; raises TypeError, ValueError where they are none."""
         entries: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
-        made = cls(**entries)
+        made = cls(**{**entries, "input_range": tuple(map(tuple, content.get("input_range", ())))})
         for part, names in (("input", made.inputs), ("output", made.outputs)):
             offset, scale = (np.asarray(getattr(made, f"{part}_{name}"), float) for name in ("offset", "scale"))
             if not (len(offset) == len(scale) == len(names) and np.isfinite(offset).all() and (scale > 0).all()):

@@ -17,9 +17,10 @@ from robust_policies.identification.certificate import ModelCertificate
 from robust_policies.identification.records import Array
 from robust_policies.identification.residuals import LEVEL, spectrum
 
-_LOOKS = {"measured": Look("#000000", "circle", "solid"), "model": Look.of(0), "linear": Look.of(1)}
+_LOOKS = {"measured": Look("#000000", "circle", "solid"), "model": Look("#0072B2", "square", "dash"),
+          "linear": Look("#D55E00", "triangle-up", "dot")}  # fmt: skip
 _NAMES = {"measured": "measured", "model": "identified model", "linear": "linear model"}
-_STRETCH, _BLOCKS = 400, 120
+_STRETCH, _BLOCKS = 100, 120
 _LIMIT = Look("#8a9099", "circle", "dash")
 
 

@@ -197,7 +197,8 @@ def _sample_time(
         raise CorruptFileError(f"{path}: the time column {column!r} does not hold numbers ({error}).") from error
     if not len(steps):
         return expected
-    usual = float(np.median(steps))
+    # Differences of rounded times: nine digits are what a clock shows.
+    usual = float(f"{np.median(steps):.9g}")
     if not usual > 0:
         raise InvalidValueError(f"{where}: the time column {column!r} does not grow; name another with --time.")
     bad = np.flatnonzero(~(np.abs(steps - usual) <= _JITTER * usual))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import safetensors.torch
 import torch
 
 from robust_policies import checks
@@ -20,6 +21,7 @@ from robust_policies.identification.folder import RESULT_SCHEMA, IdentificationF
 from robust_policies.identification.learner import Identification, simulated
 from robust_policies.identification.model import DTYPES, IdentifiedModel, Signals
 from robust_policies.identification.page import write_page
+from robust_policies.identification.plant import STATES, states_of
 from robust_policies.identification.reading import Columns, Data, read_data, stacked
 from robust_policies.identification.records import Array, Experiment, Split, split
 from robust_policies.identification.residuals import crosscorrelation, scores, whiteness
@@ -182,6 +184,10 @@ def write_result(
         "records": records,
     }
     certificate.to_json(run.certificate)
+    train = prepared.parts.train
+    states = states_of(model, [one.inputs for one in train], [one.outputs for one in train])
+    data = safetensors.torch.save({"states": states.contiguous()})
+    write_atomic(run.path / STATES, lambda file: file.write(data))
     write_json(run.result, content)
     write_atomic(run.simulation, lambda file: np.savez_compressed(file, **arrays))
     if page:
