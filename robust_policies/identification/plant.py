@@ -165,7 +165,7 @@ class IdentifiedPlant(Plant):
         raw = torch.minimum(torch.maximum(action.to(like.dtype), low), high)
         return (raw - self._numbers("input_offset", like)) / self._numbers("input_scale", like)
 
-    def _steps(self, state: Tensor, inputs: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def _steps(self, inputs: Tensor, state: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Return (output (..., ny), next state (..., nx)) of each member, scaled, for scaled inputs (..., nu)."""
         parts = state[..., : self.inner].split(self.sizes, -1)
         flat = inputs.reshape(-1, inputs.shape[-1])
@@ -185,13 +185,13 @@ class IdentifiedPlant(Plant):
     ) -> Tensor:
         """Return the state (..., nx) one step later; the action (..., nu) is in raw units, clipped."""
         inputs = self._clipped(action, state)
-        parts = [following for _, following in self._steps(state, inputs)]
+        parts = [following for _, following in self._steps(inputs, state)]
         return torch.cat((*parts, inputs, state[..., self.inner + inputs.shape[-1] :]), -1)
 
     def members(self, state: Tensor) -> Tensor:
         """Return what each member gives (..., members, ny) in raw units, at states (..., nx)."""
         held = state[..., self.inner : self.inner + self.action_size]
-        scaled = torch.stack([output for output, _ in self._steps(state, held)], -2)
+        scaled = torch.stack([output for output, _ in self._steps(held, state)], -2)
         return scaled * self._numbers("output_scale", state) + self._numbers("output_offset", state)
 
     def band(self, state: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,8 @@ from .deployed import DeployedPolicy as DeployedPolicy
 from .feedback import closed_loop_bound as closed_loop_bound
 from .local import LocalBounds as LocalBounds
 from .local import local_bounds as local_bounds
+from .observer_wrapper import ObserverVectorWrapper as ObserverVectorWrapper
+from .observer_wrapper import ObserverWrapper as ObserverWrapper
 from .return_certificate import ReturnCertificate as ReturnCertificate
 from .return_certificate import SensorErrors as SensorErrors
 from .returns import certified_return as certified_return

@@ -28,6 +28,7 @@ ROOMS = ("networks", "certificates", "control", "envs", "policies", "train", "ev
 FACES = [f"robust_policies.{room}" for room in ROOMS]
 # The wrappers of `perturb` and `perturb.vector` have the same names, so each keeps a face of its own.
 PUBLIC = {*FACES, "robust_policies.envs.perturb", "robust_policies.cli", "robust_policies.runtime"}
+PUBLIC |= {"robust_policies.control.observers"}
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
     for pattern in ("*.md", "docs/*.md", "envs/*/README.md", "examples/*.md", "results/**/README.md", "train/*.md")
