@@ -36,7 +36,7 @@ class Batches:
     ) -> None:
         self.seed, self.count = seed, settings.batch
         self.window = min(settings.window, max(map(len, pieces)))
-        if self.window <= settings.burn_in:
+        if self.window <= (settings.burn_in or 0):
             raise InvalidValueError(
                 f"The longest piece of the training has {self.window} samples and algorithm.burn_in is "
                 f"{settings.burn_in}; lower it."

@@ -158,7 +158,7 @@ class Identification(Updates):
         loss, found = inputs.new_zeros(()), {}
         if own.free_run:
             state = None if self.batches.begins(number) else self.state
-            error, final = free_run_error(self.model, inputs, outputs, state, own.burn_in)
+            error, final = free_run_error(self.model, inputs, outputs, state, self.settings.burn_in)
             self.state = final.detach()
             loss, found["train/free_run_mse"] = loss + own.free_run * error, float(error.detach())
         if own.one_step:

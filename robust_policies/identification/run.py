@@ -52,12 +52,14 @@ class Prepared:
         data: what was read.
         parts: training, validation and test.
         signals: names and scales.
+        settings: those of the identification, its burn-in known.
         warnings: about the data, one line each.
     """
 
     data: Data
     parts: Split
     signals: Signals
+    settings: IdentificationSettings
     warnings: list[str]
 
 
@@ -68,12 +70,14 @@ def prepare(settings: IdentificationSettings) -> Prepared:
     data = read_data(section.files, columns)
     named = {"train": section.train, "validation": section.validation, "test": section.test}
     parts = split(data.experiments, named)
-    warnings = check_split(parts, data.inputs, data.outputs, max(settings.washout, settings.algorithm.burn_in))
+    settings = settings.for_records(min(len(one) for pieces in parts.parts().values() for one in pieces))
+    warnings = check_split(parts, data.inputs, data.outputs, max(settings.washout, settings.burn_in))
     short = [one.label for one in parts.train if len(one) < settings.algorithm.window]
     if short and len(short) < len(parts.train):
         warnings.append(f"Not trained on, since shorter than algorithm.window: {', '.join(short)}.")
     inputs, outputs = stacked(parts.train, "inputs"), stacked(parts.train, "outputs")
-    return Prepared(data, parts, Signals.of(data.inputs, data.outputs, data.sample_time, inputs, outputs), warnings)
+    signals = Signals.of(data.inputs, data.outputs, data.sample_time, inputs, outputs)
+    return Prepared(data, parts, signals, settings, warnings)
 
 
 def new_model(settings: IdentificationSettings, signals: Signals) -> IdentifiedModel:
@@ -90,8 +94,8 @@ def new_model(settings: IdentificationSettings, signals: Signals) -> IdentifiedM
         if own.initial_state == "learned":
             initial = LearnedState(cell)
         elif own.initial_state == "encoded":
-            initial = StateEncoder(cell, own.burn_in, len(signals.outputs), own.encoder_sizes)
-    return IdentifiedModel(cell, signals, initial, own.burn_in)
+            initial = StateEncoder(cell, settings.burn_in, len(signals.outputs), own.encoder_sizes)
+    return IdentifiedModel(cell, signals, initial, settings.burn_in)
 
 
 def _new_cell(options: dict[str, Any], nu: int, ny: int) -> Cell:
@@ -145,22 +149,21 @@ def identify(
     run = IdentificationFolder(folder)
 
     def report(model: IdentifiedModel, run: RunFolder) -> None:
-        write_result(model.to("cpu"), prepared, settings, cast(IdentificationFolder, run), page)
+        write_result(model.to("cpu"), prepared, cast(IdentificationFolder, run), page)
 
     def make(job: Job, stack: ExitStack) -> Identification:
-        model = new_model(settings, prepared.signals).to(device)
+        model = new_model(prepared.settings, prepared.signals).to(device)
         parts = prepared.parts
-        return Identification(model, settings, parts.train, parts.validation, report, device)
+        return Identification(model, prepared.settings, parts.train, parts.validation, report, device)
 
     # The loop reads of a recipe what these settings have too.
     job = Job(cast(Any, settings), run, device, resume, reporter or Silent(), stop or StopRequest(), settings.seed)
     return trained(job, make, run_updates, "algorithm.batch", "algorithm.window")
 
 
-def write_result(
-    model: IdentifiedModel, prepared: Prepared, settings: IdentificationSettings, run: IdentificationFolder, page: bool
-) -> None:
+def write_result(model: IdentifiedModel, prepared: Prepared, run: IdentificationFolder, page: bool) -> None:
     """Write what there is to say of a model: certificate.json, identification.json, simulation.npz, report.html."""
+    settings = prepared.settings
     certificate = model.certificate()
     baseline = linear_baseline(prepared.parts.train, prepared.parts.validation, prepared.signals, settings.washout)
     records, arrays = [], {}

@@ -13,6 +13,7 @@ from robust_policies.files.yaml_text import dump_yaml
 from robust_policies.train.recipe.sections import CheckpointSection
 
 SCHEMA = 1
+_BURN_IN = 64
 
 
 class DataSection(Strict):
@@ -46,8 +47,11 @@ class TrainingSection(Strict):
     )
     batch: int = Field(default=64, ge=1, description="windows, or segments side by side, of an update")
     window: int = Field(default=256, ge=2, description="samples of each")
-    burn_in: int = Field(
-        default=64, ge=0, description="samples of a window that its error leaves out, or the encoder reads"
+    burn_in: int | None = Field(
+        default=None,
+        ge=0,
+        description="samples of a window that its error leaves out, or the encoder reads; null: 64, at most a quarter "
+        "of the window and of the shortest record",
     )
     initial_state: Literal["zero", "learned", "encoded"] = "zero"
     encoder_sizes: list[int] = Field(default_factory=lambda: [64])
@@ -64,11 +68,11 @@ class TrainingSection(Strict):
 
     @model_validator(mode="after")
     def _fits(self) -> TrainingSection:
-        if self.burn_in >= self.window:
+        if self.burn_in is not None and self.burn_in >= self.window:
             raise ValueError(f"burn_in is {self.burn_in} and window {self.window}; expected a burn_in below it")
         if self.free_run == self.one_step == 0:
             raise ValueError("free_run and one_step are 0; expected a weight above 0")
-        if self.initial_state == "encoded" and self.burn_in < 1:
+        if self.initial_state == "encoded" and self.burn_in == 0:
             raise ValueError("burn_in is 0 with initial_state encoded, which reads these samples; expected at least 1")
         return self
 
@@ -103,9 +107,23 @@ class IdentificationSettings(Strict):
         )
 
     @property
+    def burn_in(self) -> int:
+        """Samples of a window that its error leaves out; known once the data is (`for_records`)."""
+        if self.algorithm.burn_in is None:
+            raise InvalidValueError("algorithm.burn_in is null before the data is read; use for_records(...) first.")
+        return self.algorithm.burn_in
+
+    @property
     def washout(self) -> int:
         """Samples at the beginning of a record that errors leave out."""
-        return self.algorithm.burn_in if self.data.washout is None else self.data.washout
+        return self.burn_in if self.data.washout is None else self.data.washout
+
+    def for_records(self, shortest: int) -> IdentificationSettings:
+        """Return these settings with a burn-in that suits records of at least so many samples, where none is given."""
+        if self.algorithm.burn_in is not None:
+            return self
+        found = max(1, min(_BURN_IN, self.algorithm.window // 4, shortest // 4))
+        return self.model_copy(update={"algorithm": self.algorithm.model_copy(update={"burn_in": found})})
 
     def resolved(self) -> dict[str, Any]:
         """Return all settings as plain data."""

@@ -54,6 +54,14 @@ def test_it_says_how_well_it_simulates_and_what_is_proven(command, tmp_path):
     assert "Simulation against measurement" in page and "What is left in the residual" in page and "gain from" in page
 
 
+def test_the_defaults_take_a_short_record(command, tmp_path):
+    data = write_csv(tmp_path / "plant.csv", count=300)
+    quick = ("algorithm.total_steps=2", "algorithm.batch=2")
+    status, out, lines = command(data, *CHANNELS, "--no-report", quick=quick)
+    assert status == 0, lines
+    assert "test plant[255:300], model: NRMSE" in out
+
+
 def test_several_files_are_experiments_and_a_repeated_input_is_flagged(command, tmp_path):
     for name, seed in (("a", 0), ("b", 1), ("c", 2), ("d", 0)):
         write_csv(tmp_path / f"{name}.csv", seed=seed, count=120)

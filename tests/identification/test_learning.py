@@ -171,6 +171,13 @@ def test_what_does_not_fit_is_refused(settings, experiment):
         new_model(settings(cell={"name": "lbdn"}), SIGNALS)
 
 
+def test_the_burn_in_suits_the_records_unless_it_is_given(settings):
+    short, long = (settings(window=200, burn_in=None).for_records(n) for n in (100, 10_000))
+    assert (short.burn_in, long.burn_in) == (25, 50) and long.washout == 50
+    assert settings(window=4000, burn_in=None).for_records(10_000).burn_in == 64
+    assert settings().for_records(20).burn_in == 10
+
+
 class StopAfter(StopRequest):
     """Asks for an end when it has been asked `count` times."""
 
