@@ -14,7 +14,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
-FACES = ("networks", "certificates", "control", "envs", "policies", "train", "evaluation")
+FACES = ("networks", "certificates", "control", "envs", "policies", "train", "evaluation", "identification")
 # What the pages may link to; anything else that is linked fails the build.
 SHOWN = (
     *("*.md", "LICENSE", "docs/*.md", "docs/images/*", "examples/*", "train/*", "benchmarks/*.json"),
@@ -22,7 +22,7 @@ SHOWN = (
     *("results/*.md", "results/*/*.md", "results/*/*.png", "results/*/*.json"),
 )
 # Run folders are not part of the repository, and page.md is what a README is made of.
-NEVER = re.compile(r"^results/(?!pendulum/|youla/|recipes/|linear/)[^/]+/|^results/[^/]+/page\.md$")
+NEVER = re.compile(r"^results/(?!pendulum/|youla/|recipes/|linear/|identification/)[^/]+/|^results/[^/]+/page\.md$")
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)#:\s]+)(#[^)\s]*)?\)")
 
 

@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "train": {"networks", "certificates", "control", "envs", "policies"},
     "evaluation": {"networks", "certificates", "control", "envs", "policies", "train"},
     "export": {"networks", "certificates", "control", "envs", "policies", "runtime"},
+    "identification": {"networks", "certificates", "control", "envs", "policies", "train", "evaluation"},
     "sweep": {"networks", "certificates", "control", "envs", "policies", "train", "evaluation"},
 }
 MODULES = {

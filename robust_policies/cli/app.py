@@ -17,6 +17,7 @@ from robust_policies.cli.choices import Norm, Render
 from robust_policies.cli.compare import compare
 from robust_policies.cli.errors import exit_status, short_warnings
 from robust_policies.cli.export import export
+from robust_policies.cli.identify import identify
 from robust_policies.cli.imitate import imitate
 from robust_policies.cli.listing import Listing, entries_of
 from robust_policies.cli.loop import loop
@@ -81,6 +82,7 @@ def list_(what: Annotated[Listing, typer.Argument(help="what to list")]) -> None
 
 app.command()(train)
 app.command()(imitate)
+app.command()(identify)
 app.command()(sweep)
 app.command("check")(check_limits)
 app.command()(compare)

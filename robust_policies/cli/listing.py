@@ -26,8 +26,10 @@ def entries_of(what: Listing) -> dict[str, str]:
 
     if what is Listing.envs:
         from robust_policies.envs import ENV_IDS, load_plant
+        from robust_policies.envs.registration import IDENTIFIED
 
-        return {env_id: load_plant(_task_of(env_id)).task.description for env_id in ENV_IDS}
+        lines = {env_id: load_plant(_task_of(env_id)).task.description for env_id in ENV_IDS}
+        return {**lines, IDENTIFIED: "A model made by `identify`, given as model=DIR (kwargs: {model: DIR})."}
     if what is Listing.recipes:
         from robust_policies.train import load_recipe
 

@@ -1,5 +1,6 @@
 from . import enclosure as enclosure
 from . import lqg as lqg
+from . import observers as observers
 from . import region as region
 from . import residual as residual
 from . import semidefinite as semidefinite

@@ -24,7 +24,7 @@ from robust_policies.envs.plant import Plant
 from robust_policies.envs.registration import VECTOR, register_tasks, unknown_environment
 from robust_policies.envs.side_by_side import SideBySide
 from robust_policies.envs.task import load_plant
-from robust_policies.envs.vector import TorchVectorEnv
+from robust_policies.envs.vector import TorchVectorEnv, changes
 from robust_policies.errors import InvalidValueError, RobustPoliciesError, UnknownNameError
 
 Environment = str | gymnasium.Env | Callable[..., gymnasium.Env]
@@ -72,7 +72,8 @@ def plant_of(env: Environment, kwargs: Mapping[str, Any] | None = None) -> Plant
     """
     if not isinstance(env, str) or not ours(env):
         return None
-    return load_plant((kwargs or {}).get("task", spec_of(env).kwargs["task"]))
+    given = kwargs or {}
+    return load_plant(given.get("task", spec_of(env).kwargs["task"]), changes(given.get("model")))
 
 
 def name_of(env: Environment) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from robust_policies.errors import UnknownNameError
 
 NAMESPACE = "robust_policies"
@@ -32,6 +34,8 @@ _TASKS = {
 SINGLE = "robust_policies.envs.single:TaskEnv"
 VECTOR = "robust_policies.envs.vector:TorchVectorEnv"
 ENV_IDS = tuple(f"{NAMESPACE}/{name}" for name in _TASKS)
+IDENTIFIED = f"{NAMESPACE}/Identified-v0"
+"""A task of the user's own: its option `model` is the folder of an identified model, or several."""
 
 
 def register_tasks() -> None:
@@ -42,10 +46,12 @@ def register_tasks() -> None:
     # Imported late: Gymnasium's import calls this function, and importing this module must not import Gymnasium.
     from gymnasium.envs.registration import register, registry
 
-    for name, task in _TASKS.items():
-        if f"{NAMESPACE}/{name}" not in registry:
+    tasks = {f"{NAMESPACE}/{name}": task for name, task in _TASKS.items()}
+    tasks[IDENTIFIED] = str(Path(__file__).parents[1] / "identification" / "task.yaml")
+    for name, task in tasks.items():
+        if name not in registry:
             register(
-                id=f"{NAMESPACE}/{name}",
+                id=name,
                 entry_point=SINGLE,
                 vector_entry_point=VECTOR,
                 kwargs={"task": task},

@@ -7,7 +7,7 @@ same, in the buffers of the vectorized environment. Torch still takes what a pro
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ class TaskEnv(gymnasium.Env):
         render_mode: str | None = None,
         randomize: bool | Mapping[str, Any] = False,
         backend: str = "auto",
+        model: str | Sequence[str] | None = None,
     ) -> None:
         self._batch = TorchVectorEnv(
             task,
@@ -50,6 +51,7 @@ class TaskEnv(gymnasium.Env):
             render_mode=render_mode,
             randomize=randomize,
             backend=backend,
+            model=model,
         )
         self.render_mode = render_mode
         self.metadata = {**self.metadata, "render_fps": self._batch.metadata["render_fps"]}

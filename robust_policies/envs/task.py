@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -36,8 +37,10 @@ PLANTS = {
 """The plants of this package by the name that task.yaml gives them: module and class, loaded when one is used."""
 
 
-def load_plant(task: str | Path) -> Plant:
+def load_plant(task: str | Path, changes: Mapping[str, Any] | None = None) -> Plant:
     """Return the plant of a task: a name among the package's tasks, or the path of a folder that holds a task.yaml.
+
+    `changes` are keys of the file with other values, such as the model of an identified plant.
 
     Raises `MissingFileError`, `CorruptFileError`, `UnknownNameError` (with the closest known name), `ShapeError` or
     `InvalidValueError`; every message names the file.
@@ -46,6 +49,7 @@ def load_plant(task: str | Path) -> Plant:
     content = read_yaml(path)
     if not isinstance(content, dict):
         raise CorruptFileError(f"{path} holds {type(content).__name__}; expected a mapping with the key 'plant'.")
+    content = {**content, **(changes or {})}
     plant = plant_class(content.get("plant"), path)
     try:
         made = plant(plant.Task.model_validate(content), path.parent)

@@ -24,6 +24,11 @@ from robust_policies.errors import InvalidValueError, UnknownNameError
 RENDER_MODES = ["human", "rgb_array"]
 
 
+def changes(model: str | Sequence[str] | None) -> dict[str, Any] | None:
+    """Return what an environment's option `model` changes of its task file."""
+    return None if model is None else {"model": model}
+
+
 class TorchVectorEnv(VectorEnv):
     """`num_envs` copies of a task whose observations, rewards and flags are tensors on one device.
 
@@ -44,7 +49,8 @@ class TorchVectorEnv(VectorEnv):
     `plant.disturbance_names`, acts in every step until it is set again; None: nothing.
 
     `backend` chooses what computes a MuJoCo task's physics: "c", "warp" or "auto" (Warp on CUDA); `compile` fuses
-    the other tasks' steps and starts into C++ kernels, or into a CUDA graph on a GPU.
+    the other tasks' steps and starts into C++ kernels, or into a CUDA graph on a GPU. `model` is the folder of an
+    identified model, or several of an ensemble, for a task whose plant is one (robust_policies/Identified-v0).
     """
 
     def __init__(
@@ -61,9 +67,10 @@ class TorchVectorEnv(VectorEnv):
         render_mode: str | None = None,
         randomize: bool | Mapping[str, Any] = False,
         backend: str = "auto",
+        model: str | Sequence[str] | None = None,
         compile: bool = False,
     ) -> None:
-        self.plant: Plant = load_plant(task)
+        self.plant: Plant = load_plant(task, changes(model))
         self.num_envs = checks.positive_int("num_envs", num_envs)
         self.device = checks.device(device)
         self.dtype = arguments.float_dtype("dtype", dtype)

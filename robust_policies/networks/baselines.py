@@ -54,6 +54,11 @@ class _GatedCell(Cell):
         self, explicit: GatedMatrices, inputs: Tensor, state: Tensor, starts: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Return (outputs, final state), one kernel call for every stretch between resets."""
+        values, state = self._hidden(inputs, state, starts)
+        return functional.linear(values, explicit.C, explicit.by), state
+
+    def _hidden(self, inputs: Tensor, state: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return (hidden values (time, batch, h), final state)."""
         cuts = [0]
         if starts is not None:
             cuts += [t for t in starts.any(dim=1).nonzero().flatten().tolist() if t > 0]
@@ -63,8 +68,7 @@ class _GatedCell(Cell):
                 state = state.masked_fill(starts[begin].unsqueeze(-1), 0.0)
             values, state = self._segment(inputs[begin:end], state)
             hidden.append(values)
-        values = hidden[0] if len(hidden) == 1 else torch.cat(hidden)
-        return functional.linear(values, explicit.C, explicit.by), state
+        return hidden[0] if len(hidden) == 1 else torch.cat(hidden), state
 
     def options(self) -> dict[str, Any]:
         """Return the three sizes."""
@@ -126,6 +130,13 @@ class GRUCell(_GatedCell):
         n = torch.tanh(i_n + torch.sigmoid(ir + hr) * hn)
         h = (1 - z) * n + z * state
         return functional.linear(h, explicit.C, explicit.by), h
+
+    def run_states(
+        self, explicit: GatedMatrices, inputs: Tensor, state: Tensor, starts: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return (outputs, states after each step), which are the hidden values."""
+        values, _ = self._hidden(inputs, state, starts)
+        return functional.linear(values, explicit.C, explicit.by), values
 
     def _segment(self, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         values, h = self.core(inputs, state.unsqueeze(0).contiguous())

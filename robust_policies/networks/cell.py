@@ -122,6 +122,43 @@ class Cell(nn.Module, ABC):
         Raises:
             ShapeError: a shape, dtype or device does not fit.
         """
+        return self.run(self.explicit(), *self._checked(inputs, state, starts))
+
+    def trajectory(
+        self, inputs: Tensor, state: Tensor | None = None, starts: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the outputs (time, batch, ny) and all states (time, batch, nx): `states[t]` is the state after step t.
+
+        The last of them is the final state of `forward`, whose arguments and errors these are. Differentiable too.
+        """
+        return self.run_states(self.explicit(), *self._checked(inputs, state, starts))
+
+    def run_states(self, explicit: Any, inputs: Tensor, state: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return (outputs (time, batch, ny), states after each step (time, batch, nx)); unchecked, as `run`.
+
+        The inputs are (time, batch, nu), the state (batch, nx), starts (time, batch) bool or None.
+        """
+        outputs, states = [], []
+        for t in range(inputs.shape[0]):
+            output, state = self.run(explicit, inputs[t : t + 1], state, None if starts is None else starts[t : t + 1])
+            outputs.append(output)
+            states.append(state)
+        return torch.cat(outputs), torch.stack(states)
+
+    def unroll(self, explicit: Any, inputs: Tensor, state: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return (outputs, final state) of `step` repeated: the plain path every faster one must equal; see `run`."""
+        outputs = []
+        for t in range(inputs.shape[0]):
+            if starts is not None:
+                state = torch.where(starts[t].unsqueeze(-1), torch.zeros_like(state), state)
+            output, state = self.step(explicit, inputs[t], state)
+            outputs.append(output)
+        return torch.stack(outputs), state
+
+    def _checked(
+        self, inputs: Tensor, state: Tensor | None, starts: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return what `run` takes from what `forward` was given; raises ShapeError."""
         reference = self._reference()
         checks.shape("inputs", inputs, (None, None, self.input_size))
         time, batch = inputs.shape[:2]
@@ -139,17 +176,7 @@ class Cell(nn.Module, ABC):
                 raise ShapeError(
                     f"starts is {starts.dtype} on {starts.device}; expected torch.bool on {reference.device}."
                 )
-        return self.run(self.explicit(), inputs, state, starts)
-
-    def unroll(self, explicit: Any, inputs: Tensor, state: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return (outputs, final state) of `step` repeated: the plain path every faster one must equal; see `run`."""
-        outputs = []
-        for t in range(inputs.shape[0]):
-            if starts is not None:
-                state = torch.where(starts[t].unsqueeze(-1), torch.zeros_like(state), state)
-            output, state = self.step(explicit, inputs[t], state)
-            outputs.append(output)
-        return torch.stack(outputs), state
+        return inputs, state, starts
 
     def initial_state(self, batch_size: int) -> Tensor:
         """Return the initial state, zeros (batch, nx), in the parameters' dtype and device."""

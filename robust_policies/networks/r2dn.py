@@ -61,6 +61,8 @@ class R2DN(RobustCell):
             to a thousand.
         linear_output: phi's last layer is linear (the published architecture) or a full sandwich layer.
         eps: absolute regularization of H; None (recommended) scales it with trace(H).
+        output: "free", or "state": y = x, the state before the step, and no parameters of the output are left. Then
+            output_size is state_size, and the guarantee Contracting().
     """
 
     name = "r2dn"
@@ -84,8 +86,9 @@ class R2DN(RobustCell):
         init: str = "random",
         linear_output: bool = True,
         eps: float | None = None,
+        output: str = "free",
     ) -> None:
-        super().__init__(input_size, state_size, output_size, features, activation, guarantee, rate, init, eps)
+        super().__init__(input_size, state_size, output_size, features, activation, guarantee, rate, init, eps, output)
         nu, nx, ny, nv = self.input_size, self.state_size, self.output_size, self.features
         self.hidden_sizes = hidden_widths(hidden_sizes)
         self.linear_output = checks.flag("linear_output", linear_output)
@@ -210,8 +213,10 @@ class R2DN(RobustCell):
         """Zero C2, D21, D22 and by; the gradient with respect to them is not zero.
 
         Raises:
-            InvalidValueError: the supply rate does not allow a zero output (R must be positive definite if S is not 0).
+            InvalidValueError: the supply rate does not allow a zero output (R must be positive definite if S is not 0),
+                or the output is the state.
         """
+        self._refuse_zero_output()
         self.C2.zero_()
         self.by.zero_()
         if self.contracting_only:

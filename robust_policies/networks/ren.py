@@ -39,6 +39,8 @@ class REN(RobustCell):
         init: "random"; "long_memory" for A close to rate * I; "timescales" for A diagonal with memories from one step
             to a thousand.
         eps: absolute regularization of H; None (recommended) scales it with trace(H).
+        output: "free", or "state": y = x, the state before the step, and no parameters of the output are left. Then
+            output_size is state_size, and the guarantee Contracting().
     """
 
     name = "ren"
@@ -58,8 +60,9 @@ class REN(RobustCell):
         rate: float = 1.0,
         init: str = "random",
         eps: float | None = None,
+        output: str = "free",
     ) -> None:
-        super().__init__(input_size, state_size, output_size, features, activation, guarantee, rate, init, eps)
+        super().__init__(input_size, state_size, output_size, features, activation, guarantee, rate, init, eps, output)
         nu, nx, ny, nv = self.input_size, self.state_size, self.output_size, self.features
         size = 2 * nx + nv
         shapes = {"X": (size, size), "Y1": (nx, nx), "B2": (nx, nu), "C2": (ny, nx), "D12": (nv, nu), "D21": (ny, nv)}
@@ -143,8 +146,10 @@ class REN(RobustCell):
         """Zero C2, D21, by and the feedthrough (to rounding); the gradient with respect to them is not zero.
 
         Raises:
-            InvalidValueError: a supply rate with S other than zero, whose feedthrough is not centred at zero.
+            InvalidValueError: a supply rate with S other than zero, whose feedthrough is not centred at zero, or the
+                output is the state.
         """
+        self._refuse_zero_output()
         if isinstance(self.guarantee, Dissipative) and bool(self.guarantee.S.any()):
             raise InvalidValueError("zero_output_ of a REN needs S = 0 in Dissipative(Q, S, R); use R2DN, or skip it.")
         self.C2.zero_()

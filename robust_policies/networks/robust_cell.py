@@ -17,6 +17,7 @@ from robust_policies.networks.guarantees import Contracting, Guarantee, Lipschit
 from robust_policies.networks.linalg import frobenius
 from robust_policies.networks.supply import Supply, supply_of
 
+OUTPUTS = ("free", "state")
 INITS = ("random", "long_memory", "timescales")
 # What the fastest and the slowest state forget at first, a share of itself each step.
 _FORGOTTEN = {"long_memory": (0.05, 0.005), "timescales": (0.7, 0.001)}
@@ -35,19 +36,21 @@ class RobustCell(Cell):
             to a thousand, spaced logarithmically, and inputs scaled so that white noise drives all states alike (as
             A. Orvieto et al., "Resurrecting recurrent neural networks for long sequences", ICML 2023, normalise).
         eps: absolute regularization of the Gram matrix H; None scales it with trace(H).
+        output: "free", or "state": y = x, the state before the step, with C2, D21, D22 and by no parameters. Then
+            output_size is state_size, and the guarantee Contracting().
     """
 
     guarantee: Guarantee
     rate: float
     X: nn.Parameter
     B2: nn.Parameter
-    C2: nn.Parameter
+    C2: nn.Parameter | Tensor
     D12: nn.Parameter
-    D21: nn.Parameter
-    D22: nn.Parameter
+    D21: nn.Parameter | Tensor
+    D22: nn.Parameter | Tensor
     bx: nn.Parameter
     bv: nn.Parameter
-    by: nn.Parameter
+    by: nn.Parameter | Tensor
 
     def __init__(
         self,
@@ -60,6 +63,7 @@ class RobustCell(Cell):
         rate: float,
         init: str,
         eps: float | None,
+        output: str,
     ) -> None:
         super().__init__(input_size, state_size, output_size)
         self.features = checks.positive_int("features", features)
@@ -70,15 +74,28 @@ class RobustCell(Cell):
         if init not in INITS:
             raise InvalidValueError(f"init is {init!r}; expected one of {', '.join(map(repr, INITS))}.")
         self.init = init
+        if output not in OUTPUTS:
+            raise InvalidValueError(f"output is {output!r}; expected one of {', '.join(map(repr, OUTPUTS))}.")
+        self.output = output
+        if self.gives_state:
+            self._check_state_output()
 
     def register_direct(self, shapes: Mapping[str, tuple[int, int]]) -> None:
         """Create the free matrices `shapes`, the size p of X, the biases, and log(gamma) if it is trained."""
+        if self.gives_state:
+            self.register_buffer("C2", torch.eye(self.state_size), persistent=False)
+            for key in ("D21", "D22"):
+                self.register_buffer(key, torch.zeros(shapes[key]), persistent=False)
+            self.register_buffer("by", torch.zeros(self.output_size), persistent=False)
         for key, shape in shapes.items():
+            if key in self._buffers:
+                continue
             value = torch.empty(shape)
             self.register_parameter(key, nn.Parameter(nn.init.xavier_normal_(value) if value.numel() else value))
         self.p = nn.Parameter(frobenius(self.X.detach()).reshape(1))
         for key, width in (("bx", self.state_size), ("bv", self.features), ("by", self.output_size)):
-            self.register_parameter(key, nn.Parameter(torch.zeros(width)))
+            if key not in self._buffers:
+                self.register_parameter(key, nn.Parameter(torch.zeros(width)))
         self._direct = (*shapes, "p")
         self.log_gamma: nn.Parameter | None = None
         if isinstance(self.guarantee, Lipschitz) and self.guarantee.trainable:
@@ -103,6 +120,36 @@ class RobustCell(Cell):
     def contracting_only(self) -> bool:
         """Whether the guarantee is contraction without a supply rate."""
         return isinstance(self.guarantee, Contracting)
+
+    @property
+    def gives_state(self) -> bool:
+        """Whether the output is the state."""
+        return self.output == "state"
+
+    def _check_state_output(self) -> None:
+        """Raise `InvalidValueError` where the output cannot be the state."""
+        if self.output_size != self.state_size:
+            raise InvalidValueError(
+                f"output is 'state' and output_size {self.output_size}; expected state_size, {self.state_size}."
+            )
+        if not self.contracting_only:
+            raise InvalidValueError(f"output is 'state' with {type(self.guarantee).__name__}; expected Contracting().")
+
+    def _refuse_zero_output(self) -> None:
+        if self.gives_state:
+            raise InvalidValueError("zero_output_ was called with output='state', which is never zero.")
+
+    def run_states(self, explicit: Any, inputs: Tensor, state: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return (outputs, states after each step) by the fastest run there is: the next state is a further output."""
+        e = explicit
+        both = e._replace(
+            C2=torch.cat((e.C2, e.A)),
+            D21=torch.cat((e.D21, e.B1)),
+            D22=torch.cat((e.D22, e.B2)),
+            by=torch.cat((e.by, e.bx)),
+        )
+        outputs, _ = self.run(both, inputs, state, starts)
+        return outputs[..., : len(e.C2)], outputs[..., len(e.C2) :]
 
     @property
     def gamma(self) -> float | None:
@@ -131,4 +178,5 @@ class RobustCell(Cell):
             "rate": self.rate,
             "init": self.init,
             "eps": self.eps,
+            **({"output": self.output} if self.gives_state else {}),
         }

@@ -5,6 +5,8 @@ from .linear_part import PolicyLoop as PolicyLoop
 from .linear_part import policy_loop as policy_loop
 from .local import LocalBounds as LocalBounds
 from .local import local_bounds as local_bounds
+from .observer_wrapper import ObserverVectorWrapper as ObserverVectorWrapper
+from .observer_wrapper import ObserverWrapper as ObserverWrapper
 from .return_certificate import ReturnCertificate as ReturnCertificate
 from .return_certificate import SensorErrors as SensorErrors
 from .returns import certified_return as certified_return

@@ -137,4 +137,5 @@ def take_step(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Paramete
         nn.utils.clip_grads_with_norm_(parameters, limit, norm)
         optimizer.step()
         return
-    optimizer.divided_step(((norm + 1e-6) / limit).clamp_min(1.0))
+    # In float32, as PyTorch's gradient scaler has it.
+    optimizer.divided_step(((norm + 1e-6) / limit).clamp_min(1.0).float())

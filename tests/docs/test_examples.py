@@ -25,6 +25,11 @@ EXAMPLES = {
     ),
     "learn_with_rsl_rl": (["--steps", "512", "--num-envs", "8"], [CLAIM, RETURN, "policy in"]),
     "learn_with_skrl": (["--steps", "512", "--num-envs", "8"], [CLAIM, RETURN, "policy in"]),
+    "identify_a_motor": (["--steps", "20"], [CLAIM, r"fit of the validation: ", "simulated speed", RETURN]),
+    "observe_a_pendulum": (
+        ["--steps", "20"],
+        [r"injection: innovations .* by \d\.\de-1[3-9]", r"linear: innovations .* by \d\.\de-0\d", "proven where"],
+    ),
     "own_environment": (["--steps", "200"], [CLAIM, RETURN, "policy in"]),
     "own_mjcf": (["--steps", "800"], [CLAIM, RETURN]),
     "own_plant_from_matrices": (["--steps", "2560"], ["LQG design", CLAIM, "closed loop", RETURN]),

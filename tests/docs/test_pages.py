@@ -24,12 +24,13 @@ from robust_policies.files import assets
 from robust_policies.train import parse_recipe
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("networks", "certificates", "control", "envs", "policies", "train", "evaluation")
+ROOMS = ("networks", "certificates", "control", "envs", "policies", "train", "evaluation", "identification")
 FACES = [f"robust_policies.{room}" for room in ROOMS]
 # The wrappers of `perturb` and `perturb.vector` have the same names, so each keeps a face of its own.
 # So has what needs another library.
 BRIDGES = {"robust_policies.envs.bridges", "robust_policies.policies.bridges"}
 PUBLIC = {*FACES, *BRIDGES, "robust_policies.envs.perturb", "robust_policies.cli", "robust_policies.runtime"}
+PUBLIC |= {"robust_policies.control.observers"}
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
     for pattern in ("*.md", "docs/*.md", "envs/*/README.md", "examples/*.md", "results/**/README.md", "train/*.md")

@@ -147,22 +147,39 @@ def render(
     title = ", ".join(method.name for method in methods[:4])
     if len(methods) > 4:
         title += f" and {len(methods) - 4} more"
-    blocks = list(_blocks(methods, parts, pictures, required))
+    header = (
+        f"<h1>{escape(title)}</h1>{marks(methods)}<div id='verdict'>{verdict(methods)}</div>"
+        f"<p class='lead'>{LEAD}</p>{sections.subtitle(methods)}"
+    )
+    notes = sections.notes([run for method in methods for run in method.runs])
+    charts = [chart for group in parts.values() for chart in group]
+    return whole_page(title, header, list(_blocks(methods, parts, pictures, required)), charts, notes)
+
+
+def whole_page(
+    title: str, header: str, blocks: Sequence[tuple[str, str, str]], charts: Sequence[Chart], notes: str = ""
+) -> str:
+    """Return a page that holds all it needs: style, script and the data of its pictures.
+
+    Args:
+        title: plain text.
+        header: HTML above the contents.
+        blocks: (anchor, title, HTML) of each part.
+        charts: all that `figure` was called with.
+        notes: HTML between the contents and the parts.
+    """
     menu = "".join(f"<a href='#{anchor}'>{escape(name)}</a>" for anchor, name, _ in blocks)
     content = "".join(
         f"<section id='{anchor}'><h2>{escape(name)}</h2>{body}</section>" for anchor, name, body in blocks
     )
     resources = files("robust_policies.evaluation.report")
     css, script = (resources.joinpath(name).read_text() for name in ("report.css", "report.js"))
-    data = embed({chart.key: panels(chart) for group in parts.values() for chart in group})
-    notes = sections.notes([run for method in methods for run in method.runs])
+    data = embed({chart.key: panels(chart) for chart in charts})
     return (
         f"<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><title>Report: {escape(title)}</title>"
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         f"<meta name='viewport' content='width=device-width, initial-scale=1'><style>{css}</style></head><body><main>"
-        f"<header><h1>{escape(title)}</h1>{marks(methods)}<div id='verdict'>{verdict(methods)}</div>"
-        f"<p class='lead'>{LEAD}</p>{sections.subtitle(methods)}</header>"
-        f"<nav aria-label='Contents'>{menu}</nav>{notes}{content}"
+        f"<header>{header}</header><nav aria-label='Contents'>{menu}</nav>{notes}{content}"
         f"<footer>Written by robust-policies {escape(__version__)}. The pictures are in the folder figures beside this "
         f"page, as PNG and PDF.</footer></main>\n<script type='application/json' id='charts'>{data}</script>\n"
         f"<script type='application/gzip' id='plotly'>{_plotly()}</script>\n<script>{script}</script></body></html>\n"

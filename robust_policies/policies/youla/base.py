@@ -234,8 +234,15 @@ class BaseController(nn.Module):
         n, m = self.model.n, self.model.m
         line = torch.cat((state[..., n:], sent - self.idle), -1)
         applied = self.idle + line[..., :m] if self.options.delay else sent
-        following = state[..., :n] @ self.A.T + (applied - self.u0) @ self.B.T + innovation @ self.L.T
-        return applied, torch.cat((following, line[..., m:]), -1)
+        return applied, torch.cat((self.predicted(innovation, applied, state[..., :n]), line[..., m:]), -1)
+
+    def predicted(self, innovation: Tensor, applied: Tensor, state: Tensor) -> Tensor:
+        """Return the next estimate (batch, n) in deviations, for the inputs (batch, m) that the plant received."""
+        return state @ self.A.T + (applied - self.u0) @ self.B.T + innovation @ self.L.T
+
+    def measures(self, count: int) -> int:
+        """Return how many signals are measured by an observation of `count` numbers without the reference."""
+        return count
 
     def saturation(self) -> SaturationBudget:
         """Return how large innovations may be before an input can saturate, Youla inputs taking all they may.
@@ -269,9 +276,10 @@ class BaseController(nn.Module):
             raise InvalidValueError(
                 f"reference is {references}; expected indices below {size}, the size of an observation."
             )
-        if size - len(references) != p or self.action_space.shape[0] != m:
+        measured = self.measures(size - len(references))
+        if measured != p or self.action_space.shape[0] != m:
             raise ShapeError(
-                f"The environment measures {size - len(references)} output(s) beside {len(references)} reference(s) "
+                f"The environment measures {measured} output(s) beside {len(references)} reference(s) "
                 f"and takes {self.action_space.shape[0]} input(s); the model has {p} output(s) and {m} input(s)."
             )
         for name, matrix in (("A - B K", model.A - model.B @ design.K), ("A - L C", model.A - design.L @ model.C)):

@@ -178,7 +178,15 @@ class YoulaPolicy(DeployedPolicy):
 
     @classmethod
     def around(cls, base: BaseController, policy: Any) -> YoulaPolicy:
-        """Return the policy of a base controller, of its design, options and scope, with a Youla parameter."""
+        """Return the policy of a base controller, of its design, options and scope, with a Youla parameter.
+
+        Raises InvalidValueError for one whose observer is no linear one: a policy would need the plant's equations.
+        """
+        if type(base) is not BaseController:
+            raise InvalidValueError(
+                "The Youla wrapper's observer is 'injection', which holds the plant's equations and cannot be part of "
+                "a policy; run the policy inside the wrapper."
+            )
         return cls(
             base.design,
             base.model,

@@ -24,6 +24,7 @@ from robust_policies.control.linear_model import LinearModel
 from robust_policies.control.linearize import linearize_plant
 from robust_policies.control.lqg import Estimator, LQGDesign
 from robust_policies.control.lqg import design as lqg_design
+from robust_policies.control.observers.injection import find_output_injection
 from robust_policies.control.scope import scope_of
 from robust_policies.envs.parameters import plain_tensors
 from robust_policies.envs.perturb.wrapping import tensor_of
@@ -31,8 +32,10 @@ from robust_policies.envs.plant import Plant
 from robust_policies.envs.wrappers import Changing, TensorWrapper
 from robust_policies.errors import InvalidValueError, NonFiniteError, ShapeError, UnknownNameError
 from robust_policies.policies.youla.base import BaseController, YoulaOptions
+from robust_policies.policies.youla.injection import InjectionController
 
 READABLE = ("innovation", "reference")
+OBSERVERS = ("linear", "injection")
 _CLOSES_A_LOOP = ("output", "observation", "estimate", "state", "input", "action", "applied_input", "y", "u", "x")
 
 
@@ -99,6 +102,8 @@ class YoulaWrapper(gymnasium.Wrapper, RecordConstructorArgs):
         estimator: "current" or "predictor", where no design is given.
         options: see `YoulaOptions`: reserve, limit, quantum, delay, reference, region; None: the defaults.
         observe: what the policy reads, of "innovation" and "reference".
+        observer: "linear", of the model, or "injection": exact on a nonlinear plant of that form within `region`, which
+            is needed then (`control.observers.find_output_injection`); model and estimator are the observer's own.
         weights: Q, R, W or V of the base controller's design, where no design is given; those left out are its own.
         **chosen: single options by their names, in place of those in `options`: `YoulaWrapper(env, reserve=0.2)`.
 
@@ -124,11 +129,13 @@ class YoulaWrapper(gymnasium.Wrapper, RecordConstructorArgs):
         options: YoulaOptions | None = None,
         estimator: Estimator = "current",
         observe: Sequence[str] = READABLE,
+        observer: str = "linear",
         weights: Mapping[str, Any] | None = None,
         **chosen: Any,
     ) -> None:
         options = YoulaOptions.of(options, **chosen)
-        given = {"model": model, "design": design, "estimator": estimator, "observe": observe, "weights": weights}
+        given: dict[str, Any] = {"model": model, "design": design, "estimator": estimator, "observe": observe}
+        given |= {"observer": observer, "weights": weights}
         # Each option by its name, so that a specification stays numbers and text.
         RecordConstructorArgs.__init__(self, **given, **vars(options))
         gymnasium.Wrapper.__init__(self, env)
@@ -190,11 +197,13 @@ class YoulaVectorWrapper(TensorWrapper):
         options: YoulaOptions | None = None,
         estimator: Estimator = "current",
         observe: Sequence[str] = READABLE,
+        observer: str = "linear",
         weights: Mapping[str, Any] | None = None,
         **chosen: Any,
     ) -> None:
         super().__init__(env)
-        given = {"model": model, "design": design, "estimator": estimator, "observe": observe, "weights": weights}
+        given: dict[str, Any] = {"model": model, "design": design, "estimator": estimator, "observe": observe}
+        given |= {"observer": observer, "weights": weights}
         spaces, options = (env.single_observation_space, env.single_action_space), YoulaOptions.of(options, **chosen)
         self.controller = _controller(env, *spaces, options, **given).to(self.device)
         self.single_observation_space = self.controller.youla_observation_space
@@ -283,11 +292,19 @@ def _controller(
     design: LQGDesign | None,
     estimator: Estimator,
     observe: Sequence[str],
+    observer: str,
     weights: Mapping[str, Any] | None,
 ) -> BaseController:
     """Return the base controller, of model, design and reference that were given or follow from the plant of `env`."""
     _check_reads(observe)
+    if observer not in OBSERVERS:
+        raise UnknownNameError.among("observer", str(observer), OBSERVERS)
     plant = getattr(env.unwrapped, "plant", None)
+    if observer == "injection":
+        if plant is None or model is not None:
+            raise InvalidValueError("observer is 'injection', which is made of the plant of a task; leave model out.")
+        injection = find_output_injection(plant, options.region, design, **{"estimator": estimator, **(weights or {})})
+        return InjectionController(injection, observation_space, action_space, options)
     options = replace(options, reference=_reference(plant, model, options.reference))
     if model is None:
         if design is not None:

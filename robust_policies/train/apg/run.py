@@ -71,7 +71,7 @@ def task_plant(recipe: Recipe[ApgSection]) -> tuple[Plant, int]:
             f"task.perturbations is {task.perturbations} with algorithm.name 'apg', which differentiates the plant "
             f"itself; expected none (evaluation.perturbations stays possible), or {instead}."
         )
-    given = {key: value for key, value in task.kwargs.items() if key != "task"}
+    given = {key: value for key, value in task.kwargs.items() if key not in ("task", "model")}
     limit = checks.positive_int(
         "task.kwargs.max_episode_steps", given.pop("max_episode_steps", plant.max_episode_steps)
     )

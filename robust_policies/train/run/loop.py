@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
@@ -29,7 +30,13 @@ RETURN = "eval/mean_reward"
 
 
 class Learner(Protocol):
-    """An algorithm with all that it learns on."""
+    """An algorithm with all that it learns on.
+
+    Attributes:
+        score: name of the evaluation's scalar that stands in `Progress`: larger is better.
+    """
+
+    score: str = RETURN
 
     @property
     def module(self) -> nn.Module:
@@ -40,17 +47,29 @@ class Learner(Protocol):
         """Return a copy of the policy as it is, on the CPU."""
         ...
 
+    def save(self, folder: Path) -> None:
+        """Write what was learnt, as it is, into a folder."""
+        save_policy(self.deployed(), folder)
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote; raises where it cannot be read."""
+        load_policy(folder)
+
     def certified(self) -> dict[str, float]:
         """Return the scalars of what is proven of the policy as it is."""
         return certified(self.deployed())
 
     def evaluate(self) -> dict[str, float]:
-        """Return the scalars of an evaluation, among them `RETURN`; its episodes begin the same every time."""
+        """Return the scalars of an evaluation, among them `score`; what it begins with is the same every time."""
         ...
 
     def rank(self, found: Mapping[str, float]) -> float | None:
         """Return the number by which the best of the evaluations is kept, None for one that never is."""
-        return found[RETURN]
+        return found[self.score]
+
+    def exhausted(self, progress: Progress) -> bool:
+        """Return whether further updates are pointless, which ends the run."""
+        return False
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors that decide what comes next, by name."""
@@ -135,7 +154,7 @@ class Training:
     @property
     def finished(self) -> bool:
         """Whether nothing is left to do."""
-        return self.last or self.reached
+        return self.last or self.reached or self.learner.exhausted(self.progress)
 
     @property
     def checkpoint_due(self) -> bool:
@@ -201,7 +220,7 @@ class Training:
             module = self.learner.module
             current = {name: value.clone() for name, value in module.state_dict().items()}
             module.load_state_dict(self.best)
-            save_policy(self.learner.deployed(), self.run.best)
+            self.learner.save(self.run.best)
             module.load_state_dict(current)
 
     def keep(self) -> None:
@@ -215,13 +234,13 @@ class Training:
         found = learner.evaluate()
         if not all(map(math.isfinite, found.values())):
             # The weights were looked at before: what is left is a reward.
-            what = f"{THEIRS}rewards in an evaluation had the mean return {found[RETURN]}"
+            what = f"{THEIRS}rewards in an evaluation had the mean return {found[learner.score]}"
             raise diverged(what, number, progress.num_timesteps)
         if self.section.policies:
-            save_policy(learner.deployed(), self.run.policy_at(progress.num_timesteps))
-        if progress.evaluated(found[RETURN], learner.rank(found)):
+            learner.save(self.run.policy_at(progress.num_timesteps))
+        if progress.evaluated(found[learner.score], learner.rank(found)):
             self.best = weights(learner.module)
-            save_policy(learner.deployed(), self.run.best)
+            learner.save(self.run.best)
         return found
 
 
@@ -285,12 +304,12 @@ def trained(
         training.keep()
         learner.report(job.run)
         result = job.finish(training.progress)
-        save_policy(learner.deployed(), job.run.path)
+        learner.save(job.run.path)
     return result
 
 
 def _ask_whether_it_can_be_kept(learner: Learner) -> None:
-    """Save the untrained policy into a scratch folder and load it; raises what would otherwise end a whole training."""
+    """Save what is untrained into a scratch folder and load it; raises what would otherwise end a whole training."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-        save_policy(learner.deployed(), scratch)
-        load_policy(scratch)
+        learner.save(Path(scratch))
+        learner.load(Path(scratch))

@@ -58,8 +58,8 @@ def _text(reward: float | None) -> str:
 class Lines:
     """A line every few seconds, for logs."""
 
-    def __init__(self, console: Console, every: float = 10.0) -> None:
-        self.console, self.every, self.last = console, every, 0.0
+    def __init__(self, console: Console, every: float = 10.0, score: str = "mean return") -> None:
+        self.console, self.every, self.last, self.score = console, every, 0.0, score
 
     def start(self, total: int, done: int) -> None:
         """Begin at `done` of `total` environment steps."""
@@ -78,7 +78,7 @@ class Lines:
         speed = self.speed.at(steps)
         left = max(self.speed.total - steps, 0) / max(speed, 1e-9)
         self.console.print(
-            f"{steps}/{self.speed.total} steps  mean return {_text(reward)}  best evaluation {_text(best)}  "
+            f"{steps}/{self.speed.total} steps  {self.score} {_text(reward)}  best evaluation {_text(best)}  "
             f"{speed:.0f} steps/s  {left:.0f} s left",
             highlight=False,
             soft_wrap=True,
@@ -91,11 +91,11 @@ class Lines:
 class Bar:
     """A progress bar for terminals."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, score: str = "return") -> None:
         self.bar = Progress(
             TextColumn("training"),
             BarColumn(),
-            TextColumn("{task.percentage:>3.0f}%  return {task.fields[reward]}  best {task.fields[best]}"),
+            TextColumn("{task.percentage:>3.0f}%  " + score + " {task.fields[reward]}  best {task.fields[best]}"),
             TextColumn("{task.fields[speed]} steps/s"),
             TimeElapsedColumn(),
             TextColumn("left"),
@@ -129,6 +129,8 @@ class Bar:
         self.bar.stop()
 
 
-def reporter_for(console: Console) -> Reporter:
-    """Return a bar where the console is a terminal, lines where it is not."""
-    return Bar(console) if console.is_terminal else Lines(console)
+def reporter_for(console: Console, score: str | None = None) -> Reporter:
+    """Return a bar where the console is a terminal, lines where it is not; `score` names what is not a return."""
+    if console.is_terminal:
+        return Bar(console, score or "return")
+    return Lines(console, score=score or "mean return")
