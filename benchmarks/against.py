@@ -108,7 +108,8 @@ def curve(seed: int) -> Train:
     def train() -> int:
         found = step()
         # What `main` answers with beside the steps.
-        train.value = sum(one["r"] for one in model.ep_info_buffer) / max(1, len(model.ep_info_buffer))
+        episodes = model.ep_info_buffer or []
+        train.value = sum(one["r"] for one in episodes) / max(1, len(episodes))
         return found
 
     return train

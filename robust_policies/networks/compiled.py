@@ -184,7 +184,7 @@ class Packed(NamedTuple):
 
 
 def packed(arrays: Sequence[Tensor], layers: int, nx: int) -> Packed:
-    """Return P, c, B, Q, R, d, the weights and the biases of `layers` layers, of a step with nx states, as arrays."""
+    """Return a step's arrays for the kernels: P (nx + n_1, nx + nu), ..., weights, biases, as `Collapsed` has them."""
     P, c, B, Q, R, d, *others = (np.ascontiguousarray(one.detach().numpy()) for one in arrays)
     weights, biases = others[: len(others) - layers], others[len(others) - layers :]
     flat = [np.concatenate([one.ravel() for one in part]) if part else P[:0, 0] for part in (weights, biases)]

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from robust_policies.networks.kernels import _compiled, _copied, _filled, _product, _slope, _turned
+from robust_policies.networks.kernels import compiled, _copied, _filled, _product, times_slope, _turned
 
 
-@_compiled
+@compiled
 def input_gradient(kind, nu, PT, BT, QT, RT, weights, blocks, H, gained, moved, sensor, state):
     """Return the gradient (time, nu, batch) of an objective with respect to the cell's inputs.
 
@@ -59,7 +59,7 @@ def input_gradient(kind, nu, PT, BT, QT, RT, weights, blocks, H, gained, moved, 
         for k in range(len(blocks) - 1, -1, -1):
             r0, r1, c0, c1, at = blocks[k]
             delta, end = gh[r0:r1], at + (r1 - r0) * (c1 - c0)
-            _slope(kind, H[t, r0:r1], delta)
+            times_slope(kind, H[t, r0:r1], delta)
             if c1 > c0:
                 _product(turned[at:end].reshape(c1 - c0, r1 - r0), delta, gh[c0:c1])
         _copied(state, gz[:nx])

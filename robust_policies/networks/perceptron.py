@@ -86,7 +86,7 @@ def shape_of(modules: Sequence[nn.Module]) -> tuple[int, int, np.ndarray] | None
 
 
 def shape_of_layers(name: str, weights: Sequence[Tensor]) -> tuple[int, int, np.ndarray] | None:
-    """Return kind, last kind and widths for `perceptron_kernels` of weights (n_k, n_(k-1)), None where it has none."""
+    """Return kind, last kind and widths for `perceptron_kernels` of weights (n, m), None where it has none."""
     kernels = _kernels(weights[0].dtype)
     if kernels is None or name not in _KINDS or max(max(W.shape) for W in weights) > _WIDEST:
         return None

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -79,7 +79,7 @@ def pulled(module: nn.Module, make: Callable[[], Any]) -> tuple[Any, Back] | Non
 def _program(module: nn.Module, make: Callable[[], Any]) -> tuple[Program | None, list[Tensor]]:
     """Return the program of a module's parameters as they are now, None where there is none, and the parameters."""
     known = _known(module)
-    parameters = [own[name] for own, name in known.places]
+    parameters = [cast(Tensor, own[name]) for own, name in known.places]
     kind = [(one.dtype, one.requires_grad, one.numel(), one.is_cpu, type(one)) for one in parameters]
     if transformed(parameters):
         return None, parameters
