@@ -109,7 +109,7 @@ def test_where_it_does_not_apply():
     assert applied(cell(), inputs, state) and applied(cell(), inputs[:3], state)
     assert not applied(cell(), inputs[:2], state)
     with torch.no_grad():
-        step = cell()._collapsed(cell().explicit())
+        step = cell().collapsed(cell().explicit())
         assert compiled.applies("tanh", inputs, state, step) and not compiled.applies("tanh", inputs[:10], state, step)
     assert not applied(cell(), torch.zeros(1, 2048, NU), torch.zeros(2048, NX))
     assert not applied(cell(activation="softplus"), inputs, state)
