@@ -1,7 +1,7 @@
 """Training, with its updates: ours and what a user would take otherwise, in one run.
 
     OMP_NUM_THREADS=1 python benchmarks/training.py [--output benchmarks/training.json]
-        [--parts numpy device growth learning gpu] [--rounds 5] [--seeds 5] [--limit 240] [--base PATH]
+        [--parts numpy device growth learning jax gpu] [--rounds 5] [--seeds 5] [--limit 240] [--base PATH]
 
 `numpy`: sb3-contrib's RecurrentPPO with its own LSTM policy of 256 units on eight of Gymnasium's Pendulum-v1, against
 the same algorithm with the cells of this package and the same hyperparameters (sb3-contrib's defaults); the LSTM's
@@ -10,6 +10,8 @@ critic is a second LSTM, as upstream's, the others' a memoryless one, and `own_c
 `growth`: how the update's time grows with environments, steps, nx, nv and hidden width (slopes in log-log scale); draws
 docs/images/growth.png too.
 `learning`: seconds and environment steps until the mean return of 100 test episodes is -200, over several seeds.
+`jax`: TensorRecurrentPPO with a GRU and an R2DN beside the same algorithm in JAX (peers/jax_ppo.py), where jax and
+optax are installed (`pip install 'robust-policies[peers]'`).
 `gpu`: TensorRecurrentPPO with 4,096 and 65,536 environments, where CUDA is available.
 `base`: this tree against another checkout of the project, at PATH: steps per CPU second of TensorRecurrentPPO (128
 environments, 64 steps, ten epochs of minibatches of 2,048; nx 8 of R2DN and REN, 16 of LSTM and GRU), of sb3-contrib's
@@ -35,6 +37,7 @@ import sb3_contrib
 import stable_baselines3
 import torch
 from against import against, curves
+from beside_jax import beside_jax
 from growth import FIGURE, draw, growth
 from learning import learning
 from sb3_contrib import RecurrentPPO
@@ -43,7 +46,7 @@ from stable_baselines3.common.env_util import make_vec_env
 
 from robust_policies.policies import RecurrentCellPolicy
 
-PARTS = ("numpy", "device", "growth", "learning", "gpu", "base", "curves")
+PARTS = ("numpy", "device", "growth", "learning", "jax", "gpu", "base", "curves")
 GPU_SIZES = (4096, 65536)
 
 
@@ -122,6 +125,8 @@ def main() -> None:
         todo["growth"] = lambda: growth("cpu", rounds)
     if "learning" in parts:
         todo["learning"] = lambda: learning("cpu", arguments.seeds, arguments.limit, arguments.stock_seeds)
+    if "jax" in parts:
+        todo["jax"] = lambda: beside_jax(rounds)
     if "gpu" in parts:
         todo["gpu"] = lambda: on_gpu(rounds)
     if "base" in parts:

@@ -48,6 +48,10 @@ class Bench:
     known: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
     noises: dict[str, tuple[Part, int]] = field(default_factory=dict, repr=False, compare=False)
 
+    def fits(self, count: int) -> bool:
+        """Return whether so many environments of the task may be side by side."""
+        return count <= (_WIDEST if ours(self.task) else _MOST_OBJECTS)
+
     def noise(self, name: str) -> tuple[Part, int]:
         """Return the reported episodes under a noise, and at which index those of the suite's first size are.
 
@@ -56,8 +60,7 @@ class Bench:
         suite, sizes = self.suite, self.suite.sizes
         if name not in self.noises:
             names = suite.noise if name in suite.noise else (name,)
-            width = len(names) * len(sizes) * len(suite.seeds) * suite.episodes
-            if width > (_WIDEST if ours(self.task) else _MOST_OBJECTS):
+            if not self.fits(len(names) * len(sizes) * len(suite.seeds) * suite.episodes):
                 names = (name,)
             part, _ = self.play([one for one in names for _ in sizes], list(sizes) * len(names))
             self.noises.update({one: (part, i * len(sizes)) for i, one in enumerate(names)})
@@ -88,7 +91,7 @@ class Bench:
         suite = self.suite
         blocks = [(seed, suite.episodes, False) for seed in suite.seeds]
         blocks += [(seed, suite.tuning.episodes, True) for seed in suite.tuning.seeds] if tuning else []
-        together = len(sizes) * sum(count for _, count, _ in blocks) <= _WIDEST
+        together = self.fits(len(sizes) * sum(count for _, count, _ in blocks))
         reported, tuned = {}, {}
         for group in [blocks] if together else [[block] for block in blocks]:
             found = run_episodes(

@@ -47,7 +47,7 @@ def measure_fault(bench: Bench, entry: FaultEntry, group: str) -> dict[str, Any]
     """
     labels = {"group": group, "perturbation": entry.shown, "attack": "", "norm": "", "unit": entry.unit, "point": {}}
     specs = [entry.spec(value) for value in entry.values]
-    if in_blocks(specs, bench.around):
+    if in_blocks(specs, bench.around) and bench.fits(len(specs) * bench.suite.episodes):
         part, _ = bench.play(_STILL, [0.0] * len(specs), inside=[Blocks(parts=tuple(specs))])
         parts = [(part, index) for index in range(len(specs))]
     else:

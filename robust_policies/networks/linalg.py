@@ -68,6 +68,9 @@ def full_precision(tensor: Tensor) -> Iterator[None]:
 
     The tensor, of any shape, says on which device.
     """
+    if tensor.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+        yield
+        return
     with torch.autocast(tensor.device.type, enabled=False):
         if tensor.device.type != "cuda":
             yield

@@ -47,6 +47,9 @@ class Task:
         )
         inner = self.env.unwrapped
         self.torch_env = inner if isinstance(inner, TorchVectorEnv) else None
+        if self.torch_env is not None:
+            # Of an actor's numbers those that are not finite are zeros.
+            self.torch_env.trusts_actions = True
         self.limit = time_limit(self.env)
         self.space, self.action_space = self.env.single_observation_space, self.env.single_action_space
         self.count = count

@@ -5,11 +5,12 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from robust_policies.networks.collapsed_run import CollapsedRun, collapsed_run
+from robust_policies.networks.collapsed_run import CollapsedRun, collapsed_run, rows
 from robust_policies.policies.deployed import DeployedPolicy
 from robust_policies.policies.observations import choices_of, measured
 from robust_policies.policies.spaces import likeliest, limits
@@ -19,11 +20,20 @@ class CompiledActor(NamedTuple):
     """A policy around whose cell there is scaling alone, as its compiled run and the slopes of what is around it.
 
     inward: (nu,), of what the cell reads in the observations. outward: (na,), of the actions in the cell's outputs.
+    shift, low, high: (na, 1), what is added to the actions then, and their limits.
     """
 
     run: CollapsedRun
     inward: Tensor
     outward: Tensor
+    shift: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+    def clipped(self, outputs: np.ndarray) -> Tensor:
+        """Return the actions (batch, na) within their limits, of the cell's outputs (na, batch)."""
+        actions = outputs * self.outward.numpy()[:, None] + self.shift
+        return rows(np.minimum(np.maximum(actions, self.low), self.high))
 
 
 class FrozenActor:
@@ -47,6 +57,9 @@ class FrozenActor:
             self.explicit = policy.actor.body.explicit()
             self.fixed = policy.cell.fixed_step(self.explicit)
         # Without the calls of modules around them, which cost more than they do.
+        scaling = policy.actor.body.scaling
+        self._as_read = policy.actor.normalizer is None and scaling.scale is None and scaling.offset is None
+        self._kind = scaling.kind.dtype
         self._scaled, self.head = policy.actor.body.scaling.forward, policy.actor.head.forward
         self.low, self.high = (
             torch.as_tensor(bound, dtype=torch.float32, device=policy.device) for bound in limits(self.space)
@@ -72,6 +85,8 @@ class FrozenActor:
             run,
             ones(run.nu) if scaling.scale is None else 1.0 / scaling.scale,
             ones(run.ny) if head.scale is None else head.scale,
+            np.zeros((run.ny, 1), run.dtype) if head.offset is None else head.offset.numpy()[:, None],
+            *(bound.reshape(-1, 1).numpy() for bound in (self.low, self.high)),
         )
 
     def initial_state(self, batch: int) -> Tensor:
@@ -85,6 +100,8 @@ class FrozenActor:
 
     def inward(self, observations: Tensor) -> Tensor:
         """Return what the cell reads of observations (..., nu), entry by entry."""
+        if self._as_read and observations.dtype is self._kind:
+            return observations
         return self._scaled(self.actor.normalized(observations))
 
     def run(self, observations: Tensor, state: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from robust_policies.errors import InvalidValueError, UnknownNameError
 from robust_policies.evaluation.attacks.sequence_pgd import SequencePGD
 from robust_policies.evaluation.bench import Bench
 from robust_policies.evaluation.episodes import run_episodes
+from robust_policies.evaluation.faults import measure_fault
 
 SHORT = {"max_steps": 30}
 
@@ -77,3 +78,22 @@ def test_kinds_and_draws_that_do_not_fit_are_refused():
         run_episodes(policy, OURS, ["mad_pgd"], [0.1], 2, 0)
     with pytest.raises(InvalidValueError, match="of 3 episodes in all"):
         run_episodes(policy, OURS, "l2", [0.1], 3, 0, draws=[(0, 1), (5, 1)])
+
+
+def test_what_is_too_wide_is_played_in_parts(monkeypatch):
+    widths = []
+    plain = run_episodes
+
+    def watched(policy, task, kind, sizes, episodes, *given, **options):
+        widths.append(len(sizes) * episodes)
+        return plain(policy, task, kind, sizes, episodes, *given, **options)
+
+    monkeypatch.setattr("robust_policies.evaluation.bench.run_episodes", watched)
+    fault = {"perturbation": "ObservationDelay", "parameter": "steps", "values": [0, 1]}
+    for most, wanted in ((1024, [18, 12]), (5, [9, 9, 3, 3, 3, 3])):
+        monkeypatch.setattr("robust_policies.evaluation.bench._MOST_OBJECTS", most)
+        widths.clear()
+        place = bench(THEIRS, noise=["l2"], faults=[fault])
+        place.noise("l2")
+        measure_fault(place, place.suite.faults[0], "fault")
+        assert widths == wanted

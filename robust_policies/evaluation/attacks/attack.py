@@ -118,7 +118,7 @@ class Attack(ABC):
         self.generator = self.generators[0]
 
     def drawn(self, draw: Callable[..., Tensor], before: tuple[int, ...], after: tuple[int, ...] = ()) -> Tensor:
-        """Return numbers that `torch.randn` or `torch.rand` draws, (*before, episodes, *after)."""
+        """Return what `torch.randn` or `torch.rand` draws for all episodes: (..., episodes, ...)."""
         groups = zip(self.generators, self.scene.draws, strict=True)
         device = self.generator.device
         return torch.cat(

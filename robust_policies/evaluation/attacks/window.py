@@ -78,7 +78,7 @@ class Window:
         for t, perturbation in enumerate(delta):
             read.append(plant.observe(state, params) + perturbation)
             outputs[t] = run.step(columns(actor.inward(read[-1])), memory, kept[t])
-            state = plant.advance(state, actor.clip(actor.head(rows(outputs[t]))), params)
+            state = plant.advance(state, actor.compiled.clipped(outputs[t]), params)
             states.append(state)
         return Played(torch.stack([one.mT for one in states]).mT, torch.stack(read), rows(outputs), kept)
 
