@@ -201,8 +201,15 @@ def test_statistics_of_windows_are_those_of_single_observations():
 def test_other_packages_environments_train_too(tmp_path):
     recipe = load_recipe(
         "pendulum_sac_mlp",
-        ["task.id=Pendulum-v1", "algorithm.total_steps=60", "algorithm.learning_starts=50",
-         "checkpoints.evaluate_episodes=1", "checkpoints.certify_every=0", "task.kwargs={max_episode_steps: 20}", "evaluation.tasks=[]"],
+        [
+            "task.id=Pendulum-v1",
+            "algorithm.total_steps=60",
+            "algorithm.learning_starts=50",
+            "checkpoints.evaluate_episodes=1",
+            "checkpoints.certify_every=0",
+            "task.kwargs={max_episode_steps: 20}",
+            "evaluation.tasks=[]",
+        ],
     )
     assert train(recipe, tmp_path / "run").num_timesteps == 60
 
