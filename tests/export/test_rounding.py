@@ -14,7 +14,7 @@ from robust_policies.export.rounding import rounding_of
 from robust_policies.policies import load_policy
 from robust_policies.runtime import load
 
-STEPS = 400
+STEPS = 250
 mpmath.mp.prec = 200
 EXACT = {
     "relu": lambda x: max(x, mpmath.mpf(0)),
@@ -81,7 +81,7 @@ def program_of(kind, folder):
     return program, _with_multipliers(neurons_of(program), policy)
 
 
-@pytest.mark.parametrize("kind", ["r2dn", "r2dn tanh", "ren", "lbdn", "squash", "normalizer"])
+@pytest.mark.parametrize("kind", ["r2dn", "r2dn tanh", "ren", "lbdn", "normalizer"])
 def test_what_runs_is_within_the_bound_of_exact_arithmetic_at_every_step(kind, tmp_path):
     program, neurons = program_of(kind, tmp_path)
     high = LIMITS.astype(np.float64)
