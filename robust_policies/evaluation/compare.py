@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from robust_policies.errors import InvalidValueError, UnknownNameError
-from robust_policies.evaluation.quantities import Asked, Reading, asked_for, read
+from robust_policies.evaluation.quantities import Asked, asked_for
+from robust_policies.evaluation.readings import Reading, read
 from robust_policies.evaluation.report.load import find_runs, load_runs
 from robust_policies.evaluation.report.methods import Method, group_by_method, main_worst, shown_sizes, tasks_of
 from robust_policies.evaluation.statistics import RANGE, mean_interval

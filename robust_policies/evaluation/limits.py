@@ -12,7 +12,8 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from robust_policies.errors import InvalidValueError
-from robust_policies.evaluation.quantities import Asked, asked_for, number, read
+from robust_policies.evaluation.quantities import Asked, asked_for, number
+from robust_policies.evaluation.readings import read
 from robust_policies.evaluation.report.load import Run
 from robust_policies.files import numbers
 from robust_policies.files.settings import Section, one_line

@@ -16,7 +16,8 @@ from robust_policies.errors import InvalidValueError, UnknownNameError, UserErro
 from robust_policies.evaluation import write_report
 from robust_policies.evaluation.junit import write_junit
 from robust_policies.evaluation.limits import Limits, judge, read_limits, requirement
-from robust_policies.evaluation.quantities import QUANTITIES, asked_for, read
+from robust_policies.evaluation.quantities import QUANTITIES, asked_for
+from robust_policies.evaluation.readings import read
 from robust_policies.evaluation.report.load import load_runs
 from robust_policies.policies import load_policy
 from robust_policies.policies.return_certificate import ReturnCertificate, ReturnRow

@@ -12,10 +12,10 @@ from robust_policies.files import numbers
 
 _TEXT = (
     "Gain: factors at an input of the plant that leave the loop stable. Phase and delay: turns and steps (of one "
-    "input, a number between steps; of all inputs, whole steps). “Measured” is from frequency response and poles in float64. "
-    "“Proven” holds in exact arithmetic, for all inputs at once and by different amounts at each, the delay changing "
-    "from step to step: of the linear part, and of the policy itself with the linear plant while nothing is clipped. "
-    "It is rounded to its safe side."
+    "input, a number between steps; of all inputs, whole steps). “Measured” is from frequency response and poles in "
+    "float64. “Proven” holds in exact arithmetic, for all inputs at once and by different amounts at each, the delay "
+    "changing from step to step: of the linear part, and of the policy itself with the linear plant while nothing is "
+    "clipped. It is rounded to its safe side."
 )
 
 

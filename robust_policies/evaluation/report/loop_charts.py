@@ -81,7 +81,8 @@ def _responses(content: Mapping[str, Any]) -> Any:
         for signal, label in (("output", content["outputs"][0]), ("input", content["inputs"][0])):
             # The least important below, so that the policy is seen where lines agree.
             lines = [_line(name, time, _numbers(entry[name][signal])) for name in (LQG, POLICY, LINEAR)]
-            yield Panel(str(entry["said"]), "time [s]", str(label), lines)
+            where = {"load": "at the input", "sensor": "of the sensor"}[entry["kind"]]
+            yield Panel(f"step of {float(entry['size']):.3g} {where}", "time [s]", str(label), lines)
 
 
 def _bode(content: Mapping[str, Any]) -> Any:
@@ -99,8 +100,10 @@ def _bode(content: Mapping[str, Any]) -> Any:
 
 
 def _phase(values: NDArray[np.complex128]) -> Array:
-    """Return the phase in degrees without jumps, that at the first frequency between -180 and 180."""
-    return np.degrees(np.unwrap(np.angle(values)))
+    """Return the phase in degrees without jumps; where the size is nearest to 1 it is between -360 and 0."""
+    turns = np.degrees(np.unwrap(np.angle(values)))
+    crossing = int(np.abs(np.log(np.maximum(np.abs(values), 1e-300))).argmin())
+    return turns - 360.0 * np.ceil(turns[crossing] / 360.0)
 
 
 def _nyquist(content: Mapping[str, Any]) -> Any:
@@ -143,7 +146,8 @@ def _sensitivity(content: Mapping[str, Any]) -> Any:
 
 def _about_responses(content: Mapping[str, Any]) -> str:
     return (
-        "The plant's linear model after a step, as differences from the equilibrium: the policy itself, with the "
+        f"The plant's linear model after a step: {'; '.join(str(one['said']) for one in content['responses'])}. "
+        "Differences from the equilibrium: the policy itself, with the "
         "actuators' limits; its linear part, without; and the LQG controller, with the limits "
         f"({content['compared']})."
     )
