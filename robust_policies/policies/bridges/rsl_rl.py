@@ -47,7 +47,7 @@ class RslRlCellModel(MLPModel, CellModel):
             `action_offset`, `zero_init`, as `RecurrentCellPolicy` has them; scale and offset of the action are 1 and 0
             by default, for rsl_rl knows no limits of actions.
 
-    The state is (1, num_envs, nx), zero where an episode begins. A cell without a state is no recurrent model.
+    The state is (1, n, nx), zero where an episode begins. A cell without a state is no recurrent model.
 
     Raises:
         InvalidValueError, UnknownNameError, ShapeError: an option is wrong; the message says which and why.
@@ -115,7 +115,7 @@ class RslRlCellModel(MLPModel, CellModel):
         return unpad_trajectories(outputs, masks)  # pyright: ignore[reportReturnType]
 
     def reset(self, dones: Tensor | None = None, hidden_state: Any = None) -> None:
-        """Put the state (1, num_envs, nx) to `hidden_state`, None for zero, where `dones` (num_envs,) is not 0."""
+        """Put the state (1, n, nx) to `hidden_state`, None for zero, where `dones` (n,) is not 0."""
         if dones is None:
             self._state = hidden_state
         elif self._state is not None:
@@ -125,11 +125,11 @@ class RslRlCellModel(MLPModel, CellModel):
             )
 
     def get_hidden_state(self) -> Tensor | None:
-        """Return the state (1, num_envs, nx), None before the first step or without a memory."""
+        """Return the state (1, n, nx), None before the first step or without a memory."""
         return self._state
 
     def detach_hidden_state(self, dones: Tensor | None = None) -> None:
-        """Cut the state off from what it came from, where `dones` (num_envs,) is not 0 or everywhere."""
+        """Cut the state off from what it came from, where `dones` (n,) is not 0 or everywhere."""
         if self._state is not None:
             loose = self._state.detach()
             self._state = loose if dones is None else torch.where(_column(dones), loose, self._state)

@@ -31,7 +31,7 @@ READS = ("observations", "states")
 class _SkrlCell(Model, CellModel):
     """Scaled input -> cell -> linear head (or none), by skrl's contract for recurrent models.
 
-    In a rollout each call is one step (num_envs, n) from the states (1, num_envs, nx) that the agent keeps. In training
+    In a rollout each call is one step (num_envs, n) from the states (1, n, nx) that the agent keeps. In training
     a minibatch holds whole sequences of `sequence_length` steps, one after the other: each runs from the state that is
     stored with its first step, and from zero after every end of an episode in it.
     """
@@ -69,7 +69,7 @@ class _SkrlCell(Model, CellModel):
         self.body, self.head = CellOptions.of(options).build(inputs, outputs, action_space if acts else None)
 
     def get_specification(self) -> dict[str, Any]:
-        """Return skrl's description of the state (1, num_envs, nx), nothing for a cell without one."""
+        """Return skrl's description of the state (1, n, nx), nothing for a cell without one."""
         if self.cell.state_size == 0:
             return {}
         sizes = [(1, self.num_envs, self.cell.state_size)]
@@ -224,12 +224,12 @@ class SkrlPPO(PPO_RNN):
     def act(
         self, observations: Tensor, states: Tensor | None, *, timestep: int, timesteps: int
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Return actions (num_envs, na) for observations (num_envs, n) and states, and what the policy says of them."""
+        """Return actions (n, na) for observations (n, nu) and states, and what the policy says of them."""
         self._rnn_final_states = dict(self._rnn_final_states)
         return super().act(observations, states, timestep=timestep, timesteps=timesteps)
 
     def record_transition(self, *, terminated: Tensor, truncated: Tensor, **transition: Any) -> None:
-        """Record a step of all environments: terminated and truncated (num_envs, 1), and the rest as skrl has it."""
+        """Record a step of all environments: terminated and truncated (n, 1), and the rest as skrl has it."""
         ended = terminated | truncated if self.cfg.time_limit_bootstrap else terminated
         super().record_transition(terminated=ended, truncated=truncated, **transition)
 
