@@ -16,6 +16,7 @@ from robust_policies.cli.choices import Format, Norm, Render
 from robust_policies.cli.errors import exit_status, short_warnings
 from robust_policies.cli.imitate import imitate
 from robust_policies.cli.listing import Listing, entries_of
+from robust_policies.cli.local import local
 from robust_policies.cli.steps import (
     DryRun,
     Threads,
@@ -132,6 +133,7 @@ def train(
 
 app.command()(imitate)
 app.command()(sweep)
+app.command()(local)
 
 
 @app.command()
