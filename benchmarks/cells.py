@@ -1,4 +1,4 @@
-"""Time every cell against torch.nn.LSTM and GRU of equal parameter count: one thread, interleaved, medians of CPU time.
+"""Time every cell against torch.nn.LSTM and GRU of equal parameter count: medians of the CPU time of one thread.
 
 Run `python benchmarks/cells.py [--repeats N] [--output FILE.json]`.
 """

@@ -20,6 +20,7 @@ from robust_policies.cli.export import export
 from robust_policies.cli.identify import identify
 from robust_policies.cli.imitate import imitate
 from robust_policies.cli.listing import Listing, entries_of
+from robust_policies.cli.local import local
 from robust_policies.cli.loop import loop
 from robust_policies.cli.steps import (
     certify_folder,
@@ -87,6 +88,7 @@ app.command()(sweep)
 app.command("check")(check_limits)
 app.command()(compare)
 app.command()(loop)
+app.command()(local)
 
 
 @app.command()

@@ -94,10 +94,10 @@ class L2RU(Cell):
 
     Args:
         input_size: nu.
-        state_size: nx, all units together, a multiple of 2 * `layers`.
+        state_size: nx, all units together: an even number, pairs of which the units share as evenly as they can.
         output_size: ny.
-        features: width p of the signals between the units.
-        layers: L, the number of units.
+        features: width p of the signals between the units; None: as many as states.
+        layers: L, the number of units; None: 2, of one pair 1.
         activation: of the sandwich layers, a name in `ACTIVATIONS`.
         guarantee: Contracting() or Lipschitz(gamma).
         rate: no pole is larger, 0 < rate <= 1.
@@ -112,25 +112,27 @@ class L2RU(Cell):
         input_size: int,
         state_size: int,
         output_size: int,
-        features: int,
-        layers: int = 2,
+        features: int | None = None,
+        layers: int | None = None,
         activation: str = "relu",
         guarantee: Guarantee | Mapping[str, Any] = Contracting(),  # noqa: B008 (frozen)
         rate: float = 1.0,
     ) -> None:
         super().__init__(input_size, state_size, output_size)
-        self.features = checks.positive_int("features", features)
-        self.count = checks.positive_int("layers", layers)
-        if self.state_size % (2 * self.count):
+        self.features = checks.positive_int("features", self.state_size if features is None else features)
+        pairs = self.state_size // 2
+        self.count = checks.positive_int("layers", max(1, min(2, pairs)) if layers is None else layers)
+        if self.state_size % 2 or pairs < self.count:
             raise InvalidValueError(
-                f"state_size is {state_size}; expected a multiple of {2 * self.count}: {self.count} unit(s) of pairs."
+                f"state_size is {state_size}; expected an even number, a pair or more for each of {self.count} unit(s)."
             )
+        self.sizes = [2 * (pairs // self.count + (k < pairs % self.count)) for k in range(self.count)]
         self.activation = activation_named(activation)
         self.guarantee = as_guarantee(guarantee, self.input_size, self.output_size, (Contracting, Lipschitz))
         self.rate = checks.finite_float("rate", rate, above=0.0, at_most=1.0)
-        p, states = self.features, self.state_size // self.count
+        p = self.features
         self.inward = nn.ModuleList([SandwichLayer(self.input_size, p, linear=True)])
-        self.units = nn.ModuleList(_Modal(states, p, self.rate) for _ in range(self.count))
+        self.units = nn.ModuleList(_Modal(states, p, self.rate) for states in self.sizes)
         self.between = nn.ModuleList(SandwichLayer(p, p) for _ in range(self.count))
         self.outward = nn.ModuleList([SandwichLayer(p, self.output_size, linear=True)])
         self.log_gamma: nn.Parameter | None = None
@@ -160,7 +162,7 @@ class L2RU(Cell):
         """Return (output, next state) by the model's equations as they stand."""
         with full_precision(state):
             h, following = explicit.inward.apply(input * explicit.size, self.activation), []
-            for unit, layer, x in zip(explicit.linear, explicit.layers, state.chunk(self.count, -1), strict=True):
+            for unit, layer, x in zip(explicit.linear, explicit.layers, state.split(self.sizes, -1), strict=True):
                 pair, (c, s) = x.unflatten(-1, (-1, 2)), unit.poles.unbind(1)
                 turned = torch.stack((c * pair[..., 0] - s * pair[..., 1], s * pair[..., 0] + c * pair[..., 1]), -1)
                 following.append(turned.flatten(-2) + h @ unit.B.mT)
@@ -174,7 +176,7 @@ class L2RU(Cell):
         keep = None if starts is None else ~starts.unsqueeze(-1)
         with full_precision(inputs):
             h, final = explicit.inward.apply(inputs * explicit.size, self.activation), []
-            for unit, layer, x in zip(explicit.linear, explicit.layers, state.chunk(self.count, -1), strict=True):
+            for unit, layer, x in zip(explicit.linear, explicit.layers, state.split(self.sizes, -1), strict=True):
                 poles = torch.view_as_complex(unit.poles.contiguous())
                 drive = torch.view_as_complex((h @ unit.B.mT).unflatten(-1, (-1, 2)))
                 first = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())

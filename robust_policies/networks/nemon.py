@@ -48,12 +48,12 @@ class NemonCell(NeuronCell):
         input_size: nu.
         state_size: nx, a multiple of `block_size`.
         output_size: ny.
-        features: nv, the number of neurons.
+        features: nv, the number of neurons; None: twice as many as states.
         activation: a name in `ACTIVATIONS`.
         guarantee: Contracting() or PeakLipschitz(gamma, unit).
         rate: upper bound of the contraction rate, 0 < rate < 1.
-        block_size: 1, or 2 for states that turn: a slow oscillation needs them.
-        layers: of neurons, each of which reads those before it; not with `implicit`.
+        block_size: 1, or 2 for states that turn: a slow oscillation needs them; None: 2 where `state_size` is even.
+        layers: of neurons, each of which reads those before it, not with `implicit`; None: 2.
         implicit: every neuron reads all others.
         omega: of an implicit cell, the factor in (0, 1) by which each pass comes nearer to the fixed point.
         passes: of an implicit cell, what runs, 1 to 200; the guarantee holds for any number.
@@ -80,24 +80,25 @@ class NemonCell(NeuronCell):
         input_size: int,
         state_size: int,
         output_size: int,
-        features: int,
+        features: int | None = None,
         activation: str = "relu",
         guarantee: Guarantee | Mapping[str, Any] = Contracting(),  # noqa: B008 (frozen)
         rate: float = 0.99,
-        block_size: int = 2,
+        block_size: int | None = None,
         layers: int | None = None,
         implicit: bool = False,
         omega: float | None = None,
         passes: int | None = None,
     ) -> None:
         super().__init__(input_size, state_size, output_size)
-        self.features = checks.positive_int("features", features)
+        self.features = checks.positive_int("features", 2 * self.state_size if features is None else features)
         self.activation = activation_named(activation)
         self.guarantee = as_guarantee(guarantee, self.input_size, self.output_size, (Contracting, PeakLipschitz))
         self.rate = checks.finite_float("rate", rate, above=0.0)
         if self.rate >= 1:
             raise InvalidValueError(f"rate is {rate!r}; expected a number in (0, 1): the states need room below 1.")
-        self.block_size = checks.positive_int("block_size", block_size)
+        even = 1 if self.state_size % 2 else 2
+        self.block_size = checks.positive_int("block_size", even if block_size is None else block_size)
         if self.block_size > 2 or self.state_size % self.block_size:
             raise InvalidValueError(
                 f"block_size is {block_size} and state_size {state_size}; expected 1, or 2 and an even state_size."
@@ -138,7 +139,7 @@ class NemonCell(NeuronCell):
             if value is not None:
                 raise InvalidValueError(f"{name} is {value!r}, which is of implicit cells; add implicit=True.")
         self.omega = None
-        self.layers = checks.positive_int("layers", 2 if layers is None else layers)
+        self.layers = checks.positive_int("layers", min(2, self.features) if layers is None else layers)
         if self.layers > self.features:
             raise InvalidValueError(f"layers is {layers} and features {self.features}; expected a neuron a layer.")
         self.passes = self.layers

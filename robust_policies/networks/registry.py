@@ -15,12 +15,14 @@ from robust_policies.networks.cell import Cell
 from robust_policies.networks.convex import ConvexCell
 from robust_policies.networks.l2ru import L2RU
 from robust_policies.networks.lbdn import LBDNCell
+from robust_policies.networks.lipschitz_rnn import LipschitzRNN
 from robust_policies.networks.nemon import NemonCell
 from robust_policies.networks.r2dn import R2DN
 from robust_policies.networks.ren import REN
 
 CELLS: dict[str, type[Cell]] = {
-    cell.name: cell for cell in (R2DN, REN, NemonCell, L2RU, ConvexCell, LSTMCell, GRUCell, MLPCell, LBDNCell)
+    cell.name: cell
+    for cell in (R2DN, REN, NemonCell, L2RU, ConvexCell, LipschitzRNN, LSTMCell, GRUCell, MLPCell, LBDNCell)
 }
 ENTRY_POINTS = "robust_policies.cells"
 """The group of entry points in which other packages name their cells."""

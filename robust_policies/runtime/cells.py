@@ -96,7 +96,7 @@ def _layers_of_neurons(config: Mapping[str, Any], e: Arrays) -> RunningCell:
     known = np.vstack((np.hstack((e["C2"], e["D22"])), np.hstack((e["A"], e["B2"])))).T.copy()
     hidden = np.vstack((e["D21"], e["B1"])).T.copy()
     shift, ny = np.concatenate((e["by"], e["bx"])).astype(kind), len(e["by"])
-    passes = int(config.get("passes") or config.get("layers") or 1)
+    passes = int(config.get("passes") or config.get("layers") or 1 + (config.get("method") == "rk2"))
 
     def step(input: Array, state: Array) -> tuple[Array, Array]:
         both = np.concatenate((state, input), axis=1)
@@ -225,6 +225,7 @@ _MAKERS: dict[str, Callable[[Mapping[str, Any], Arrays], RunningCell]] = {
     "nemon": _layers_of_neurons,
     "l2ru": _l2ru,
     "convex": _layers_of_neurons,
+    "lipschitz_rnn": _layers_of_neurons,
     "mlp": _mlp,
     "lbdn": _lbdn,
     "lstm": _lstm,

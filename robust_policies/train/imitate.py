@@ -22,6 +22,7 @@ _SIZES: dict[str, dict[str, Any]] = {
     "nemon": {"state_size": 8, "features": 16},
     "l2ru": {"state_size": 16, "features": 8},
     "convex": {"state_size": 16},
+    "lipschitz_rnn": {"state_size": 16},
     "lstm": {"state_size": 16},
     "gru": {"state_size": 16},
     "mlp": {"hidden_sizes": [32, 32]},

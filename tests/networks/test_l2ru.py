@@ -191,6 +191,14 @@ def test_arrays_that_were_changed_are_refused(name):
     assert verify(cell, changed).status == "NOT_CERTIFIED"
 
 
+def test_units_share_the_pairs_and_widths_have_defaults():
+    cell = make_cell("l2ru", 3, 2, state_size=10, gamma=2.0, layers=3)
+    assert cell.sizes == [4, 4, 2] and cell.features == 10 and verify(cell).status == "PASS"
+    assert make_cell("l2ru", 1, 1, state_size=2).count == 1
+    one, two = (make_cell("nemon", 3, 2, state_size=size, gamma=2.0) for size in (3, 4))
+    assert (one.block_size, two.block_size, two.features) == (1, 2, 8)
+
+
 def test_the_stack_is_one_system_around_its_neurons():
     cell = stacked(activation="identity").double()
     with torch.no_grad():
@@ -207,8 +215,18 @@ def test_the_stack_is_one_system_around_its_neurons():
         x = model.A @ x + model.B1 @ w + model.B2 @ u
 
 
-@pytest.mark.parametrize("options", [{"state_size": 6}, {"layers": 0}, {"rate": 0.0}, {"rate": 1.1}, {"gamma": -2.0},
-                                     {"guarantee": {"type": "peak_lipschitz", "gamma": 1.0}}])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"state_size": 7},
+        {"layers": 5},
+        {"layers": 0},
+        {"rate": 0.0},
+        {"rate": 1.1},
+        {"gamma": -2.0},
+        {"guarantee": {"type": "peak_lipschitz", "gamma": 1.0}},
+    ],
+)
 def test_wrong_options_are_refused_in_one_line(options):
     with pytest.raises(UserError) as error:
         make_cell("l2ru", 3, 2, **{"state_size": 8, "features": 4, **options})

@@ -162,7 +162,7 @@ def test_an_implicit_cell_never_reads_its_last_neurons():
         ({"rate": 1.0}, "rate"),
         ({"rate": 0.0}, "rate"),
         ({"block_size": 3}, "block_size"),
-        ({"state_size": 5}, "even state_size"),
+        ({"state_size": 5, "block_size": 2}, "even state_size"),
         ({"layers": 9}, "layers"),
         ({"layers": 2, "implicit": True}, "give one of them"),
         ({"passes": 5}, "implicit=True"),

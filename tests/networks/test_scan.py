@@ -104,10 +104,14 @@ def test_every_activation_has_its_derivative(activation):
     torch.testing.assert_close(ACTIVATIONS[activation].inplace(x.clone()), h)
 
 
-@pytest.mark.parametrize("name", ["r2dn", "ren", "nemon", "l2ru", "convex", "lstm", "gru", "mlp", "lbdn"])
+@pytest.mark.parametrize(
+    "name", ["r2dn", "ren", "nemon", "l2ru", "convex", "lipschitz_rnn", "lstm", "gru", "mlp", "lbdn"]
+)
 @pytest.mark.parametrize(("time", "batch"), [(1, 1), (1, 4), (6, 1), (9, 4)])
 def test_every_cell_equals_its_loop_with_resets(name, time, batch):
-    options = {"state_size": 4} if name in ("r2dn", "ren", "nemon", "l2ru", "convex", "lstm", "gru") else {}
+    options = (
+        {"state_size": 4} if name in ("r2dn", "ren", "nemon", "l2ru", "convex", "lipschitz_rnn", "lstm", "gru") else {}
+    )
     options |= {"features": 5} if name in ("r2dn", "ren", "nemon", "l2ru") else {}
     options |= {"hidden_sizes": (6,)} if name in ("r2dn", "mlp", "lbdn") else {}
     torch.manual_seed(0)

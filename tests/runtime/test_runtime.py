@@ -38,6 +38,8 @@ CELLS = {
     "nemon implicit": ("nemon", {"state_size": 3, "features": 5, "block_size": 1, "implicit": True, "passes": 9}),
     "l2ru": ("l2ru", {"state_size": 8, "features": 5, "gamma": 3.0}),
     "convex": ("convex", {"state_size": 5, "gamma": 3.0}),
+    "lipschitz_rnn": ("lipschitz_rnn", {"state_size": 5}),
+    "lipschitz_rnn rk2": ("lipschitz_rnn", {"state_size": 5, "method": "rk2", "step_size": 0.3}),
     "lbdn": ("lbdn", {"hidden_sizes": [6, 6], "gamma": 4.0, "trainable_gamma": True}),
     "lbdn sandwich": ("lbdn", {"hidden_sizes": [6], "linear_output": False}),
     "mlp": ("mlp", {"hidden_sizes": [8, 4], "activation": "maxmin"}),

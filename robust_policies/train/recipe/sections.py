@@ -32,7 +32,7 @@ class TaskSection(Strict):
 class PolicySection(Strict):
     """The network between observation and action; fields left out (null) keep the cell's own default."""
 
-    cell: str = Field(default="r2dn", description="r2dn, ren, nemon, lstm, gru, mlp, lbdn or one of your own")
+    cell: str = Field(default="r2dn", description="one of networks.CELLS, or one of your own as module:name")
     state_size: int | None = Field(default=None, ge=1)
     features: int | None = Field(default=None, ge=1, description="width of the nonlinear part (r2dn, ren)")
     hidden_sizes: list[int] | None = None
