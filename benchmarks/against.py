@@ -13,7 +13,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from robust_policies.envs import arguments
 from robust_policies.envs.bridges.sb3 import make_sb3_vec_env
 from robust_policies.envs.task import load_plant
 from robust_policies.evaluation.statistics import mean_interval
+from robust_policies.networks import Lipschitz, make_cell
 from robust_policies.policies import RecurrentCellPolicy
 from robust_policies.train import TensorRecurrentPPO, load_recipe
 from robust_policies.train.actor import new_actor
@@ -89,7 +90,37 @@ def imitation() -> Train:
     return train
 
 
+class _Ones(torch.autograd.Function):
+    """A scalar whose gradient with respect to every entry of what it is made of is one."""
+
+    @staticmethod
+    def forward(ctx: Any, *arrays: torch.Tensor) -> torch.Tensor:
+        ctx.grads = tuple(torch.ones_like(array) for array in arrays)
+        return arrays[0].new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, *_: torch.Tensor) -> Any:
+        return ctx.grads
+
+
+def explicit(name: str) -> Train:
+    torch.manual_seed(0)
+    cell = make_cell(name, 3, 2, **CELLS[name], guarantee=Lipschitz(6.0))
+    parameters = list(cell.parameters())
+
+    def train() -> int:
+        for _ in range(400):
+            arrays = cell.explicit()
+            found = (*arrays, *(one for layer in getattr(arrays, "layers", ()) for one in layer))
+            made = [one for one in found if isinstance(one, torch.Tensor) and not one.is_leaf]
+            torch.autograd.grad(_Ones.apply(*made), parameters, allow_unused=True)
+        return 400
+
+    return train
+
+
 SIDES: dict[str, Callable[[], Train]] = {
+    **{f"explicit_{cell}": lambda cell=cell: explicit(cell) for cell in ("r2dn", "ren")},
     **{f"tensor_{cell}": lambda cell=cell: tensor(cell) for cell in ("r2dn", "ren", "lstm", "gru", "mlp")},
     "numpy_r2dn": numpy_r2dn,
     "apg": apg,
@@ -146,11 +177,11 @@ class Side:
         self.process.communicate()
 
 
-def against(base: Path, rounds: int) -> list[dict[str, Any]]:
-    """Return a row for each side: what it takes by the package in `base` and by this one, and the ratio."""
+def against(base: Path, rounds: int, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Return a row for each side (of these names): what it takes by the package in `base`, by this one, the ratio."""
     roots = {"base": base.resolve(), "here": HERE.parents[1]}
     rows: list[dict[str, Any]] = []
-    for name in (*SIDES, *MEMORY):
+    for name in names or (*SIDES, *MEMORY):
         sides = {key: Side(root, name) for key, root in roots.items()}
         found = [{key: side.round() for key, side in sides.items()} for _ in range(2 if name in MEMORY else rounds + 1)]
         for side in sides.values():
@@ -163,6 +194,7 @@ def against(base: Path, rounds: int) -> list[dict[str, Any]]:
                 steps, spent = (sum(one[key][what] for one in found[1:]) for what in ("steps", "cpu"))
                 row[key] = rounded(steps / spent, 4)
         row["unit"] = "MiB at the peak" if name in MEMORY else "steps per CPU second"
+        row["unit"] = "calls per CPU second" if name.startswith("explicit") else row["unit"]
         row["ratio"] = rounded(row["here"] / row["base"], 3)
         rows.append(row)
         print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)

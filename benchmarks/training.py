@@ -1,7 +1,8 @@
 """Training, with its updates: ours and what a user would take otherwise, in one run.
 
     OMP_NUM_THREADS=1 python benchmarks/training.py [--output benchmarks/training.json]
-        [--parts numpy device growth learning jax gpu] [--rounds 5] [--seeds 5] [--limit 240] [--base PATH]
+        [--parts numpy device growth learning jax gpu] [--rounds 5] [--seeds 5] [--limit 240]
+        [--base PATH] [--sides NAME ...]
 
 `numpy`: sb3-contrib's RecurrentPPO with its own LSTM policy of 256 units on eight of Gymnasium's Pendulum-v1, against
 the same algorithm with the cells of this package and the same hyperparameters (sb3-contrib's defaults); the LSTM's
@@ -15,7 +16,8 @@ optax are installed (`pip install 'robust-policies[peers]'`).
 `gpu`: TensorRecurrentPPO with 4,096 and 65,536 environments, where CUDA is available.
 `base`: this tree against another checkout of the project, at PATH: steps per CPU second of TensorRecurrentPPO (128
 environments, 64 steps, ten epochs of minibatches of 2,048; nx 8 of R2DN and REN, 16 of LSTM and GRU), of sb3-contrib's
-RecurrentPPO, of analytic policy gradients and of imitation, and peak memory with 4,096 environments x 64 steps.
+RecurrentPPO, of analytic policy gradients and of imitation, calls of a cell's parametrization with its derivative, and
+peak memory with 4,096 environments x 64 steps; `--sides` for some of these alone.
 `curves`: mean returns of TensorRecurrentPPO while it learns the pendulum, five seeds, by this tree and by that at PATH.
 The sides of `numpy` and `device` are timed in turns, so that a busy machine slows all of them, over `rounds` rollouts
 and updates each; their ratios are of seconds of this process' CPU, one thread. A part is written once it is done, and
@@ -36,7 +38,7 @@ import gymnasium
 import sb3_contrib
 import stable_baselines3
 import torch
-from against import against, curves
+from against import MEMORY, SIDES, against, curves
 from beside_jax import beside_jax
 from growth import FIGURE, draw, growth
 from learning import learning
@@ -112,6 +114,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS[:-2]))
     parser.add_argument("--base", type=Path, help="the other checkout of the part base")
+    parser.add_argument("--sides", nargs="+", choices=[*SIDES, *MEMORY], help="of the part base, in place of all")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=5, help="of the part learning")
     parser.add_argument("--stock-seeds", type=int, default=5, help="of sb3-contrib's side in the part learning")
@@ -132,7 +135,7 @@ def main() -> None:
     if "base" in parts:
         if arguments.base is None:
             parser.error("the part base needs --base PATH")
-        todo["base"] = lambda: against(arguments.base, rounds)
+        todo["base"] = lambda: against(arguments.base, rounds, arguments.sides)
     if "curves" in parts:
         if arguments.base is None:
             parser.error("the part curves needs --base PATH")

@@ -14,18 +14,8 @@ from torch.nn import functional
 from robust_policies.errors import InvalidValueError
 from robust_policies.networks.activations import perceptron_activation
 from robust_policies.networks.cell import Cell, hidden_widths
+from robust_policies.networks.gated import GatedMatrices, applies, run, stepped
 from robust_policies.networks.perceptron import perceptron
-
-
-class GatedMatrices(NamedTuple):
-    """Weights of an LSTM or GRU in torch's gate order, and of its output map y = C h + by."""
-
-    weight_ih: Tensor
-    weight_hh: Tensor
-    bias_ih: Tensor
-    bias_hh: Tensor
-    C: Tensor
-    by: Tensor
 
 
 class MLPMatrices(NamedTuple):
@@ -53,7 +43,9 @@ class _GatedCell(Cell):
     def run(
         self, explicit: GatedMatrices, inputs: Tensor, state: Tensor, starts: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Return (outputs, final state), one kernel call for every stretch between resets."""
+        """Return (outputs, final state): many small steps by a compiled loop, else one call a stretch between resets."""
+        if applies(inputs, state, explicit):
+            return run(starts, inputs, state, explicit)
         values, state = self._hidden(inputs, state, starts)
         return functional.linear(values, explicit.C, explicit.by), state
 
@@ -98,13 +90,7 @@ class LSTMCell(_GatedCell):
 
     def step(self, explicit: GatedMatrices, input: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return (output, next state): c+ = f c + i g, h+ = o tanh(c+), y = C h+ + by."""
-        h, c = state.split(self.hidden_size, dim=-1)
-        gates = functional.linear(input, explicit.weight_ih, explicit.bias_ih)
-        gates = gates + functional.linear(h, explicit.weight_hh, explicit.bias_hh)
-        i, f, g, o = gates.chunk(4, dim=-1)
-        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-        h = torch.sigmoid(o) * torch.tanh(c)
-        return functional.linear(h, explicit.C, explicit.by), torch.cat((h, c), dim=-1)
+        return stepped(input, state, explicit)
 
     def _segment(self, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         h, c = (part.contiguous().unsqueeze(0) for part in state.split(self.hidden_size, dim=-1))
@@ -124,12 +110,7 @@ class GRUCell(_GatedCell):
 
     def step(self, explicit: GatedMatrices, input: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return (output, next state): h+ = (1 - z) n + z h, y = C h+ + by."""
-        ir, iz, i_n = functional.linear(input, explicit.weight_ih, explicit.bias_ih).chunk(3, dim=-1)
-        hr, hz, hn = functional.linear(state, explicit.weight_hh, explicit.bias_hh).chunk(3, dim=-1)
-        z = torch.sigmoid(iz + hz)
-        n = torch.tanh(i_n + torch.sigmoid(ir + hr) * hn)
-        h = (1 - z) * n + z * state
-        return functional.linear(h, explicit.C, explicit.by), h
+        return stepped(input, state, explicit)
 
     def run_states(
         self, explicit: GatedMatrices, inputs: Tensor, state: Tensor, starts: Tensor | None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from robust_policies.networks.kernels import compiled, _copied, _filled, _product, times_slope, _turned
+from robust_policies.networks.kernels import _copied, _filled, _product, _turned, compiled, times_slope
 
 
 @compiled

@@ -5,8 +5,7 @@ number. A row of the tape is
 
     [operation, m, n, k, kind, o, its distances, a, its distances, b, its distances, c, its distances]
 
-with the result at o. Nothing is allocated. Products are done in tiles of registers, written in LLVM's own operations:
-at the sizes of a policy's matrices the compiler's own loops take five times as long.
+with the result at o. Nothing is allocated.
 
 Needs numba (the extra `fast`); compiled once, kept on the disk. Whatever is not finite stays so.
 """
@@ -16,14 +15,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numba
-from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-# Of what -ffast-math allows, only what leaves NaN and infinity alone.
-_FAST = {"contract", "reassoc", "nsz", "arcp"}
-_WORD = ir.IntType(64)
+from robust_policies.networks.tiles import compiled, product
 
 # Operations.
 ELEMENTWISE, PRODUCT, PLACE, SUM, TRIANGLE, CHOLESKY, TRIANGULAR, FACTOR, SOLVE, DOTS = range(10)
@@ -34,52 +29,6 @@ UPPER, UNIT = 1, 2
 TRANSPOSED = 1
 WIDTH = 17
 """Entries of a row of the tape."""
-
-
-def _compiled(function: Any) -> Any:
-    return numba.njit(function, fastmath=_FAST, cache=True, error_model="numpy", nogil=True)
-
-
-def _tile(rows: int, lanes: int) -> Any:
-    """Return the product of `rows` rows and `lanes` neighbouring columns, all in registers: o = c + a b."""
-
-    @intrinsic
-    def tile(typing_context, w, k, o, o_row, a, a_row, a_column, b, b_row, c, c_row):
-        def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-            data = context.make_array(w)(context, builder, given[0]).data
-            k, o, o_row, a, a_row, a_column, b, b_row, c, c_row = given[1:]
-            vector = ir.VectorType(context.get_data_type(w.dtype), lanes)
-            lane, nothing = ir.IntType(32), ir.Constant(vector, ir.Undefined)
-            same = ir.Constant(ir.VectorType(lane, lanes), [0] * lanes)
-
-            def wide(at: Any) -> Any:
-                return builder.bitcast(builder.gep(data, [at]), vector.as_pointer())
-
-            def along(start: Any, step: Any, count: int) -> Any:
-                return builder.add(start, builder.mul(step, _WORD(count)))
-
-            sums = [cgutils.alloca_once(builder, vector) for _ in range(rows)]
-            for r, total in enumerate(sums):
-                first = builder.load(wide(along(c, c_row, r)))
-                first.align = w.dtype.bitwidth // 8
-                builder.store(first, total)
-            with cgutils.for_range(builder, k) as loop:
-                right = builder.load(wide(builder.add(b, builder.mul(b_row, loop.index))))
-                right.align = w.dtype.bitwidth // 8
-                for r, total in enumerate(sums):
-                    at = builder.add(along(a, a_row, r), builder.mul(a_column, loop.index))
-                    one = builder.insert_element(nothing, builder.load(builder.gep(data, [at])), lane(0))
-                    left = builder.shuffle_vector(one, nothing, same)
-                    product = builder.fmul(left, right, flags=["contract"])
-                    builder.store(builder.fadd(product, builder.load(total), flags=["contract"]), total)
-            for r, total in enumerate(sums):
-                last = builder.store(builder.load(total), wide(along(o, o_row, r)))
-                last.align = w.dtype.bitwidth // 8
-            return context.get_dummy_value()
-
-        return types.void(w, *[types.int64] * 10), generate
-
-    return tile
 
 
 @intrinsic
@@ -95,53 +44,7 @@ def _fetch(typing_context, w, at, address, count):
     return types.void(w, types.int64, types.int64, types.int64), generate
 
 
-_tile_4_16, _tile_1_16, _tile_4_8, _tile_1_8 = _tile(4, 16), _tile(1, 16), _tile(4, 8), _tile(1, 8)
-_tile_4_4, _tile_1_4, _tile_4_1, _tile_1_1 = _tile(4, 4), _tile(1, 4), _tile(4, 1), _tile(1, 1)
-
-
-@_compiled
-def _product(w, m, n, k, o, o_row, a, a_row, a_column, b, b_row, c, c_row, c_column):
-    """Overwrite o (m, n) with c + a b; the columns of o and b are neighbours, those of c too or all the same."""
-    j = 0
-    while j < n:
-        left = n - j
-        # The last tiles reach back over numbers that are there: they are found again, the same.
-        lanes, at = 1, j
-        if left > 8 and n >= 16:
-            lanes, at = 16, min(j, n - 16)
-        elif left > 4 and n >= 8:
-            lanes, at = 8, min(j, n - 8)
-        elif n >= 4:
-            lanes, at = 4, min(j, n - 4)
-        i = 0
-        while i < m:
-            rows = 4 if m >= 4 else 1
-            row = min(i, m - rows)
-            to, of, plus = o + row * o_row + at, a + row * a_row, c + row * c_row + at * c_column
-            if lanes == 16:
-                if rows == 4:
-                    _tile_4_16(w, k, to, o_row, of, a_row, a_column, b + at, b_row, plus, c_row)
-                else:
-                    _tile_1_16(w, k, to, o_row, of, a_row, a_column, b + at, b_row, plus, c_row)
-            elif lanes == 8:
-                if rows == 4:
-                    _tile_4_8(w, k, to, o_row, of, a_row, a_column, b + at, b_row, plus, c_row)
-                else:
-                    _tile_1_8(w, k, to, o_row, of, a_row, a_column, b + at, b_row, plus, c_row)
-            elif lanes == 4:
-                if rows == 4:
-                    _tile_4_4(w, k, to, o_row, of, a_row, a_column, b + at, b_row, plus, c_row)
-                else:
-                    _tile_1_4(w, k, to, o_row, of, a_row, a_column, b + at, b_row, plus, c_row)
-            elif rows == 4:
-                _tile_4_1(w, k, to, o_row, of, a_row, a_column, b + at, b_row, plus, c_row)
-            else:
-                _tile_1_1(w, k, to, o_row, of, a_row, a_column, b + at, b_row, plus, c_row)
-            i += rows
-        j += lanes
-
-
-@_compiled
+@compiled
 def _elementwise(kind, x, y, z, to):
     """Overwrite to (n,) with an operation on x, y and z, (n,) each."""
     n = len(to)
@@ -189,7 +92,7 @@ def _elementwise(kind, x, y, z, to):
             to[j] = x[j] if z[j] != 0.0 else y[j]
 
 
-@_compiled
+@compiled
 def _place(w, m, n, o, o_row, o_column, a, a_row, a_column):
     """Overwrite o (m, n) with a."""
     for i in range(m):
@@ -207,7 +110,7 @@ def _place(w, m, n, o, o_row, o_column, a, a_row, a_column):
                 w[to + j * o_column] = w[of + j * a_column]
 
 
-@_compiled
+@compiled
 def _neighbours(w, at, step, n, spare):
     """Return n numbers that lie `step` apart as neighbours, in `spare` if they are not."""
     if step == 1:
@@ -223,7 +126,7 @@ def _neighbours(w, at, step, n, spare):
     return found
 
 
-@_compiled
+@compiled
 def _whole(w, m, n, at, row, column, spare):
     """Return the m n numbers of a matrix row after row, in `spare` if they lie otherwise."""
     if column == 1 and (m == 1 or row == n):
@@ -232,7 +135,7 @@ def _whole(w, m, n, at, row, column, spare):
     return w[spare : spare + m * n]
 
 
-@_compiled
+@compiled
 def _sum(w, m, n, o, o_row, o_column, a, a_row, a_column, spare):
     """Overwrite o with the sums of a (m, n) over the axes in which o does not move."""
     zero = w.dtype.type(0)
@@ -251,7 +154,7 @@ def _sum(w, m, n, o, o_row, o_column, a, a_row, a_column, spare):
                 w[o + i * o_row + j * o_column] += x[j]
 
 
-@_compiled
+@compiled
 def _triangle(w, m, n, k, upper, o, o_row, o_column, a, a_row, a_column):
     """Overwrite o (m, n) with a up to its k-th diagonal, or from there on."""
     zero = w.dtype.type(0)
@@ -261,7 +164,7 @@ def _triangle(w, m, n, k, upper, o, o_row, o_column, a, a_row, a_column):
             w[o + i * o_row + j * o_column] = w[a + i * a_row + j * a_column] if inside else zero
 
 
-@_compiled
+@compiled
 def _cholesky(w, n, o, o_row, o_column, a, a_row, a_column, spare):
     """Overwrite o (n, n) with the lower factor of a; return whether there is a finite one."""
     total = w.dtype.type(0)
@@ -285,7 +188,7 @@ def _cholesky(w, n, o, o_row, o_column, a, a_row, a_column, spare):
     return math.isfinite(total)
 
 
-@_compiled
+@compiled
 def _eliminate(w, n, right, factor, i, p):
     """Take `factor` times the p-th of rows (all, n) from the i-th."""
     x, y = w[right + i * n : right + i * n + n], w[right + p * n : right + p * n + n]
@@ -293,7 +196,7 @@ def _eliminate(w, n, right, factor, i, p):
         x[j] -= factor * y[j]
 
 
-@_compiled
+@compiled
 def _substitute(w, m, n, a, a_row, a_column, upper, unit, right):
     """Overwrite the rows `right` (m, n) with the solution of a triangular matrix a (m, m)."""
     for step in range(m):
@@ -306,7 +209,7 @@ def _substitute(w, m, n, a, a_row, a_column, upper, unit, right):
                 x[j] = x[j] / scale
 
 
-@_compiled
+@compiled
 def _factor(w, n, o, o_row, o_column, a, a_row, a_column, pivots, spare):
     """Overwrite o (n, n) with the factors of a whose rows are exchanged, pivots (n,); return whether there are any."""
     _place(w, n, n, spare, n, 1, a, a_row, a_column)
@@ -332,7 +235,7 @@ def _factor(w, n, o, o_row, o_column, a, a_row, a_column, pivots, spare):
     return True
 
 
-@_compiled
+@compiled
 def _solve(w, m, n, transposed, o, o_row, o_column, a, a_row, a_column, b, b_row, b_column, pivots, spare):
     """Overwrite o (m, n) with the solution of a matrix of which a (m, m) are the factors; return whether finite."""
     _place(w, m, n, spare, n, 1, b, b_row, b_column)
@@ -356,7 +259,7 @@ def _solve(w, m, n, transposed, o, o_row, o_column, a, a_row, a_column, b, b_row
     return math.isfinite(total)
 
 
-@_compiled
+@compiled
 def run(w, tape, spare, sources):
     """Run a tape (operations, 17) on w (all,); return whether every matrix had its factor or its inverse, finite.
 
@@ -373,7 +276,7 @@ def run(w, tape, spare, sources):
     for t in range(len(tape)):
         code, m, n, k, kind, o, o_row, o_column, a, a_row, a_column, b, b_row, b_column, c, c_row, c_column = tape[t]
         if code == PRODUCT:
-            _product(w, m, n, k, o, o_row, a, a_row, a_column, b, b_row, c, c_row, c_column)
+            product(m, n, k, w, o, o_row, w, a, a_row, a_column, w, b, b_row, w, c, c_row, c_column)
         elif code == ELEMENTWISE:
             x = _whole(w, m, n, a, a_row, a_column, spare)
             y = _whole(w, m, n, b, b_row, b_column, spare + m * n) if kind >= ADD else x

@@ -1,0 +1,119 @@
+"""Products of small matrices in tiles of registers, for compiled loops.
+
+Written in LLVM's own operations: at the sizes of a policy's matrices the compiler's own loops take five times as long.
+
+Needs numba (the extra `fast`); compiled once, kept on the disk. Whatever is not finite stays so.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+# Of what -ffast-math allows, only what leaves NaN and infinity alone.
+_FAST = {"contract", "reassoc", "nsz", "arcp"}
+_WORD = ir.IntType(64)
+_ARRAYS = (1, 4, 8, 11)  # which arguments of a tile are arrays
+
+
+def compiled(function: Any) -> Any:
+    """Return a function compiled, and kept on the disk."""
+    return numba.njit(function, fastmath=_FAST, cache=True, error_model="numpy", nogil=True)
+
+
+def _tile(rows: int, lanes: int) -> Any:
+    """Return the product of `rows` rows and `lanes` neighbouring columns, all in registers: o = c + a b."""
+
+    @intrinsic
+    def tile(typing_context, k, to, o, o_row, left, a, a_row, a_column, right, b, b_row, plus, c, c_row):
+        def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+            k, o, o_row, a, a_row, a_column, b, b_row, c, c_row = (given[i] for i in range(14) if i not in _ARRAYS)
+            base = [context.make_array(signature.args[i])(context, builder, given[i]).data for i in _ARRAYS]
+            vector = ir.VectorType(context.get_data_type(to.dtype), lanes)
+            align = to.dtype.bitwidth // 8
+            lane, nothing = ir.IntType(32), ir.Constant(vector, ir.Undefined)
+            same = ir.Constant(ir.VectorType(lane, lanes), [0] * lanes)
+
+            def wide(data: Any, at: Any) -> Any:
+                return builder.bitcast(builder.gep(data, [at]), vector.as_pointer())
+
+            def along(start: Any, step: Any, count: int) -> Any:
+                return builder.add(start, builder.mul(step, _WORD(count)))
+
+            sums = [cgutils.alloca_once(builder, vector) for _ in range(rows)]
+            for r, total in enumerate(sums):
+                first = builder.load(wide(base[3], along(c, c_row, r)))
+                first.align = align
+                builder.store(first, total)
+            with cgutils.for_range(builder, k) as loop:
+                row = builder.load(wide(base[2], builder.add(b, builder.mul(b_row, loop.index))))
+                row.align = align
+                for r, total in enumerate(sums):
+                    at = builder.add(along(a, a_row, r), builder.mul(a_column, loop.index))
+                    one = builder.insert_element(nothing, builder.load(builder.gep(base[1], [at])), lane(0))
+                    more = builder.fmul(builder.shuffle_vector(one, nothing, same), row, flags=["contract"])
+                    builder.store(builder.fadd(more, builder.load(total), flags=["contract"]), total)
+            for r, total in enumerate(sums):
+                last = builder.store(builder.load(total), wide(base[0], along(o, o_row, r)))
+                last.align = align
+            return context.get_dummy_value()
+
+        number = types.int64
+        kinds = (to, number, number, left, *[number] * 3, right, number, number, plus, number, number)
+        return types.void(types.int64, *kinds), generate
+
+    return tile
+
+
+_tile_4_16, _tile_1_16, _tile_4_8, _tile_1_8 = _tile(4, 16), _tile(1, 16), _tile(4, 8), _tile(1, 8)
+_tile_4_4, _tile_1_4, _tile_4_1, _tile_1_1 = _tile(4, 4), _tile(1, 4), _tile(4, 1), _tile(1, 1)
+
+
+@compiled
+def product(m, n, k, to, o, o_row, left, a, a_row, a_column, right, b, b_row, plus, c, c_row, c_column):
+    """Overwrite `to` (m, n) with plus + left right: of each array where its first number is, and its distances.
+
+    The columns of `to` and `right` are neighbours. Those of `plus` are too, or c_column and c_row are 0: then its first
+    16 numbers are added to all.
+    """
+    j = 0
+    while j < n:
+        rest = n - j
+        # The last tiles reach back over numbers that are there: they are found again, the same.
+        lanes, at = 1, j
+        if rest > 8 and n >= 16:
+            lanes, at = 16, min(j, n - 16)
+        elif rest > 4 and n >= 8:
+            lanes, at = 8, min(j, n - 8)
+        elif n >= 4:
+            lanes, at = 4, min(j, n - 4)
+        i = 0
+        while i < m:
+            rows = 4 if m >= 4 else 1
+            row = min(i, m - rows)
+            here, of, also = o + row * o_row + at, a + row * a_row, c + row * c_row + at * c_column
+            if lanes == 16:
+                if rows == 4:
+                    _tile_4_16(k, to, here, o_row, left, of, a_row, a_column, right, b + at, b_row, plus, also, c_row)
+                else:
+                    _tile_1_16(k, to, here, o_row, left, of, a_row, a_column, right, b + at, b_row, plus, also, c_row)
+            elif lanes == 8:
+                if rows == 4:
+                    _tile_4_8(k, to, here, o_row, left, of, a_row, a_column, right, b + at, b_row, plus, also, c_row)
+                else:
+                    _tile_1_8(k, to, here, o_row, left, of, a_row, a_column, right, b + at, b_row, plus, also, c_row)
+            elif lanes == 4:
+                if rows == 4:
+                    _tile_4_4(k, to, here, o_row, left, of, a_row, a_column, right, b + at, b_row, plus, also, c_row)
+                else:
+                    _tile_1_4(k, to, here, o_row, left, of, a_row, a_column, right, b + at, b_row, plus, also, c_row)
+            elif rows == 4:
+                _tile_4_1(k, to, here, o_row, left, of, a_row, a_column, right, b + at, b_row, plus, also, c_row)
+            else:
+                _tile_1_1(k, to, here, o_row, left, of, a_row, a_column, right, b + at, b_row, plus, also, c_row)
+            i += rows
+        j += lanes
