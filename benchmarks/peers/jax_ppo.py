@@ -19,9 +19,9 @@ import sys
 import time
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-import optax
+import jax  # pyright: ignore[reportMissingImports]
+import jax.numpy as jnp  # pyright: ignore[reportMissingImports]
+import optax  # pyright: ignore[reportMissingImports]
 
 ENVS, STEPS, EPOCHS, MINIBATCH = 128, 64, 10, 2048
 UNITS, WIDTH, LIMIT = 16, 64, 200

@@ -58,7 +58,7 @@ def main() -> None:
             parser.error("--data is needed: the path of silverbox.npz with u and y")
         for seed in given.seeds:
             for method in given.methods:
-                updates = UPDATES.get(method, given.updates)
+                updates = UPDATES.get(method) or given.updates
                 fit(given.data, method, seed, given.runs / method / f"seed={seed}", updates)
     if given.only != "train":
         path = RESULTS / "silverbox.json"

@@ -41,8 +41,8 @@ class Walk:
         # What is passed over before the neurons counts as a neuron here no more than there.
         self.recurrent = bool(program.states)
 
-    def through(self, states: tuple[Array, Array], observations: tuple[Array, Array]) -> Seen:
-        """Return what roundings can be for states (nx,) and observations (nu,) within limits, lows and highs.
+    def through(self, observations: tuple[Array, Array], states: tuple[Array, Array]) -> Seen:
+        """Return what roundings can be for observations (nu,) and states (nx,) within limits, lows and highs.
 
         Raises NotCertifiableError where an operation has no bound.
         """

@@ -93,7 +93,7 @@ def rounding_of(program: Program, neurons: Neurons, low: Array, high: Array, abs
     centre, reach = 0.5 * (low + high), 0.5 * (high - low)
     if not program.states:
         none = np.zeros(0)
-        seen = walk.through((none, none), (low, high))
+        seen = walk.through((low, high), (none, none))
         return Rounding(_up(seen.action), low, high, none, None)
     limits, sizes = (low, high, centre, reach), _sizes(program, low, high)
     found = None
@@ -158,7 +158,7 @@ def _bounded(
         if not np.isfinite(radius):
             return None
         states = rest - radius * root * _UP, rest + radius * root * _UP
-        seen = walk.through(states, (low, high))
+        seen = walk.through((low, high), states)
         r = system.spent(inputs, np.concatenate((reach, seen.neurons, seen.following)))
         if r is None:
             return None
@@ -222,7 +222,7 @@ def _rest(program: Program, centre: Array, P: Array) -> tuple[Array, float]:
             break
     off = np.abs(program.run(u, x, np.float64)[1] - x)[0]
     walk = Walk(program, False, np.finfo(np.float64).eps / 2)
-    off = off + walk.through((x[0], x[0]), (centre, centre)).following_total
+    off = off + walk.through((centre, centre), (x[0], x[0])).following_total
     largest = math.sqrt(float(np.linalg.eigvalsh(P)[-1])) * _UP
     return x[0], largest * float(np.linalg.norm(off)) * _UP
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from robust_policies.networks.kernels import _activate, _copied, _filled, _kept, _sums, kind_of
+from robust_policies.networks.kernels import _copied, _filled, _kept, _sums, activated, kind_of
 from robust_policies.networks.tiles import compiled, product
 
 __all__ = ["backward", "forward", "kind_of"]
@@ -77,27 +77,27 @@ def forward(gru, sigmoid, tanh, keep, inputs, h, c, W, C, d, S, Z, K):
         _filled(ones, s[n : n + 1])
         _copied(inputs[t], s[n + 1 :])
         _times(W, s, zeros, z)
-        _activate(sigmoid, z[: 2 * n])
+        activated(sigmoid, z[: 2 * n])
         if gru:
             for i in range(n):
                 r, a, q = z[i], z[2 * n + i], z[3 * n + i]
                 for b in range(batch):
                     q[b] += r[b] * a[b]
-            _activate(tanh, z[3 * n :])
+            activated(tanh, z[3 * n :])
             for i in range(n):
                 g, q, x = z[n + i], z[3 * n + i], h[i]
                 for b in range(batch):
                     x[b] = (one - g[b]) * q[b] + g[b] * x[b]
         else:
-            _activate(tanh, z[2 * n : 3 * n])
-            _activate(sigmoid, z[3 * n :])
+            activated(tanh, z[2 * n : 3 * n])
+            activated(sigmoid, z[3 * n :])
             _copied(c, K[t, n : 2 * n])
             for i in range(n):
                 e, f, g, x = z[i], z[n + i], z[2 * n + i], c[i]
                 for b in range(batch):
                     x[b] = f[b] * x[b] + e[b] * g[b]
             _copied(c, K[t, 2 * n :])
-            _activate(tanh, K[t, 2 * n :])
+            activated(tanh, K[t, 2 * n :])
             for i in range(n):
                 o, x, y = z[3 * n + i], K[t, 2 * n + i], h[i]
                 for b in range(batch):
