@@ -102,19 +102,21 @@ def _certificate(folder: Path, policy: DeployedPolicy) -> Certificate:
     """Return the certificate of the run's arrays: the one in the folder, or what is proven now."""
     if not running_arrays_agree(folder, policy):
         raise CorruptFileError(f"The arrays that run in {folder} are not those of its parameters; save it again.")
-    path = folder / "certificate.json"
-    if path.is_file():
-        stored = Certificate.from_json(path)
-        if stored.arrays_sha256 == array_hashes(policy.running_arrays()):
-            return stored
-        if stored.status == "PASS":
-            raise CorruptFileError(
-                f"{path} is of other arrays than policy.safetensors (sha256 differs); run certify {folder} again."
-            )
     try:
-        return policy.certificate()
+        proven = policy.certificate()
     except NotCertifiableError as error:
-        return not_certified(str(error), policy.running_arrays())
+        proven = not_certified(str(error), policy.running_arrays())
+    path = folder / "certificate.json"
+    if not path.is_file():
+        return proven
+    stored = Certificate.from_json(path)
+    if stored.arrays_sha256 == proven.arrays_sha256:
+        return stored
+    if stored.status == "PASS":
+        raise CorruptFileError(
+            f"{path} is of other arrays than policy.safetensors (sha256 differs); run certify {folder} again."
+        )
+    return proven
 
 
 def _write(
