@@ -9,7 +9,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from robust_policies.certificates.certificate import Certificate, array_hashes, not_certified
+from robust_policies.certificates.certificate import Certificate, not_certified
 from robust_policies.errors import (
     CorruptFileError,
     InvalidValueError,

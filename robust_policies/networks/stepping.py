@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from robust_policies.networks.compiled import Collapsed, applies, kernels_of, packed, parts_of
+from robust_policies.networks.robust_cell import RobustCell
 
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -31,7 +32,8 @@ def stepping(cell: Any, explicit: Any, horizon: int, batch: int) -> Step:
         horizon: how often the step will be taken.
         batch: of each step.
     """
-    collapsed = getattr(explicit, "collapsed", None)
+    # What closes a loop around a cell has its arrays and another step.
+    collapsed = getattr(explicit, "collapsed", None) if isinstance(cell, RobustCell) else None
     if collapsed is not None and horizon > 1:
         like = collapsed.P.detach()
         inputs = like.new_empty(0).expand(horizon, batch, 0)
