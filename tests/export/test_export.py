@@ -269,6 +269,14 @@ def test_a_main_in_cpp_calls_the_files_in_c(folders, tmp_path):
     assert float(done.stdout) == pytest.approx(float(expected[0]), abs=1e-6)
 
 
+def test_a_certificate_in_the_folder_is_used(folders, tmp_path):
+    run = shutil.copytree(folders["r2dn"], tmp_path / "run")
+    source = load_policy(run).certificate()
+    source.with_search(0.01, None).to_json(run / "certificate.json")
+    export_policy(run, "safetensors", tmp_path / "out")
+    assert Certificate.from_json(tmp_path / "out" / "certificate.json").empirical_lower == 0.01
+
+
 def test_safetensors_is_the_policy_itself(folders, tmp_path):
     export_policy(folders["gru"], "safetensors", tmp_path / "out")
     policy, found = load_policy(folders["gru"]), load_policy(tmp_path / "out")
