@@ -71,7 +71,7 @@ def sides(folder: Path, made: Path) -> dict[str, Callable[[], Any]]:
         step = parity.running(format, made / format, program)[0] if (made / format).is_dir() else None
         if step is not None:
             found[format] = _held(step, observation, np.zeros((1, program.states), np.float32))
-    first = np.zeros(policy.observation_space.shape, np.float32)
+    first = np.zeros(policy.observation_space.shape or (), np.float32)
     found["runtime"], found["torch"] = _predicting(running, first), _predicting(policy, first)
     return found
 
