@@ -10,6 +10,7 @@ import sys
 import gymnasium
 import numpy as np
 import pytest
+import safetensors.numpy
 from export_policies import CELLS, KINDS, saved, small_policy
 
 from robust_policies.certificates import Certificate
@@ -275,6 +276,14 @@ def test_a_main_in_cpp_calls_the_files_in_c(folders, tmp_path):
     assert float(done.stdout) == pytest.approx(float(expected[0]), abs=1e-6)
 
 
+def test_a_certificate_in_the_folder_is_used(folders, tmp_path):
+    run = shutil.copytree(folders["r2dn"], tmp_path / "run")
+    source = load_policy(run).certificate()
+    source.with_search(0.01, None).to_json(run / "certificate.json")
+    export_policy(run, "safetensors", tmp_path / "out")
+    assert Certificate.from_json(tmp_path / "out" / "certificate.json").empirical_lower == 0.01
+
+
 def test_safetensors_is_the_policy_itself(folders, tmp_path):
     export_policy(folders["gru"], "safetensors", tmp_path / "out")
     policy, found = load_policy(folders["gru"]), load_policy(tmp_path / "out")
@@ -315,11 +324,23 @@ def test_wrong_input_is_one_line_and_leaves_nothing(folders, tmp_path, monkeypat
     (edited / "policy.safetensors").write_bytes(weights)
     with pytest.raises(CorruptFileError, match="sha256 differs"):
         export_policy(edited, "c", out)
-    # With the hash made to fit, the arrays that run are still not those of the parameters, or of the certificate.
-    content["weights"]["sha256"] = hashlib.sha256(weights).hexdigest()
+    # With the hash made to fit it is still another policy than the one that was certified.
+    tensors = safetensors.numpy.load_file(folders["r2dn"] / "policy.safetensors")
+    tensors["head.linear.weight"] = 2.0 * tensors["head.linear.weight"]
+    written = safetensors.numpy.save(tensors)
+    (edited / "policy.safetensors").write_bytes(written)
+    content["weights"]["sha256"] = hashlib.sha256(written).hexdigest()
     (edited / "policy.json").write_text(json.dumps(content))
     load_policy(folders["r2dn"]).certificate().to_json(edited / "certificate.json")
-    with pytest.raises(CorruptFileError, match=r"other arrays than|not those of its parameters"):
+    with pytest.raises(CorruptFileError, match=r"is of other arrays than policy\.safetensors"):
+        export_policy(edited, "c", out)
+    # And with arrays that do not follow from its parameters.
+    tensors["runtime.A"] = tensors["runtime.A"] + 0.1
+    written = safetensors.numpy.save(tensors)
+    (edited / "policy.safetensors").write_bytes(written)
+    content["weights"]["sha256"] = hashlib.sha256(written).hexdigest()
+    (edited / "policy.json").write_text(json.dumps(content))
+    with pytest.raises(CorruptFileError, match="are not those of its parameters"):
         export_policy(edited, "c", out)
     monkeypatch.setattr(writing, "source_text", lambda program, about: 1 / 0)
     with pytest.raises(ZeroDivisionError):
