@@ -138,7 +138,7 @@ class LinearLoop:
 
         grid = self.angles(opened)
         values = opened.response(grid)[:, 0, 0]
-        real = [_refined(lambda w: answer(w).imag, *grid[i : i + 2]) for i in _changes(values.imag)]
+        real = [_refined(lambda w: answer(w).imag, *grid[i : i + 2]) for i in _changes(np.imag(values))]
         # At both ends it is real, but where a pole lies there; rounding moves a double one by 1e-8.
         poles = np.linalg.eigvals(opened.A)
         real += [w for w in (0.0, math.pi) if np.abs(poles - math.cos(w)).min(initial=1.0) > 1e-6]
@@ -185,8 +185,8 @@ class LinearLoop:
             logs = np.log(values.astype(complex))
         logs = logs[np.isfinite(logs)]
         spread = np.concatenate((-np.geomspace(30.0, 1e-3, 40), np.geomspace(1e-3, 30.0, 40)))
-        width = np.maximum(np.abs(logs.real), 1e-7)
-        near = (np.abs(logs.imag)[:, None] + width[:, None] * spread).ravel()
+        width = np.maximum(np.abs(np.real(logs)), 1e-7)
+        near = (np.abs(np.imag(logs))[:, None] + width[:, None] * spread).ravel()
         grid = np.concatenate((np.geomspace(1e-6, math.pi, points), near[(near > 1e-6) & (near < math.pi)]))
         return np.unique(grid)
 
@@ -266,5 +266,5 @@ def _changes(values: Array) -> Array:
 
 
 def _refined(function: Callable[[float], float], low: float, high: float) -> float:
-    root: Any = brentq(function, float(low), float(high), xtol=1e-14, rtol=1e-13)
-    return float(root)
+    solve: Any = brentq
+    return float(solve(function, float(low), float(high), xtol=1e-14, rtol=1e-13))

@@ -109,12 +109,12 @@ def _phase(values: NDArray[np.complex128]) -> Array:
 def _nyquist(content: Mapping[str, Any]) -> Any:
     circle = np.exp(1j * np.linspace(0.0, 2.0 * np.pi, 181))
     for channel, label in enumerate(content["inputs"]):
-        lines = [_line("unit circle", circle.real, circle.imag, GREY)]
+        lines = [_line("unit circle", np.real(circle), np.imag(circle), GREY)]
         for name in (LQG, POLICY):
             half = _values(content["frequency"][name][channel])
             both = np.concatenate((half, [np.nan], np.conj(half)))
             both[~(np.abs(both) < 4.0 * _NYQUIST)] = np.nan
-            lines.append(_line(name, both.real, both.imag))
+            lines.append(_line(name, np.real(both), np.imag(both)))
         lines.append(Series("-1", Look("#000000", "cross", "solid"), [-1.0], [0.0], line=False))
         where = f" at {label}" if len(content["inputs"]) > 1 else ""
         yield Panel(f"Nyquist{where}", "real part of L", "imaginary part of L", lines, square=_NYQUIST)
@@ -122,7 +122,7 @@ def _nyquist(content: Mapping[str, Any]) -> Any:
 
 def _poles(content: Mapping[str, Any]) -> Panel:
     circle = np.exp(1j * np.linspace(0.0, 2.0 * np.pi, 181))
-    series = [_line("unit circle", circle.real, circle.imag, GREY)]
+    series = [_line("unit circle", np.real(circle), np.imag(circle), GREY)]
     # A Youla policy keeps its base controller's poles, so crosses stand on discs.
     poles = ((PLANT, content["plant_poles"]), (POLICY, content[POLICY]["poles"]), (LQG, content[LQG]["poles"]))
     largest = _POLES
