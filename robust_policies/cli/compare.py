@@ -27,10 +27,10 @@ def compare(
     Folders that differ by their training seed alone are one line. What the numbers are, and why some are missing, is
     said on stderr.
     """
-    from robust_policies.evaluation.compare import compare as compared
+    from robust_policies.evaluation import compare_runs
 
     asked = None if columns is None else [part for part in columns.split(",") if part.strip()]
-    found = compared(folders, asked, sort, task)
+    found = compare_runs(folders, asked, sort, task)
     typer.echo(found.written(format.value))
     for note in found.notes():
         typer.echo(note, err=True)

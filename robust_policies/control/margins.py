@@ -266,5 +266,5 @@ def _changes(values: Array) -> Array:
 
 
 def _refined(function: Callable[[float], float], low: float, high: float) -> float:
-    root: Any = brentq(function, float(low), float(high), xtol=1e-14, rtol=np.float64(1e-13))
-    return float(root)
+    solve: Any = brentq
+    return float(solve(function, float(low), float(high), xtol=1e-14, rtol=1e-13))

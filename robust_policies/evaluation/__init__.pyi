@@ -7,7 +7,9 @@ from .attacks import prepare_attack as prepare_attack
 from .certify import certify_run as certify_run
 from .certify_return import certify_return_run as certify_return_run
 from .certify_return import certify_smoothed_run as certify_smoothed_run
+from .compare import compare_runs as compare_runs
 from .episodes import run_episodes as run_episodes
+from .limits import check_limits as check_limits
 from .loop import loop_run as loop_run
 from .report.page import write_report as write_report
 from .run import evaluate_run as evaluate_run

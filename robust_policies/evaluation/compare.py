@@ -116,7 +116,7 @@ class Comparison:
         return text.getvalue().rstrip("\n")
 
 
-def compare(
+def compare_runs(
     folders: Sequence[str | Path],
     columns: Sequence[str] | None = None,
     sort: str | None = None,

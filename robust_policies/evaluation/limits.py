@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 from robust_policies.errors import InvalidValueError
 from robust_policies.evaluation.quantities import Asked, asked_for, number
 from robust_policies.evaluation.readings import read
-from robust_policies.evaluation.report.load import Run
+from robust_policies.evaluation.report.load import Run, find_runs, load_runs
 from robust_policies.files import numbers
 from robust_policies.files.settings import Section, one_line
 from robust_policies.files.yaml_text import read_yaml
@@ -124,15 +124,39 @@ def read_limits(path: str | Path) -> Limits:
     Raises:
         MissingFileError, CorruptFileError: no such file, or no YAML. UserError: a key is wrong, or as `requirement`.
     """
-    data: Any = read_yaml(path)
+    return parse_limits(read_yaml(path), str(path))
+
+
+def parse_limits(data: Any, source: str) -> Limits:
+    """Return what `data` of a file requires; raises as `read_limits`, `source` beginning the error's line."""
     if not isinstance(data, dict):
-        raise InvalidValueError(f"{path} holds no keys; expected require: [gamma <= 12, ...].")
+        raise InvalidValueError(f"{source} holds no keys; expected require: [gamma <= 12, ...].")
     try:
         known = _Limits.model_validate(data)
     except ValidationError as error:
-        raise one_line(error, _Limits, str(path)) from error
+        raise one_line(error, _Limits, source) from error
     entries = [_Limit(require=one) if isinstance(one, str) else one for one in known.require]
-    return Limits(tuple(requirement(one.require, str(path), one.label) for one in entries), known.task)
+    return Limits(tuple(requirement(one.require, source, one.label) for one in entries), known.task)
+
+
+def check_limits(
+    folder: str | Path, require: Sequence[str] = (), limits: str | Path | None = None, task: str | None = None
+) -> list[Outcome]:
+    """Return whether a run folder meets each requirement; what is missing or not confirmed is not met.
+
+    Args:
+        folder: the run folder.
+        require: such as "gamma <= 12" and "certified_return@0.1 >= -8".
+        limits: a YAML file of further ones.
+        task: that returns are of; None: the file's, else the first that was evaluated.
+
+    Raises:
+        UserError: as `requirement`, `read_limits` and `report.load.find_runs`.
+    """
+    known = Limits(()) if limits is None else read_limits(limits)
+    wanted = Limits((*known.requirements, *map(requirement, require)), task or known.task)
+    [run] = load_runs(find_runs([Path(folder)])[:1], pictures=False)
+    return judge(run, wanted)
 
 
 def judge(run: Run, limits: Limits) -> list[Outcome]:

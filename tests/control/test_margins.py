@@ -15,7 +15,7 @@ from robust_policies.control.margins import delay_loop, disk_loop, proven_delay,
 from robust_policies.envs import load_plant
 from robust_policies.errors import InvalidValueError, ShapeError
 
-TASKS = ("mass_spring_damper", "doyle_lqg", "cartpole_continuous", "qube_servo", "quadrotor_planar")
+TASKS = ("dc_motor", "mass_spring_damper", "doyle_lqg", "cartpole_continuous", "qube_servo", "quadrotor_planar")
 
 
 def loop_of(name, delay=0):

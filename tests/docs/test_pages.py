@@ -19,6 +19,7 @@ from sybil.example import NotEvaluated
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
 
 from robust_policies.envs.perturb import parse
+from robust_policies.evaluation.limits import parse_limits
 from robust_policies.evaluation.suite import parse_suite
 from robust_policies.files import assets
 from robust_policies.train import parse_recipe
@@ -50,6 +51,8 @@ def check_yaml(example):
     if isinstance(content, list):
         names = [item if isinstance(item, str) else next(iter(item)) for item in content]
         assert [spec.name for spec in parse(example.parsed)] == names
+    elif "require" in content:
+        parse_limits(content, page_of(example))
     elif "episodes" in content:
         parse_suite(content, page_of(example))
     else:

@@ -10,7 +10,7 @@ from in_process import answer, one_line
 from report_fixtures import write_run
 
 from robust_policies.errors import InvalidValueError, UnknownNameError
-from robust_policies.evaluation.compare import compare
+from robust_policies.evaluation import compare_runs
 from robust_policies.evaluation.statistics import mean_interval
 
 
@@ -34,7 +34,7 @@ def names(found):
 
 
 def test_a_line_is_a_method_and_its_interval_is_over_seeds_or_episodes(runs):
-    found = compare([runs], ["return", "gamma", "return@0.11"])
+    found = compare_runs([runs], ["return", "gamma", "return@0.11"])
     cells = dict(zip(names(found), (cells for _, cells in found.lines), strict=True))
     assert set(cells) == {"soft", "hard", "lstm"}
     soft = [returns_of(runs / f"soft_seed{seed}") for seed in (0, 1)]
@@ -48,7 +48,7 @@ def test_a_line_is_a_method_and_its_interval_is_over_seeds_or_episodes(runs):
 
 @pytest.mark.parametrize(("sort", "least_first"), [("gamma", True), ("found_gain", True), ("return@0.3", False)])
 def test_the_best_is_first_and_what_lacks_it_last(runs, sort, least_first):
-    found = compare([runs], ["return"], sort)
+    found = compare_runs([runs], ["return"], sort)
     assert str(found.columns[-1]) == sort
     values = [cells[-1].value for _, cells in found.lines]
     known = [value for value in values if value is not None]
@@ -57,12 +57,12 @@ def test_the_best_is_first_and_what_lacks_it_last(runs, sort, least_first):
 
 
 def test_without_columns_there_is_what_the_runs_have(runs):
-    shown = list(map(str, compare([runs]).columns))
+    shown = list(map(str, compare_runs([runs]).columns))
     assert shown == ["gamma", "found_gain", "rate", "return", "return@0.06", "return@0.3"]
 
 
 def test_all_forms_hold_the_same_numbers(runs):
-    found = compare([runs], ["gamma", "return", "critical_size"], "gamma")
+    found = compare_runs([runs], ["gamma", "return", "critical_size"], "gamma")
     content = json.loads(found.written("json"))
     table = list(csv.DictReader(io.StringIO(found.written("csv"))))
     text, page = found.written("text").splitlines(), found.written("markdown").splitlines()
@@ -78,11 +78,11 @@ def test_all_forms_hold_the_same_numbers(runs):
 
 def test_wrong_columns_are_refused(runs):
     with pytest.raises(UnknownNameError, match="Did you mean 'gamma'"):
-        compare([runs], ["gama"])
+        compare_runs([runs], ["gama"])
     with pytest.raises(InvalidValueError, match="--columns"):
-        compare([runs], [])
+        compare_runs([runs], [])
     with pytest.raises(InvalidValueError, match="--sort"):
-        compare([runs], None, "certified_return")
+        compare_runs([runs], None, "certified_return")
 
 
 def test_the_command(runs, tmp_path):
