@@ -14,6 +14,7 @@ import torch
 from skrl.memories.torch import RandomMemory
 from skrl.resources.preprocessors.torch import RunningStandardScaler
 from skrl.trainers.torch import SequentialTrainer
+from torch.optim.lr_scheduler import LinearLR
 
 from robust_policies.envs.bridges import SkrlWrapper
 from robust_policies.evaluation import run_episodes
@@ -21,7 +22,17 @@ from robust_policies.policies import deploy, load_policy, save_policy
 from robust_policies.policies.bridges import SkrlCellPolicy, SkrlCellValue, SkrlPPO
 
 TASK = "robust_policies/Pendulum-v0"
-ROLLOUT, SEQUENCE = 64, 16
+ROLLOUT, SEQUENCE, EPOCHS = 32, 32, 10
+
+
+class Spread(SkrlWrapper):
+    """Environments whose first episodes are cut short, each somewhere else: else all begin together for ever."""
+
+    def reset(self):
+        """Return the observations (n, nu) after a reset of all environments, and infos."""
+        found = super().reset()
+        self.base.elapsed = torch.randint(self.base.max_episode_steps, (self.num_envs,))
+        return found
 
 
 def main() -> None:
@@ -33,7 +44,8 @@ def main() -> None:
     parser.add_argument("--output", default="results/learn_with_skrl", help="folder of the policy and skrl's files")
     given = parser.parse_args()
     torch.manual_seed(given.seed)
-    env = SkrlWrapper(gymnasium.make_vec(TASK, num_envs=given.num_envs), seed=given.seed)
+    env = Spread(gymnasium.make_vec(TASK, num_envs=given.num_envs), seed=given.seed)
+    updates = max(1, given.steps // (given.num_envs * ROLLOUT))
     sizes = env.observation_space, env.action_space, env.num_envs, SEQUENCE
     cell = dict(state_size=8, features=16, hidden_sizes=(16, 16), gamma=6.0)
     models = {
@@ -47,10 +59,12 @@ def main() -> None:
         action_space=env.action_space,
         cfg=dict(
             rollouts=ROLLOUT,
-            learning_epochs=10,
+            learning_epochs=EPOCHS,
             mini_batches=4,
             discount_factor=0.9,
-            learning_rate=2e-3,
+            learning_rate=3e-3,
+            learning_rate_scheduler=LinearLR,
+            learning_rate_scheduler_kwargs=dict(start_factor=1.0, end_factor=0.01, total_iters=updates * EPOCHS),
             value_loss_scale=0.5,
             value_clip=0.0,
             time_limit_bootstrap=True,
@@ -59,8 +73,7 @@ def main() -> None:
             experiment=dict(directory=given.output, write_interval=0, checkpoint_interval=0),
         ),
     )
-    began = time.process_time()
-    timesteps = max(1, given.steps // (given.num_envs * ROLLOUT)) * ROLLOUT
+    began, timesteps = time.process_time(), updates * ROLLOUT
     options = dict(timesteps=timesteps, headless=True, disable_progressbar=True, close_environment_at_exit=False)
     SequentialTrainer(env=env, agents=agent, cfg=options).train()
     print(f"{timesteps * given.num_envs} steps in {time.process_time() - began:.0f} CPU s")

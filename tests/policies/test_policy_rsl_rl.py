@@ -35,7 +35,7 @@ def groups(values):
 
 
 def model(cell="r2dn", seed=0, **options):
-    options = {"distribution_cfg": GAUSSIAN, "cell_kwargs": SMALL[cell], **options}
+    options = {"distribution_cfg": dict(GAUSSIAN), "cell_kwargs": SMALL[cell], **options}
     torch.manual_seed(seed)
     made = RslRlCellModel(groups(torch.zeros(COUNT, 3)), {"actor": ["policy"]}, "actor", 2, cell=cell, **options)
     return randomize(made, 0.3)
@@ -44,7 +44,7 @@ def model(cell="r2dn", seed=0, **options):
 def runner(seed=0, states=False, steps=24, episode=9, critic=None, algorithm=None, **options):
     env = bridges.RslRlVecEnv(TorchVectorEnv("pendulum", COUNT, max_episode_steps=episode), states=states, seed=seed)
     torch.manual_seed(seed)
-    actor = {"class_name": NAME, "cell_kwargs": SMALL["r2dn"], "distribution_cfg": GAUSSIAN, **options}
+    actor = {"class_name": NAME, "cell_kwargs": SMALL["r2dn"], "distribution_cfg": dict(GAUSSIAN), **options}
     cfg = {
         "num_steps_per_env": steps,
         "save_interval": 100,
@@ -249,7 +249,7 @@ def test_what_is_wrong_is_said():
     with pytest.raises(InvalidValueError, match="no actor"):
         model(distribution_cfg=None).deployed()
     other = runner(critic={"class_name": "MLPModel"})
-    other.alg._raw_actor = other.alg._raw_critic
+    other.alg.get_policy = lambda: other.alg.critic
     with pytest.raises(InvalidValueError, match="OnPolicyRunner cannot be deployed"):
         deploy(other)
 
@@ -312,7 +312,7 @@ def test_actions_of_a_bounded_box_are_clipped():
     env = bridges.RslRlVecEnv(gymnasium.make_vec("robust_policies/Pendulum-v0", num_envs=2), seed=0)
     made = RslRlCellModel(
         env.get_observations(), {"actor": ["policy"]}, "actor", 1,
-        distribution_cfg=GAUSSIAN, cell_kwargs=SMALL["r2dn"], action_offset=9.0,
+        distribution_cfg=dict(GAUSSIAN), cell_kwargs=SMALL["r2dn"], action_offset=9.0,
     )  # fmt: skip
     action, _ = made.deployed(env=env).predict(np.zeros(3, np.float32))
     assert action.tolist() == [2.0]

@@ -175,7 +175,8 @@ class RslRlCellModel(MLPModel, CellModel):
 
     @staticmethod
     def _log_std(given: GaussianDistribution) -> Tensor:
-        low, high = given.std_range
+        # The first of rsl_rl 5 have no limits.
+        low, high = getattr(given, "std_range", (1e-6, 1e6))
         std = given.std_param if given.std_type == "scalar" else given.log_std_param.exp()
         return std.detach().cpu().clamp(low, high).log()
 
