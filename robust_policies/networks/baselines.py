@@ -42,7 +42,7 @@ class _GatedCell(Cell):
     def run(
         self, explicit: GatedMatrices, inputs: Tensor, state: Tensor, starts: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Return (outputs, final state): many small steps by a compiled loop, else one call a stretch between resets."""
+        """Return (outputs, final state): many small steps in a compiled loop, else one call between resets."""
         if applies(inputs, state, explicit):
             return run(starts, inputs, state, explicit)
         cuts = [0]

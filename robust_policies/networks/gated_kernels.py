@@ -61,7 +61,7 @@ def forward(gru, sigmoid, tanh, keep, inputs, h, c, W, C, d, S, Z, K):
         d: (ny,).
         S: (time, n + 1 + nu, batch), which gets s.
         Z: (time, 4 n, batch), which gets the gates i, f, g, o, or r, z, a, q.
-        K: (time, n, batch), which gets h after a step; of an LSTM (time, 3 n, batch), c before and tanh(c) after it too.
+        K: (time, n, batch), which gets h after a step; of an LSTM (time, 3 n, batch), c before, tanh(c) after it too.
     """
     time, _, batch = inputs.shape
     n = len(h)

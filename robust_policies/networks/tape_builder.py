@@ -72,7 +72,7 @@ class Builder:
             if m not in (1, shape[0]) or n not in (1, shape[1]):
                 raise NotImplementedError
             row, column = (0 if m == 1 else row), (0 if n == 1 else column)
-        return Part(self._known(tensor), tensor.storage_offset(), row, column)
+        return Part(self._known(tensor), int(tensor.storage_offset()), row, column)
 
     def _value(self, value: Any, shape: tuple[int, int]) -> Part:
         if isinstance(value, Tensor):
@@ -184,7 +184,7 @@ class Builder:
             return
         every = not axes or len({axis % given.dim() for axis in axes}) == given.dim()
         part, (m, n) = self._part(given), shape_of(given)
-        storage, at = self._known(out), out.storage_offset()
+        storage, at = self._known(out), int(out.storage_offset())
         if every:
             o = Part(storage, at, 0, 0)
             if part.row == n * part.column:
