@@ -43,7 +43,7 @@ class _GatedCell(Cell):
     def run(
         self, explicit: GatedMatrices, inputs: Tensor, state: Tensor, starts: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Return (outputs, final state): many small steps by a compiled loop, else a call for each stretch."""
+        """Return (outputs, final state): many small steps in a compiled loop, else one call between resets."""
         if applies(inputs, state, explicit):
             return run(starts, inputs, state, explicit)
         values, state = self._hidden(inputs, state, starts)

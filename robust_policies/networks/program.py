@@ -79,8 +79,11 @@ def pulled(module: nn.Module, make: Callable[[], Any]) -> tuple[Any, Back] | Non
 def _program(module: nn.Module, make: Callable[[], Any]) -> tuple[Program | None, list[Tensor]]:
     """Return the program of a module's parameters as they are now, None where there is none, and the parameters."""
     known = _known(module)
-    parameters = [cast(Tensor, own[name]) for own, name in known.places]
-    kind = [(one.dtype, one.requires_grad, one.numel(), one.is_cpu, type(one)) for one in parameters]
+    try:
+        parameters = [cast(Tensor, own[name]) for own, name in known.places]
+        kind = [(one.dtype, one.requires_grad, one.numel(), one.is_cpu, type(one)) for one in parameters]
+    except (KeyError, AttributeError):  # a parameter was taken away, or put behind a parametrization of torch
+        return None, []
     if transformed(parameters):
         return None, parameters
     if known.kind != kind:
@@ -138,8 +141,10 @@ class _Known:
     """What is known of a module: where its parameters are, and the program of parameters of some kind."""
 
     def __init__(self, module: nn.Module) -> None:
-        owners = [one._parameters for one in module.modules()]
-        self.places = [(own, name) for own in owners for name, value in own.items() if value is not None]
+        owners: list[Any] = [one._parameters for one in module.modules()]
+        self.places: list[tuple[dict[str, Any], str]] = [
+            (own, name) for own in owners for name, value in own.items() if value is not None
+        ]
         self.kind: Any = None
         self.program: Program | None = None
 

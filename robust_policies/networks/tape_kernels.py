@@ -269,7 +269,7 @@ def run(w, tape, spare, sources):
     for s in range(len(sources)):
         address, at, count = sources[s]
         if address:
-            _fetch(w, at, address, count)  # pyright: ignore[reportCallIssue]
+            _fetch(w, at, address, count)  # pyright: ignore[reportCallIssue] (the first argument is numba's)
         else:
             w[at : at + count] = 0.0
     fine = True

@@ -318,6 +318,14 @@ def test_parameters_that_are_replaced_for_a_while_leave_the_program_alone():
     assert program._known(module).program is before
 
 
+def test_a_parameter_behind_a_parametrization_is_left_to_pytorch():
+    module = cell()
+    module.explicit()
+    torch.nn.utils.parametrize.register_parametrization(module, "C2", torch.nn.Tanh())
+    for one, other in zip(arrays(module.explicit()), arrays(module._explicit()), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_wide_matrices_and_a_lack_of_numba_leave_it_to_numpy(monkeypatch, engine):
     if engine is NumpyProgram:
         return
