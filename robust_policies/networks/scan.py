@@ -122,6 +122,9 @@ class _Scan(torch.autograd.Function):
 
 
 def _reset_steps(starts: Tensor | None) -> frozenset[int]:
+    """Return the steps before which some state is reset; all on a GPU, which would be waited for."""
+    if starts is not None and starts.is_cuda:
+        return frozenset(range(len(starts)))
     return frozenset() if starts is None else frozenset(starts.any(dim=1).nonzero().flatten().tolist())
 
 
