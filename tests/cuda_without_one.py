@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import robust_policies
 import torch
+from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
+
+import robust_policies
 
 CUDA = torch.device("cuda", 0)
 _CPU = torch.device("cpu")
@@ -173,8 +175,6 @@ def _reads(name: str, args: Any) -> None:
     if not single and any(isinstance(one, torch.Tensor) and one.dtype == torch.bool for one in masks):
         WAITS.note("index by a mask")
     if name == "copy_" and isinstance(args[0], Card) != isinstance(args[1], Card):
-        if torch._C._current_graph_task_id() >= 0 and not isinstance(args[1], Card) and not args[1].any():
-            return  # the gradient of what nothing depends on, which PyTorch makes for a backward of ours
         WAITS.note("copy to the device" if isinstance(args[0], Card) else "copy to the host")
 
 
@@ -234,8 +234,12 @@ class _Devices(TorchFunctionMode):
             found = self._moved(torch.Tensor.to, "to", (args[0], CUDA if there else _CPU, kind), {})
             return found.clone() if name == "tensor" else found
         generator = kwargs.get("generator")
-        if generator is not None and there != any(one is generator for one in _GENERATORS):
-            raise RuntimeError(f"Expected a '{'cuda' if there else 'cpu'}' device type for generator.")
+        if generator is not None:
+            of_card = any(one is generator for one in _GENERATORS)
+            if there and not of_card:
+                raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'.")
+            # Its own `device` says `cpu`, which no subclass can change.
+            there = of_card
         gradient = kwargs.pop("requires_grad", False)
         with torch._C.DisableTorchFunction():
             held = func(*tree_map(_held, args), **kwargs)
@@ -278,6 +282,17 @@ class _Generator(torch.Generator):
         return made
 
 
+_BACKWARD = BackwardCFunction.apply
+
+
+def _backward(self: Any, *grads: Any) -> Any:
+    """Call a backward of ours; the zeros that PyTorch makes for what nothing depends on are put on the card."""
+    if any(isinstance(one, Card) for one in (*grads, *self.saved_tensors)) and self._forward_cls is not _Back:
+        with torch._C.DisableTorchFunction():
+            grads = tuple(Card(one) if type(one) is torch.Tensor and not one.any() else one for one in grads)
+    return _BACKWARD(self, *grads)
+
+
 def _one_group(lists: Any, with_indices: bool = False) -> Any:
     return {(lists[0][0].device, lists[0][0].dtype): (lists, list(range(len(lists[0]))))}
 
@@ -303,9 +318,14 @@ def cuda_without_one() -> Iterator[Waits]:
         patch("torch.cuda.manual_seed", lambda *_, **__: None),
         patch("torch.autocast", Autocast),
         patch("torch.Generator", _Generator),
-        patch("torch.__future__.get_swap_module_params_on_conversion", lambda: True),
+        # A module that moves keeps its parameters, as on a card; one that loads weights copies them.
+        patch(
+            "torch.__future__.get_swap_module_params_on_conversion",
+            lambda: sys._getframe(1).f_code.co_name == "_apply",
+        ),
         # It looks at devices below Python; one kind of number is enough here.
         patch("torch.optim.Optimizer._group_tensors_by_device_and_dtype", staticmethod(_one_group)),
+        patch.object(BackwardCFunction, "apply", _backward),
         _Devices(),
     ):
         yield WAITS

@@ -112,9 +112,7 @@ class TorchVectorEnv(VectorEnv):
         self._limits_after: list[int] = []
         # A MuJoCo task's starts are too much work for those that go on.
         self._unasked = (
-            self.device.type != "cpu"
-            and self.plant.differentiable
-            and self.autoreset_mode is AutoresetMode.SAME_STEP
+            self.device.type != "cpu" and self.plant.differentiable and self.autoreset_mode is AutoresetMode.SAME_STEP
         )
         self._started = False
         self._renderers: list[Any] = []

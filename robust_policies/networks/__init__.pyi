@@ -22,9 +22,9 @@ from .guarantees import (
 )
 from .implicit import NemonClassifier as NemonClassifier
 from .implicit import NemonLayer as NemonLayer
-from .l2ru import L2RU as L2RU
 from .initial import LearnedState as LearnedState
 from .initial import StateEncoder as StateEncoder
+from .l2ru import L2RU as L2RU
 from .lbdn import LBDN as LBDN
 from .lbdn import LBDNCell as LBDNCell
 from .nemon import NemonCell as NemonCell
