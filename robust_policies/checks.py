@@ -85,8 +85,8 @@ def device(name: str | torch.device) -> torch.device:
         if (wanted.index or 0) >= count:
             needed = f" (a driver for CUDA {torch.version.cuda} is needed)" if torch.version.cuda and not count else ""
             raise DeviceError(
-                f"Device {str(name)!r} was asked for and PyTorch {torch.__version__} sees {count} CUDA device(s){needed}; "
-                "use 'cpu'."
+                f"Device {str(name)!r} was asked for and PyTorch {torch.__version__} sees {count} CUDA device(s)"
+                f"{needed}; use 'cpu'."
             )
     return wanted
 

@@ -136,7 +136,7 @@ class PhysicalParameters(MutableMapping[str, torch.Tensor]):
 
     @plain_tensors()
     def draw_where(self, ranges: Ranges, uniform: torch.Tensor, mask: torch.Tensor) -> None:
-        """Do what `draw` does for the environments in `mask` (num_envs,) bool, uniform numbers (num_envs, k) for all."""
+        """Do what `draw` does where `mask` (num_envs,) bool is true; the uniform numbers (num_envs, k) are for all."""
         for column, (name, (low, high)) in enumerate(ranges.items()):
             nominal, value = self.nominal[name], self._values[name]
             shape = (-1, *(1,) * nominal.ndim)
