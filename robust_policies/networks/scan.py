@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from robust_policies.networks import triton_scan
 from robust_policies.networks.activations import ACTIVATIONS, Activation
 
 
@@ -44,6 +45,9 @@ def scan(
     tensors = (drive, state, AM, Bt, *weights, *biases)
     if _needs_plain_path(tensors):
         return plain_scan(activation, starts, *tensors)
+    widths = (state.shape[1], drive.shape[2] - state.shape[1], *(len(W) for W in weights))
+    if triton_scan.applies(activation.name, drive, widths):
+        return _Kernel.apply(activation.name, starts, *tensors)
     return _Scan.apply(activation.name, starts, *tensors)
 
 
@@ -121,6 +125,33 @@ class _Scan(torch.autograd.Function):
         return (None, None, *_fast_backward(ctx, saved, grads))
 
 
+class _Kernel(torch.autograd.Function):
+    """`_Scan` by one kernel each way."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, name: str, starts: Tensor | None, drive: Tensor, state: Tensor, AM: Tensor, Bt: Tensor, *rest: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        layers = len(rest) // 2
+        states, last, final, kept = triton_scan.forward(
+            name, starts, drive, state, AM, Bt, rest[:layers], rest[layers:]
+        )
+        ctx.activation, ctx.starts, ctx.layers, ctx.kept = ACTIVATIONS[name], starts, layers, kept
+        ctx.save_for_backward(drive, state, AM, Bt, *rest, states)
+        return states, last, final
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        *inputs, states = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return (None, None, *_differentiable_backward(ctx, inputs, grads))
+        _, _, AM, Bt, *rest = inputs
+        G, grad_state, hidden, deltas = triton_scan.backward(ctx.kept, AM, Bt, rest[: ctx.layers], grads)
+        if not any(ctx.needs_input_grad[4:]):
+            return (None, None, G, grad_state, *(None,) * (2 + 2 * ctx.layers))
+        return (None, None, G, grad_state, *_of_arrays(G, states, hidden, deltas))
+
+
 def _reset_steps(starts: Tensor | None) -> frozenset[int]:
     """Return the steps before which some state is reset; all on a GPU, which would be waited for."""
     if starts is not None and starts.is_cuda:
@@ -177,10 +208,22 @@ def _fast_backward(ctx: Any, saved: Sequence[Tensor], grads: Sequence[Tensor]) -
 
     if not any(ctx.needs_input_grad[4:]):
         return (G, grad_state, *(None,) * (2 + 2 * layers))
+    return (G, grad_state, *_of_arrays(G, states, hidden, deltas))
+
+
+def _of_arrays(G: Tensor, states: Tensor, hidden: Sequence[Tensor], deltas: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Return the gradients of AM, Bt, weights and biases.
+
+    Args:
+        G: (time, batch, nx + n_1), of the drive.
+        states: (time, batch, nx) seen by each step.
+        hidden, deltas: each layer's values and the gradients of its product, (time, batch, n_k).
+    """
+    nx = states.shape[2]
     G_flat = G.flatten(0, 1)
     grad_AM = G_flat.t() @ states.flatten(0, 1)
-    grad_Bt = G_flat[:, :nx].t() @ last.flatten(0, 1)
-    flat = [h.flatten(0, 1) for h in hidden[:-1]] if layers else []
+    flat = [h.flatten(0, 1) for h in hidden]
+    grad_Bt = G_flat[:, :nx].t() @ flat[-1]
     d_flat = [d.flatten(0, 1) for d in deltas[1:]]
-    grad_W = [d.t() @ h for d, h in zip(d_flat, flat, strict=True)]
-    return (G, grad_state, grad_AM, grad_Bt, *grad_W, *(d.sum(0) for d in d_flat))
+    grad_W = [d.t() @ h for d, h in zip(d_flat, flat[:-1], strict=True)]
+    return (grad_AM, grad_Bt, *grad_W, *(d.sum(0) for d in d_flat))
