@@ -7,6 +7,7 @@ import torch
 from test_without_a_gpu import CELLS, build_cell, ppo
 
 from robust_policies.envs import TorchVectorEnv
+from robust_policies.networks import ACTIVATIONS, make_cell
 
 pytestmark = [
     pytest.mark.gpu,
@@ -47,6 +48,37 @@ def test_a_cell_gives_what_it_gives_on_the_cpu(name, waiting_raises):
     for mine, theirs in zip(cell.parameters(), there.parameters(), strict=True):
         if mine.grad is not None and theirs.grad is not None:
             torch.testing.assert_close(theirs.grad.cpu(), mine.grad, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("name", ["r2dn", "ren"])
+def test_the_kernel_over_time_gives_the_steps_values_and_gradients(name, activation):
+    pytest.importorskip("triton")
+    torch.manual_seed(0)
+    cell = make_cell(name, 3, 2, **CELLS[name], activation=activation)
+    inputs, starts = torch.randn(40, 70, 3), torch.rand(40, 70) < 0.1
+    there = copy.deepcopy(cell).cuda()
+    expected = cell.double()
+    outputs, final = expected(inputs.double(), None, starts)
+    (outputs.square().mean() + final.mean()).backward()
+    found, last = there(inputs.cuda(), None, starts.cuda())
+    assert any("Kernel" in type(node).__name__ for node in graph_of(found))
+    (found.square().mean() + last.mean()).backward()
+    torch.testing.assert_close(found.cpu().double(), outputs, rtol=1e-4, atol=1e-4)
+    for mine, theirs in zip(expected.parameters(), there.parameters(), strict=True):
+        if mine.grad is not None and mine.numel():
+            torch.testing.assert_close(theirs.grad.cpu().double(), mine.grad, rtol=1e-3, atol=1e-4)
+
+
+def graph_of(tensor):
+    """Return the nodes of a tensor's graph."""
+    seen, left = set(), [tensor.grad_fn]
+    while left:
+        node = left.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            left += [before for before, _ in node.next_functions]
+    return seen
 
 
 @pytest.mark.parametrize("compiled", [False, True])

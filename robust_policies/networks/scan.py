@@ -18,6 +18,7 @@ from torch.autograd import forward_ad
 
 from robust_policies.networks import triton_scan
 from robust_policies.networks.activations import ACTIVATIONS, Activation
+from robust_policies.networks.equilibrium import solve_equilibrium
 
 
 def scan(
@@ -39,15 +40,19 @@ def scan(
         state: (batch, nx).
         AM: [A; M], (nx + n_1, nx).
         Bt: (nx, n_L).
-        weights: W_2 .. W_L, (n_k, n_{k-1}).
+        weights: W_2 .. W_L, (n_k, n_{k-1}); or one matrix (n_1, n_1), strictly lower triangular, and no biases: then
+            each neuron reads those before it, as a REN's do.
         biases: b_2 .. b_L, (n_k,).
     """
     tensors = (drive, state, AM, Bt, *weights, *biases)
     if _needs_plain_path(tensors):
         return plain_scan(activation, starts, *tensors)
-    widths = (state.shape[1], drive.shape[2] - state.shape[1], *(len(W) for W in weights))
-    if triton_scan.applies(activation.name, drive, widths):
+    serial = len(weights) > len(biases)
+    widths = (state.shape[1], drive.shape[2] - state.shape[1], *(len(b) for b in biases))
+    if triton_scan.applies(activation.name, drive, widths, serial):
         return _Kernel.apply(activation.name, starts, *tensors)
+    if serial:
+        return plain_scan(activation, starts, *tensors)
     return _Scan.apply(activation.name, starts, *tensors)
 
 
@@ -65,8 +70,11 @@ def plain_scan(
             state = torch.where(starts[t].unsqueeze(-1), torch.zeros_like(state), state)
         states.append(state)
         z = drive[t] + state @ AM.mT
-        h = activation.function(z[..., nx:])
-        for W, b in zip(rest[:layers], rest[layers:], strict=True):
+        if len(rest) == 1:
+            h = solve_equilibrium(z[..., nx:], rest[0], activation)
+        else:
+            h = activation.function(z[..., nx:])
+        for W, b in zip(rest[:layers], rest[len(rest) - layers :], strict=True):
             h = activation.function(h @ W.mT + b)
         lasts.append(h)
         state = z[..., :nx] + h @ Bt.mT
@@ -132,11 +140,9 @@ class _Kernel(torch.autograd.Function):
     def forward(
         ctx: Any, name: str, starts: Tensor | None, drive: Tensor, state: Tensor, AM: Tensor, Bt: Tensor, *rest: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        layers = len(rest) // 2
-        states, last, final, kept = triton_scan.forward(
-            name, starts, drive, state, AM, Bt, rest[:layers], rest[layers:]
-        )
-        ctx.activation, ctx.starts, ctx.layers, ctx.kept = ACTIVATIONS[name], starts, layers, kept
+        count = (len(rest) + 1) // 2
+        states, last, final, kept = triton_scan.forward(name, starts, drive, state, AM, Bt, rest[:count], rest[count:])
+        ctx.activation, ctx.starts, ctx.count, ctx.kept = ACTIVATIONS[name], starts, count, kept
         ctx.save_for_backward(drive, state, AM, Bt, *rest, states)
         return states, last, final
 
@@ -146,10 +152,13 @@ class _Kernel(torch.autograd.Function):
         if torch.is_grad_enabled():
             return (None, None, *_differentiable_backward(ctx, inputs, grads))
         _, _, AM, Bt, *rest = inputs
-        G, grad_state, hidden, deltas = triton_scan.backward(ctx.kept, AM, Bt, rest[: ctx.layers], grads)
+        G, grad_state, hidden, deltas = triton_scan.backward(ctx.kept, AM, Bt, rest[: ctx.count], grads)
         if not any(ctx.needs_input_grad[4:]):
-            return (None, None, G, grad_state, *(None,) * (2 + 2 * ctx.layers))
-        return (None, None, G, grad_state, *_of_arrays(G, states, hidden, deltas))
+            return (None, None, G, grad_state, *(None,) * (2 + len(rest)))
+        found = _of_arrays(G, states, hidden, deltas)
+        if ctx.kept.serial:
+            found = *found, (deltas[0].flatten(0, 1).t() @ hidden[0].flatten(0, 1)).tril(-1)
+        return (None, None, G, grad_state, *found)
 
 
 def _reset_steps(starts: Tensor | None) -> frozenset[int]:
@@ -214,10 +223,8 @@ def _fast_backward(ctx: Any, saved: Sequence[Tensor], grads: Sequence[Tensor]) -
 def _of_arrays(G: Tensor, states: Tensor, hidden: Sequence[Tensor], deltas: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Return the gradients of AM, Bt, weights and biases.
 
-    Args:
-        G: (time, batch, nx + n_1), of the drive.
-        states: (time, batch, nx) seen by each step.
-        hidden, deltas: each layer's values and the gradients of its product, (time, batch, n_k).
+    G (time, batch, nx + n_1) is the drive's, states (time, batch, nx) are what each step saw; hidden and deltas are each
+    layer's values and the gradients of its product, (time, batch, n_k).
     """
     nx = states.shape[2]
     G_flat = G.flatten(0, 1)

@@ -22,7 +22,7 @@ def _activated(x, KIND: tl.constexpr):
     if KIND == 0:
         x = tl.maximum(x, 0.0)
     elif KIND == 1:
-        # Triton's interpreter has neither tanh nor, where it is asked for late, sigmoid.
+        # Triton's interpreter has no tanh.
         x = 2.0 / (1.0 + tl.exp(-2.0 * x)) - 1.0
     elif KIND == 2:
         x = 1.0 / (1.0 + tl.exp(-x))
@@ -68,14 +68,40 @@ def _product(x, matrix, square):
 
 
 @triton.jit
+def _one_by_one(v, matrix, columns, n1, N: tl.constexpr, KIND: tl.constexpr):
+    """Return w with w_i = act(v_i + sum over j < i of matrix_ij w_j)."""
+    w = 0.0 * v
+    for i in range(n1):
+        this = columns[None, :] == i
+        row = tl.load(matrix + i * N + columns)[None, :]
+        total = tl.sum(tl.where(this, v, 0.0) + w * row, axis=1)
+        w = tl.where(this, _activated(total, KIND)[:, None], w)
+    return w
+
+
+@triton.jit
+def _one_by_one_back(g, slope, matrix, columns, n1, N: tl.constexpr):
+    """Return d with d_i = slope_i (g_i + sum over j > i of matrix_ji d_j)."""
+    d = 0.0 * g
+    for back in range(n1):
+        i = n1 - 1 - back
+        this = columns[None, :] == i
+        column = tl.load(matrix + columns * N + i)[None, :]
+        total = tl.sum(tl.where(this, g, 0.0) + d * column, axis=1)
+        d = tl.where(this, total[:, None] * slope, d)
+    return d
+
+
+@triton.jit
 def forward(
     drive, state, keep, arrays, biases, states, hidden, final, time, batch, nx, n1,
     L: tl.constexpr, N: tl.constexpr, ROWS: tl.constexpr, KIND: tl.constexpr, RESETS: tl.constexpr,
+    SERIAL: tl.constexpr,
 ):  # fmt: skip
     """Write states (time, batch, nx), hidden (L, time, batch, N) and the final state (batch, nx).
 
     `arrays` (L + 2, N, N) holds A', M', W_2', ..., W_L' and B'; `biases` (L - 1, N); drive is (time, batch, nx + n1),
-    keep (time, batch).
+    keep (time, batch). Of SERIAL neurons, each of which reads all before it, W stands before B' in its place.
     """
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, N)
@@ -91,7 +117,10 @@ def forward(
         given = drive + at[:, None] * (nx + n1) + columns[None, :]
         following = tl.load(given, mask=of_state, other=0.0) + _product(x, arrays, square)
         h = tl.load(given + nx, mask=of_first, other=0.0) + _product(x, arrays + N * N, square)
-        h = _activated(h, KIND)
+        if SERIAL:
+            h = _one_by_one(h, arrays + 2 * N * N, columns, n1, N, KIND)
+        else:
+            h = _activated(h, KIND)
         kept = hidden + at[:, None] * N + columns[None, :]
         tl.store(kept, h, mask=there)
         for k in tl.static_range(1, L):
@@ -99,7 +128,7 @@ def forward(
             h = _activated(h, KIND)
             kept += time * batch * N
             tl.store(kept, h, mask=there)
-        x = following + _product(h, arrays + (L + 1) * N * N, square)
+        x = following + _product(h, arrays + (L + 1 + SERIAL) * N * N, square)
     tl.store(final + rows[:, None] * nx + columns[None, :], x, mask=of_state)
 
 
@@ -107,6 +136,7 @@ def forward(
 def backward(
     by_states, by_last, by_final, keep, arrays, hidden, by_drive, deltas, by_state, time, batch, nx, n1, last,
     L: tl.constexpr, N: tl.constexpr, ROWS: tl.constexpr, KIND: tl.constexpr, RESETS: tl.constexpr,
+    SERIAL: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of drive (time, batch, nx + n1), of each layer's product (L, time, batch, N) and the state.
 
@@ -124,14 +154,18 @@ def backward(
     for back in range(time):
         at = (time - 1 - back) * batch + rows
         g = tl.load(by_last + at[:, None] * last + columns[None, :], mask=of_last, other=0.0)
-        g += _product(gx, arrays + (L + 1) * N * N, square)
+        g += _product(gx, arrays + (L + 1 + SERIAL) * N * N, square)
         place = at[:, None] * N + columns[None, :] + (L - 1) * layer
         for k in tl.static_range(L - 1):
             d = g * _slope(tl.load(hidden + place, mask=there, other=0.0), KIND)
             tl.store(deltas + place, d, mask=there)
             g = _product(d, arrays + (L - k) * N * N, square)
             place -= layer
-        d = g * _slope(tl.load(hidden + place, mask=there, other=0.0), KIND)
+        slope = _slope(tl.load(hidden + place, mask=there, other=0.0), KIND)
+        if SERIAL:
+            d = _one_by_one_back(g, slope, arrays + 2 * N * N, columns, n1, N)
+        else:
+            d = g * slope
         tl.store(deltas + place, d, mask=there)
         given = by_drive + at[:, None] * (nx + n1) + columns[None, :]
         tl.store(given, gx, mask=of_state)
