@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Empty is off: without bytecode every process of the suite compiles the package, and pytest its tests, again.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help setup demo demo-r2dn demo-lstm test test-fast soak lint type format docs wheel-check bench clean
+.PHONY: help setup demo demo-r2dn demo-lstm test test-fast soak lint type format docs wheel-check bench gpu clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST)
@@ -96,6 +96,11 @@ bench: setup ## every benchmark; writes benchmarks/*.json, results/ and docs/ima
 	OMP_NUM_THREADS=1 $(BIN)/python -m results.youla.doyle
 	OMP_NUM_THREADS=1 $(BIN)/python -m results.pendulum.make
 	OMP_NUM_THREADS=1 $(BIN)/python -m results.youla.make
+
+# No `setup`: a machine with a GPU may have no network, and gets its environment carried in.
+gpu: ## what needs a CUDA device: its tests, then benchmarks/gpu.json (at most eight minutes)
+	$(BIN)/python -m pytest -n 0 -m gpu
+	$(BIN)/python benchmarks/gpu.py --output benchmarks/gpu.json
 
 clean: ## remove the virtual environment and build products
 	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .ruff_cache

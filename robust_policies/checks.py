@@ -83,7 +83,11 @@ def device(name: str | torch.device) -> torch.device:
     if wanted.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (wanted.index or 0) >= count:
-            raise DeviceError(f"Device {str(name)!r} was asked for and PyTorch sees {count} CUDA device(s); use 'cpu'.")
+            needed = f" (a driver for CUDA {torch.version.cuda} is needed)" if torch.version.cuda and not count else ""
+            raise DeviceError(
+                f"Device {str(name)!r} was asked for and PyTorch {torch.__version__} sees {count} CUDA device(s)"
+                f"{needed}; use 'cpu'."
+            )
     return wanted
 
 

@@ -1,9 +1,15 @@
 """What tests of several rooms share."""
 
 import gc
+import os
 
 import pictures
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    # Triton asks when it is imported: its kernels then run in its interpreter.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.hookimpl(wrapper=True)

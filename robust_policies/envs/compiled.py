@@ -40,6 +40,15 @@ def write(batch: Batch, rows: torch.Tensor | None, state: torch.Tensor, observat
     batch.action[index] = 0.0
 
 
+def write_where(batch: Batch, mask: torch.Tensor, state: torch.Tensor, observation: torch.Tensor) -> None:
+    """Write what episodes begin with into the environments that `mask` (n,) bool marks; all else as `write`."""
+    column = mask.unsqueeze(-1)
+    batch.state.copy_(torch.where(column, state, batch.state))
+    batch.observation.copy_(torch.where(column, observation.to(batch.observation.dtype), batch.observation))
+    batch.elapsed.masked_fill_(mask, 0)
+    batch.action.masked_fill_(column, 0.0)
+
+
 class Steps:
     """What a vectorized environment asks of its plant, computed by torch call by call."""
 

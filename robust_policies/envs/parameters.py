@@ -134,6 +134,16 @@ class PhysicalParameters(MutableMapping[str, torch.Tensor]):
             part = {n: v[rows] if v.ndim > self.nominal[n].ndim else v for n, v in self._values.items()}
             self.plant.put(prepared, rows, self.plant.prepare(part))
 
+    @plain_tensors()
+    def draw_where(self, ranges: Ranges, uniform: torch.Tensor, mask: torch.Tensor) -> None:
+        """Do what `draw` does where `mask` (num_envs,) bool is true; the uniform numbers (num_envs, k) are for all."""
+        for column, (name, (low, high)) in enumerate(ranges.items()):
+            nominal, value = self.nominal[name], self._values[name]
+            shape = (-1, *(1,) * nominal.ndim)
+            factor = (low + (high - low) * uniform[:, column]).reshape(shape)
+            value.copy_(torch.where(mask.reshape(shape), factor * nominal, value))
+        self.plant.put(self.prepared, slice(None), self.plant.prepare(dict(self._values)))
+
     def _unknown(self, name: str) -> UnknownNameError:
         units = self.plant.parameter_units
         known = ", ".join(f"{other} [{units.get(other, '')}]" for other in self.nominal)

@@ -166,8 +166,8 @@ class Plant(ABC):
         """Return prepared parameters for the environments of a batch whose indices are `rows` (n,), int64."""
         return {name: value[rows] if self._one_each(name, value) else value for name, value in params.items()}
 
-    def put(self, params: Params, rows: torch.Tensor, part: Params) -> None:
-        """Write `part`, prepared parameters for the environments `rows` (n,), int64, into those of the batch."""
+    def put(self, params: Params, rows: torch.Tensor | slice, part: Params) -> None:
+        """Write `part`, prepared parameters for the environments `rows` (n,), int64, or a slice, into the batch's."""
         for name, value in params.items():
             if self._one_each(name, value):
                 value[rows] = part[name]

@@ -139,6 +139,12 @@ class Streams:
         states[0, index], states[1, index] = following
         return numbers if self._unsigned.signed else torch.from_numpy(numbers)
 
+    def uniform_where(self, size: int, mask: torch.Tensor) -> torch.Tensor:
+        """Return the next `size` numbers of each generator, (count, size); only those in `mask` (count,) move on."""
+        numbers, following = draw(self.state, *self.jumps(size))
+        self.state.copy_(torch.where(mask, following, self.state))
+        return numbers
+
     def jumps(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return M^j as (2, size, 1) and (1 + ... + M^(j-1)) inc as (2, size, count), for j = 1 .. size: int64."""
         if size not in self._offsets:

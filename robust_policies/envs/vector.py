@@ -13,7 +13,7 @@ from gymnasium.vector.utils import batch_space
 
 from robust_policies import checks
 from robust_policies.envs import arguments
-from robust_policies.envs.compiled import Batch, steps_of, write
+from robust_policies.envs.compiled import Batch, steps_of, write, write_where
 from robust_policies.envs.parameters import PhysicalParameters, checked_ranges
 from robust_policies.envs.plant import Params, Plant
 from robust_policies.envs.rendering import Renderer
@@ -41,7 +41,8 @@ class TorchVectorEnv(VectorEnv):
 
     Autoreset: SAME_STEP returns the start observation at once and puts the last one into info["final_obs"] (dense: the
     rows that info["_final_obs"] marks are the episodes that ended); NEXT_STEP ignores the next action of an ended
-    episode and resets it then; DISABLED expects `reset(options={"reset_mask": ...})`, a NumPy or torch bool array.
+    episode and resets it then; DISABLED expects `reset(options={"reset_mask": ...})`, a NumPy or torch bool array. On a
+    GPU, SAME_STEP does not wait to learn whether an episode ended: where one may have, info has these keys.
 
     `plant` holds the equations, `params` the physical parameters: assign one value for all or one per environment
     (`PhysicalParameters`), or give `randomize`, factors of the nominal values drawn at every reset (True: the ranges of
@@ -107,6 +108,12 @@ class TorchVectorEnv(VectorEnv):
         self._elapsed = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
         self._ended: torch.Tensor | None = None
         self._steps_surely_running = 0
+        # The distinct numbers of steps, from the last look at the device, after which time limits are reached.
+        self._limits_after: list[int] = []
+        # A MuJoCo task's starts are too much work for those that go on.
+        self._unasked = (
+            self.device.type != "cpu" and self.plant.differentiable and self.autoreset_mode is AutoresetMode.SAME_STEP
+        )
         self._started = False
         self._renderers: list[Any] = []
         if seed is not None:
@@ -293,6 +300,10 @@ class TorchVectorEnv(VectorEnv):
         if ended is not None:
             terminated[ended] = False
         done = terminated | truncated
+        if self._unasked:
+            info = {"final_obs": self._observation.clone(), "_final_obs": done, "final_info": {}, "_final_info": done}
+            self._begin_where(done)
+            return self._observation.clone(), reward, terminated, truncated, info
         rows = arguments.marked(done)
         if rows.shape[0] and self.autoreset_mode is AutoresetMode.SAME_STEP:
             info = {"final_obs": self._observation.clone(), "_final_obs": done, "final_info": {}, "_final_info": done}
@@ -336,9 +347,27 @@ class TorchVectorEnv(VectorEnv):
         if not self.plant.terminates:
             self._count_running(rows is None)
 
+    def _begin_where(self, ended: torch.Tensor) -> None:
+        """Begin new episodes where `ended` (num_envs,) bool is true, without asking the device how many."""
+        drawn = self._steps.numbers
+        uniform = self._streams.uniform_where(drawn + len(self._ranges), ended)
+        if self._ranges:
+            self.params.draw_where(self._ranges, uniform[:, drawn:], ended)
+        batch = Batch(self._state, self._observation, self._elapsed, self._action)
+        write_where(batch, ended, *self._steps.start(self.params.prepared, uniform))
+        if not self.plant.terminates:
+            passed, *others = self._limits_after
+            self._limits_after = [after - passed for after in others] + [self.max_episode_steps]
+            self._steps_surely_running = self._limits_after[0]
+
     def _count_running(self, fresh: bool = False) -> None:
         """Note for how many steps no time limit can be reached, so that those steps need not ask the device."""
-        longest = 0 if fresh else int(self._elapsed.max())
+        if self._unasked:
+            ages = [0] if fresh else self._elapsed.unique().tolist()
+            self._limits_after = [self.max_episode_steps - age for age in reversed(ages)]
+            longest = ages[-1]
+        else:
+            longest = 0 if fresh else int(self._elapsed.max())
         self._steps_surely_running = self.max_episode_steps - longest
 
     def _noise(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:

@@ -26,7 +26,7 @@ from robust_policies import checks
 from robust_policies.errors import InvalidValueError
 from robust_policies.networks.activations import activation_named
 from robust_policies.networks.guarantees import Contracting, Guarantee, Lipschitz, as_guarantee
-from robust_policies.networks.linalg import full_precision, identity_like
+from robust_policies.networks.linalg import full_precision, identity_like, solved
 from robust_policies.networks.neuron_cell import NeuronCell, RENExplicit
 
 CONVEX = ("relu", "leaky_relu", "elu", "softplus", "identity")
@@ -111,7 +111,7 @@ class ConvexCell(NeuronCell):
             if self.positive:
                 U, D = _kept_positive(U), _kept_positive(D)
             if isinstance(self.guarantee, Lipschitz):
-                whole = V @ torch.linalg.solve(identity_like(W) - W, U.abs()) + D.abs()
+                whole = V @ solved(identity_like(W) - W, U.abs()) + D.abs()
                 gamma = self.guarantee.gamma if self.log_gamma is None else self.log_gamma.exp()
                 shrink = 1 / (torch.linalg.matrix_norm(whole, 2) / gamma).clamp(min=1.0)
                 V, D = V * shrink, D * shrink

@@ -32,7 +32,7 @@ from robust_policies.networks.activations import activation_named
 from robust_policies.networks.cell import Cell
 from robust_policies.networks.guarantees import Contracting, Guarantee, Lipschitz, as_guarantee
 from robust_policies.networks.lbdn import LayerMatrices, SandwichLayer, explicit_layers
-from robust_policies.networks.linalg import full_precision, identity_like
+from robust_policies.networks.linalg import full_precision, identity_like, lower_root
 from robust_policies.networks.modal_scan import modal_scan
 
 # What the fastest and the slowest state forget at first, a share of itself each step.
@@ -218,5 +218,5 @@ class L2RU(Cell):
 
 def _shrunk(M: Tensor) -> tuple[Tensor, Tensor]:
     """Return M L^-T (n, k), a contraction, and L (k, k) with L L' = I + M'M, for M (n, k): I - V'V = (L L')^-1."""
-    L = torch.linalg.cholesky(identity_like(M) + M.mT @ M)
+    L = lower_root(identity_like(M) + M.mT @ M)
     return torch.linalg.solve_triangular(L, M.mT, upper=False).mT, L

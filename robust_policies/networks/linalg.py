@@ -51,8 +51,29 @@ def cayley(XY: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
     U, V = W[:n_out], W[n_out:]
     Z = U - U.mT + V.mT @ V
     eye = identity_like(Z)
-    inverse = torch.linalg.inv(eye + Z)
+    inverse = inverted(eye + Z)
     return inverse @ (eye - Z), -2.0 * V @ inverse
+
+
+def inverted(A: Tensor) -> Tensor:
+    """Return A^-1 (n, n). On a GPU, which would be waited for, a singular A gives NaN in place of an error."""
+    return _unless(*torch.linalg.inv_ex(A)) if A.is_cuda else torch.linalg.inv(A)
+
+
+def solved(A: Tensor, B: Tensor, left: bool = True) -> Tensor:
+    """Return A^-1 B (n, m), or B A^-1 (m, n) unless `left`; on a GPU as `inverted` says."""
+    if A.is_cuda:
+        return _unless(*torch.linalg.solve_ex(A, B, left=left))
+    return torch.linalg.solve(A, B, left=left)
+
+
+def lower_root(A: Tensor) -> Tensor:
+    """Return the lower Cholesky factor (n, n) of A; on a GPU as `inverted` says, where A is not positive definite."""
+    return _unless(*torch.linalg.cholesky_ex(A)) if A.is_cuda else torch.linalg.cholesky(A)
+
+
+def _unless(result: Tensor, failed: Tensor) -> Tensor:
+    return torch.where(failed == 0, result, torch.nan)
 
 
 def block_diagonal(first: Tensor, second: Tensor) -> Tensor:

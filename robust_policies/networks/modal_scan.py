@@ -32,7 +32,8 @@ def modal_scan(poles: Tensor, drive: Tensor, keep: Tensor | None) -> Tensor:
 
 def _added_up(poles: Tensor, drive: Tensor, keep: Tensor | None) -> Tensor:
     sums, power, reach = drive, poles, 1
-    while reach < len(drive) and float(power.detach().abs().max()) > _NOTHING:
+    # A GPU would be waited for; there are a few rounds at most.
+    while reach < len(drive) and (drive.is_cuda or float(power.detach().abs().max()) > _NOTHING):
         older = power * sums[:-reach]
         if keep is not None:
             older = older * keep[reach:]

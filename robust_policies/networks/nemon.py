@@ -118,6 +118,14 @@ class NemonCell(NeuronCell):
         place = torch.arange(nv) * (self.layers or 1) // nv
         mask = torch.ones(nv, nv) if self.implicit else (place[:, None] > place).to(torch.get_default_dtype())
         self.register_buffer("mask", mask, persistent=False)
+        self._units: dict[Any, Tensor] = {}
+
+    def _unit(self, of: PeakLipschitz) -> Tensor:
+        """Return the size of a unit of each input (nu,), carried to the device once."""
+        kind = (self.B1.dtype, self.B1.device)
+        if kind not in self._units:
+            self._units[kind] = self.B1.new_tensor(of.units(self.input_size))
+        return self._units[kind]
 
     def _set_passes(self, layers: int | None, omega: float | None, passes: int | None) -> None:
         """Set how the neurons read one another, and how often they are evaluated."""
@@ -157,7 +165,7 @@ class NemonCell(NeuronCell):
     def explicit(self) -> RENExplicit:
         """Return the arrays that run."""
         s, of = self.block_size, self.guarantee
-        unit = self.B1.new_tensor(of.units(self.input_size)) if isinstance(of, PeakLipschitz) else self.B1.new_ones(())
+        unit = self._unit(of) if isinstance(of, PeakLipschitz) else self.B1.new_ones(())
         with full_precision(self.B1):
             level = self.level.exp()
             D11 = self.D11 * self.mask

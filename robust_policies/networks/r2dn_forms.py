@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from robust_policies.networks.linalg import block_diagonal, identity_like, regularized, scaled_gram
+from robust_policies.networks.linalg import block_diagonal, identity_like, lower_root, regularized, scaled_gram, solved
 from robust_policies.networks.supply import Supply
 
 
@@ -63,7 +63,7 @@ def contracting(p: dict[str, Tensor], rate: float, eps: float | None) -> LinearP
     H = scaled_gram(p["X"], p["p"]) + block_diagonal(p["C1"].mT @ p["C1"], p["B1"] @ p["B1"].mT)
     H = regularized(H, eps)
     E = implicit_e(H[:nx, :nx], H[nx:, nx:], p["Y"], rate)
-    A, B1 = torch.linalg.solve(E, torch.cat((H[nx:, :nx], p["B1"]), dim=1)).split((nx, p["B1"].shape[1]), dim=1)
+    A, B1 = solved(E, torch.cat((H[nx:, :nx], p["B1"]), dim=1)).split((nx, p["B1"].shape[1]), dim=1)
     return LinearPart(A, B1, p["B2"], p["C1"], p["C2"], p["D12"], p["D21"], p["D22"], E, H[nx:, nx:])
 
 
@@ -88,9 +88,9 @@ def feedthrough(Mv: Tensor, Mw: Tensor, Mu: Tensor) -> Feedthrough:
     Source: Parrott's theorem; the parametrization is this package's own.
     """
     eye_u, eye_y = identity_like(Mv), identity_like(Mw, Mw.shape[0])
-    Lv = torch.linalg.cholesky(eye_u + Mv.mT @ Mv)
-    Lw = torch.linalg.cholesky(eye_y + Mw @ Mw.mT)
-    Lu = torch.linalg.cholesky(eye_u + Mu.mT @ Mu)
+    Lv = lower_root(eye_u + Mv.mT @ Mv)
+    Lw = lower_root(eye_y + Mw @ Mw.mT)
+    Lu = lower_root(eye_u + Mu.mT @ Mu)
     V = _right_solve_transposed(Mv, Lv)
     U = _right_solve_transposed(Mu, Lu)
     WU = torch.linalg.solve_triangular(Lw, torch.cat((Mw, U), dim=1), upper=False)
@@ -135,8 +135,8 @@ def dissipative(p: dict[str, Tensor], supply: Supply, rate: float, eps: float | 
     H = regularized(scaled_gram(p["X"], p["p"]) + unit_gain_gram(p, D), eps)
     H22 = H[nx:, nx:]
     E = implicit_e(H[:nx, :nx], H22, p["Y"], rate)
-    solved = torch.linalg.solve(E, torch.cat((H[nx:, :nx], p["B1"], p["B2"]), dim=1))
-    A, B1, B2 = solved.split((nx, nv, p["B2"].shape[1]), dim=1)
+    found = solved(E, torch.cat((H[nx:, :nx], p["B1"], p["B2"]), dim=1))
+    A, B1, B2 = found.split((nx, nv, p["B2"].shape[1]), dim=1)
     LQ_inverse, LR, shift = supply.LQ_inverse, supply.LR, supply.shift
     C2, D21, D22 = LQ_inverse @ p["C2"], LQ_inverse @ D.W, LQ_inverse @ D.Z @ LR - shift
     return LinearPart(A, B1, B2 @ LR, p["C1"], C2, D.V @ LR, D21, D22, E, H22)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from robust_policies.errors import InvalidValueError
 from robust_policies.networks import ren_forms as forms
+from robust_policies.networks import triton_scan
 from robust_policies.networks.compiled import Collapsed, applies, run, with_step
 from robust_policies.networks.equilibrium import solve_equilibrium
 from robust_policies.networks.guarantees import Contracting, Dissipative, Guarantee
@@ -21,6 +22,7 @@ from robust_policies.networks.linalg import frobenius, full_precision
 from robust_policies.networks.neuron_cell import RENExplicit, collapsed
 from robust_policies.networks.program import recorded
 from robust_policies.networks.robust_cell import RobustCell
+from robust_policies.networks.scan import scan
 
 _Together = with_step(RENExplicit)
 
@@ -120,6 +122,10 @@ class REN(RobustCell):
                 return run(self.activation.name, starts, inputs, state, step)
             drive_x = nn.functional.linear(inputs, e.B2, e.bx)
             drive_v = nn.functional.linear(inputs, e.D12, e.bv)
+            if triton_scan.applies(self.activation.name, drive_v, (e.A.shape[0], len(e.D11)), serial=True):
+                drive, AM = torch.cat((drive_x, drive_v), -1), torch.cat((e.A, e.C1))
+                before, w, state = scan(self.activation, starts, drive, state, AM, e.B1, (e.D11,), ())
+                return nn.functional.linear(inputs, e.D22, e.by) + before @ e.C2.mT + w @ e.D21.mT, state
             A_T, B1_T, C1_T = e.A.mT, e.B1.mT, e.C1.mT
             keep = None if starts is None else (~starts).to(inputs.dtype).unsqueeze(-1)
             states, neurons = [], []

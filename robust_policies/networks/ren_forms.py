@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from robust_policies.networks.linalg import identity_like, regularized, scaled_gram
+from robust_policies.networks.linalg import identity_like, lower_root, regularized, scaled_gram, solved
 from robust_policies.networks.r2dn_forms import implicit_e
 from robust_policies.networks.supply import Supply
 
@@ -96,8 +96,8 @@ def _contraction(X3: Tensor, Y3: Tensor, Z3: Tensor, ny: int, nu: int, eps: floa
     M = regularized(X3.mT @ X3, eps) + Y3 - Y3.mT + Z3.mT @ Z3
     eye = identity_like(M)
     if ny >= nu:
-        return torch.linalg.solve(eye + M, torch.cat((eye - M, -2.0 * Z3)), left=False), M
-    return torch.linalg.solve(eye + M, torch.cat((eye - M, -2.0 * Z3.mT), dim=1)), M
+        return solved(eye + M, torch.cat((eye - M, -2.0 * Z3)), left=False), M
+    return solved(eye + M, torch.cat((eye - M, -2.0 * Z3.mT), dim=1)), M
 
 
 def _inverse_defect_gram(K: Tensor, M: Tensor, X3: Tensor, Z3: Tensor, eps: float | None) -> Tensor:
@@ -106,7 +106,7 @@ def _inverse_defect_gram(K: Tensor, M: Tensor, X3: Tensor, Z3: Tensor, eps: floa
     For ny >= nu, I - N'N = 4 (I + M)^-T G (I + M)^-1 with G = X3'X3 + eps I = L L', so the result is
     |L^-1 (I + M)'K|^2 / 4. Else it is K'K + |L^-1 [I - M, -2 Z3'] K|^2 / 4, from I - N N' = 4 (I + M)^-1 G (I + M)^-T.
     """
-    L = torch.linalg.cholesky(regularized(X3.mT @ X3, eps))
+    L = lower_root(regularized(X3.mT @ X3, eps))
     eye = identity_like(M)
     if K.shape[0] == M.shape[0]:
         half = torch.linalg.solve_triangular(L, (eye + M).mT @ K, upper=False)
@@ -120,7 +120,7 @@ def _from_gram(H: Tensor, p: dict[str, Tensor], D22: Tensor, rate: float) -> Imp
     H33 = H[nx + nv :, nx + nv :]
     E = implicit_e(H[:nx, :nx], H33, p["Y1"], rate)
     right = torch.cat((H[nx + nv :, : nx + nv], p["B2"]), dim=1)
-    A, B1, B2 = torch.linalg.solve(E, right).split((nx, nv, p["B2"].shape[1]), dim=1)
+    A, B1, B2 = solved(E, right).split((nx, nv, p["B2"].shape[1]), dim=1)
     H22 = H[nx : nx + nv, nx : nx + nv]
     multiplier = 0.5 * H22.diagonal()
     left = torch.cat((-H[nx : nx + nv, :nx], -torch.tril(H22, -1), p["D12"]), dim=1) / multiplier.unsqueeze(1)

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from robust_policies.networks import triton_scan
 from robust_policies.networks.activations import ACTIVATIONS, Activation
+from robust_policies.networks.equilibrium import solve_equilibrium
 
 
 def scan(
@@ -38,11 +40,18 @@ def scan(
         state: (batch, nx).
         AM: [A; M], (nx + n_1, nx).
         Bt: (nx, n_L).
-        weights: W_2 .. W_L, (n_k, n_{k-1}).
+        weights: W_2 .. W_L, (n_k, n_{k-1}); or one matrix (n_1, n_1), strictly lower triangular, and no biases: then
+            each neuron reads those before it, as a REN's do.
         biases: b_2 .. b_L, (n_k,).
     """
     tensors = (drive, state, AM, Bt, *weights, *biases)
     if _needs_plain_path(tensors):
+        return plain_scan(activation, starts, *tensors)
+    serial = len(weights) > len(biases)
+    widths = (state.shape[1], drive.shape[2] - state.shape[1], *(len(b) for b in biases))
+    if triton_scan.applies(activation.name, drive, widths, serial):
+        return _Kernel.apply(activation.name, starts, *tensors)
+    if serial:
         return plain_scan(activation, starts, *tensors)
     return _Scan.apply(activation.name, starts, *tensors)
 
@@ -61,8 +70,11 @@ def plain_scan(
             state = torch.where(starts[t].unsqueeze(-1), torch.zeros_like(state), state)
         states.append(state)
         z = drive[t] + state @ AM.mT
-        h = activation.function(z[..., nx:])
-        for W, b in zip(rest[:layers], rest[layers:], strict=True):
+        if len(rest) == 1:
+            h = solve_equilibrium(z[..., nx:], rest[0], activation)
+        else:
+            h = activation.function(z[..., nx:])
+        for W, b in zip(rest[:layers], rest[len(rest) - layers :], strict=True):
             h = activation.function(h @ W.mT + b)
         lasts.append(h)
         state = z[..., :nx] + h @ Bt.mT
@@ -121,7 +133,38 @@ class _Scan(torch.autograd.Function):
         return (None, None, *_fast_backward(ctx, saved, grads))
 
 
+class _Kernel(torch.autograd.Function):
+    """`_Scan` by one kernel each way."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, name: str, starts: Tensor | None, drive: Tensor, state: Tensor, AM: Tensor, Bt: Tensor, *rest: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        count = (len(rest) + 1) // 2
+        states, last, final, kept = triton_scan.forward(name, starts, drive, state, AM, Bt, rest[:count], rest[count:])
+        ctx.activation, ctx.starts, ctx.count, ctx.kept = ACTIVATIONS[name], starts, count, kept
+        ctx.save_for_backward(drive, state, AM, Bt, *rest, states)
+        return states, last, final
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        *inputs, states = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return (None, None, *_differentiable_backward(ctx, inputs, grads))
+        _, _, AM, Bt, *rest = inputs
+        G, grad_state, hidden, deltas = triton_scan.backward(ctx.kept, AM, Bt, rest[: ctx.count], grads)
+        if not any(ctx.needs_input_grad[4:]):
+            return (None, None, G, grad_state, *(None,) * (2 + len(rest)))
+        found = _of_arrays(G, states, hidden, deltas)
+        if ctx.kept.serial:
+            found = *found, (deltas[0].flatten(0, 1).t() @ hidden[0].flatten(0, 1)).tril(-1)
+        return (None, None, G, grad_state, *found)
+
+
 def _reset_steps(starts: Tensor | None) -> frozenset[int]:
+    """Return the steps before which some state is reset; all on a GPU, which would be waited for."""
+    if starts is not None and starts.is_cuda:
+        return frozenset(range(len(starts)))
     return frozenset() if starts is None else frozenset(starts.any(dim=1).nonzero().flatten().tolist())
 
 
@@ -174,10 +217,20 @@ def _fast_backward(ctx: Any, saved: Sequence[Tensor], grads: Sequence[Tensor]) -
 
     if not any(ctx.needs_input_grad[4:]):
         return (G, grad_state, *(None,) * (2 + 2 * layers))
+    return (G, grad_state, *_of_arrays(G, states, hidden, deltas))
+
+
+def _of_arrays(G: Tensor, states: Tensor, hidden: Sequence[Tensor], deltas: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Return the gradients of AM, Bt, weights and biases.
+
+    G (time, batch, nx + n_1) is the drive's, states (time, batch, nx) are what each step saw; hidden and deltas are each
+    layer's values and the gradients of its product, (time, batch, n_k).
+    """
+    nx = states.shape[2]
     G_flat = G.flatten(0, 1)
     grad_AM = G_flat.t() @ states.flatten(0, 1)
-    grad_Bt = G_flat[:, :nx].t() @ last.flatten(0, 1)
-    flat = [h.flatten(0, 1) for h in hidden[:-1]] if layers else []
+    flat = [h.flatten(0, 1) for h in hidden]
+    grad_Bt = G_flat[:, :nx].t() @ flat[-1]
     d_flat = [d.flatten(0, 1) for d in deltas[1:]]
-    grad_W = [d.t() @ h for d, h in zip(d_flat, flat, strict=True)]
-    return (G, grad_state, grad_AM, grad_Bt, *grad_W, *(d.sum(0) for d in d_flat))
+    grad_W = [d.t() @ h for d, h in zip(d_flat, flat[:-1], strict=True)]
+    return (grad_AM, grad_Bt, *grad_W, *(d.sum(0) for d in d_flat))

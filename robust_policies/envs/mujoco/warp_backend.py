@@ -22,7 +22,7 @@ from robust_policies.envs import incidents
 from robust_policies.envs.mujoco.backend import LIMIT, Advanced, Evaluated, unstable
 from robust_policies.envs.mujoco.parameters import UNITS, MujocoParams
 from robust_policies.envs.mujoco.task import WarpSizes
-from robust_policies.errors import InvalidValueError
+from robust_policies.errors import DeviceError, InvalidValueError
 
 _DERIVED = (
     "body_subtreemass",
@@ -89,6 +89,11 @@ class WarpBackend:
                 stacklevel=2,
             )
         self.wp.init()
+        if device.type == "cuda" and (device.index or 0) >= self.wp.get_cuda_device_count():
+            raise DeviceError(
+                f"Device {str(device)!r} runs this task by MuJoCo-Warp, and warp {self.wp.__version__} sees "
+                f"{self.wp.get_cuda_device_count()} CUDA device(s); install a CUDA build of warp-lang, or use 'cpu'."
+            )
         self._warp_device = self.wp.get_device("cpu" if device.type == "cpu" else f"cuda:{device.index or 0}")
         self._worlds: dict[int, _Worlds] = {}
         self._of: tuple[MujocoParams | None, int] = (None, 0)

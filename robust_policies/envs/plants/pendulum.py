@@ -156,5 +156,5 @@ class PendulumPlant(Plant):
         """Return states uniform within the task's half widths, or options `x_init`, `y_init` as in Gymnasium."""
         given = options or {}
         half = [float(given.get("x_init", self.start.angle)), float(given.get("y_init", self.start.speed))]
-        high = torch.tensor(half, dtype=uniform.dtype, device=uniform.device)
-        return -high + 2.0 * high * uniform
+        # Numbers, not a tensor of them, which would have to be carried to a GPU in every reset.
+        return columns(*(-high + 2.0 * high * u for high, u in zip(half, uniform.unbind(-1), strict=True)))

@@ -95,7 +95,11 @@ class Stage:
             student: acts where the teacher does not; needed if `chance` is below 1.
             chance: that the teacher acts, drawn for each environment and step.
         """
-        generator = torch.Generator().manual_seed(seed)
+        chosen: Any = ()
+        if student is not None:
+            # Drawn at once, so that nothing is carried to a GPU within a step.
+            drawn = torch.rand(steps, self.count, 1, generator=torch.Generator().manual_seed(seed))
+            chosen = (drawn < chance).to(self.device)
         observation = self._flat(self.env.reset(seed=seed)[0])
         starts = torch.ones(self.count, dtype=torch.bool, device=self.device)
         first, taught = starts.clone(), None
@@ -104,15 +108,14 @@ class Stage:
         lengths = torch.zeros(self.count, dtype=torch.int64, device=self.device)
         seen: list[tuple[Tensor, ...]] = []
         with torch.no_grad():
-            for _ in range(steps):
+            for t in range(steps):
                 label, follow = teacher.act(observation, taught, starts)
                 label = label.float().clamp(self.low, self.high)
                 action = label
                 if student is not None and hidden is not None:
                     hidden = hidden.masked_fill(starts.unsqueeze(-1), 0.0)
                     mean, hidden = student.step(observation, hidden)
-                    drawn = (torch.rand(self.count, 1, generator=generator) < chance).to(self.device)
-                    action = torch.where(drawn, label, mean.float().clamp(self.low, self.high))
+                    action = torch.where(chosen[t], label, mean.float().clamp(self.low, self.high))
                 taught = follow(action)
                 seen.append((observation, label, starts, action))
                 observation, reward, starts = self._step(action)

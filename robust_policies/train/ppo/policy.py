@@ -65,6 +65,9 @@ class TensorPolicy:
         self.critic: ScaledCell | None = policy.lstm_critic
         self.shared = policy.lstm_actor.with_inputs
         self.gaussian = isinstance(policy.action_dist, DiagGaussianDistribution)
+        # Choices from 0 on. Elsewhere than on a CPU a distribution of PyTorch's would wait to check its arguments.
+        plain = isinstance(policy.action_space, spaces.Discrete) and int(policy.action_space.start) == 0
+        self.choices = plain and policy.device.type != "cpu"
         self.state_sizes = (
             self.actor.cell.state_size,
             0 if self.critic is None else self.critic.cell.state_size,
@@ -98,12 +101,22 @@ class TensorPolicy:
         values = self.values(latent)
         if self.gaussian:
             return gaussian_loss(values, self.policy.action_net(outputs), self.policy.log_std, batch, terms)
+        if self.choices:
+            every = self.policy.action_net(outputs).log_softmax(-1)
+            loss, parts = clipped_loss(values, chosen(every, batch.actions), batch, *terms[:3])
+            entropy = -(every * every.exp()).sum(-1).mean()
+            return loss - terms.entropy * entropy, parts, entropy.detach()
         distribution = self.policy._get_action_dist_from_latent(outputs.flatten(0, 1))
         log_probs = distribution.log_prob(batch.actions.flatten(0, 1)).view_as(values)
         entropy = distribution.entropy()
         entropy = -log_probs.mean() if entropy is None else entropy.mean()
         loss, parts = clipped_loss(values, log_probs, batch, *terms[:3])
         return loss - terms.entropy * entropy, parts, entropy.detach()
+
+
+def chosen(log_probs: Tensor, actions: Tensor) -> Tensor:
+    """Return the log-probabilities (...) of actions (...) int64 among those of all, (..., n)."""
+    return log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
 
 
 def _sequence(body: ScaledCell, arrays: Any, observations: Tensor, state: Tensor, starts: Tensor) -> Tensor:
@@ -170,6 +183,12 @@ class RolloutPolicy:
         self.states = States(actor_state, critic_state)
         if self.noise is not None and self.deviation is not None:
             return torch.addcmul(self.policy.action_net(outputs), self.noise[t], self.deviation)
+        if self.tensors.choices:
+            every = self.policy.action_net(outputs).log_softmax(-1)
+            # The largest of log-probabilities plus Gumbel's numbers has these probabilities; NaN is found in `loss`.
+            actions = (every - torch.empty_like(every).exponential_().log_()).argmax(-1)
+            self.log_probs.append(chosen(every, actions))
+            return actions
         distribution = self.policy._get_action_dist_from_latent(outputs)
         actions = distribution.get_actions()
         self.log_probs.append(distribution.log_prob(actions))

@@ -1,0 +1,38 @@
+"""benchmarks/gpu.py runs through, at sizes that measure nothing."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PARTS = ("envs", "mujoco", "cells", "training", "attacks")
+
+
+def ran(*arguments):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), *arguments]
+    return subprocess.run(command, env=environment, text=True, capture_output=True, check=False)
+
+
+def numbers(value):
+    """Return all numbers of JSON data."""
+    if isinstance(value, dict | list):
+        inner = value.values() if isinstance(value, dict) else value
+        return [number for one in inner for number in numbers(one)]
+    return [value] if isinstance(value, int | float) and not isinstance(value, bool) else []
+
+
+def test_every_part_runs_and_is_written(tmp_path):
+    done = ran("--device", "cpu", "--tiny", "--output", str(tmp_path / "gpu.json"), "--parts", *PARTS)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert found["tiny"] and found["device"] == "cpu"
+    for name in PARTS:
+        assert found[name]["rows"] and found[name]["seconds"] >= 0
+        assert all(number > 0 for row in found[name]["rows"] for number in numbers(row) if number is not None)
+    # Of all that could not run the reason is that there is no GPU.
+    said = [value["skipped"] for part in PARTS for row in found[part]["rows"] for value in row.values()
+            if isinstance(value, dict) and "skipped" in value]  # fmt: skip
+    assert set(said) == {"a CUDA graph needs a CUDA device", "MuJoCo-Warp runs on a CUDA device"}
