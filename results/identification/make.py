@@ -38,7 +38,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "ren": {"name": "ren", "features": 24},
     "lstm": {"name": "lstm", "state_size": 32},
 }
-UPDATES = {"r2dn_long": 4000}
+UPDATES: dict[str, int] = {"r2dn_long": 4000}
 """Of a method, in place of `--updates`."""
 
 
@@ -58,7 +58,7 @@ def main() -> None:
             parser.error("--data is needed: the path of silverbox.npz with u and y")
         for seed in given.seeds:
             for method in given.methods:
-                updates = UPDATES.get(method) or given.updates
+                updates = UPDATES[method] if method in UPDATES else given.updates
                 fit(given.data, method, seed, given.runs / method / f"seed={seed}", updates)
     if given.only != "train":
         path = RESULTS / "silverbox.json"

@@ -90,7 +90,7 @@ def train(
 def _one_of(recipe: str | None, env: str | None, given: list[str]) -> None:
     """Raise unless there is a recipe, or an environment to make one for."""
     if recipe is None and env is None:
-        raise InvalidValueError(f"No recipe was given; expected such as {_EXAMPLE}.")
+        raise InvalidValueError(f"No RECIPE was given; expected such as {_EXAMPLE}.")
     if recipe is None:
         return
     wrong = ["--env", *given] if env is not None else given

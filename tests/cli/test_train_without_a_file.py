@@ -61,8 +61,8 @@ def test_it_trains(tmp_path):
     [
         (["pendulum_gru", "--env", PENDULUM], "--env was given with the recipe 'pendulum_gru'"),
         (["pendulum_gru", "--steps", "5"], "--steps was given with the recipe"),
-        ([], "No recipe was given"),
-        (["--cell", "r2dn"], "No recipe was given"),
+        ([], "No RECIPE was given"),
+        (["--cell", "r2dn"], "No RECIPE was given"),
         (["--env", "robust_policies/Pendulm-v0"], "Did you mean 'robust_policies/Pendulum-v0'"),
         (["--env", PENDULUM, "--algo", "sack"], "Did you mean 'sac'"),
         (["--env", PENDULUM, "--cell", "r2dm"], "Did you mean 'r2dn'"),
