@@ -94,6 +94,9 @@ def test_every_picture_has_its_lines(content):
     turned = np.degrees(np.angle(pairs[:, 0] + 1j * pairs[:, 1]))
     assert np.abs((own.y - turned + 180.0) % 360.0 - 180.0).max() < 1e-9
     assert np.abs(np.diff(own.y)).max() < 180.0
+    size = np.hypot(*pairs.T)
+    last = np.flatnonzero(size >= min(1.0, size.max()))[-1]
+    assert -360.0 < own.y[last] <= 0.0
 
 
 def test_an_unstable_loop_has_no_margins_and_says_so(content):

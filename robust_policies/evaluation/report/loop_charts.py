@@ -100,9 +100,9 @@ def _bode(content: Mapping[str, Any]) -> Any:
 
 
 def _phase(values: NDArray[np.complex128]) -> Array:
-    """Return the phase in degrees without jumps; where the size is nearest to 1 it is between -360 and 0."""
-    turns = np.degrees(np.unwrap(np.angle(values)))
-    crossing = int(np.abs(np.log(np.maximum(np.abs(values), 1e-300))).argmin())
+    """Return the phase in degrees without jumps, between -360 and 0 where the size is last above 1, else largest."""
+    turns, size = np.degrees(np.unwrap(np.angle(values))), np.abs(values)
+    crossing = int(np.flatnonzero(size >= min(1.0, float(size.max())))[-1])
     return turns - 360.0 * np.ceil(turns[crossing] / 360.0)
 
 
