@@ -11,6 +11,7 @@ SMALL = {
     "r2dn": {"state_size": 4, "features": 5, "hidden_sizes": (6,), "gamma": 5.0},
     "ren": {"state_size": 4, "features": 5, "gamma": 5.0},
     "nemon": {"state_size": 4, "features": 5, "gamma": 5.0},
+    "lipschitz_rnn": {"state_size": 4},
     "l2ru": {"state_size": 4, "features": 5, "gamma": 5.0},
     "convex": {"state_size": 4, "gamma": 5.0},
     "lstm": {"state_size": 6},
