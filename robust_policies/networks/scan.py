@@ -223,8 +223,8 @@ def _fast_backward(ctx: Any, saved: Sequence[Tensor], grads: Sequence[Tensor]) -
 def _of_arrays(G: Tensor, states: Tensor, hidden: Sequence[Tensor], deltas: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Return the gradients of AM, Bt, weights and biases.
 
-    G (time, batch, nx + n_1) is the drive's, states (time, batch, nx) are what each step saw; hidden and deltas are each
-    layer's values and the gradients of its product, (time, batch, n_k).
+    G (time, batch, nx + n_1) is the drive's, states (time, batch, nx) are what each step saw; hidden and deltas are
+    each layer's values and the gradients of its product, (time, batch, n_k).
     """
     nx = states.shape[2]
     G_flat = G.flatten(0, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
@@ -60,7 +61,9 @@ def _works(name: str, layers: int, size: int, serial: bool, device: torch.device
         for begins in (None, starts):
             states, last, final, kept = forward(name, begins, one, one[0, :, :size], AM, matrix, between, biases)
             backward(kept, AM, matrix, between, (states, last, final))
-    except Exception:  # whatever ails the compiler: PyTorch needs none
+    except Exception as error:  # whatever ails the compiler: PyTorch needs none
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        warnings.warn(f"R2DN and REN run step by step on {device}, not as one Triton kernel: {reason}.", stacklevel=4)
         return False
     return True
 
@@ -75,7 +78,10 @@ def forward(
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor, Tensor, Kept]:
-    """Return what `scan.scan` returns, whose arguments these are, without a graph, and what `backward` needs."""
+    """Return what `scan.scan` returns, without a graph, and what `backward` needs.
+
+    The arguments are its: drive (time, batch, nx + n_1), state (batch, nx), starts (time, batch) bool or None.
+    """
     kernels, (time, batch), serial = _kernels(), drive.shape[:2], len(weights) > len(biases)
     nx = state.shape[1]
     widths = (nx, drive.shape[2] - nx, *(len(b) for b in biases))

@@ -100,7 +100,8 @@ def test_what_does_not_compile_is_left_to_pytorch(monkeypatch):
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(triton_scan, "_kernels", fails)
-    assert not triton_scan._works.__wrapped__("tanh", 2, 16, False, torch.device("cpu"))
+    with pytest.warns(UserWarning, match=r"step by step on cpu, not as one Triton kernel: no compiler\.$"):
+        assert not triton_scan._works.__wrapped__("tanh", 2, 16, False, torch.device("cpu"))
     monkeypatch.undo()
     assert triton_scan._works.__wrapped__("tanh", 2, 16, False, torch.device("cpu"))
     # A CPU's tensors never ask for it.
