@@ -124,8 +124,8 @@ class Cell(nn.Module, ABC):
             inputs: (time, batch, nu), time >= 1, of the parameters' dtype and device.
             state: (batch, nx); the initial state (zero) if None.
             starts: (time, batch) bool; where True the state is reset to the initial state before that step.
-            parallel: "scan", one step after another; "chunks", pieces of time side by side (R2DN, REN, nemon, convex);
-                or "auto", which measures both and takes the faster.
+            parallel: "scan", one step after another; "chunks", pieces of time side by side (R2DN, REN); or
+                "auto", which measures both and takes the faster.
             tolerance: by how much states of "chunks" may differ from the scan's, relative to the largest.
 
         Raises:

@@ -1,10 +1,11 @@
 """A run over time in chunks side by side, for one long sequence: the loop of `kernels`, a chunk in each SIMD lane.
 
 Every chunk begins at zero but the first. A contracting cell forgets where it began, so the chunks are then run again
-from where those before them ended, block by block and only as long as the states still differ from those found before;
-what still differs at a chunk's end is handed on in the same way. After as many rounds as there are chunks the run is
-exact whatever the cell. Backward the first round takes the adjoint at each chunk's end as zero, and what the next chunk
-hands back is added, backwards block by block as long as it matters: the derivative is linear in it.
+from where those before them ended, block by block and only as long as the states still differ from those found before.
+Where a memory is longer than a chunk, what differs is handed on through all chunks at once, by doubling, with the
+Jacobian of the mean slopes: a Newton step whose error is what the slopes vary by. After as many rounds as there are
+chunks the run is exact whatever the cell. Backward the first round takes the adjoint at each chunk's end as zero, and
+what is missing there is found and added in the same way: the derivative is linear in it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from robust_policies.errors import InvalidValueError, UnknownNameError
-from robust_policies.networks.compiled import Collapsed, _again, applies, kernels_of, packed, parts_of
+from robust_policies.networks.activations import ACTIVATIONS
+from robust_policies.networks.compiled import Collapsed, Packed, _again, applies, kernels_of, packed, parts_of
 from robust_policies.networks.program import transformed
 
 MODES = ("auto", "chunks", "scan")
@@ -27,6 +29,8 @@ MODES = ("auto", "chunks", "scan")
 _COUNTS, _BLOCK, _AGAIN = (16, 32, 64), 16, 512
 # Chunks are chosen where they take less than this share of the scan's time.
 _CLEARLY = 0.9
+# Less of a chunk's beginning than this at its end is not worth handing on.
+_NOTHING = 1e-4
 Run = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 
@@ -144,6 +148,40 @@ def _in_a_row(values: np.ndarray, chunks: int) -> np.ndarray:
     return np.ascontiguousarray(split).reshape(chunks * steps, lanes // chunks, n)
 
 
+def _mean_jacobian(name: str, one: Packed, H: np.ndarray) -> np.ndarray:
+    """Return the Jacobian (nx, nx) of a step with mean slopes, of the neurons H (steps, neurons, lanes)."""
+    nx, seen = len(one.B), torch.from_numpy(H[:: max(1, len(H) // 8)])
+    slopes = ACTIVATIONS[name].slope(seen, torch.empty_like(seen)).mean((0, 2)).numpy()
+    reached = np.zeros((one.neurons, nx), H.dtype)
+    reached[: len(one.P) - nx] = one.P[nx:, :nx]
+    for r0, r1, c0, c1, at in one.blocks:
+        if c1 > c0:
+            W = one.weights[at : at + (r1 - r0) * (c1 - c0)].reshape(r1 - r0, c1 - c0)
+            reached[r0:r1] += W @ reached[c0:c1]
+        reached[r0:r1] *= slopes[r0:r1, None]
+    return one.P[:nx, :nx] + one.B @ reached[one.neurons - one.B.shape[1] :]
+
+
+def _carried(M: np.ndarray, missing: np.ndarray, links: np.ndarray) -> np.ndarray:
+    """Return d (nx, lanes) with d_s = missing_s + M links_(s-1) d_(s-1) over chunks s, by doubling.
+
+    `missing` is (nx, lanes) and 0 in the first chunk, `links` (chunks, batch) 0 where a chunk hands nothing on.
+    """
+    chunks, shape = len(links), missing.shape
+    d, reach = missing.reshape(len(M), chunks, -1).copy(), 1
+    gate = np.concatenate((links[:1] * 0, links[:-1]))
+    while reach < chunks and np.abs(M).max() > _NOTHING:
+        d[:, reach:] += gate[reach:] * np.tensordot(M, d[:, :-reach], 1)
+        gate[reach:] = gate[reach:] * gate[:-reach]
+        M, reach = M @ M, 2 * reach
+    return d.reshape(shape)
+
+
+def _turned(values: np.ndarray, chunks: int) -> np.ndarray:
+    """Return (n, lanes) with the last chunk first."""
+    return np.ascontiguousarray(values.reshape(len(values), chunks, -1)[:, ::-1]).reshape(values.shape)
+
+
 def _blocks(steps: int) -> list[tuple[int, int]]:
     return [(begin, min(begin + _BLOCK, steps)) for begin in range(0, steps, _BLOCK)]
 
@@ -166,12 +204,18 @@ class _Chunks(torch.autograd.Function):
         ends = beginning.copy()
         outputs = kernels.forward(kind, keep, given, ends, *one[:-1], S, H)
         limit = max(plan.tolerance / 10, 8 * float(np.finfo(dtype).eps)) * max(1.0, float(np.abs(S[:, :nx]).max()))
+        M = np.linalg.matrix_power(_mean_jacobian(plan.name, one, H), steps)
+        links = np.ones((chunks, batch), dtype)
+        if len(keep):
+            links = keep.min(0).reshape(chunks, batch)
         for _ in range(chunks - 1):
-            x = beginning.copy()
-            x[:, batch:] = ends[:, :-batch]
-            if np.abs(x - beginning).max() <= limit:
+            missing = np.zeros_like(beginning)
+            missing[:, batch:] = ends[:, :-batch] - beginning[:, batch:]
+            missing = _carried(M, missing, links)
+            if np.abs(missing).max() <= limit:
                 break
-            beginning = x.copy()
+            beginning = beginning + missing
+            x = beginning.copy()
             for begin, end in _blocks(steps):
                 # What the next block began with before, which a reset there has not touched.
                 following = ends.copy() if end == steps else S[end, :nx].copy()
@@ -185,6 +229,7 @@ class _Chunks(torch.autograd.Function):
                 if np.abs(reached - following).max() <= limit:
                     break
         ctx.name, ctx.starts, ctx.layers, ctx.plan = plan.name, starts, layers, plan
+        ctx.links = M.T, links[::-1]
         ctx.kept = (kind, keep, nu), (*one.turned(), one.weights, one.blocks, S, H)
         ctx.save_for_backward(inputs, state, *rest)
         final = np.ascontiguousarray(ends[:, lanes - batch :].T)
@@ -200,15 +245,17 @@ class _Chunks(torch.autograd.Function):
         grad, batch = _side_by_side(grads[0].numpy(), chunks), inputs.shape[1]
         adjoint = np.zeros((state.shape[1], chunks * batch), S.dtype)
         adjoint[:, -batch:] = grads[1].numpy().T
+        applied = adjoint.copy()
         g_inputs, *sums = kernels.backward(kind, keep, nu, grad, adjoint, *arrays, S, H)
-        first = adjoint[:, :batch].copy()
         limit = max(ctx.plan.tolerance / 10, float(np.finfo(S.dtype).eps)) * float(np.abs(adjoint).max())
         nothing = np.zeros_like(grad[:_BLOCK])
         for _ in range(chunks - 1):
-            x = np.zeros_like(adjoint)
-            x[:, :-batch] = adjoint[:, batch:]
+            missing = np.zeros_like(adjoint)
+            missing[:, :-batch] = adjoint[:, batch:] - applied[:, :-batch]
+            x = _turned(_carried(ctx.links[0], _turned(missing, chunks), ctx.links[1]), chunks)
             if np.abs(x).max() <= limit:
                 break
+            applied += x
             for begin, end in reversed(_blocks(len(S))):
                 part = keep[begin:end] if len(keep) else keep
                 more, *others = kernels.backward(
@@ -220,13 +267,12 @@ class _Chunks(torch.autograd.Function):
                 if begin and np.abs(x).max() <= limit:
                     x[:] = 0
                     break
-            adjoint = x
-            first += adjoint[:, :batch]
+            adjoint += x
         *found, gW, gb = sums
         places = len(rest) - ctx.layers
         found += parts_of(gW, [one.shape for one in rest[6:places]])
         found += parts_of(gb, [one.shape for one in rest[places:]])
-        by_state = torch.from_numpy(np.ascontiguousarray(first.T))
+        by_state = torch.from_numpy(np.ascontiguousarray(adjoint[:, :batch].T))
         return (
             None,
             None,
