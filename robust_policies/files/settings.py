@@ -137,6 +137,8 @@ def _place(model: type[BaseModel], loc: tuple[Any, ...]) -> _Place:
             at = _Place((*at.keys, key), field.annotation, field, section, False)
         elif inner is not None:
             at = at._replace(keys=(*at.keys, key), kind=inner)
+        elif (member := _member(choices, key)) is not None:
+            at = at._replace(kind=member, tagged=True)
         elif any(map(_is_section, choices)):
             at = _Place((*at.keys, key), None, None, next(filter(_is_section, choices)), False)
         else:
@@ -144,6 +146,11 @@ def _place(model: type[BaseModel], loc: tuple[Any, ...]) -> _Place:
     # What is no mapping where a section is expected.
     within = next(filter(_is_section, _choices(at.kind)), None) if at.kind is not None else None
     return at if within is None else at._replace(section=within)
+
+
+def _member(choices: list[Any], key: Any) -> Any:
+    """Return the member of a union of sections and others that pydantic names `key`, None if there is none."""
+    return next((one for one in choices if len(choices) > 1 and getattr(one, "__name__", "") == key), None)
 
 
 def _is_section(kind: Any) -> bool:

@@ -16,6 +16,7 @@ from robust_policies import checks
 from robust_policies.errors import InvalidValueError, NotCertifiableError, ShapeError
 from robust_policies.networks.compiled import Collapsed
 from robust_policies.networks.guarantees import Contracting, Guarantee, Lipschitz
+from robust_policies.networks.parallel import checked_mode, parallel_run
 
 _ORDER = {"step": ("explicit", "input", "state"), "run": ("explicit", "inputs", "state", "starts")}
 
@@ -110,7 +111,12 @@ class Cell(nn.Module, ABC):
         return None
 
     def forward(
-        self, inputs: Tensor, state: Tensor | None = None, starts: Tensor | None = None
+        self,
+        inputs: Tensor,
+        state: Tensor | None = None,
+        starts: Tensor | None = None,
+        parallel: str = "scan",
+        tolerance: float = 1e-6,
     ) -> tuple[Tensor, Tensor]:
         """Return the outputs (time, batch, ny) and the final state (batch, nx).
 
@@ -118,11 +124,19 @@ class Cell(nn.Module, ABC):
             inputs: (time, batch, nu), time >= 1, of the parameters' dtype and device.
             state: (batch, nx); the initial state (zero) if None.
             starts: (time, batch) bool; where True the state is reset to the initial state before that step.
+            parallel: "scan", one step after another; "chunks", pieces of time side by side (R2DN, REN); or
+                "auto", which measures both and takes the faster.
+            tolerance: by how much states of "chunks" may differ from the scan's, relative to the largest.
 
         Raises:
             ShapeError: a shape, dtype or device does not fit.
+            UnknownNameError, InvalidValueError: `parallel` or `tolerance`, or chunks that cannot be.
         """
-        return self.run(self.explicit(), *self._checked(inputs, state, starts))
+        explicit, given = self.explicit(), self._checked(inputs, state, starts)
+        if checked_mode(parallel, tolerance) == "scan":
+            return self.run(explicit, *given)
+        step, name = self.collapsed(explicit), getattr(getattr(self, "activation", None), "name", "")
+        return parallel_run(self, partial(self.run, explicit), step, name, parallel, tolerance, *given)
 
     def trajectory(
         self, inputs: Tensor, state: Tensor | None = None, starts: Tensor | None = None

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from robust_policies import checks
 from robust_policies.certificates import Certificate
 from robust_policies.errors import InvalidValueError, UnknownNameError
-from robust_policies.networks import Cell, make_cell
+from robust_policies.networks import LBDN, Cell, make_cell
 from robust_policies.networks.perceptron import layers
 from robust_policies.policies.actor import Actor, MeanHead, ScaledCell, Scaling, mean_head
 from robust_policies.policies.adam import adam
@@ -41,7 +41,9 @@ class RecurrentCellPolicy(RecurrentActorCriticPolicy):
         cell: one of `networks.CELLS`.
         cell_kwargs: its options, e.g. dict(state_size=16, features=32, hidden_sizes=(32, 32), gamma=5.0).
         critic: "own" (a second cell), "shared" (reads the actor's cell output and the features, without gradient into
-            them) or "mlp" (memoryless). All end in the MLP `net_arch["vf"]`.
+            them) or "mlp" (memoryless). All end in the MLP `net_arch["vf"]`. Or dict(cell="lbdn", gamma=..., ...), the
+            options of an LBDN: it is the whole value, memoryless, whose gain from the scaled observation is at most
+            gamma whatever is learnt.
         critic_kwargs: for an own critic: `cell`, `output_size` (64) and that cell's options; by default the actor's
             cell without its guarantee, for a critic needs none.
         cell_output_size: None: the cell's output is the mean action (or the logits); else a linear head follows.
@@ -68,7 +70,7 @@ class RecurrentCellPolicy(RecurrentActorCriticPolicy):
         *,
         cell: str = "r2dn",
         cell_kwargs: Mapping[str, Any] | None = None,
-        critic: str = "own",
+        critic: str | Mapping[str, Any] = "own",
         critic_kwargs: Mapping[str, Any] | None = None,
         cell_output_size: int | None = None,
         observation_scale: Any = None,
@@ -79,7 +81,9 @@ class RecurrentCellPolicy(RecurrentActorCriticPolicy):
         **kwargs: Any,
     ) -> None:
         _check_options(kwargs)
-        if critic not in CRITICS:
+        if isinstance(critic, Mapping):
+            critic = _bounded(critic, net_arch)
+        elif critic not in CRITICS:
             raise UnknownNameError.among("critic", critic, CRITICS)
         if critic != "own" and critic_kwargs:
             raise InvalidValueError(
@@ -214,14 +218,12 @@ class RecurrentCellPolicy(RecurrentActorCriticPolicy):
         if outputs is None:
             outputs = parameter_count(self.action_space)
         outputs = checks.positive_int("cell_output_size", outputs)
-        critic = self._options["critic"]
         critic_input = {
             "own": self._options["critic_kwargs"].get("output_size", 64),
             "shared": outputs + self.features_dim,
-            "mlp": self.features_dim,
-        }[critic]
+        }.get(str(self._options["critic"]), self.features_dim)
         checks.positive_int("output_size of critic_kwargs", critic_input)
-        layers = cast("dict[str, list[int]]", self.net_arch)["vf"]
+        layers = [] if isinstance(self._options["critic"], dict) else cast("dict[str, list[int]]", self.net_arch)["vf"]
         # Another module than Stable-Baselines3 declares, with the methods that it calls.
         self.mlp_extractor = cast(Any, _Heads(outputs, critic_input, layers, self.activation_fn))
 
@@ -241,8 +243,11 @@ class RecurrentCellPolicy(RecurrentActorCriticPolicy):
         self.lstm_actor = ScaledCell(actor, scaling())
         if options["critic"] == "own":
             self.lstm_critic = ScaledCell(self._critic_cell(heads.critic_input), scaling())
-        elif options["critic"] == "mlp":
+        elif options["critic"] != "shared":
             self.critic = scaling()
+        if isinstance(options["critic"], dict):
+            given = {key: value for key, value in options["critic"].items() if key != "cell"}
+            self.value_net = cast(Any, LBDN(self.features_dim, output_size=1, **given))
         both = [module for module in (self.lstm_actor, self.lstm_critic) if module is not None]
         width = max(module.cell.state_size for module in both)
         for module in both:
@@ -349,6 +354,20 @@ def _extractor(space: spaces.Space, given: Mapping[str, Any]) -> type:
             "features_extractor_class out: the entries are then flattened in the order of the keys."
         )
     return extractor
+
+
+def _bounded(critic: Mapping[str, Any], net_arch: Any) -> dict[str, Any]:
+    """Return the options of a critic of bounded gain with its defaults; raises InvalidValueError, UnknownNameError."""
+    for key in critic:
+        if key not in (known := ("cell", "gamma", "hidden_sizes", "activation")):
+            raise UnknownNameError.among("key of critic", str(key), known)
+    if critic.get("cell") != "lbdn" or "gamma" not in critic:
+        raise InvalidValueError(
+            f"critic is {dict(critic)}; expected dict(cell='lbdn', gamma=NUMBER, ...): no other cell bounds a value."
+        )
+    if net_arch is not None:
+        raise InvalidValueError(f"net_arch is {net_arch!r} for a critic of lbdn; give its hidden_sizes instead.")
+    return {"hidden_sizes": [64, 64], **critic}
 
 
 def _value_layers(net_arch: Any) -> dict[str, list[int]]:

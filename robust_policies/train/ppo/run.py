@@ -44,7 +44,7 @@ def make_model(recipe: Recipe, env: VecEnv, device: str = "cpu") -> OnPolicyAlgo
     policy_kwargs: dict[str, Any] = {
         "cell": policy.cell,
         "cell_kwargs": policy.cell_kwargs(),
-        "critic": policy.critic,
+        "critic": policy.critic if isinstance(policy.critic, str) else policy.critic.model_dump(),
         "critic_kwargs": dict(policy.critic_kwargs),
         "observation_scale": policy.observation_scale,
         "observation_offset": policy.observation_offset,

@@ -27,8 +27,10 @@ class NamedSection(Algorithm):
         return {("discount" if key == "gamma" else key): value for key, value in data.items()}
 
     def check_fit(self, task: TaskSection, policy: PolicySection, youla: YoulaSection | None) -> None:
-        """Raise `ValueError` for a Youla parameter, and for a range of the actions, which is the environment's."""
+        """Raise `ValueError` for a Youla parameter, a range of the actions, which is the environment's, and others."""
         name = f"algorithm.name {getattr(self, 'name', '')}"
+        if not isinstance(policy.critic, str):
+            raise ValueError(f"policy.critic is a bounded value with {name}; expected recurrent_ppo or tensor_ppo")
         if youla is not None:
             raise ValueError(f"youla is given with {name}; expected recurrent_ppo, tensor_ppo or apg")
         for key in ("action_scale", "action_offset"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Discriminator, Field, Tag, field_validator
 
 from robust_policies.checks import SEEDS
 from robust_policies.envs.perturb import describe, parse
@@ -29,6 +29,15 @@ class TaskSection(Strict):
         return checked_perturbations(value)
 
 
+class BoundedCritic(Strict):
+    """A value function of bounded gain, recurrent_ppo and tensor_ppo: an LBDN of the scaled observation."""
+
+    cell: Literal["lbdn"]
+    gamma: float = Field(gt=0, description="bound of the value's gain from the scaled observation, Euclidean norm")
+    hidden_sizes: list[Annotated[int, Field(ge=1)]] = Field(default_factory=lambda: [64, 64])
+    activation: str = "relu"
+
+
 class PolicySection(Strict):
     """The network between observation and action; fields left out (null) keep the cell's own default."""
 
@@ -45,7 +54,10 @@ class PolicySection(Strict):
     rate: float | None = Field(default=None, gt=0, le=1, description="upper bound on the contraction rate")
     init: Literal["random", "long_memory", "timescales"] | None = None
     cell_options: dict[str, Any] = Field(default_factory=dict, description="the cell's other options, by name")
-    critic: Literal["own", "shared", "mlp"] = "own"
+    critic: Annotated[
+        Annotated[Literal["own", "shared", "mlp"], Tag("Literal")] | Annotated[BoundedCritic, Tag("BoundedCritic")],
+        Discriminator(lambda value: "BoundedCritic" if isinstance(value, dict | BoundedCritic) else "Literal"),
+    ] = "own"
     critic_kwargs: dict[str, Any] = Field(default_factory=dict)
     observation_scale: list[float] | None = Field(default=None, description="observations are divided by it")
     observation_offset: list[float] | None = Field(default=None, description="and this is subtracted before")

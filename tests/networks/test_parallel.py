@@ -1,0 +1,89 @@
+"""Runs over time in chunks side by side equal the scan, with gradients and resets, and are chosen where faster."""
+
+import pytest
+import torch
+
+from robust_policies.errors import InvalidValueError, UnknownNameError
+from robust_policies.networks import make_cell, parallel
+
+pytest.importorskip("numba")
+SIZES = {"state_size": 4, "features": 5}
+CELLS = {
+    "r2dn": {**SIZES, "hidden_sizes": (6,), "activation": "tanh", "gamma": 3.0, "rate": 0.95},
+    "ren": {**SIZES, "rate": 0.95},
+}
+
+
+def made(name, **options):
+    torch.manual_seed(0)
+    return make_cell(name, 3, 2, **{**CELLS[name], **options}).double()
+
+
+def values(cell, inputs, state, starts, **options):
+    inputs, state = inputs.clone().requires_grad_(), state.clone().requires_grad_()
+    outputs, final = cell(inputs, state, starts, **options)
+    wanted = [inputs, state, *cell.parameters()]
+    slopes = torch.autograd.grad(outputs.square().sum() + final.sum(), wanted, allow_unused=True)
+    return [outputs.detach(), final.detach(), *(slope for slope in slopes if slope is not None)]
+
+
+@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("resets", [False, True])
+@pytest.mark.parametrize(("time", "batch"), [(1024, 1), (523, 2)])
+def test_chunks_equal_the_scan_with_gradients(name, resets, time, batch):
+    cell = made(name)
+    inputs, state = torch.randn(time, batch, 3).double(), torch.randn(batch, 4).double()
+    starts = torch.rand(time, batch) < 0.02 if resets else None
+    scan = values(cell, inputs, state, starts)
+    for tolerance in (1e-4, 1e-12):
+        found = values(cell, inputs, state, starts, parallel="chunks", tolerance=tolerance)
+        for one, other in zip(scan, found, strict=True):
+            assert float((one - other).abs().max()) <= 10 * tolerance * max(1.0, float(one.abs().max()))
+
+
+def test_a_cell_that_forgets_slowly_runs_as_many_rounds_as_it_takes():
+    cell = made("r2dn", rate=1.0, init="long_memory")
+    inputs, state = torch.randn(1056, 1, 3).double(), 100 * torch.randn(1, 4).double()
+    scan, found = (values(cell, inputs, state, None, parallel=mode, tolerance=1e-12) for mode in ("scan", "chunks"))
+    for one, other in zip(scan, found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9 * float(one.abs().max()))
+
+
+def test_a_second_derivative_is_that_of_the_scan():
+    cell, inputs = made("r2dn"), torch.randn(32, 32, 3).double()
+
+    def curvature(mode):
+        u = inputs.clone().requires_grad_()
+        first = torch.autograd.grad(cell(u, parallel=mode, tolerance=1e-12)[0].pow(3).sum(), u, create_graph=True)[0]
+        return torch.autograd.grad(first.square().sum(), u)[0]
+
+    torch.testing.assert_close(curvature("chunks"), curvature("scan"), rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_measured_to_be_faster_is_chosen(monkeypatch):
+    cell, inputs = made("r2dn"), torch.randn(1100, 1, 3).double()
+    clock = iter(range(10**6))
+    monkeypatch.setattr(parallel.time, "process_time", lambda: 0.0)
+    with torch.no_grad():
+        assert torch.equal(cell(inputs, parallel="auto")[0], cell(inputs)[0])
+        assert [choice.chunks for choice in parallel._CHOSEN[cell].values()] == [None]
+    # Begin and end of the scan lie far apart, those of the chunks do not.
+    laps = [0.0, 9.0, *(9.0, 10.0) * 3]
+    monkeypatch.setattr(parallel.time, "process_time", lambda: laps[next(clock) % len(laps)])
+    found = cell(inputs, parallel="auto")[0]
+    assert [choice.chunks for choice in parallel._CHOSEN[cell].values()] == [None, 16]
+    assert torch.equal(found, parallel.run(parallel._Plan("tanh", 16, 1e-6), cell.collapsed(cell.explicit()), inputs,
+                                           cell.initial_state(1), None)[0])  # fmt: skip
+
+
+def test_what_has_no_chunks_takes_the_scan_or_is_refused():
+    inputs = torch.randn(300, 2, 3)
+    for name, options in (("lstm", {"state_size": 4}), ("nemon", {**SIZES, "gamma": 3.0})):
+        cell = make_cell(name, 3, 2, **options)
+        assert torch.equal(cell(inputs, parallel="auto")[0], cell(inputs)[0])
+        with pytest.raises(InvalidValueError, match="parallel='auto'"):
+            cell(inputs, parallel="chunks")
+    with pytest.raises(UnknownNameError, match="chunks"):
+        cell(inputs, parallel="chunk")
+    with pytest.raises(InvalidValueError, match="tolerance is 0"):
+        cell(inputs, parallel="auto", tolerance=0.0)
