@@ -120,8 +120,8 @@ def backward(
         deltas, by_state, time, batch, nx, n1, kept.widths[-1],
         L=layers, N=size, ROWS=_ROWS, KIND=kept.kind, RESETS=kept.keep is not None, SERIAL=kept.serial,
     )  # fmt: skip
-    both = ([one[k, ..., :width] for k, width in enumerate(kept.widths[1:])] for one in (kept.hidden, deltas))
-    return by_drive, by_state, *both
+    values, slopes = ([one[k, ..., :width] for k, width in enumerate(kept.widths[1:])] for one in (kept.hidden, deltas))
+    return by_drive, by_state, values, slopes
 
 
 def _stacked(matrices: Sequence[Tensor], size: int) -> Tensor:
