@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from robust_policies.envs import arguments
 from robust_policies.envs.gradient import differentiable, transition
@@ -305,10 +306,10 @@ class AnalyticPolicyGradient:
             value.observe(experience.features)
         with torch.no_grad():
             later = self.target(experience.following)
-        wanted = lambda_returns(experience, later, settings.discount, settings.critic_lambda)
+        wanted = lambda_returns(experience, later, settings.discount, settings.critic_lambda) / value.scale
         parameters, features, first = list(value.parameters()), value.normalised(experience.features), 0.0
         for k in range(settings.critic_updates):
-            loss = ((value.of(features) - wanted) / value.scale).square().mean()
+            loss = functional.mse_loss(value.scaled(features), wanted)
             forget_gradients(parameters)
             loss.backward()
             take_step(self.value_optimizer, parameters, gradient_norm(parameters), 1.0)

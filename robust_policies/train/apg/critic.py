@@ -56,15 +56,15 @@ class ValueTail(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the values (...) of features (..., size)."""
-        return self.of(self.normalised(features))
+        return self.scale * self.scaled(self.normalised(features))
 
     def normalised(self, features: Tensor) -> Tensor:
         """Return what the network reads of features (..., size)."""
         return ((features.to(self.mean.dtype) - self.mean) / self.deviation).clamp(-10.0, 10.0)
 
-    def of(self, normalised: Tensor) -> Tensor:
-        """Return the values (...) of normalised features (..., size)."""
-        return self.scale * layers(self.network, normalised).squeeze(-1)
+    def scaled(self, normalised: Tensor) -> Tensor:
+        """Return the values (...) in units of the scale, of normalised features (..., size)."""
+        return layers(self.network, normalised).squeeze(-1)
 
     @torch.no_grad()
     def observe(self, features: Tensor) -> None:
