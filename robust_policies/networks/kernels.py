@@ -19,13 +19,11 @@ Needs numba (the extra `fast`); compiled once, kept on the disk. Whatever is not
 from __future__ import annotations
 
 import math
-from typing import Any
 
-import numba
 import numpy as np
 
-# Of what -ffast-math allows, only what leaves NaN and infinity alone.
-_FAST = {"contract", "reassoc", "nsz", "arcp"}
+from robust_policies.networks.tiles import compiled, product
+
 ACTIVATIONS = ("relu", "tanh", "sigmoid", "identity", "leaky_relu", "hardtanh", "softsign")
 _LEAK = 0.01
 # Added to the kind of an activation made of tanh where the C library's is wanted.
@@ -40,11 +38,6 @@ _P = (
 _Q = (1.0, 0.4641648397433102, 0.02449138163917271, 0.0002544751398427181)
 
 
-def compiled(function: Any) -> Any:
-    """Return a function as a compiled loop that is kept on the disk."""
-    return numba.njit(function, fastmath=_FAST, cache=True, error_model="numpy", nogil=True)
-
-
 def kind_of(name: str, dtype: np.dtype) -> int:
     """Return the kind of an activation, its place in `ACTIVATIONS`, with the tanh of a dtype."""
     kind = ACTIVATIONS.index(name)
@@ -52,10 +45,37 @@ def kind_of(name: str, dtype: np.dtype) -> int:
 
 
 @compiled
+def _turned(W):
+    """Return W' for W (m, k)."""
+    m, k = W.shape
+    found = np.empty((k, m), W.dtype)
+    for i in range(m):
+        for j in range(k):
+            found[j, i] = W[i, j]
+    return found
+
+
+@compiled
+def _copied(X, Y):
+    """Overwrite Y (m, batch) with X."""
+    m, batch = X.shape
+    for i in range(m):
+        x, y = X[i], Y[i]
+        for n in range(batch):
+            y[n] = x[n]
+
+
+@compiled
 def _product(W, X, Y):
     """Add W X to Y: (m, k), (k, batch), (m, batch)."""
     m, k = W.shape
     batch = X.shape[1]
+    if min(m, k, batch) >= 4:
+        # Not into Y itself: the last tiles reach back over numbers that are there.
+        found = np.empty((m, batch), Y.dtype)
+        product(m, batch, k, found, 0, batch, W, 0, k, 1, X, 0, batch, Y, 0, batch, 1)
+        _copied(found, Y)
+        return
     for i in range(m):
         y = Y[i]
         j = 0
@@ -103,17 +123,6 @@ def _outer(D, X, G):
 
 
 @compiled
-def _turned(W):
-    """Return W' for W (m, k)."""
-    m, k = W.shape
-    found = np.empty((k, m), W.dtype)
-    for i in range(m):
-        for j in range(k):
-            found[j, i] = W[i, j]
-    return found
-
-
-@compiled
 def _sums(D, g):
     """Add the sums of the rows of D (m, batch) to g (m,)."""
     m, batch = D.shape
@@ -122,16 +131,6 @@ def _sums(D, g):
         for n in range(batch):
             a += d[n]
         g[i] += a
-
-
-@compiled
-def _copied(X, Y):
-    """Overwrite Y (m, batch) with X."""
-    m, batch = X.shape
-    for i in range(m):
-        x, y = X[i], Y[i]
-        for n in range(batch):
-            y[n] = x[n]
 
 
 @compiled
