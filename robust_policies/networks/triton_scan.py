@@ -121,8 +121,8 @@ def backward(
         deltas, by_state, time, batch, nx, n1, kept.widths[-1],
         L=layers, N=size, KIND=kept.kind, RESETS=kept.keep is not None, SERIAL=kept.serial, **_LAUNCH,
     )  # fmt: skip
-    both = ([one[k, ..., :width] for k, width in enumerate(kept.widths[1:])] for one in (kept.hidden, deltas))
-    return by_drive, by_state, *both
+    hidden, slopes = ([one[k, ..., :n] for k, n in enumerate(kept.widths[1:])] for one in (kept.hidden, deltas))
+    return by_drive, by_state, hidden, slopes
 
 
 def _stacked(matrices: Sequence[Tensor], size: int) -> Tensor:
