@@ -39,7 +39,7 @@ from gymnasium import spaces
 from sides import on_device, rounded, timed
 from torch import Tensor, nn
 
-from envs import MUJOCO, drawn_actions  # pyright: ignore[reportAttributeAccessIssue] (benchmarks/envs.py)
+from envs import MUJOCO, drawn_actions  # pyright: ignore[reportAttributeAccessIssue]  # the folder of tasks is no module
 from robust_policies.envs import TorchVectorEnv
 from robust_policies.errors import UserError
 from robust_policies.evaluation.episodes import run_episodes

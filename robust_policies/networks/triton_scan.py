@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-# A matrix of more columns does not fit beside the others into what a GPU's processor has for itself.
-_WIDEST = 128
-_ROWS = 16
+# Wider products take minutes to compile: they are unrolled.
+_WIDEST = 64
+# One stage: else every weight is held two or three times in a processor's shared memory, which is too small for it.
+_LAUNCH = {"ROWS": 16, "num_stages": 1}
 
 
 class Kept(NamedTuple):
@@ -32,7 +33,7 @@ def padded(widths: Sequence[int]) -> int:
 
 
 def applies(name: str, drive: Tensor, widths: Sequence[int], serial: bool = False) -> bool:
-    """Return whether the kernel is to be used: on CUDA in float32, `widths` (the state's too) of 128 at most.
+    """Return whether the kernel is to be used: on CUDA in float32, `widths` (the state's too) of 64 at most.
 
     `name` is the activation's, drive (time, batch, ...), `serial` says that neurons read those before them. Without
     Triton, or where it does not compile, PyTorch runs the steps.
@@ -93,10 +94,10 @@ def forward(
     keep = None if starts is None else (~starts).to(drive.dtype)
     states, final = drive.new_empty(time, batch, nx), drive.new_empty(batch, nx)
     hidden = drive.new_empty(layers, time, batch, size)
-    kernels.forward[(-(-batch // _ROWS),)](
+    kernels.forward[(-(-batch // _LAUNCH["ROWS"]),)](
         drive.contiguous(), state.contiguous(), states if keep is None else keep, arrays, offsets.contiguous(), states,
         hidden, final, time, batch, nx, widths[1],
-        L=layers, N=size, ROWS=_ROWS, KIND=kind, RESETS=keep is not None, SERIAL=serial,
+        L=layers, N=size, KIND=kind, RESETS=keep is not None, SERIAL=serial, **_LAUNCH,
     )  # fmt: skip
     return states, hidden[-1, ..., : widths[-1]].contiguous(), final, Kept(hidden, keep, kind, widths, serial)
 
@@ -115,13 +116,13 @@ def backward(
     by_states, by_last, by_final = (one.contiguous() for one in grads)
     by_drive, by_state = by_states.new_empty(time, batch, nx + n1), by_final.new_empty(batch, nx)
     deltas = torch.empty_like(kept.hidden)
-    kernels.backward[(-(-batch // _ROWS),)](
+    kernels.backward[(-(-batch // _LAUNCH["ROWS"]),)](
         by_states, by_last, by_final, by_states if kept.keep is None else kept.keep, arrays, kept.hidden, by_drive,
         deltas, by_state, time, batch, nx, n1, kept.widths[-1],
-        L=layers, N=size, ROWS=_ROWS, KIND=kept.kind, RESETS=kept.keep is not None, SERIAL=kept.serial,
+        L=layers, N=size, KIND=kept.kind, RESETS=kept.keep is not None, SERIAL=kept.serial, **_LAUNCH,
     )  # fmt: skip
-    values, slopes = ([one[k, ..., :width] for k, width in enumerate(kept.widths[1:])] for one in (kept.hidden, deltas))
-    return by_drive, by_state, values, slopes
+    hidden, slopes = ([one[k, ..., :n] for k, n in enumerate(kept.widths[1:])] for one in (kept.hidden, deltas))
+    return by_drive, by_state, hidden, slopes
 
 
 def _stacked(matrices: Sequence[Tensor], size: int) -> Tensor:

@@ -1,5 +1,10 @@
 """The scan as one kernel, by Triton's interpreter, against PyTorch's steps."""
 
+import json
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -106,3 +111,33 @@ def test_what_does_not_compile_is_left_to_pytorch(monkeypatch):
     assert triton_scan._works.__wrapped__("tanh", 2, 16, False, torch.device("cpu"))
     # A CPU's tensors never ask for it.
     assert not triton_scan.applies("tanh", torch.zeros(2, 2, 7), (3, 4))
+
+
+COMPILE = """
+import json, triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from robust_policies.networks import triton_kernels
+from robust_policies.networks.triton_scan import _LAUNCH
+found = []
+for function in (triton_kernels.forward, triton_kernels.backward):
+    numbers = {"time", "batch", "nx", "n1", "last"}
+    for layers, serial in ((3, False), (1, True)):
+        fixed = {"L": layers, "N": 32, "ROWS": _LAUNCH["ROWS"], "KIND": 1, "RESETS": True, "SERIAL": serial}
+        kinds = {n: "constexpr" if n in fixed else "i32" if n in numbers else "*fp32" for n in function.arg_names}
+        source = ASTSource(fn=function, signature=kinds, constexprs=fixed)
+        made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_stages": _LAUNCH["num_stages"]})
+        found.append({"shared": made.metadata.shared, "text": made.asm["ptx"]})
+print(json.dumps(found))
+"""
+
+
+def test_the_compiled_kernels_round_nothing_to_tf32_and_fit_a_processor(tmp_path):
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for kernel in json.loads(done.stdout):
+        assert "fma.rn.f32" in kernel["text"] and "tf32" not in kernel["text"]
+        # What every GPU since 2010 gives a kernel that does not ask.
+        assert kernel["shared"] <= 48 * 1024
