@@ -202,6 +202,11 @@ def _adjoint_kernels() -> Any:
     return importlib.import_module("robust_policies.networks.adjoint_kernels")
 
 
+def _limit(tolerance: float, dtype: np.dtype) -> float:
+    """Return what does not count of a state or an adjoint of size 1."""
+    return max(tolerance / 4, 8 * float(np.finfo(dtype).eps))
+
+
 def _blocks(steps: int) -> list[tuple[int, int]]:
     return [(begin, min(begin + _BLOCK, steps)) for begin in range(0, steps, _BLOCK)]
 
@@ -223,7 +228,7 @@ class _Chunks(torch.autograd.Function):
         beginning[:, :batch] = state.detach().numpy().T
         ends = beginning.copy()
         outputs = kernels.forward(kind, keep, given, ends, *one[:-1], S, H)
-        limit = max(plan.tolerance / 10, 8 * float(np.finfo(dtype).eps)) * max(1.0, float(np.abs(S[:, :nx]).max()))
+        limit = _limit(plan.tolerance, dtype) * max(1.0, float(np.abs(S[:, :nx]).max()))
         M = _jacobians(plan.name, one, H, keep) if chunks > 1 else np.zeros((lanes, nx, nx), dtype)
         for _ in range(chunks - 1):
             missing = np.zeros_like(beginning)
@@ -268,7 +273,7 @@ class _Chunks(torch.autograd.Function):
         if chunks > 1:
             light.adjoint(kind, keep, grad, adjoint, PT, BT, QT, RT, turned, blocks, H)
         scale = max(float(np.abs(adjoint).max()), float(np.abs(applied).max()))
-        limit = max(ctx.plan.tolerance / 10, float(np.finfo(S.dtype).eps)) * scale
+        limit = _limit(ctx.plan.tolerance, S.dtype) * scale
         M = ctx.M.reshape(chunks, batch, *ctx.M.shape[1:])[::-1].swapaxes(-1, -2).reshape(ctx.M.shape)
         for _ in range(chunks - 1):
             missing = np.zeros_like(adjoint)
