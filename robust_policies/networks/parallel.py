@@ -126,7 +126,10 @@ def _fastest(
 
 
 def run(plan: _Plan, step: Collapsed, inputs: Tensor, state: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return (outputs (time, batch, ny), final state (batch, nx)) by chunks; steps beyond whole ones come first."""
+    """Return (outputs (time, batch, ny), final state (batch, nx)) by chunks; steps beyond whole ones come first.
+
+    The inputs are (time, batch, nu), the state (batch, nx), starts (time, batch) bool or None.
+    """
     rest = (*step[:6], *step.weights, *step.biases)
     first, found = len(inputs) % plan.chunks, []
     if first:
