@@ -45,7 +45,7 @@ def test_every_cell_takes_the_input_first():
     for cell in cells:
         assert names(cell.step) == ["explicit", "input", "state"], cell
         assert names(cell.run) == names(cell.unroll) == ["explicit", "inputs", "state", "starts"], cell
-        assert names(cell.forward) == ["inputs", "state", "starts"], cell
+        assert names(cell.forward)[:3] == ["inputs", "state", "starts"], cell
 
 
 @pytest.mark.parametrize(

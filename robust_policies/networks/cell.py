@@ -115,6 +115,7 @@ class Cell(nn.Module, ABC):
         inputs: Tensor,
         state: Tensor | None = None,
         starts: Tensor | None = None,
+        *,
         parallel: str = "scan",
         tolerance: float = 1e-6,
     ) -> tuple[Tensor, Tensor]:

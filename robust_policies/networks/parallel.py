@@ -3,15 +3,18 @@
 Every chunk begins at zero but the first. A contracting cell forgets where it began, so the chunks are then run again
 from where those before them ended, block by block and only as long as the states still differ from those found before.
 Where a memory is longer than a chunk, what differs is handed on through all chunks at once, by doubling, with the
-Jacobian of the mean slopes: a Newton step whose error is what the slopes vary by. After as many rounds as there are
-chunks the run is exact whatever the cell. Backward the first round takes the adjoint at each chunk's end as zero, and
-what is missing there is found and added in the same way: the derivative is linear in it.
+Jacobians of mean slopes: a Newton step whose error is what the slopes vary by. After as many rounds as there are
+chunks the run is exact whatever the cell. Backward the adjoint at each chunk's end is found in the same way, by a loop
+for it alone; gradients of arrays and inputs are then one pass.
 """
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Callable
+from functools import cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -31,6 +34,8 @@ _COUNTS, _BLOCK, _AGAIN = (16, 32, 64), 16, 512
 _CLEARLY = 0.9
 # Less of a chunk's beginning than this at its end is not worth handing on.
 _NOTHING = 1e-4
+# Of a chunk, each with slopes of its own, for its Jacobian.
+_PARTS = 1
 Run = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 
@@ -121,7 +126,10 @@ def _fastest(
 
 
 def run(plan: _Plan, step: Collapsed, inputs: Tensor, state: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return (outputs (time, batch, ny), final state (batch, nx)) by chunks; steps beyond whole ones come first."""
+    """Return (outputs (time, batch, ny), final state (batch, nx)) by chunks; steps beyond whole ones come first.
+
+    The inputs are (time, batch, nu), the state (batch, nx), starts (time, batch) bool or None.
+    """
     rest = (*step[:6], *step.weights, *step.biases)
     first, found = len(inputs) % plan.chunks, []
     if first:
@@ -148,38 +156,58 @@ def _in_a_row(values: np.ndarray, chunks: int) -> np.ndarray:
     return np.ascontiguousarray(split).reshape(chunks * steps, lanes // chunks, n)
 
 
-def _mean_jacobian(name: str, one: Packed, H: np.ndarray) -> np.ndarray:
-    """Return the Jacobian (nx, nx) of a step with mean slopes, of the neurons H (steps, neurons, lanes)."""
-    nx, seen = len(one.B), torch.from_numpy(H[:: max(1, len(H) // 8)])
-    slopes = ACTIVATIONS[name].slope(seen, torch.empty_like(seen)).mean((0, 2)).numpy()
-    reached = np.zeros((one.neurons, nx), H.dtype)
-    reached[: len(one.P) - nx] = one.P[nx:, :nx]
-    for r0, r1, c0, c1, at in one.blocks:
-        if c1 > c0:
-            W = one.weights[at : at + (r1 - r0) * (c1 - c0)].reshape(r1 - r0, c1 - c0)
-            reached[r0:r1] += W @ reached[c0:c1]
-        reached[r0:r1] *= slopes[r0:r1, None]
-    return one.P[:nx, :nx] + one.B @ reached[one.neurons - one.B.shape[1] :]
+def _jacobians(name: str, one: Packed, H: np.ndarray, keep: np.ndarray) -> np.ndarray:
+    """Return each chunk's Jacobian (lanes, nx, nx), its end by its beginning, from mean slopes of a few parts of it.
 
-
-def _carried(M: np.ndarray, missing: np.ndarray, links: np.ndarray) -> np.ndarray:
-    """Return d (nx, lanes) with d_s = missing_s + M links_(s-1) d_(s-1) over chunks s, by doubling.
-
-    `missing` is (nx, lanes) and 0 in the first chunk, `links` (chunks, batch) 0 where a chunk hands nothing on.
+    H (steps, neurons, lanes) are the neurons, `keep` (steps, lanes) 0 at resets, or (0, lanes).
     """
-    chunks, shape = len(links), missing.shape
-    d, reach = missing.reshape(len(M), chunks, -1).copy(), 1
-    gate = np.concatenate((links[:1] * 0, links[:-1]))
+    (steps, neurons, lanes), nx = H.shape, len(one.B)
+    found = np.broadcast_to(np.eye(nx, dtype=H.dtype), (lanes, nx, nx))
+    for begin, end in pairwise(np.linspace(0, steps, _PARTS + 1).astype(int)):
+        seen = torch.from_numpy(H[begin:end:2])
+        slopes = ACTIVATIONS[name].slope(seen, torch.empty_like(seen)).mean(0).numpy().T[..., None]
+        reached = np.zeros((lanes, neurons, nx), H.dtype)
+        reached[:, : len(one.P) - nx] = one.P[nx:, :nx]
+        for r0, r1, c0, c1, at in one.blocks:
+            if c1 > c0:
+                W = one.weights[at : at + (r1 - r0) * (c1 - c0)].reshape(r1 - r0, c1 - c0)
+                reached[:, r0:r1] += W @ reached[:, c0:c1]
+            reached[:, r0:r1] *= slopes[:, r0:r1]
+        J = one.P[:nx, :nx] + one.B @ reached[:, neurons - one.B.shape[1] :]
+        found = np.linalg.matrix_power(J, int(end - begin)) @ found
+    return found * keep.min(0)[:, None, None] if len(keep) else found
+
+
+def _carried(M: np.ndarray, missing: np.ndarray, chunks: int) -> np.ndarray:
+    """Return d (nx, lanes) with d_s = missing_s + M_(s-1) d_(s-1) over chunks s, by doubling.
+
+    M is (lanes, nx, nx); `missing` (nx, lanes) is 0 in the first chunk.
+    """
+    nx, lanes = missing.shape
+    d = np.ascontiguousarray(missing.T).reshape(chunks, -1, nx, 1)
+    M, reach = M.reshape(chunks, -1, nx, nx), 1
+    M = np.concatenate((np.zeros_like(M[:1]), M[:-1]))
     while reach < chunks and np.abs(M).max() > _NOTHING:
-        d[:, reach:] += gate[reach:] * np.tensordot(M, d[:, :-reach], 1)
-        gate[reach:] = gate[reach:] * gate[:-reach]
-        M, reach = M @ M, 2 * reach
-    return d.reshape(shape)
+        d[reach:] += M[reach:] @ d[:-reach]
+        M[reach:] = M[reach:] @ M[:-reach]
+        reach *= 2
+    return np.ascontiguousarray(d.reshape(lanes, nx).T)
 
 
 def _turned(values: np.ndarray, chunks: int) -> np.ndarray:
     """Return (n, lanes) with the last chunk first."""
     return np.ascontiguousarray(values.reshape(len(values), chunks, -1)[:, ::-1]).reshape(values.shape)
+
+
+@cache
+def _adjoint_kernels() -> Any:
+    """Return the module of the adjoint's loop, which loads numba."""
+    return importlib.import_module("robust_policies.networks.adjoint_kernels")
+
+
+def _limit(tolerance: float, dtype: np.dtype) -> float:
+    """Return what does not count of a state or an adjoint of size 1."""
+    return max(tolerance / 4, 8 * float(np.finfo(dtype).eps))
 
 
 def _blocks(steps: int) -> list[tuple[int, int]]:
@@ -203,15 +231,12 @@ class _Chunks(torch.autograd.Function):
         beginning[:, :batch] = state.detach().numpy().T
         ends = beginning.copy()
         outputs = kernels.forward(kind, keep, given, ends, *one[:-1], S, H)
-        limit = max(plan.tolerance / 10, 8 * float(np.finfo(dtype).eps)) * max(1.0, float(np.abs(S[:, :nx]).max()))
-        M = np.linalg.matrix_power(_mean_jacobian(plan.name, one, H), steps)
-        links = np.ones((chunks, batch), dtype)
-        if len(keep):
-            links = keep.min(0).reshape(chunks, batch)
+        limit = _limit(plan.tolerance, dtype) * max(1.0, float(np.abs(S[:, :nx]).max()))
+        M = _jacobians(plan.name, one, H, keep) if chunks > 1 else np.zeros((lanes, nx, nx), dtype)
         for _ in range(chunks - 1):
             missing = np.zeros_like(beginning)
             missing[:, batch:] = ends[:, :-batch] - beginning[:, batch:]
-            missing = _carried(M, missing, links)
+            missing = _carried(M, missing, chunks)
             if np.abs(missing).max() <= limit:
                 break
             beginning = beginning + missing
@@ -229,7 +254,7 @@ class _Chunks(torch.autograd.Function):
                 if np.abs(reached - following).max() <= limit:
                     break
         ctx.name, ctx.starts, ctx.layers, ctx.plan = plan.name, starts, layers, plan
-        ctx.links = M.T, links[::-1]
+        ctx.M = M
         ctx.kept = (kind, keep, nu), (*one.turned(), one.weights, one.blocks, S, H)
         ctx.save_for_backward(inputs, state, *rest)
         final = np.ascontiguousarray(ends[:, lanes - batch :].T)
@@ -246,28 +271,29 @@ class _Chunks(torch.autograd.Function):
         adjoint = np.zeros((state.shape[1], chunks * batch), S.dtype)
         adjoint[:, -batch:] = grads[1].numpy().T
         applied = adjoint.copy()
-        g_inputs, *sums = kernels.backward(kind, keep, nu, grad, adjoint, *arrays, S, H)
-        limit = max(ctx.plan.tolerance / 10, float(np.finfo(S.dtype).eps)) * float(np.abs(adjoint).max())
-        nothing = np.zeros_like(grad[:_BLOCK])
+        light, (PT, BT, QT, RT, weights, blocks) = _adjoint_kernels(), arrays
+        turned = light.turned_blocks(weights, blocks)
+        if chunks > 1:
+            light.adjoint(kind, keep, grad, adjoint, PT, BT, QT, RT, turned, blocks, H)
+        scale = max(float(np.abs(adjoint).max()), float(np.abs(applied).max()))
+        limit = _limit(ctx.plan.tolerance, S.dtype) * scale
+        M = ctx.M.reshape(chunks, batch, *ctx.M.shape[1:])[::-1].swapaxes(-1, -2).reshape(ctx.M.shape)
         for _ in range(chunks - 1):
             missing = np.zeros_like(adjoint)
             missing[:, :-batch] = adjoint[:, batch:] - applied[:, :-batch]
-            x = _turned(_carried(ctx.links[0], _turned(missing, chunks), ctx.links[1]), chunks)
+            x = _turned(_carried(M, _turned(missing, chunks), chunks), chunks)
             if np.abs(x).max() <= limit:
                 break
             applied += x
             for begin, end in reversed(_blocks(len(S))):
                 part = keep[begin:end] if len(keep) else keep
-                more, *others = kernels.backward(
-                    kind, part, nu, nothing[: end - begin], x, *arrays, S[begin:end], H[begin:end]
-                )
-                g_inputs[begin:end] += more
-                for whole, other in zip(sums, others, strict=True):
-                    whole += other
+                light.adjoint(kind, part, grad[:0], x, PT, BT, QT, RT, turned, blocks, H[begin:end])
                 if begin and np.abs(x).max() <= limit:
                     x[:] = 0
                     break
             adjoint += x
+        g_inputs, *sums = kernels.backward(kind, keep, nu, grad, applied, *arrays, S, H)
+        adjoint = applied
         *found, gW, gb = sums
         places = len(rest) - ctx.layers
         found += parts_of(gW, [one.shape for one in rest[6:places]])

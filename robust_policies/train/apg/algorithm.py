@@ -87,7 +87,7 @@ class AnalyticPolicyGradient:
             size = plant.observation_size + plant.state_size
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                value = ValueTail(size, settings.critic_sizes).to(self.device)
+                value = ValueTail(size, settings.critic_sizes, settings.critic).to(self.device)
             self.value, self.target = value, target_of(value)
             self.value_optimizer = FusedAdam(value.parameters())
         self.certified: CertifiedCost | None = None

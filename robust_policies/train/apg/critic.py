@@ -10,7 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from robust_policies.networks import LBDN
 from robust_policies.networks.perceptron import layers
+from robust_policies.train.recipe.sections import BoundedCritic
 
 
 class Experience(NamedTuple):
@@ -31,7 +33,7 @@ class Experience(NamedTuple):
 
 
 class ValueTail(nn.Module):
-    """The discounted return to come, an MLP on normalised features (..., size).
+    """The discounted return to come, an MLP, or an LBDN if `bounded`, on normalised features (..., size).
 
     Features are normalised by their running mean and deviation; `scale`, set from the first rewards, is the size of a
     return, so that the network's own output is of order one whatever the task's rewards are.
@@ -42,13 +44,15 @@ class ValueTail(nn.Module):
     seen: Tensor
     scale: Tensor
 
-    def __init__(self, size: int, hidden_sizes: Sequence[int]) -> None:
+    def __init__(self, size: int, hidden_sizes: Sequence[int], bounded: BoundedCritic | None = None) -> None:
         super().__init__()
         widths = [size, *hidden_sizes]
         layers: list[nn.Module] = []
         for before, after in pairwise(widths):
             layers += [nn.Linear(before, after), nn.SiLU()]
         self.network = nn.Sequential(*layers, nn.Linear(widths[-1], 1))
+        if bounded is not None:
+            self.network = nn.Sequential(LBDN(size, output_size=1, **bounded.model_dump(exclude={"cell"})))
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("deviation", torch.ones(size))
         self.register_buffer("seen", torch.zeros(()))

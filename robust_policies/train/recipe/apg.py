@@ -8,7 +8,13 @@ from pydantic import Field, field_validator
 
 from robust_policies.files.settings import Strict
 from robust_policies.train.recipe.rates import rate_at
-from robust_policies.train.recipe.sections import Algorithm, PolicySection, TaskSection, refuse_settings_of_ppo
+from robust_policies.train.recipe.sections import (
+    Algorithm,
+    BoundedCritic,
+    PolicySection,
+    TaskSection,
+    refuse_settings_of_ppo,
+)
 from robust_policies.train.recipe.youla import YoulaSection
 
 
@@ -41,6 +47,9 @@ class ApgSection(Algorithm):
     action_noise: float = Field(default=0.0, ge=0, description="deviation while training, in units of the action limit")
     zero_init: bool = Field(default=True, description="the first policy does nothing; false: the cell's random start")
     critic_sizes: list[int] = Field(default_factory=lambda: [64, 64], description="hidden layers of the value")
+    critic: BoundedCritic | None = Field(
+        default=None, description="in place of an MLP an LBDN {cell: lbdn, gamma: ...} of the normalised features"
+    )
     critic_learning_rate: float | str = 1e-3
     critic_updates: int = Field(default=8, ge=1, description="gradient steps of the value an update")
     critic_lambda: float = Field(default=0.95, ge=0, le=1, description="of the TD(lambda) targets of the value")
@@ -102,7 +111,7 @@ class ApgSection(Algorithm):
             )
         if self.certified_size is not None:
             self._check_certified()
-        refuse_settings_of_ppo(policy, "with apg, whose value is set by algorithm.critic_sizes")
+        refuse_settings_of_ppo(policy, "with apg, whose value is set by algorithm.critic_sizes or algorithm.critic")
 
     def _check_certified(self) -> None:
         """Raise `ValueError` where the objective is not the plain cost that the certified one is made of."""

@@ -30,10 +30,10 @@ class TaskSection(Strict):
 
 
 class BoundedCritic(Strict):
-    """A value function of bounded gain, recurrent_ppo and tensor_ppo: an LBDN of the scaled observation."""
+    """A value function of bounded gain: an LBDN of the scaled observation (recurrent_ppo, tensor_ppo; apg: features)."""
 
     cell: Literal["lbdn"]
-    gamma: float = Field(gt=0, description="bound of the value's gain from the scaled observation, Euclidean norm")
+    gamma: float = Field(gt=0, description="bound of the value's gain from what it reads, scaled, Euclidean norm")
     hidden_sizes: list[Annotated[int, Field(ge=1)]] = Field(default_factory=lambda: [64, 64])
     activation: str = "relu"
 

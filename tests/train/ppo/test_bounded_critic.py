@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from lbdn_chain import chain
 from sb3_contrib import RecurrentPPO
 from tiny_recipe import TINY
 
@@ -26,18 +27,6 @@ def model_of(kind, critic=CRITIC, **options):
     policy = {"cell": "r2dn", "cell_kwargs": cell, "critic": critic, "observation_scale": SCALE} | options
     settings = {"n_steps": 20, "batch_size": 80, "n_epochs": 5, "learning_rate": 3e-2, "vf_coef": 1.0, "seed": 0}
     return kind(RecurrentCellPolicy, env, policy_kwargs=policy, device="cpu", **settings)
-
-
-def chain(network):
-    """Return the matrices between the activations of an LBDN, first layer first, in float64."""
-    with torch.no_grad():
-        layers, scale = network.double().explicit()
-        outs = [scale, *(layer.out_map() for layer in layers[:-1])]
-        weights = [
-            layer.in_map() @ out if out.ndim > 1 else layer.in_map() * out
-            for layer, out in zip(layers, outs, strict=True)
-        ]
-        return [one.numpy() for one in (*weights[:-1], weights[-1] * scale)]
 
 
 @pytest.mark.parametrize("kind", [RecurrentPPO, TensorRecurrentPPO])
