@@ -30,7 +30,7 @@ class TaskSection(Strict):
 
 
 class BoundedCritic(Strict):
-    """A value function of bounded gain: an LBDN of the scaled observation (recurrent_ppo, tensor_ppo; apg: features)."""
+    """A value function of bounded gain: an LBDN of the scaled observation (apg: of its features)."""
 
     cell: Literal["lbdn"]
     gamma: float = Field(gt=0, description="bound of the value's gain from what it reads, scaled, Euclidean norm")
