@@ -8,6 +8,7 @@ import importlib.util
 import shutil
 import subprocess
 import tempfile
+import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -84,10 +85,10 @@ def of_step(program: Program, step: Step, observations: Array) -> Array:
 def running(format: str, folder: Path, program: Program) -> tuple[Step | None, str]:
     """Return what runs one step of the files in a folder, None where nothing here can, and what runs it, in words."""
     if format == "numpy":
-        spec = importlib.util.spec_from_file_location("exported_policy", folder / "policy.py")
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        path = folder / "policy.py"
+        # Not imported, which would leave bytecode beside the files; dataclasses look for a module of its name.
+        module = types.ModuleType("exported_policy")
+        exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), vars(module))  # what was just written
         return module.step, f"NumPy {np.__version__}"
     if format == "c":
         return _compiled(folder, program)
