@@ -39,6 +39,7 @@ CELLS = {
     "nemon": {"state_size": 4, "features": 5, "gamma": 3.0},
     "l2ru": {"state_size": 4, "features": 5, "gamma": 3.0},
     "convex": {"state_size": 4, "gamma": 3.0},
+    "lipschitz_rnn": {"state_size": 4},
     "lstm": {"state_size": 4},
     "gru": {"state_size": 4},
     "mlp": {"hidden_sizes": (5,)},
