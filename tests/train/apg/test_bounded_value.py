@@ -21,7 +21,7 @@ def test_a_value_of_bounded_gain_keeps_it_while_it_is_fitted():
         network = value.network[0]
         assert isinstance(network, LBDN) and network.hidden_sizes == (8, 8)
         features = torch.randn(64, value.mean.numel(), generator=torch.Generator().manual_seed(0))
-        seen = value.of(features).detach().unsqueeze(1)
+        seen = (value.scale * value.scaled(features)).detach().unsqueeze(1)
         assert (torch.cdist(seen, seen) <= value.scale * (1.5 * torch.cdist(features, features) + 1e-5)).all()
         assert verify_layers(chain(network), "relu").gamma <= 1.5 * (1 + 1e-6)
 
