@@ -25,6 +25,9 @@ from robust_policies.train.ppo.buffer import Pieces, TensorRolloutBuffer
 from robust_policies.train.ppo.losses import Terms
 from robust_policies.train.ppo.policy import TensorPolicy
 
+_RAN: set[str] = set()
+"""The kernels that have run in this process: their compiled form does not depend on sizes."""
+
 
 @cache
 def _kernels() -> Any:
@@ -77,12 +80,15 @@ class Fused:
         self.data = [_array(one) for one in grids]
 
     def works(self) -> bool:
-        """Return whether the kernels run, which compiles them where that was not done before."""
+        """Return whether the kernels run, which compiles them where that was not done before; asked once a process."""
+        kind = "recurrent" if isinstance(self.actor, str) else "memoryless"
+        if kind in _RAN:
+            return True
         try:
-            with torch.enable_grad():
-                self._call(np.arange(1), self._arrays()[0], Terms(0.2, None, 0.5, 0.0))
+            self._call(np.arange(1), self._arrays()[0], Terms(0.2, None, 0.5, 0.0))
         except Exception:  # whatever ails the compiler: PyTorch needs none
             return False
+        _RAN.add(kind)
         return True
 
     def differentiate(self, pieces: Pieces, terms: Terms) -> tuple[Tensor, ...]:
