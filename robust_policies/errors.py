@@ -82,6 +82,10 @@ class DivergedError(RobustPoliciesError):
     """Training or evaluation produced NaN or infinity."""
 
 
+class LostRankError(RobustPoliciesError):
+    """One of the processes that train together ended before the others."""
+
+
 class NotEnoughMemoryError(RobustPoliciesError):
     """The machine or the device has not the memory that was asked for."""
 

@@ -31,8 +31,9 @@ def chain_of(cell: Any, explicit: Any = None) -> list[Layer] | None:
         return _perceptron(cell.activation, explicit)
     if not hasattr(explicit, "scale"):
         return None
-    shape = SHAPES.get(cell.network.activation.name)
-    if shape is None:
+    activation = cell.network.activation
+    shape = SHAPES.get(activation.name)
+    if shape is None and not _pairs(activation):
         return None
     layers = _sandwiches(explicit.layers, shape)
     scale = float(explicit.scale.detach().double())
@@ -86,28 +87,35 @@ def _neurons(arrays: dict[str, Array], explicit: Any, shape: Shape, carried: int
     return chain
 
 
-def _sandwiches(layers: Sequence[Any], shape: Shape) -> list[Layer]:
+def _sandwiches(layers: Sequence[Any], shape: Shape | None) -> list[Layer]:
+    """Return layers as a chain; without a shape, pairs are sorted."""
     chain = []
     for layer in layers:
         inner, bias = exactly(layer.in_map()), exactly(layer.b)
         if layer.psi is None:
             chain.append(linear(inner, bias))
         else:
-            chain += [linear(inner, bias, shape), linear(exactly(layer.out_map()))]
+            chain += [*_activated(inner, bias, shape), linear(exactly(layer.out_map()))]
     return chain
+
+
+def _activated(weight: Array, bias: Array, shape: Shape | None) -> list[Layer]:
+    """Return weight (rows, columns) z + bias (rows,) behind its activation; without a shape, pairs are sorted."""
+    return [linear(weight, bias), *_sorted(len(bias) // 2)] if shape is None else [linear(weight, bias, shape)]
+
+
+def _pairs(activation: Any) -> bool:
+    return isinstance(activation, GroupActivation) and activation.group == 2
 
 
 def _perceptron(activation: Any, explicit: Any) -> list[Layer] | None:
     shape = SHAPES.get(activation.name)
-    pairs = isinstance(activation, GroupActivation) and activation.group == 2
-    if shape is None and not pairs:
+    if shape is None and not _pairs(activation):
         return None
     chain = []
     weights, biases = ([exactly(each) for each in both] for both in explicit)
     for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
-        chain += (
-            [linear(weight, bias, shape)] if shape is not None else [linear(weight, bias), *_sorted(len(bias) // 2)]
-        )
+        chain += _activated(weight, bias, shape)
     return [*chain, linear(weights[-1], biases[-1])]
 
 

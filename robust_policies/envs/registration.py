@@ -37,6 +37,9 @@ ENV_IDS = tuple(f"{NAMESPACE}/{name}" for name in _TASKS)
 IDENTIFIED = f"{NAMESPACE}/Identified-v0"
 """A task of the user's own: its option `model` is the folder of an identified model, or several."""
 
+FMU = f"{NAMESPACE}/Fmu-v0"
+"""An FMU of the user's own: its option `fmu` is the file."""
+
 
 def register_tasks() -> None:
     """Register all ids of this package with Gymnasium; calling it again changes nothing.
@@ -56,6 +59,8 @@ def register_tasks() -> None:
                 vector_entry_point=VECTOR,
                 kwargs={"task": task},
             )
+    if FMU not in registry:
+        register(id=FMU, entry_point="robust_policies.envs.fmu:FmuEnv")
 
 
 def unknown_environment(env_id: str) -> UnknownNameError:

@@ -15,6 +15,7 @@ import numpy as np
 from robust_policies.certificates import Certificate, GainResult, gain_curve, not_certified, secant_gain
 from robust_policies.certificates.certificate import claim
 from robust_policies.certificates.gain import CURVE_STEPS
+from robust_policies.certificates.gain_search import running_map
 from robust_policies.certificates.kept import Book, keeping
 from robust_policies.certificates.loop import NUMBERS
 from robust_policies.certificates.peak_search import PeakWitness, peak_secants, peak_witness
@@ -109,8 +110,11 @@ def _checked(run: RunFolder) -> list[str]:
         agree = running_arrays_agree(run.path, policy)
         expected = _proven(run, policy, stored.weights)
         searched = policy.searched()
+        if searched is not None and (stored.witness is not None or stored.peak is not None):
+            # Once for all witnesses.
+            searched = running_map(searched)
         if stored.peak is not None:
-            expected = expected.with_peak(*_peak_again(run, policy, stored.peak))
+            expected = expected.with_peak(*_peak_again(run, policy, searched, stored.peak))
         tightness = None if searched is None else run.read_tightness()
         if stored.witness is not None:
             expected = expected.with_search(
@@ -141,14 +145,14 @@ def _names(run: RunFolder) -> tuple[list[str], list[str]]:
 
 
 def _peak_again(
-    run: RunFolder, policy: DeployedPolicy, stored: dict[str, Any]
+    run: RunFolder, policy: DeployedPolicy, searched: Any, stored: dict[str, Any]
 ) -> tuple[dict[str, Any] | None, list[float], str | None]:
     """Return the bound of every step as it is proven now, and what the witness in a folder shows."""
     name = stored.get("witness")
     if name is None:
         return policy.peak(stored["units"]), [], None
     witness = PeakWitness.load(run.path / Path(name).name)
-    found = peak_secants(policy.searched(), witness.inputs, np.asarray(stored["units"]))
+    found = peak_secants(searched, witness.inputs, np.asarray(stored["units"]))
     return policy.peak(stored["units"]), found.tolist(), name
 
 

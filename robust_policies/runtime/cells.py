@@ -135,7 +135,7 @@ def _l2ru(config: Mapping[str, Any], e: Arrays) -> RunningCell:
 
 
 def _mlp(config: Mapping[str, Any], e: Arrays) -> RunningCell:
-    act = ACTIVATIONS[config["activation"]]
+    act = _between(config)
     layers = [(W.T.copy(), b) for W, b in zip(e["weights"], e["biases"], strict=True)]
 
     def step(input: Array, state: Array) -> tuple[Array, Array]:
@@ -147,7 +147,7 @@ def _mlp(config: Mapping[str, Any], e: Arrays) -> RunningCell:
 
 
 def _lbdn(config: Mapping[str, Any], e: Arrays) -> RunningCell:
-    act, scale, kind = ACTIVATIONS[config["activation"]], e["scale"], e["scale"].dtype
+    act, scale, kind = _between(config), e["scale"], e["scale"].dtype
     layers = [
         (_inward(layer).T.astype(kind), layer["b"], None if layer["A"] is None else _outward(layer).T.astype(kind))
         for layer in e["layers"]
@@ -232,6 +232,11 @@ _MAKERS: dict[str, Callable[[Mapping[str, Any], Arrays], RunningCell]] = {
     "gru": _gru,
     "window": _window,
 }
+
+
+def _between(config: Mapping[str, Any]) -> Any:
+    """Return the activation between stored weights; Householder's are turned, so that between them it is MaxMin."""
+    return ACTIVATIONS["maxmin" if config["activation"] == "householder" else config["activation"]]
 
 
 def _wide(array: Array) -> Array:

@@ -41,6 +41,10 @@ EXAMPLES = {
         ["--steps", "64", "--num-envs", "4", "--rollout", "8", "--epochs", "1", "--hidden", "4", "--state-size", "2"],
         [CLAIM, RETURN, "policy in"],
     ),
+    "plan_with_a_convex_model": (
+        ["--steps", "5", "--minutes", "2"],
+        [r"error of the levels \d+", r"LQR \(target .* \d", r"convex model .*%", r"the tank itself .*%"],
+    ),
     "sac_with_a_window": (["--steps", "110"], [CLAIM, RETURN]),
     "sweep_gains": (
         ["--steps", "400", "--gammas", "4,6", "--seeds", "0", "--set", *SHORT],
