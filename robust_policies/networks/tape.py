@@ -71,25 +71,35 @@ class Tape:
         Raises:
             numpy.linalg.LinAlgError: a matrix has no factor or no inverse.
         """
+        found, kept = self.lend(parameters)
+        # Each has numbers of its own: they may be changed in place.
+        return [torch.from_numpy(one.copy()) for one in found], kept
+
+    def lend(self, parameters: Sequence[Tensor]) -> tuple[list[Any], _Lent]:
+        """Return the results as arrays that are theirs as long as what backward needs is kept, and that.
+
+        The parameters are of any shapes; raises LinAlgError as `forward`.
+        """
         try:
             work = self._idle.pop()
         except IndexError:
             work = _Work(self._buffer.copy(), self._ends)
         kept = _Lent(self._idle, work)
-        return self._numbers(0, work, parameters), kept
+        self._fill(0, work, parameters)
+        return work.ends[0], kept
 
     def backward(self, kept: _Lent, grads: Sequence[Tensor | None]) -> list[Any]:
         """Return the gradients in the parameters' shapes, None where there is none; raises LinAlgError as `forward`."""
-        return self._numbers(1, kept.work, grads)
+        self._fill(1, kept.work, grads)
+        # As in `forward`: gradients are added to in place.
+        return [None if one is None else torch.from_numpy(one.copy()) for one in kept.work.ends[1]]
 
-    def _numbers(self, way: int, work: _Work, given: Sequence[Tensor | None]) -> list[Any]:
+    def _fill(self, way: int, work: _Work, given: Sequence[Tensor | None]) -> None:
         sources = self._sources[way].copy()
         given = [one if one is None or one.is_contiguous() else one.contiguous() for one in given]
         sources[:, 0] = [0 if one is None else one.data_ptr() for one in given]
         if not self._run(work.numbers, self._tapes[way], self._spare, sources):
             raise np.linalg.LinAlgError("A matrix has no factor or no inverse.")
-        # Each has numbers of its own: gradients are added to in place.
-        return [None if one is None else torch.from_numpy(one.copy()) for one in work.ends[way]]
 
 
 class _Work:
