@@ -84,6 +84,13 @@ class Cell(nn.Module, ABC):
         The inputs are (time, batch, nu), the state (batch, nx), starts (time, batch) bool or None; all unchecked.
         """
 
+    def run_now(self, inputs: Tensor, state: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return what `run` does with the arrays of the parameters as they are now; its other arguments, unchecked.
+
+        The inputs are (time, batch, nu), the state (batch, nx), starts (time, batch) bool or None.
+        """
+        return self.run(self.explicit(), inputs, state, starts)
+
     def fixed_step(self, explicit: Any) -> FixedStep | Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Return `step` with arrays that stay as they are and have no gradient: (input, state) -> (output, state)."""
         return partial(self.step, explicit)
@@ -133,9 +140,10 @@ class Cell(nn.Module, ABC):
             ShapeError: a shape, dtype or device does not fit.
             UnknownNameError, InvalidValueError: `parallel` or `tolerance`, or chunks that cannot be.
         """
-        explicit, given = self.explicit(), self._checked(inputs, state, starts)
+        given = self._checked(inputs, state, starts)
         if checked_mode(parallel, tolerance) == "scan":
-            return self.run(explicit, *given)
+            return self.run_now(*given)
+        explicit = self.explicit()
         step, name = self.collapsed(explicit), getattr(getattr(self, "activation", None), "name", "")
         return parallel_run(self, partial(self.run, explicit), step, name, parallel, tolerance, *given)
 

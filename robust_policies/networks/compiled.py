@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import register_pytree_node
 
+from robust_policies.networks import rows
 from robust_policies.networks.activations import ACTIVATIONS
 from robust_policies.networks.program import transformed
 
-# Wider products are faster by BLAS.
+# Wider products are faster by BLAS, with the batch in lanes; see `rows` for those of rows.
 _WIDEST = 48
 
 
@@ -59,7 +60,7 @@ def with_step(kind: type[Any]) -> type[Any]:
     return made
 
 
-def applies(name: str, inputs: Tensor, state: Tensor, step: Collapsed) -> bool:
+def applies(name: str, inputs: Tensor, state: Tensor, step: Collapsed, by_rows: bool = False) -> bool:
     """Return whether the compiled run is to be used: many small steps on a CPU, in float32 or float64.
 
     Args:
@@ -67,13 +68,20 @@ def applies(name: str, inputs: Tensor, state: Tensor, step: Collapsed) -> bool:
         inputs: (time, batch, nu).
         state: (batch, nx).
         step: of the cell.
+        by_rows: it is for `run`, which takes wider steps where they are of layers.
     """
-    if inputs.device.type != "cpu" or inputs.dtype not in (torch.float32, torch.float64):
+    matrices = (step.P, step.Q, step.R, *step.weights)
+    widest = max(max(one.shape) for one in matrices)
+    if not fits(name, inputs, widest, rows.WIDEST if by_rows else _WIDEST) or transformed((inputs, state, *matrices)):
+        return False
+    return widest <= _WIDEST or _by_rows(name, step)
+
+
+def fits(name: str, inputs: Tensor, widest: int, limit: int) -> bool:
+    """Return whether a compiled loop is there for inputs (time, batch, nu) and matrices as wide as `widest`."""
+    if inputs.device.type != "cpu" or inputs.dtype not in (torch.float32, torch.float64) or widest > limit:
         return False
     if inputs.shape[0] < 2 or inputs.shape[0] * inputs.shape[1] < _enough(inputs.dtype):
-        return False
-    matrices = (step.P, step.Q, step.R, *step.weights)
-    if max(max(one.shape) for one in matrices) > _WIDEST or transformed((inputs, state, *matrices)):
         return False
     return _works(name, str(inputs.dtype).removeprefix("torch."))
 
@@ -89,7 +97,14 @@ def run(name: str, starts: Tensor | None, inputs: Tensor, state: Tensor, step: C
         step: of the cell.
     """
     rest = (*step[:6], *step.weights, *step.biases)
-    return _Run.apply(name, starts, len(step.biases), inputs, state, *rest)
+    node = _Rows if _by_rows(name, step) else _Run
+    return node.apply(name, starts, len(step.biases), inputs, state, *rest)
+
+
+def _by_rows(name: str, step: Collapsed) -> bool:
+    """Return whether the loops of `row_kernels` are to be used, which a step of layers has."""
+    dtype = str(step.P.dtype).removeprefix("torch.")
+    return len(step.weights) == len(step.biases) and rows.works(kernels_of().kind_of(name, np.dtype(dtype)), dtype)
 
 
 def plain_run(
@@ -227,6 +242,37 @@ class _Run(torch.autograd.Function):
         )
         results = (torch.from_numpy(one) for one in found)
         return (None, None, None, torch.from_numpy(g_inputs).transpose(1, 2), torch.from_numpy(first).t(), *results)
+
+
+class _Rows(torch.autograd.Function):
+    """`_Run` of layers, by `row_kernels`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, name: str, starts: Tensor | None, layers: int, inputs: Tensor, state: Tensor, *rest: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        F = rows.flat(*rest).numpy()
+        widths = (len(rest[1]) - state.shape[1], *map(len, rest[len(rest) - layers :]))
+        ctx.sizes = rows.Sizes(inputs.shape[2], state.shape[1], len(rest[5]), widths)
+        kind, keep = kernels_of().kind_of(name, F.dtype), None if starts is None else (~starts).numpy()
+        outputs, final, ctx.kept = rows.forward(kind, ctx.sizes, F, inputs.numpy(), state.numpy(), keep)
+        ctx.name, ctx.starts, ctx.layers = name, starts, layers
+        ctx.save_for_backward(inputs, state, *rest)
+        return torch.from_numpy(outputs), torch.from_numpy(final)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, state, *rest = ctx.saved_tensors
+        if torch.is_grad_enabled() or transformed(grads):
+            return (None, None, None, *_again(ctx, (inputs, state, *rest), grads))
+        asked = ctx.needs_input_grad[3]
+        by_inputs, by_state, by_F = rows.backward(ctx.kept, grads[0].numpy(), grads[1].numpy(), asked)
+        found = [None if one is None else torch.from_numpy(one) for one in (by_inputs, by_state)]
+        if any(ctx.needs_input_grad[5:]):
+            found += map(torch.from_numpy, rows.unflat(by_F, ctx.sizes))
+        else:
+            found += [None] * len(rest)
+        return (None, None, None, *found)
 
 
 def parts_of(flat: np.ndarray, shapes: Sequence[Sequence[int]]) -> list[np.ndarray]:

@@ -39,7 +39,7 @@ def recorded(module: nn.Module, make: Callable[[], Any]) -> Any:
         make: the parametrization; all it reads but the parameters stays the same from call to call. Its tensors are in
             tuples and named tuples.
     """
-    program, parameters = _program(module, make) if torch.is_grad_enabled() else (None, [])
+    program, parameters = current(module, make) if torch.is_grad_enabled() else (None, [])
     return None if program is None else program.run(parameters, make)
 
 
@@ -93,15 +93,21 @@ def pulled(module: nn.Module, make: Callable[[], Any]) -> Pulled | None:
 
     The arguments are those of `recorded`.
     """
-    program, parameters = _program(module, make)
+    program, parameters = current(module, make)
     if program is None or not isinstance(program.engine, Tape) or not all(one.is_contiguous() for one in parameters):
         return None
     return Pulled(program, program.engine, parameters)
 
 
-def _program(module: nn.Module, make: Callable[[], Any]) -> tuple[Program | None, list[Tensor]]:
-    """Return the program of a module's parameters as they are now, None where there is none, and the parameters."""
-    known = _known(module)
+def current(module: nn.Module, make: Callable[[], Any], what: str = "arrays") -> tuple[Program | None, list[Tensor]]:
+    """Return the program of a module's parameters as they are now, None where there is none, and the parameters.
+
+    Args:
+        module: whose parameters they are.
+        make: the parametrization, as for `recorded`.
+        what: it makes of the parameters, of any shapes: there is one program of each name.
+    """
+    known = _known(module, what)
     try:
         parameters = [cast(Tensor, own[name]) for own, name in known.places]
         kind = [(one.dtype, one.requires_grad, one.numel(), one.is_cpu, type(one)) for one in parameters]
@@ -172,13 +178,14 @@ class _Known:
         self.program: Program | None = None
 
 
-_KNOWN: weakref.WeakKeyDictionary[nn.Module, _Known] = weakref.WeakKeyDictionary()
+_KNOWN: weakref.WeakKeyDictionary[nn.Module, dict[str, _Known]] = weakref.WeakKeyDictionary()
 
 
-def _known(module: nn.Module) -> _Known:
-    known = _KNOWN.get(module)
+def _known(module: nn.Module, what: str = "arrays") -> _Known:
+    programs = _KNOWN.setdefault(module, {})
+    known = programs.get(what)
     if known is None:
-        known = _KNOWN[module] = _Known(module)
+        known = programs[what] = _Known(module)
     return known
 
 
