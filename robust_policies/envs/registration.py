@@ -28,6 +28,7 @@ _TASKS = {
     "InvertedDoublePendulum-v0": "inverted_double_pendulum",
     "Reacher-v0": "reacher",
     "Hopper-v0": "hopper",
+    "HopperNoVelocity-v0": "hopper_no_velocity",
     "HalfCheetah-v0": "half_cheetah",
     "Walker2d-v0": "walker2d",
 }
