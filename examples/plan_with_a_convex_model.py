@@ -18,7 +18,7 @@ from torch import Tensor
 from robust_policies.networks import Cell, make_cell
 
 # Levels in m, flows in m^3 a step of a minute over 20 m^2; the limit is to be kept, the price of pumping changes.
-LIMIT, HORIZON, OVER, TANKS = 1.0, 40, 50.0, 16
+LIMIT, HORIZON, OVER, TANKS, DRY = 1.0, 40, 50.0, 16, 0.4
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 Controller = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
@@ -35,7 +35,7 @@ def weather(minutes: int, seed: int) -> tuple[Tensor, Tensor]:
     starts = torch.rand(1 + minutes // 60, TANKS, generator=generator) * minutes
     lengths = 12 + 14 * torch.rand(starts.shape, generator=generator)
     storms = ((t.unsqueeze(1) >= starts) & (t.unsqueeze(1) < starts + lengths)).any(1)
-    return 0.4 + 0.8 * storms, 1 + 0.8 * torch.sin(2 * math.pi * t / 80)
+    return DRY + 0.8 * storms, 1 + 0.8 * torch.sin(2 * math.pi * t / 80)
 
 
 def costs(levels: Tensor, plan: Tensor, prices: Tensor) -> Tensor:
@@ -113,15 +113,16 @@ class Planner:
         return self.plan[0]
 
 
-def lqr(target: float, weight: float) -> Controller:
-    """Return an LQR of the level around a target, which is told this minute's inflow and cancels it."""
+def lqr(target: float, weight: float, cancelled: float) -> Controller:
+    """Return an LQR of the level around a target, which is told this minute's inflow and cancels a share of a storm."""
     a, b, p = 1 - 0.05 * 0.25 / target**0.5, -0.03, 1.0
     for _ in range(2000):
         p = 1 + a * a * p - (a * b * p) ** 2 / (weight + b * b * p)
     gain = a * b * p / (weight + b * b * p)
 
     def control(t: int, level: Tensor, inflows: Tensor, prices: Tensor) -> Tensor:
-        return ((inflows[0] - 0.5 * target**0.5) / 0.6 - gain * (level - target)).clamp(0, 1)
+        expected = DRY + cancelled * (inflows[0] - DRY)
+        return ((expected - 0.5 * target**0.5) / 0.6 - gain * (level - target)).clamp(0, 1)
 
     return control
 
@@ -148,7 +149,7 @@ def main() -> None:
     torch.manual_seed(0)
     cell = learned(given.steps)
     tuned = min(
-        product((0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05), (1e-4, 1e-3, 1e-2, 1e-1)),
+        product((0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.4), (1e-3, 1e-2, 1e-1, 1.0, 10.0), (0.0, 0.5, 1.0)),
         key=lambda choice: float(played(lqr(*choice), given.minutes, seed=1)[0].mean()),
     )
     controllers: dict[str, Controller] = {
