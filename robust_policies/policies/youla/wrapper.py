@@ -32,7 +32,7 @@ from robust_policies.envs.plant import Plant
 from robust_policies.envs.wrappers import Changing, TensorWrapper
 from robust_policies.errors import InvalidValueError, NonFiniteError, ShapeError, UnknownNameError
 from robust_policies.policies.youla.base import BaseController, YoulaOptions
-from robust_policies.policies.youla.injection import InjectionController
+from robust_policies.policies.youla.observed import InjectionController
 
 READABLE = ("innovation", "reference")
 OBSERVERS = ("linear", "injection")

@@ -15,7 +15,7 @@ from robust_policies.policies import (
     YoulaVectorWrapper,
     YoulaWrapper,
 )
-from robust_policies.policies.youla.injection import InjectionController
+from robust_policies.policies.youla.observed import InjectionController
 
 PENDULUM = "robust_policies/PendulumNoVelocity-v0"
 # The whole circle, and the speeds that a step does not bring to their limit of 8 rad/s.
