@@ -152,7 +152,7 @@ class Program(NamedTuple):
 
     engine: Tape | NumpyProgram
     results: tuple[bool, ...]
-    together: Callable[[Sequence[Tensor], Sequence[Tensor]], Any]
+    together: Callable[[Sequence[Any], Sequence[Any]], Any]
 
     def run(self, parameters: Sequence[Tensor], make: Callable[[], Any]) -> Any:
         """Return the arrays of parameters of any shapes, None where a matrix has no factor.
@@ -319,7 +319,7 @@ def _places(leaves: Sequence[Any], parameters: Sequence[Tensor]) -> tuple[list[t
     return places, results
 
 
-def _together(arrays: Any, places: Sequence[tuple[str, Any]]) -> Callable[[Sequence[Tensor], Sequence[Tensor]], Any]:
+def _together(arrays: Any, places: Sequence[tuple[str, Any]]) -> Callable[[Sequence[Any], Sequence[Any]], Any]:
     """Return the function that puts leaves into tuples and named tuples as those of `arrays`."""
     space: dict[str, Any] = {"c": []}
     left = iter(places)
