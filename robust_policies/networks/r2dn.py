@@ -16,7 +16,7 @@ from robust_policies import checks
 from robust_policies.errors import InvalidValueError
 from robust_policies.networks import r2dn_forms as forms
 from robust_policies.networks.cell import hidden_widths
-from robust_policies.networks.compiled import Collapsed, applies, run, with_step
+from robust_policies.networks.compiled import Collapsed, run, runs, with_step
 from robust_policies.networks.guarantees import Contracting, Dissipative, Guarantee
 from robust_policies.networks.lbdn import LayerMatrices, explicit_layers, sandwich_layers
 from robust_policies.networks.linalg import frobenius, full_precision
@@ -25,7 +25,6 @@ from robust_policies.networks.r2dn_step import FixedR2DN
 from robust_policies.networks.robust_cell import RobustCell
 from robust_policies.networks.rows import Sizes
 from robust_policies.networks.scan import scan
-from robust_policies.networks.whole_run import run_with_parameters
 
 
 class R2DNExplicit(NamedTuple):
@@ -183,7 +182,7 @@ class R2DN(RobustCell):
         nx = explicit.A.shape[0]
         with full_precision(inputs):
             step = self.collapsed(explicit)
-            if applies(self.activation.name, inputs, state, step, by_rows=True):
+            if runs(self.activation.name, inputs, state, step):
                 return run(self.activation.name, starts, inputs, state, step)
             P, c, B, Q, R, d, weights, biases = step
             drive = nn.functional.linear(inputs, P[:, nx:], c)
@@ -191,17 +190,10 @@ class R2DN(RobustCell):
             outputs = nn.functional.linear(inputs, Q[:, nx:], d) + states @ Q[:, :nx].mT + last @ R.mT
             return outputs, final
 
-    def run_now(self, inputs: Tensor, state: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return (outputs, final state) by one node of the graph for parametrization and scan where there is one."""
-        found = None
-        if type(self).explicit is R2DN.explicit and type(self).run is R2DN.run:
-            widths = self.hidden_sizes if self.linear_output else (*self.hidden_sizes, self.features)
-            sizes = Sizes(self.input_size, self.state_size, self.output_size, widths)
-            found = run_with_parameters(self, self.activation.name, sizes, self._step_alone, inputs, state, starts)
-        return super().run_now(inputs, state, starts) if found is None else found
-
-    def _step_alone(self) -> Collapsed:
-        return self._with_collapsed()[1]
+    def step_sizes(self) -> Sizes:
+        """Return the widths of the collapsed step."""
+        widths = self.hidden_sizes if self.linear_output else (*self.hidden_sizes, self.features)
+        return Sizes(self.input_size, self.state_size, self.output_size, widths)
 
     @property
     def layers_active(self) -> int:

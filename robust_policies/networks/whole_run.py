@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_policies.networks import rows
-from robust_policies.networks.compiled import Collapsed, fits, kernels_of, plain_run
+from robust_policies.networks.compiled import Collapsed, fits, plain_run
 from robust_policies.networks.program import Program, current, transformed
 from robust_policies.networks.tape import Tape
 
@@ -26,6 +26,7 @@ class _Run(NamedTuple):
     name: str
     sizes: rows.Sizes
     make: Callable[[], Collapsed]
+    way: Any
 
 
 def run_with_parameters(
@@ -36,6 +37,7 @@ def run_with_parameters(
     inputs: Tensor,
     state: Tensor,
     starts: Tensor | None,
+    way: Any = rows,
 ) -> tuple[Tensor, Tensor] | None:
     """Return (outputs (time, batch, ny), final state (batch, nx)) of a cell as its parameters are now, by one node.
 
@@ -46,22 +48,22 @@ def run_with_parameters(
         module: the cell.
         name: of its activation.
         sizes: of its step.
-        make: its collapsed step, of layers; all it reads but the parameters stays the same from call to call.
+        make: its collapsed step; all it reads but the parameters stays the same from call to call.
         inputs: (time, batch, nu).
         state: (batch, nx).
         starts: (time, batch) bool or None; where True the state is zeroed before the step.
+        way: what runs it forward and backward, `rows` or a `parallel.Chunks`.
     """
-    widest = max(sizes.nx + max(sizes.nu, sizes.widths[0]), sizes.ny, *sizes.widths)
-    if not torch.is_grad_enabled() or not fits(name, inputs, widest, rows.WIDEST) or transformed((inputs, state)):
+    dtype = inputs.dtype
+    if not torch.is_grad_enabled() or not fits(inputs) or not sizes.fit() or transformed((inputs, state)):
         return None
-    kind = kernels_of().kind_of(name, np.dtype(str(inputs.dtype).removeprefix("torch.")))
-    if not rows.works(kind, str(inputs.dtype).removeprefix("torch.")):
+    if not rows.works(name, str(dtype).removeprefix("torch.")):
         return None
     program, parameters = current(module, lambda: rows.flat(*arrays_of(make())), "whole")
-    if program is None or not isinstance(program.engine, Tape) or parameters[0].dtype != inputs.dtype:
+    if program is None or not isinstance(program.engine, Tape) or parameters[0].dtype != dtype:
         return None
     try:
-        return _Node.apply(_Run(program, name, sizes, make), kind, starts, inputs, state, *parameters)
+        return _Node.apply(_Run(program, name, sizes, make, way), starts, inputs, state, *parameters)
     except np.linalg.LinAlgError:
         return None
 
@@ -74,11 +76,11 @@ def arrays_of(step: Collapsed) -> tuple[Tensor, ...]:
 class _Node(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, run: _Run, kind: int, starts: Tensor | None, inputs: Tensor, state: Tensor, *parameters: Tensor
+        ctx: Any, run: _Run, starts: Tensor | None, inputs: Tensor, state: Tensor, *parameters: Tensor
     ) -> tuple[Tensor, Tensor]:
         (F,), ctx.lent = cast(Tape, run.program.engine).lend(parameters)
-        keep = None if starts is None else (~starts).numpy()
-        outputs, final, ctx.kept = rows.forward(kind, run.sizes, F, inputs.numpy(), state.numpy(), keep)
+        kind, keep = rows.kind_of(run.name, F.dtype), None if starts is None else (~starts).numpy()
+        outputs, final, ctx.kept = run.way.forward(kind, run.sizes, F, inputs.numpy(), state.numpy(), keep)
         ctx.run, ctx.starts = run, starts
         ctx.save_for_backward(inputs, state, *parameters)
         return torch.from_numpy(outputs), torch.from_numpy(final)
@@ -87,28 +89,29 @@ class _Node(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         inputs, state, *parameters = ctx.saved_tensors
         if torch.is_grad_enabled() or transformed(grads):
-            return (None, None, None, *_again(ctx, inputs, state, parameters, grads))
-        by_inputs, by_state, by_F = rows.backward(ctx.kept, grads[0].numpy(), grads[1].numpy(), ctx.needs_input_grad[3])
+            return (None, None, *_again(ctx, inputs, state, parameters, grads))
+        asked = ctx.needs_input_grad[2]
+        by_inputs, by_state, by_F = ctx.run.way.backward(ctx.kept, grads[0].numpy(), grads[1].numpy(), asked)
         try:
             found = ctx.run.program.engine.backward(ctx.lent, [torch.from_numpy(by_F)])
         except np.linalg.LinAlgError:
-            return (None, None, None, *_again(ctx, inputs, state, parameters, grads))
+            return (None, None, *_again(ctx, inputs, state, parameters, grads))
         by_inputs = None if by_inputs is None else torch.from_numpy(by_inputs)
-        return (None, None, None, by_inputs, torch.from_numpy(by_state), *found)
+        return (None, None, by_inputs, torch.from_numpy(by_state), *found)
 
 
 def _again(
     ctx: Any, inputs: Tensor, state: Tensor, parameters: Sequence[Tensor], grads: Sequence[Tensor]
 ) -> list[Tensor | None]:
     """Return the gradients as a graph, which may be differentiated again."""
-    needed, further = ctx.needs_input_grad[3:], torch.is_grad_enabled()
+    needed, further = ctx.needs_input_grad[2:], torch.is_grad_enabled()
     with torch.enable_grad():
         step = ctx.run.make()
         arrays = arrays_of(step)
         # The aliases keep the graph that joins inputs, state and arrays out of it.
         aliases = [one.view_as(one) if one.requires_grad else one for one in (inputs, state, *arrays)]
         P, c, B, Q, R, d, *others = aliases[2:]
-        half = len(step.weights)
+        half = len(step.weights)  # a REN has one, and no biases
         copy = Collapsed(P, c, B, Q, R, d, tuple(others[:half]), tuple(others[half:]))
         outputs = plain_run(ctx.run.name, ctx.starts, aliases[0], aliases[1], copy)
     wanted = [one for one in aliases if one.requires_grad]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.autograd import forward_ad
 
-from robust_policies.networks import R2DN, Contracting, Dissipative, Lipschitz, compiled, program, rows, whole_run
+from robust_policies.networks import R2DN, REN, Contracting, Dissipative, Lipschitz, compiled, program, rows, whole_run
 
 pytest.importorskip("numba")
 NU, NX, NY, NV = 3, 8, 2, 16
@@ -70,6 +70,18 @@ def test_values_and_gradients_are_pytorchs(guarantee, hidden, batch):
         assert_alike(slopes(module, lambda u, x, b=begun: module(u, x, b), inputs, state), wanted, 1e-10)
 
 
+@pytest.mark.parametrize("guarantee", GUARANTEES)
+@pytest.mark.parametrize("neurons", [1, 5, 16])
+@pytest.mark.parametrize("batch", [1, 8, 300])
+def test_values_and_gradients_of_a_ren_are_pytorchs(guarantee, neurons, batch):
+    torch.manual_seed(0)
+    module = REN(NU, NX, NY, neurons, "tanh", guarantee=GUARANTEES[guarantee], rate=0.95).double()
+    inputs, state, starts = data(batch=batch)
+    assert whole(module(inputs, state, starts)[0])
+    wanted = slopes(module, lambda u, x: module.unroll(module._explicit(), u, x, starts), inputs, state)
+    assert_alike(slopes(module, lambda u, x: module(u, x, starts), inputs, state), wanted, 1e-10)
+
+
 @pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (5, 2, 7, 3), (2, 17, 1, 20)])
 @pytest.mark.parametrize("linear", [True, False])
 def test_sizes_of_all_kinds(sizes, linear):
@@ -83,11 +95,11 @@ def test_sizes_of_all_kinds(sizes, linear):
 def test_layers_wider_than_a_tape_takes_run_by_rows_alone(monkeypatch):
     module, (inputs, state, starts) = cell("contracting", (70, 50), sizes=(NU, NX, NY, 75)), data(batch=5)
     outputs = module(inputs, state, starts)[0]
-    assert type(outputs.grad_fn) is compiled._Rows._backward_cls
+    assert type(outputs.grad_fn) is compiled._Run._backward_cls
     wanted = slopes(module, lambda u, x: module.unroll(module._explicit(), u, x, starts), inputs, state)
     assert_alike(slopes(module, lambda u, x: module(u, x, starts), inputs, state), wanted, 1e-10)
     monkeypatch.setattr(rows, "WIDEST", 60)
-    assert type(module(inputs, state, starts)[0].grad_fn) is not compiled._Rows._backward_cls
+    assert type(module(inputs, state, starts)[0].grad_fn) is not compiled._Run._backward_cls
 
 
 @pytest.mark.parametrize("guarantee", GUARANTEES)
@@ -176,6 +188,18 @@ def test_frozen_parameters_have_no_gradient_and_the_others_have_theirs():
     assert_alike(found, wanted, 1e-10)
 
 
+def test_gradients_of_one_thing_alone():
+    module, (inputs, state, starts) = cell(), data()
+    plain = lambda u, x: module.unroll(module._explicit(), u, x, starts)[0]  # noqa: E731
+    for place, one in (("inputs", inputs), ("state", state)):
+        given = {"inputs": inputs, "state": state, place: one.clone().requires_grad_()}
+        found, wanted = (
+            torch.autograd.grad(run(given["inputs"], given["state"]).sin().sum(), given[place])[0]
+            for run in (lambda u, x: module(u, x, starts)[0], plain)
+        )
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+
+
 def test_where_it_is_not_used():
     module, (inputs, state, starts) = cell(), data()
     with torch.no_grad():
@@ -235,7 +259,7 @@ def test_the_run_of_given_arrays_goes_by_rows_too():
     module, (inputs, state, starts) = cell(), data()
     explicit = module.explicit()
     outputs = module.run(explicit, inputs.requires_grad_(), state, starts)[0]
-    assert type(outputs.grad_fn) is compiled._Rows._backward_cls
+    assert type(outputs.grad_fn) is compiled._Run._backward_cls
     found = torch.autograd.grad(outputs.sin().sum(), [inputs, *explicit.collapsed[:6]], retain_graph=True)
     plain = compiled.plain_run("tanh", starts, inputs, state, explicit.collapsed)[0]
     wanted = torch.autograd.grad(plain.sin().sum(), [inputs, *explicit.collapsed[:6]], retain_graph=True)
