@@ -35,6 +35,7 @@ from robust_policies.certificates.neurons import Neurons
 from robust_policies.certificates.optimum import Candidate, least_reach
 from robust_policies.certificates.peak import metric_at
 from robust_policies.certificates.search import Search
+from robust_policies.control.norms import radius
 from robust_policies.errors import NotCertifiableError
 from robust_policies.export.affine import Affine
 from robust_policies.export.intervals import UNITS, Walk
@@ -129,15 +130,19 @@ class _Held(NamedTuple):
 def _starts(neurons: Neurons) -> list[tuple[float, Candidate]]:
     """Return rates and metrics in which the system contracts, to search better ones from."""
     search, theta = Search(neurons.model, neurons.family, 1.0), neurons.theta
-    decay = least_decay(search, theta, [])
-    if decay is None and optimum.small_enough(neurons.model, neurons.family):
-        found = optimum.contraction(neurons.model, neurons.family, 1.0)
-        if found is not None:
-            theta = found.theta / found.theta.max()
-            decay = least_decay(search, theta, [found.P / found.theta.max()])
-    if decay is None:
+    if not theta.size:
+        rate: float | None = radius(neurons.model.A)
+    else:
+        decay = least_decay(search, theta, [])
+        if decay is None and optimum.small_enough(neurons.model, neurons.family):
+            hint = optimum.contraction(neurons.model, neurons.family, 1.0)
+            if hint is not None:
+                theta = hint.theta / hint.theta.max()
+                decay = least_decay(search, theta, [hint.P / hint.theta.max()])
+        rate = None if decay is None else decay.rate
+    if rate is None or rate >= 1.0:
         return []
-    slow, found = 1.0 - decay.rate**2, []
+    slow, found = 1.0 - rate**2, []
     for share in _SHARES:
         rate = math.sqrt(1.0 - share * slow)
         metrics = [metric_at(neurons.model, neurons.family, theta, rate, slack) for slack in _SLACKS]
