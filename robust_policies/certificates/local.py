@@ -239,6 +239,6 @@ def _before(layer: Layer, low: Array, high: Array) -> tuple[Array, Array]:
 
 
 def scaled(low: Array, high: Array, least: Array, most: Array) -> tuple[Array, Array]:
-    """Return the intervals of J s for J in intervals and slopes s in [least, most], >= 0, that broadcast to them."""
+    """Return the intervals (..., n) of J s for J in intervals and slopes s in [least, most], >= 0, that broadcast."""
     found = np.minimum(low * least, low * most), np.maximum(high * least, high * most)
     return np.nextafter(found[0], -np.inf), np.nextafter(found[1], np.inf)

@@ -107,7 +107,7 @@ def box_size(P: Array, half: Array) -> float:
 
 
 def largest_size(P: Array) -> float:
-    """Return the largest |e|_P of an error e of Euclidean norm 1."""
+    """Return the largest |e|_P of an error e of Euclidean norm 1, P (n, n)."""
     return math.sqrt(float(np.linalg.eigvalsh(P)[-1])) * _UP
 
 
