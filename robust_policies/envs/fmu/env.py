@@ -124,7 +124,7 @@ class FmuEnv(gymnasium.Env, EzPickle):
     def reset(
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Return the outputs at the start, and info. Raises UnknownNameError of an option, FmuError where it refuses."""
+        """Return the outputs at the start, and info. Raises UnknownNameError of an option, FmuError if it refuses."""
         super().reset(seed=seed)
         for name in options or {}:
             if name not in _RESET:
