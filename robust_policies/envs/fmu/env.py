@@ -14,8 +14,8 @@ from gymnasium.spaces import Box
 from gymnasium.utils import EzPickle
 
 from robust_policies import checks
-from robust_policies.envs.fmu.unit import FmuError, Unit, Variable
-from robust_policies.errors import InvalidValueError, NonFiniteError, ShapeError, UnknownNameError
+from robust_policies.envs.fmu.unit import Unit, Variable
+from robust_policies.errors import FmuError, InvalidValueError, NonFiniteError, ShapeError, UnknownNameError
 
 Reward = Callable[[np.ndarray, np.ndarray, np.ndarray], float]
 _COST = ("outputs", "actions", "setpoint")
@@ -54,7 +54,7 @@ class FmuEnv(gymnasium.Env, EzPickle):
         max_episode_steps: after which the episode is truncated; None: none.
         dtype: of observations and actions, "float32" or "float64"; the FMU computes in its own.
 
-    The info holds "time" in seconds. Reset's options: {"parameters": {NAME: VALUE}}.
+    Observations are (p,), actions (m,). The info holds "time", seconds. Reset's options: {"parameters": {NAME: VALUE}}.
 
     Raises:
         MissingFileError, CorruptFileError, UnknownNameError, ShapeError, InvalidValueError: an argument does not fit.
@@ -124,7 +124,7 @@ class FmuEnv(gymnasium.Env, EzPickle):
     def reset(
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Return the outputs at the start, and info."""
+        """Return the outputs at the start, and info. Raises UnknownNameError of an option, FmuError if it refuses."""
         super().reset(seed=seed)
         for name in options or {}:
             if name not in _RESET:

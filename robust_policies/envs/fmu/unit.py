@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from robust_policies.errors import (
     CorruptFileError,
+    FmuError,
     InvalidValueError,
     MissingFileError,
     RobustPoliciesError,
@@ -109,7 +110,10 @@ class Unit:
         return found
 
     def begin(self, values: Mapping[str, float], anew: bool) -> None:
-        """Bring it to its start with these values of variables; `anew`: by a new instance, else by its own reset."""
+        """Bring it to its start with these values of variables; `anew`: by a new instance, else by its own reset.
+
+        Raises FmuError where it refuses.
+        """
         try:
             if self._slave is not None and anew:
                 self._free()
@@ -143,7 +147,7 @@ class Unit:
         return [float(self._call(f"get{one.kind}", [one.reference])[0]) for one in wanted]
 
     def advance(self, time: float, size: float) -> bool:
-        """Take a step from `time`, seconds, and return whether the FMU asked to end the simulation."""
+        """Take a step from `time`, seconds; return whether the FMU asked to end. Raises FmuError where it refuses."""
         found = self._call("doStep", time, size, not self.keeps_states)
         if self.version == "2":
             return False
@@ -207,10 +211,6 @@ class Unit:
             # It goes in any case.
             except Exception:
                 continue
-
-
-class FmuError(RobustPoliciesError):
-    """An FMU refused what it was asked for."""
 
 
 def _variable(given: Any) -> Variable | None:

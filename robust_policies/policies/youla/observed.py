@@ -1,23 +1,30 @@
-"""The base controller of a Youla policy on a nonlinear plant whose observer's error is exactly linear."""
+"""The base controller of a Youla policy on a nonlinear plant, around an observer other than the linear one."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from gymnasium import spaces
 from torch import Tensor
 
-from robust_policies.control.observers.injection import OutputInjection
+from robust_policies.control.linear_model import LinearModel
+from robust_policies.control.lqg import LQGDesign
 from robust_policies.policies.youla.base import BaseController, YoulaOptions
 
 
-class InjectionController(BaseController):
-    """The base controller with an output-injection observer in place of the linear one.
+class ObserverController(BaseController):
+    """The base controller with another observer in place of the linear one.
 
-    In deviations from the equilibrium, xh+ = f(x', u_app) - x0 + A (xh - x') + L yt, x' the estimate moved onto the
-    measurement. Without noise the innovation obeys e+ = (A - L C) e, yt = C e on the nonlinear plant itself, whatever
-    the Youla input is and whatever is clipped, within the region in which the plant's form is proven.
+    In deviations from the equilibrium: xh+ = follow(xh, yt, u_app), yt = y - h(xh). With output injection, without
+    noise, the innovation obeys e+ = (A - L C) e, yt = C e on the nonlinear plant itself, whatever the Youla input is
+    and whatever is clipped, within the region in which the plant's form is proven. With a learned contracting observer
+    it is bounded uniformly in the Youla input where the observer's error is (`identification.observer_bound`).
 
     Args:
-        observer: of the plant.
+        observer: has sizes, start, innovation and follow: `control.observers.OutputInjection`, or
+            `identification.LearnedObserver`, whose estimate is a prediction: the design's estimator is "predictor".
+        model: linear, with the equilibrium; what is measured are its outputs.
+        design: whose K is the feedback.
         observation_space, action_space: the environment's.
         options: as of `BaseController`; a delay beyond the plant's is taken into account as there.
 
@@ -27,17 +34,25 @@ class InjectionController(BaseController):
 
     def __init__(
         self,
-        observer: OutputInjection,
+        observer: Any,
+        model: LinearModel,
+        design: LQGDesign,
         observation_space: spaces.Space,
         action_space: spaces.Space,
         options: YoulaOptions | None = None,
     ) -> None:
         self.observer = observer
-        super().__init__(observer.model, observer.design, observation_space, action_space, options)
+        super().__init__(model, design, observation_space, action_space, options)
 
     def measures(self, count: int) -> int:
         """Return how many signals are measured by an observation of `count` numbers without the reference."""
-        return self.observer.model.p if self.observer.sizes == count else count
+        return self.observer.output_size if self.observer.sizes == count else count
+
+    def initial_state(self, batch: int) -> Tensor:
+        """Return the state (batch, state_size) at an episode's start: the observer's own, and idle inputs."""
+        state = super().initial_state(batch)
+        state[:, : self.model.n] = self.observer.start(batch, self.x0) - self.x0
+        return state
 
     def innovation(self, observation: Tensor, state: Tensor) -> Tensor:
         """Return yt (batch, p), angles wrapped, for the environment's observations (batch, size)."""

@@ -12,9 +12,9 @@ from gymnasium.utils.env_checker import check_env
 
 from robust_policies.envs.batch import make_batch
 from robust_policies.envs.fmu import FmuEnv
-from robust_policies.envs.fmu.unit import FmuError
 from robust_policies.errors import (
     CorruptFileError,
+    FmuError,
     InvalidValueError,
     MissingFileError,
     NonFiniteError,
