@@ -96,7 +96,7 @@ def shape_of_layers(name: str, weights: Sequence[Tensor]) -> tuple[int, int, np.
 
 
 def array_of(tensor: Tensor) -> np.ndarray:
-    """Return the numbers of a tensor (...) without gaps in memory: the tensor's own where it has none."""
+    """Return the numbers of a tensor of any shape without gaps in memory: the tensor's own where it has none."""
     return np.ascontiguousarray(tensor.detach().numpy())
 
 
