@@ -65,7 +65,10 @@ class Steps:
         return np.empty((0, batch), self.arrays.P.dtype)
 
     def add(self, found: list[np.ndarray]) -> None:
-        """Add a step's gradients of P, c, B, Q, R, d, weights and biases, of their shapes; another backward pass's are gone."""
+        """Add a step's gradients of P, c, B, Q, R, d, weights and biases, of their shapes, the last two flat, (n,).
+
+        Those of another backward pass are gone.
+        """
         task = torch._C._current_graph_task_id()
         if self.sums is None or task != self.task:
             self.sums, self.task = found, task
