@@ -113,6 +113,26 @@ def measured(called: dict[str, Callable[[], Any]], count: int) -> dict[str, dict
     return {name: {f"p{q}": float(np.percentile(found, q)) for q in (50, 99)} for name, found in times.items()}
 
 
+def seen(folder: Path, rounding: dict[str, Any]) -> float:
+    """Return how far float32 was from float64 at most: 16 episodes of 2,000 steps of observations within the limits.
+
+    They are drawn, at corners, and held for 50 steps in turns.
+    """
+    program, draw = record(load(folder)), np.random.default_rng(0)
+    low, high = (np.array(rounding[f"observations_{side}"]) for side in ("low", "high"))
+    states, largest, held = [np.zeros((16, program.states), kind) for kind in (np.float32, np.float64)], 0.0, low
+    for t in range(2000):
+        corner = np.where(draw.random((16, len(low))) < 0.5, low, high)
+        drawn = corner if t % 2 else draw.uniform(low, high, corner.shape)
+        held = (held if t // 50 % 2 else drawn).astype(np.float32)
+        ends = []
+        for k, kind in enumerate((np.float32, np.float64)):
+            _, states[k], values = program.run(held, states[k], kind)
+            ends.append(values[program.mean])
+        largest = max(largest, float(np.abs(ends[0] - ends[1]).max()))
+    return largest
+
+
 def loops(folder: Path, made: Path, episodes: int) -> dict[str, Any]:
     """Return, by task and side, the mean return and the largest difference of an episode's from PyTorch's."""
     recipe, running = open_run(folder).read_recipe(), load(folder)
@@ -188,6 +208,8 @@ def main() -> None:
             report[folder.name] |= {"cost": entry["cost"], "parity": entry["random"]}
             rounding = json.loads((made / "c" / "certificate.json").read_text()).get("rounding")
             report[folder.name] |= {"rounding_bound": rounding and rounding["bound"]}
+            if rounding and rounding["bound"]:
+                report[folder.name] |= {"rounding_seen": seen(folder, rounding)}
             report[folder.name] |= {"in_the_loop": loops(folder, made, arguments.episodes)}
             report[folder.name] |= {"cortex_m4": cortex(made / "c")}
     text = json.dumps(report, indent=1)

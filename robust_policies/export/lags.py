@@ -103,14 +103,14 @@ class _Lags:
                 return c * (1 + 1e-12)
         return None
 
-    def holds(self, first: bool, P: Array, theta: Array, states: Array | None, inputs: Array | None) -> bool:
+    def holds(self, first: bool, P: Array, theta: Array, left: Array | None, right: Array | None) -> bool:
         """Return whether the inequality is proven with the form of x, or the one of e / sizes, on its right."""
         nx, nu = self.nx, self.nu
-        before = np.zeros((nx, nx)) if states is None else states
-        drive = np.zeros((nu, nu)) if inputs is None else inputs / np.outer(self.sizes, self.sizes)
+        before = np.zeros((nx, nx)) if left is None else left
+        drive = np.zeros((nu, nu)) if right is None else right / np.outer(self.sizes, self.sizes)
         output = np.array([[-1.0 if first else 0.0]])
         blocks = [before, -P, -self.family.matrix(theta), output, drive]
         K = np.asarray(scipy.linalg.block_diag(*(block for block in blocks if block.size)))
-        columns = slice(None, nx + self.nv) if inputs is None else slice(nx, None)
+        columns = slice(None, nx + self.nv) if right is None else slice(nx, None)
         error = None if self.error is None else self.error[:, columns]
         return prove_positive(self.F[:, columns], K, error).holds

@@ -33,7 +33,7 @@ def small_policy(kind):
     """Return a policy with random parameters."""
     torch.manual_seed(1)
     if kind == "youla":
-        return _youla()
+        return youla()
     actions, normalizer = ACTION, None
     if kind in CELLS:
         name, options = CELLS[kind]
@@ -65,16 +65,17 @@ def saved(kind, folder, task="Pendulum-v1"):
     return folder
 
 
-def _youla():
+def youla(delay=2, size=5.0):
+    """Return a Youla policy of a mass on a spring."""
     plant = load_plant("mass_spring_damper")
     limits = {"action_low": plant.action_low, "action_high": plant.action_high}
     given = {"W": plant.E @ plant.E.T, "V": plant.F @ plant.F.T, "Q": plant.Q, "R": 30 * plant.R}
     model = from_matrices(plant.A, plant.B, plant.C, **given, **limits)
     box = spaces.Box(-np.inf, np.inf, (1,), np.float32)
     acts = spaces.Box(plant.action_low.astype(np.float32), plant.action_high.astype(np.float32))
-    options = YoulaOptions(reserve=0.1, delay=2)
+    options = YoulaOptions(reserve=0.1, delay=delay)
     cell = make_cell("r2dn", 1, 1, state_size=3, features=4, hidden_sizes=[4])
-    inner = Actor(ScaledCell(cell, Scaling(1)), MeanHead(1, 1, False, 5.0))
+    inner = Actor(ScaledCell(cell, Scaling(1)), MeanHead(1, 1, False, size))
     design = lqg.design(model)
     base = BaseController(model, design, box, acts, options)
     youla = DeployedPolicy(inner, base.youla_observation_space, base.youla_action_space)

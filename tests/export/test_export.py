@@ -284,6 +284,32 @@ def test_c_in_the_loop_of_gymnasiums_pendulum_gives_the_same_return(folders, tmp
     assert returns[0] == pytest.approx(returns[1], abs=1e-2)
 
 
+@needs_gcc
+@pytest.mark.usefixtures("quick")
+def test_a_youla_policy_in_c_gives_its_own_tasks_return(folders, tmp_path):
+    export_policy(folders["youla"], "c", tmp_path / "out")
+    step = parity.library_step(
+        parity.shared_library(tmp_path / "out", tmp_path / "policy.so"), record(load(folders["youla"]))
+    )
+    program, policy = record(load(folders["youla"])), load_policy(folders["youla"])
+    returns = []
+    for by_c in (True, False):
+        env = gymnasium.make("robust_policies/MassSpringDamper-v0")
+        (observation, _), total, done = env.reset(seed=3), 0.0, False
+        state = np.zeros((1, program.states), np.float32) if by_c else None
+        while not done:
+            if by_c:
+                action, state = step(np.asarray(observation, np.float32)[None], state)
+                action = action[0]
+            else:
+                action, state = policy.predict(observation, state)
+            observation, reward, terminated, truncated, _ = env.step(action)
+            total, done = total + float(reward), terminated or truncated
+        returns.append(total)
+    assert returns[0] < 0
+    assert returns[0] == pytest.approx(returns[1], rel=1e-4)
+
+
 @pytest.mark.skipif(shutil.which("g++") is None or shutil.which("gcc") is None, reason="gcc and g++ are not installed")
 @pytest.mark.usefixtures("quick")
 def test_a_main_in_cpp_calls_the_files_in_c(folders, tmp_path):

@@ -3,16 +3,17 @@
 import mpmath
 import numpy as np
 import pytest
-from export_policies import LIMITS, saved
+import torch
+from export_policies import LIMITS, saved, youla
 
 from robust_policies.errors import NotCertifiableError
 from robust_policies.export.neurons import neurons_of
 from robust_policies.export.program import OBSERVATION, STATE
-from robust_policies.export.proof import _with_multipliers
+from robust_policies.export.proof import _rounding, _with_multipliers
 from robust_policies.export.record import record
 from robust_policies.export.rounding import rounding_of
 from robust_policies.export.window import window_rounding
-from robust_policies.policies import load_policy
+from robust_policies.policies import load_policy, save_policy
 from robust_policies.runtime import load
 
 STEPS = 250
@@ -109,6 +110,25 @@ def test_what_runs_is_within_the_bound_of_exact_arithmetic_at_every_step(kind, t
     # It rounds, and by no more than is proven.
     assert 0 < worst <= 1
     assert (largest <= found.states).all()
+
+
+def test_a_youla_policy_with_its_observer_stays_within_the_bound_and_a_compensator_that_diverges_has_none(tmp_path):
+    torch.manual_seed(0)
+    entries, programs = [], []
+    for delay, size in ((0, 0.02), (2, 5.0)):
+        save_policy(youla(delay, size), tmp_path / str(delay), None)
+        programs.append(record(load(tmp_path / str(delay))))
+        policy = load_policy(tmp_path / str(delay))
+        entries.append(_rounding(programs[-1], policy, (-np.ones(1), np.ones(1)), "c"))
+    # Observer and feedback alone, the loop cut open, do not contract where the input comes late.
+    assert entries[1]["bound"] is None and "No contraction of the exported program is proven" in entries[1]["reason"]
+    program, bound = programs[0], np.array(entries[0]["bound"])
+    state, exact, worst = np.zeros((1, program.states), np.float32), [mpmath.mpf(0)] * program.states, 0.0
+    for seen in observations(STEPS)[:, :1]:
+        _, state, values = program.run(seen[None], state)
+        mean, exact = exact_step(program, seen, exact)
+        worst = max(worst, float(abs(mpmath.mpf(float(values[program.mean][0, 0])) - mean[0]) / bound[0]))
+    assert 0 < worst <= 1
 
 
 @pytest.mark.parametrize("kind", ["r2dn", "r2dn tanh", "ren"])
