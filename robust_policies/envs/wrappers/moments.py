@@ -33,7 +33,7 @@ class RunningMoments:
 
     @torch.no_grad()
     def include(self, number: Any, mean: torch.Tensor, squares: torch.Tensor) -> None:
-        """Take in `number` rows of which the mean (*size) and the sum of squared deviations (*size) are known."""
+        """Take in `number` rows (n, *size) by their mean and sum of squared deviations, (*size) each."""
         total = self.count + number
         share = number / total
         shift = mean - self.mean
