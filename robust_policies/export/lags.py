@@ -50,7 +50,7 @@ def _summed(system: _Lags, theta: Array, room: float, rate: float, metric: Candi
     for lag, (multiplier, whole) in enumerate(lag_forms(system.scaled, theta, room)):
         states, inputs = whole[: system.nx, : system.nx], whole[system.nx :, system.nx :]
         if not (
-            system.holds(lag == 0, P, multiplier, None, states) and system.holds(lag == 0, P, multiplier, inputs, None)
+            system.holds(lag == 0, P, multiplier, states, None) and system.holds(lag == 0, P, multiplier, None, inputs)
         ):
             return None
         P, total = states, total + _largest(inputs)
@@ -90,7 +90,7 @@ class _Lags:
         for room in _ROOMS:
             found = 0.5 * (1 + room) * (drive + drive.T)
             found += room * np.diag(np.abs(np.diagonal(drive)) + np.abs(drive).max())
-            if self.holds(False, metric.P, metric.theta, found, None):
+            if self.holds(False, metric.P, metric.theta, None, found):
                 return _largest(found)
         return None
 

@@ -33,7 +33,7 @@ class RunningMoments:
 
     @torch.no_grad()
     def include(self, number: Any, mean: torch.Tensor, squares: torch.Tensor) -> None:
-        """Take in `number` rows (n, *size) by their mean and sum of squared deviations, (*size) each."""
+        """Take in `number` rows (n, ...) by their mean (...) and their sum of squared deviations (...)."""
         total = self.count + number
         share = number / total
         shift = mean - self.mean
