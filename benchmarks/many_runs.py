@@ -1,8 +1,8 @@
 """Run folders of different policies, made from one: what a report of many runs is measured on (report.py).
 
-Each has parameters of its own, a certificate that is proven of them, and returns of its own. Nothing of it is trained or
-played: the parameters are those of the run, each times 1 + 0.01 times a normal number, the returns of a policy the run's
-times one number near 1, and the witnesses' inputs the run's, of which the gains are computed anew.
+Each has parameters of its own, a certificate that is proven of them, and returns of its own. Nothing of it is trained
+or played: the parameters are those of the run, each times 1 + 0.01 times a normal number, the returns of a policy the
+run's times one number near 1, and the witnesses' inputs the run's, of which the gains are computed anew.
 """
 
 from __future__ import annotations

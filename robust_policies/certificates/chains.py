@@ -74,6 +74,19 @@ def chain_over(cell: Any, steps: int, explicit: Any = None) -> list[Layer] | Non
     return chain
 
 
+def chain_of_step(cell: Any, explicit: Any = None) -> list[Layer] | None:
+    """Return the chain from (state, input), (nx + nu,), to the next state (nx,) of an R2DN or a REN, else None."""
+    explicit = cell.explicit() if explicit is None else explicit
+    shape = SHAPES.get(cell.activation.name) if hasattr(cell, "activation") else None
+    if shape is None or not (is_r2dn(explicit) or hasattr(explicit, "D11")):
+        return None
+    arrays = {name: exactly(getattr(explicit, name)) for name in explicit._fields if name != "layers"}
+    both = len(arrays["A"]) + arrays["B2"].shape[1]
+    before = _carrying(linear(_beside(arrays["C1"], arrays["D12"]), arrays["bv"]), both)
+    after = linear(_beside(arrays["B1"], arrays["A"], arrays["B2"]), arrays["bx"])
+    return [before, *_neurons(arrays, explicit, shape, both), after]
+
+
 def _neurons(arrays: dict[str, Array], explicit: Any, shape: Shape, carried: int) -> list[Layer]:
     """Return what a step's neurons do to what they read, `carried` numbers beside them."""
     if hasattr(explicit, "layers"):

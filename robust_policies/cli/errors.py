@@ -13,7 +13,7 @@ from typing import Any
 
 import typer
 
-from robust_policies.errors import RobustPoliciesError
+from robust_policies.errors import LostRankError, NotEnoughMemoryError, RobustPoliciesError
 
 # Characters of a line.
 _LONGEST = 600
@@ -59,6 +59,26 @@ def short_warnings(asked: bool) -> Iterator[None]:
         if asked:
             warnings.showwarning = show
         yield
+
+
+@contextmanager
+def one_voice(ranks: Any) -> Iterator[None]:
+    """Let rank 0 of a training over several alone say in the block what all of them find.
+
+    Of the others one is heard where another rank was lost, which may be rank 0, and each where memory or something
+    unforeseen ended it.
+    """
+    if ranks.first:
+        yield
+        return
+    warnings.simplefilter("ignore")
+    try:
+        yield
+    except RobustPoliciesError as error:
+        heard = isinstance(error, NotEnoughMemoryError) or (isinstance(error, LostRankError) and ranks.rank == 1)
+        if ranks.joined and heard:
+            raise
+        raise typer.Exit(error.exit_status) from error
 
 
 def _fail(message: str, status: int) -> int:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from robust_policies.cli.errors import one_voice
 from robust_policies.cli.steps import DryRun, Threads, ask_first, certify_evaluate_report, said_of_dry_run
 from robust_policies.errors import InvalidValueError
 
@@ -49,7 +50,8 @@ def train(
 ) -> None:
     """Train a recipe, then certify and evaluate the policy and write a report, all into one run folder.
 
-    With --env in place of a recipe, one is made and printed; --dry-run then stops there.
+    With --env in place of a recipe, one is made and printed; --dry-run then stops there. Under torchrun, tensor_ppo
+    trains in all its processes together: torchrun --nproc-per-node 4 -m robust_policies train RECIPE.
     """
     given = {"--cell": cell, "--gamma": gamma, "--algo": algo, "--steps": steps, "--env-kwargs": env_kwargs or None}
     _one_of(recipe, env, [name for name, value in given.items() if value is not None])
@@ -62,20 +64,28 @@ def train(
 
     torch.set_num_threads(threads)
     changes = [*(set_ or []), *["deterministic=true"] * deterministic]
-    if recipe is not None:
-        resolved, name = training.load_recipe(recipe, changes, seed), Path(recipe).stem
-    else:
-        resolved, text, name = _made(str(env), cell or "r2dn", gamma, algo, steps, env_kwargs or [], changes, seed)
-        typer.echo(text, nl=False)
+    ranks = training.launched()
+    with one_voice(ranks):
+        if recipe is not None:
+            resolved, name = training.load_recipe(recipe, changes, seed), Path(recipe).stem
+        else:
+            resolved, text, name = _made(str(env), cell or "r2dn", gamma, algo, steps, env_kwargs or [], changes, seed)
+            if ranks.first:
+                typer.echo(text, nl=False)
+            if dry_run:
+                return
+        folder = output or Path("results") / name
+        if ranks.first:
+            ranks.fit(resolved)
+            ask_first(resolved, folder, ranks.device(device), resume, evaluation, dry_run)
         if dry_run:
+            if ranks.first:
+                typer.echo(said_of_dry_run(folder))
             return
-    folder = output or Path("results") / name
-    ask_first(resolved, folder, device, resume, evaluation, dry_run)
-    if dry_run:
-        typer.echo(said_of_dry_run(folder))
+        shown, stop = reporter_for(Console()), training.StopOnSignal(together=not ranks.alone)
+        result = training.train(resolved, folder, device=device, resume=resume, reporter=shown, stop=stop, ranks=ranks)
+    if not ranks.first:
         return
-    shown, stop = reporter_for(Console()), training.StopOnSignal()
-    result = training.train(resolved, folder, device=device, resume=resume, reporter=shown, stop=stop)
     best = "" if result.best_reward is None else f", best mean return {result.best_reward:.1f}"
     best += "" if result.best_certified is None else f", certified {result.best_certified:.4g}"
     early = " (checkpoints.stop_at_reward was reached)" if result.reached else ""

@@ -89,24 +89,25 @@ def _with_peak(run: RunFolder, policy: DeployedPolicy, certificate: Certificate,
     return certificate.with_peak(peak, witness.found.tolist(), path.name)
 
 
-def check_run(folder: str | Path) -> list[str]:
+def check_run(folder: str | Path, policy: DeployedPolicy | None = None) -> list[str]:
     """Return what differs between a run folder's certificate.json and what its policy and witness show, [] if nothing.
 
     The arrays' hashes, the proof, the gain of the witness and every number and sentence are computed again; where
     proofs.npz has the metric and the multipliers of a proof, they are proven again and not searched for. A file that is
-    missing or cannot be read is a difference too; a folder that does not exist raises MissingFileError.
+    missing or cannot be read is a difference too; a folder that does not exist raises MissingFileError. `policy` is the
+    folder's, where it has been loaded already.
     """
     run = RunFolder(folder)
     if not run.path.is_dir():
         raise MissingFileError(f"{folder} does not exist; expected a run folder.")
     with keeping(Book.load(run.path / PROOFS)):
-        return _checked(run)
+        return _checked(run, policy)
 
 
-def _checked(run: RunFolder) -> list[str]:
+def _checked(run: RunFolder, policy: DeployedPolicy | None) -> list[str]:
     try:
         stored = run.read_certificate()
-        policy = load_policy(run.path)
+        policy = load_policy(run.path) if policy is None else policy
         agree = running_arrays_agree(run.path, policy)
         expected = _proven(run, policy, stored.weights)
         searched = policy.searched()

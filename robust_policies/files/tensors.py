@@ -14,7 +14,13 @@ _LAYOUT = "@"
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors of any shape by name, each with the order of its dimensions in memory.
+    """Write tensors of any shape by name; see `packed`."""
+    # As bytes: the library's own way to a file does not say which error of the system ended it.
+    path.write_bytes(packed(tensors))
+
+
+def packed(tensors: Mapping[str, Tensor]) -> bytes:
+    """Return the bytes of tensors of any shape by name, each with the order of its dimensions in memory.
 
     That order decides how the library sums and vectorizes, hence the last bit of what is computed next.
     """
@@ -25,14 +31,18 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         if not tensor.is_contiguous() and tensor.permute(order).is_contiguous():
             name, tensor = f"{name}{_LAYOUT}{','.join(map(str, order))}", tensor.permute(order)
         content[name] = tensor.contiguous().clone()
-    # As bytes: the library's own way to a file does not say which error of the system ended it.
-    path.write_bytes(safetensors.torch.save(content))
+    return safetensors.torch.save(content)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Return the tensors in a file of `write_tensors`; raises SafetensorError if it is none."""
+    return unpacked(path.read_bytes())
+
+
+def unpacked(data: bytes) -> dict[str, Tensor]:
+    """Return the tensors in the bytes that `packed` returned; raises SafetensorError if they are none."""
     found: dict[str, Tensor] = {}
-    for name, tensor in safetensors.torch.load(path.read_bytes()).items():
+    for name, tensor in safetensors.torch.load(data).items():
         name, _, layout = name.partition(_LAYOUT)
         if layout:
             order = [int(dimension) for dimension in layout.split(",")]

@@ -27,14 +27,14 @@ def kind_of(name: str, dtype: np.dtype) -> int:
 
 @compiled
 def _applied(kind, z, kept):
-    """Overwrite z (m, n) with the activation of its entries; `kept` (m, n) gets them where the slope needs them."""
+    """Overwrite z (m, n) with the activation of its entries; of SILU `kept` (m, n) gets their sigmoids."""
     if kind < SILU:
         activated(kind, z)
         return
     for i in range(len(z)):
         for j in range(z.shape[1]):
             kept[i, j] = z[i, j]
-    activated(kind - SILU, z)
+    activated(kind - SILU, kept)
     for i in range(len(z)):
         for j in range(z.shape[1]):
             z[i, j] *= kept[i, j]
@@ -42,16 +42,15 @@ def _applied(kind, z, kept):
 
 @compiled
 def _chained(kind, h, kept, delta):
-    """Multiply delta (m, n) by the slope where the activation gave h (m, n) of `kept` (m, n)."""
+    """Multiply delta (m, n) by the slope where the activation gave h (m, n), and `kept` (m, n)."""
     if kind < SILU:
         times_slope(kind, h, delta)
         return
     one = delta.dtype.type(1)
-    gates = kept.copy()
-    activated(kind - SILU, gates)
     for i in range(len(h)):
         for j in range(h.shape[1]):
-            delta[i, j] *= gates[i, j] * (one + kept[i, j] * (one - gates[i, j]))
+            # (x s)' = s + x s (1 - s), and x s is h.
+            delta[i, j] *= kept[i, j] + h[i, j] * (one - kept[i, j])
 
 
 @compiled
@@ -125,7 +124,7 @@ def forward(kind, last, inputs, widths, weights, biases, hidden, kept):
         weights: of each layer, (width, the one before), flat, one after the other.
         biases: of each layer, one after the other.
         hidden: (rows * sum(widths[1:]),).
-        kept: as long as `hidden` where an activation is SILU, else as it may be; gets what the slopes are of.
+        kept: as long as `hidden` where an activation is SILU, else as it may be; gets what the slopes need besides.
     """
     rows, turned = len(inputs), _turned(widths, weights)
     given = inputs.reshape(rows * widths[0])
@@ -194,9 +193,7 @@ def backward(kind, last, inputs, widths, weights, hidden, kept, grad, wanted):
                 sums, more = more, sums
                 _copied(below * width, sums, 0, part, at)
             if k > 1 or wanted:
-                product(
-                    length, below, width, under_, 0, below, above, 0, width, 1, weights, at, below, zeros, 0, 0, 0
-                )
+                product(length, below, width, under_, 0, below, above, 0, width, 1, weights, at, below, zeros, 0, 0, 0)
                 above, under_ = under_, above
         if wanted:
             _copied(length * widths[0], above, 0, gx, start * widths[0])

@@ -120,7 +120,7 @@ class Builder:
             for one in outputs:
                 self._new(one, "made")
         results = found if isinstance(found, (tuple, list)) else (found,)
-        self.widest = max([self.widest, *(max(shape_of(one)) for one in given if one.dim() <= 2)])
+        self.widest = max([self.widest, *(max(shape_of(one)) for one in given if one.dim() == 2)])
         write(self, args, kwargs, results)
 
     def _put(self, code: int, m: int, n: int, k: int, kind: int, o: Part, *parts: Part) -> None:

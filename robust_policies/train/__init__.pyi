@@ -8,6 +8,7 @@ from .run.folder import RunFolder as RunFolder
 from .run.folder import open_run as open_run
 from .run.job import TrainingInterruptedError as TrainingInterruptedError
 from .run.job import TrainResult as TrainResult
+from .run.ranks import launched as launched
 from .run.stop import StopOnSignal as StopOnSignal
 from .run.stop import StopRequest as StopRequest
 from .runner import train as train

@@ -17,6 +17,7 @@ from robust_policies.train.run.determinism import deterministic
 from robust_policies.train.run.folder import RunFolder
 from robust_policies.train.run.job import Job, TrainResult
 from robust_policies.train.run.progress import Reporter, Silent
+from robust_policies.train.run.ranks import ALONE, Ranks
 from robust_policies.train.run.stop import StopRequest
 from robust_policies.train.sb3.run import train_off_policy, train_plain_ppo
 
@@ -44,6 +45,7 @@ def train(
     reporter: Reporter | None = None,
     teacher: Any = None,
     stop: StopRequest | None = None,
+    ranks: Ranks = ALONE,
 ) -> TrainResult:
     """Return the result of training `recipe` into `folder`, or of continuing the run that is there.
 
@@ -57,20 +59,26 @@ def train(
         teacher: of imitation: what to learn from where the recipe's teacher is "given" (`train.imitate`).
         stop: ends training with a checkpoint once its `requested` is True; a `StopOnSignal` makes that of Ctrl-C and
             SIGTERM. None: the process's signal handlers stay as they are.
+        ranks: which of several processes this one is (`launched` says so under torchrun): they train one policy, each
+            in its share of the environments, and the first one alone writes files and shows progress.
 
     Raises:
         UserError: the recipe names something unknown, the folder is in use, or the device does not exist; then
             nothing was written.
+        LostRankError: another rank ended; the last checkpoint is whole.
         TrainingInterruptedError: `stop` asked for it; a checkpoint was written.
         KeyboardInterrupt: Ctrl-C without a `stop`; the last checkpoint is whole.
         DivergedError: something became NaN or infinite; the last checkpoint stays as it was.
         NotEnoughMemoryError, DiskError: memory or disk ran out; the last checkpoint is whole.
     """
     run = RunFolder(folder)
+    device = ranks.device(device)
     checks.device(device)
+    ranks.fit(recipe)
     for task in recipe.evaluation.tasks:
         spec_of(task)
     eval_seed = (recipe.seed + _EVALUATION_SEED) % checks.SEEDS
-    job = Job(recipe, run, device, resume, reporter or Silent(), stop or StopRequest(), eval_seed, teacher)
-    with deterministic(recipe.deterministic):
+    reporter = reporter if reporter is not None and ranks.first else Silent()
+    job = Job(recipe, run, device, resume, reporter, stop or StopRequest(), eval_seed, teacher, ranks)
+    with deterministic(recipe.deterministic), ranks.together(device):
         return RUNS[recipe.algorithm.name](job)

@@ -26,6 +26,15 @@ EXAMPLES = {
     "learn_with_rsl_rl": (["--steps", "512", "--num-envs", "8"], [CLAIM, RETURN, "policy in"]),
     "learn_with_skrl": (["--steps", "512", "--num-envs", "8"], [CLAIM, RETURN, "policy in"]),
     "identify_a_motor": (["--steps", "20"], [CLAIM, r"fit of the validation: ", "simulated speed", RETURN]),
+    "learn_an_observer": (
+        ["--steps", "64", "--boxes", "200"],
+        [
+            "no exact observer",
+            r"(proven|statistical): for every trajectory",
+            r"error at most \d\.",
+            "innovations after",
+        ],
+    ),
     "observe_a_pendulum": (
         ["--steps", "20"],
         [r"injection: innovations .* by \d\.\de-1[3-9]", r"linear: innovations .* by \d\.\de-0\d", "proven where"],

@@ -29,17 +29,11 @@ class RunningMoments:
     @torch.no_grad()
     def update(self, rows: torch.Tensor, counted: torch.Tensor | None = None) -> None:
         """Take in rows (n, *size), or only those that `counted` (n,) bool marks."""
-        # Rows last in memory: operations along few columns are several times slower.
-        values = rows.movedim(0, -1).to(torch.float64, memory_format=torch.contiguous_format)
-        if counted is None:
-            number: Any = float(len(rows))
-            mean = values.mean(-1)
-            deviation = values - mean.unsqueeze(-1)
-        else:
-            number = counted.sum(dtype=torch.float64)
-            mean = torch.where(counted, values, 0.0).sum(-1) / number.clamp(min=1.0)
-            deviation = torch.where(counted, values - mean.unsqueeze(-1), 0.0)
-        squares = (deviation * deviation).sum(-1)
+        self.include(*measured(rows, counted))
+
+    @torch.no_grad()
+    def include(self, number: Any, mean: torch.Tensor, squares: torch.Tensor) -> None:
+        """Take in `number` rows of which the mean (*size) and the sum of squared deviations (*size) are known."""
         total = self.count + number
         share = number / total
         shift = mean - self.mean
@@ -73,3 +67,21 @@ class RunningMoments:
                 )
         for name, tensor in own.items():
             tensor.copy_(loaded[name])
+
+
+def measured(rows: torch.Tensor, counted: torch.Tensor | None = None) -> tuple[Any, torch.Tensor, torch.Tensor]:
+    """Return the number of rows (n, *size), or of those that `counted` (n,) bool marks, their mean and squares.
+
+    The squares (*size) are the sum of squared deviations from the mean (*size); both are float64.
+    """
+    # Rows last in memory: operations along few columns are several times slower.
+    values = rows.movedim(0, -1).to(torch.float64, memory_format=torch.contiguous_format)
+    if counted is None:
+        number: Any = float(len(rows))
+        mean = values.mean(-1)
+        deviation = values - mean.unsqueeze(-1)
+    else:
+        number = counted.sum(dtype=torch.float64)
+        mean = torch.where(counted, values, 0.0).sum(-1) / number.clamp(min=1.0)
+        deviation = torch.where(counted, values - mean.unsqueeze(-1), 0.0)
+    return number, mean, (deviation * deviation).sum(-1)

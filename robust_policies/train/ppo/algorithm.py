@@ -17,7 +17,7 @@ from torch import Tensor
 from robust_policies.envs.bridges.sb3 import SB3VecEnv
 from robust_policies.errors import InvalidValueError
 from robust_policies.networks.linalg import full_precision
-from robust_policies.policies.adam import forget_gradients, gradient_norm, take_step
+from robust_policies.policies.adam import FusedAdam, forget_gradients, gradient_norm, take_step
 from robust_policies.train.ppo.buffer import Pieces, TensorRolloutBuffer, minibatch_count
 from robust_policies.train.ppo.episodes import EpisodeTotals
 from robust_policies.train.ppo.fused import fused
@@ -27,6 +27,7 @@ from robust_policies.train.ppo.normalization import ObservationScale, RewardScal
 from robust_policies.train.ppo.on_demand import OnDemand
 from robust_policies.train.ppo.policy import Apart, RolloutPolicy, TensorPolicy, unsupported
 from robust_policies.train.run.guard import diverged, in_buffer, in_update
+from robust_policies.train.run.ranks import ALONE, Ranks
 
 _DEVICE_ONLY = ("normalize_observation", "normalize_reward")
 PHASES = ("policy", "environment", "advantages", "update")
@@ -58,6 +59,8 @@ class TensorRecurrentPPO(RecurrentPPO):
         normalize_reward: divide rewards by the running deviation of the discounted return.
         spread_episodes: after a reset, count the first episodes as begun at different times, so that rollouts shorter
             than an episode hold all its parts.
+        ranks: the processes that train this model together, each in its share of the environments; `batch_size` counts
+            the samples of all.
 
     Attributes:
         why_numpy: why training does not stay on the device; None if it does.
@@ -69,6 +72,7 @@ class TensorRecurrentPPO(RecurrentPPO):
     """
 
     rollout_buffer: Any
+    ranks = ALONE
 
     def __init__(
         self,
@@ -78,8 +82,10 @@ class TensorRecurrentPPO(RecurrentPPO):
         normalize_observation: bool = False,
         normalize_reward: bool = False,
         spread_episodes: bool = False,
+        ranks: Ranks = ALONE,
         **kwargs: Any,
     ) -> None:
+        self.ranks = ranks
         self.normalize_observation, self.normalize_reward = normalize_observation, normalize_reward
         self.spread_episodes = spread_episodes
         self.why_numpy: str | None = None
@@ -114,6 +120,10 @@ class TensorRecurrentPPO(RecurrentPPO):
 
     def _choose_path(self, env: VecEnv) -> None:
         self.why_numpy = self._reason(env)
+        if self.why_numpy is not None and not self.ranks.alone:
+            raise InvalidValueError(
+                f"{self.ranks.size} ranks train on tensors only, but {self.why_numpy}; start it without torchrun."
+            )
         if self.why_numpy is not None:
             self.rollout_buffer = self._numpy_buffer
             asked = [name for name in _DEVICE_ONLY if getattr(self, name)]
@@ -136,7 +146,7 @@ class TensorRecurrentPPO(RecurrentPPO):
         if not self._loaded:
             self._set_minibatches()
         # Only a `RecurrentCellPolicy` gets here: others have a `why_numpy`.
-        self._tensors = TensorPolicy(self.policy)  # pyright: ignore[reportArgumentType]
+        self._tensors = TensorPolicy(self.policy, self.ranks)  # pyright: ignore[reportArgumentType]
         discrete = not self._tensors.gaussian
         assert isinstance(env, SB3VecEnv)
         self.rollout_buffer = TensorRolloutBuffer(
@@ -149,6 +159,7 @@ class TensorRecurrentPPO(RecurrentPPO):
             torch.int64 if discrete else torch.float32,
             # An offset far from zero is subtracted in the environment's own precision, in updates as in rollouts.
             env.inner.dtype if self._tensors.actor.scaling.offset is not None else torch.float32,
+            self.ranks,
         )
         self._episodes = EpisodeTotals(self.n_envs, self.device)
         self._states = self._tensors.initial_states(self.n_envs)
@@ -160,7 +171,12 @@ class TensorRecurrentPPO(RecurrentPPO):
         self._make_scales()
 
     def _set_minibatches(self) -> None:
-        self.minibatches = minibatch_count(self.n_envs, self.n_steps, self.batch_size)
+        self.minibatches = minibatch_count(self._every, self.n_steps, self.batch_size)
+
+    @property
+    def _every(self) -> int:
+        """The number of environments of all ranks."""
+        return self.n_envs * self.ranks.size
 
     def _make_scales(self) -> None:
         kept = self.normalization_state()
@@ -168,9 +184,9 @@ class TensorRecurrentPPO(RecurrentPPO):
         if self.normalize_observation:
             # A vector: other observations have a `why_numpy`.
             size = self.observation_space.shape[0]  # pyright: ignore[reportOptionalSubscript]
-            self._scales["observation"] = ObservationScale(size, self.device)
+            self._scales["observation"] = ObservationScale(size, self.device, self.ranks)
         if self.normalize_reward:
-            self._scales["reward"] = RewardScale(self.n_envs, self.gamma, self.device)
+            self._scales["reward"] = RewardScale(self.n_envs, self.gamma, self.device, self.ranks)
         self.load_normalization_state({name: kept[name] for name in self._scales if name in kept})
 
     def _reason(self, env: VecEnv) -> str | None:
@@ -199,6 +215,7 @@ class TensorRecurrentPPO(RecurrentPPO):
 
     def _excluded_save_params(self) -> list[str]:
         here = [
+            "ranks",
             "_loaded",
             "_tensors",
             "_episodes",
@@ -226,6 +243,7 @@ class TensorRecurrentPPO(RecurrentPPO):
         self._set_minibatches()
         self.policy.set_training_mode(False)
         callback.on_rollout_start()
+        self.ranks.same_numbers(self.device)
         before = env.inner.trusts_actions
         # Asking at every step whether the actions are finite would wait for the device; `_finish` asks once.
         env.inner.trusts_actions = True
@@ -243,16 +261,17 @@ class TensorRecurrentPPO(RecurrentPPO):
         buffer, vector = rollout_buffer, env.env
         buffer.actor_state.copy_(self._states.actor)
         buffer.critic_state.copy_(self._states.critic)
-        acting = RolloutPolicy(self._tensors, self._states, n_rollout_steps)
+        acting = RolloutPolicy(self._tensors, self._states, n_rollout_steps, self.ranks)
         acting.begin(starts)
         cut_off: list[_Truncation] = []
         nobody = torch.zeros_like(starts)
+        buffer.dones.zero_()
+        buffer.starts[0] = starts
         fixed = {"self": self, "env": env, "rollout_buffer": buffer, "n_rollout_steps": n_rollout_steps}
         before = clock()
         for n_steps in range(n_rollout_steps):
             actions = acting.act(observations, n_steps)
             buffer.observations[n_steps] = observations
-            buffer.starts[n_steps] = starts
             buffer.actions[n_steps] = actions
             clipped_actions = actions if self._bounds is None else actions.clamp(*self._bounds)
             middle = clock()
@@ -263,8 +282,7 @@ class TensorRecurrentPPO(RecurrentPPO):
             before = after
             dones = info.get("_final_obs", nobody)
             buffer.rewards[n_steps] = rewards
-            buffer.dones[n_steps] = dones
-            self.num_timesteps += env.num_envs
+            self.num_timesteps += self._every
             seen = {"actions": actions, "clipped_actions": clipped_actions, "rewards": rewards, "dones": dones}
             callback.update_locals(
                 {**fixed, "n_steps": n_steps, "info": info, **{k: OnDemand(value) for k, value in seen.items()}}
@@ -274,12 +292,13 @@ class TensorRecurrentPPO(RecurrentPPO):
                 self._last_obs = None
                 return False
             if dones is not nobody:
+                buffer.dones[n_steps] = dones
                 cut_off.append(_Truncation(n_steps, truncated & ~terminated, acting.latent(info["final_obs"])))
                 acting.begin(dones)
-            starts = dones
+        buffer.starts[1:] = buffer.dones[:-1]
         seconds["policy"] += clock() - before
         # Tensors in the place of the base class's arrays.
-        self._last_obs, self._last_episode_starts, self._states = observations, starts, acting.states  # pyright: ignore[reportAttributeAccessIssue]
+        self._last_obs, self._last_episode_starts, self._states = observations, buffer.dones[-1].clone(), acting.states  # pyright: ignore[reportAttributeAccessIssue]
         self._finish(acting, observations, cut_off)
         callback.on_rollout_end()
         return True
@@ -293,14 +312,14 @@ class TensorRecurrentPPO(RecurrentPPO):
                 self._scales["reward"].restart()
             if self.spread_episodes:
                 limit = env.inner.max_episode_steps
-                env.inner.elapsed = torch.randint(limit, (self.n_envs,), device=self.device)
+                env.inner.elapsed = self.ranks.mine(torch.randint(limit, (self._every,), device=self.device), 0)
                 self._episodes.skip_running()
         return torch.as_tensor(observations, device=self.device), torch.as_tensor(starts, device=self.device)
 
     def _finish(self, acting: RolloutPolicy, last_observations: Tensor, cut_off: list[_Truncation]) -> None:
         began = time.perf_counter()
         buffer, tensors = self.rollout_buffer, self._tensors
-        self._check(in_buffer(buffer))
+        self._check(self.ranks.first_said(in_buffer(buffer)))
         buffer.values.copy_(acting.all_values(buffer.observations))
         buffer.log_probs.copy_(acting.all_log_probs())
         assert self.ep_info_buffer is not None
@@ -314,7 +333,7 @@ class TensorRecurrentPPO(RecurrentPPO):
 
     def _check(self, found: str | None) -> None:
         if found is not None:
-            raise diverged(found, self.num_timesteps // (self.n_steps * self.n_envs), self.num_timesteps)
+            raise diverged(found, self.num_timesteps // (self.n_steps * self._every), self.num_timesteps)
 
     def train(self) -> None:
         """Update the policy with the rollout in the buffer, by sb3-contrib's loss on whole sequences."""
@@ -331,7 +350,9 @@ class TensorRecurrentPPO(RecurrentPPO):
         optimizer, parameters = self.policy.optimizer, list(self.policy.parameters())
         at_once = _CPU_ROWS_AT_ONCE if self.device.type == "cpu" else None
         terms = Terms(clip_range, clip_range_vf, self.vf_coef, self.ent_coef)
-        quick = fused(self._tensors, self.rollout_buffer, self.n_envs // self.minibatches)
+        quick = fused(self._tensors, self.rollout_buffer, max(1, self.n_envs // self.minibatches))
+        if isinstance(optimizer, FusedAdam):
+            optimizer.quick = quick is not None
         steps: list[Tensor] = []
         norms: list[Tensor] = []
         divergences: list[Tensor] = []
@@ -340,22 +361,25 @@ class TensorRecurrentPPO(RecurrentPPO):
             for epoch in range(self.n_epochs):
                 divergences = []
                 for pieces in self.rollout_buffer.minibatches(self.minibatches, self.normalize_advantage, at_once):
-                    forget_gradients(parameters)
                     differentiate = self._differentiate if quick is None else quick.differentiate
-                    *found, divergence = differentiate(pieces, terms)
-                    steps.append(torch.stack(found))
+                    found = differentiate(pieces, terms)
+                    if not self.ranks.alone:
+                        found = torch.stack(self.ranks.sum_gradients(parameters, found.unbind()))
+                    divergence = found[5]
+                    steps.append(found[:5])
                     divergences.append(divergence)
                     if self.target_kl is not None and float(divergence) > 1.5 * self.target_kl:
                         stop = True
-                        if self.verbose >= 1:
+                        if self.verbose >= 1 and self.ranks.first:
                             print(f"Early stopping at step {epoch} due to reaching max kl: {float(divergence):.2f}")
                         break
-                    norms.append(gradient_norm(parameters))
+                    norms.append(gradient_norm(parameters, optimizer))
                     take_step(optimizer, parameters, norms[-1], self.max_grad_norm)
                 self._n_updates += 1
                 if stop:
                     break
         finally:
+            forget_gradients(parameters)
             # A library that refuses to go on is not the cause, and what follows from NaN is not saved.
             self._check(in_update(steps, norms))
         if "observation" in self._scales:
@@ -364,13 +388,14 @@ class TensorRecurrentPPO(RecurrentPPO):
         norms = norms or [torch.zeros((), device=self.device)]
         self._log(torch.stack(steps), torch.stack(norms), torch.stack(divergences), clip_range, clip_range_vf)
 
-    def _differentiate(self, pieces: Pieces, terms: Terms) -> tuple[Tensor, ...]:
-        """Leave the gradient of a minibatch's loss in the parameters.
+    def _differentiate(self, pieces: Pieces, terms: Terms) -> Tensor:
+        """Leave the gradient of a minibatch's loss in the parameters, in place of what was there.
 
-        Returns loss, policy loss, clip fraction, value loss, entropy loss and approximate divergence.
+        Returns loss, policy loss, clip fraction, value loss, entropy loss and approximate divergence, (6,).
         """
+        forget_gradients(self.policy.parameters())
         arrays = self._tensors.arrays()
-        apart = Apart(arrays) if len(pieces) > 1 else None
+        apart = None if pieces.whole else Apart(arrays)
         sums: list[Tensor] = []
         for batch, share in pieces:
             loss, found, entropy = self._tensors.loss(batch, arrays if apart is None else apart.arrays, terms)
@@ -382,14 +407,14 @@ class TensorRecurrentPPO(RecurrentPPO):
             sums = list(parts)
         if apart is not None:
             apart.backward()
-        return tuple(sums)
+        return torch.stack(sums)
 
     def _log(
         self, steps: Tensor, norms: Tensor, divergences: Tensor, clip_range: float, clip_range_vf: float | None
     ) -> None:
         buffer = self.rollout_buffer
-        spread = buffer.returns.var(correction=0)
-        unexplained = (buffer.returns - buffer.values).var(correction=0) / spread
+        spread = self.ranks.variance(buffer.returns)
+        unexplained = self.ranks.variance(buffer.returns - buffer.values) / spread
         deviation = self.policy.log_std.detach().exp().mean() if self._tensors.gaussian else torch.zeros_like(spread)
         sums = (*steps.mean(0)[1:], divergences.mean(), steps[-1, 0], 1 - unexplained, deviation, norms.mean())
         policy_loss, fraction, value_loss, entropy_loss, kl, loss, explained, std, norm = torch.stack(sums).tolist()

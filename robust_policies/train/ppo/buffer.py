@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from robust_policies.errors import InvalidValueError
+from robust_policies.train.run.ranks import ALONE, Ranks
 
 
 class Minibatch(NamedTuple):
@@ -26,10 +28,22 @@ class Minibatch(NamedTuple):
 
 
 class Pieces:
-    """One minibatch, in pieces of at most `width` environments, gathered as they are asked for."""
+    """One minibatch, in pieces of at most `width` environments, gathered as they are asked for.
 
-    def __init__(self, buffer: TensorRolloutBuffer, order: Tensor | None, places: range, width: int) -> None:
+    Over several ranks it is this rank's part of a minibatch of `size` environments; where it has none of them, the
+    first environment stands for nothing, with the share 0.
+    """
+
+    def __init__(
+        self, buffer: TensorRolloutBuffer, order: Tensor | None, places: range, width: int, size: int | None = None
+    ) -> None:
         self._buffer, self._order, self._places, self._width = buffer, order, places, width
+        self._size = len(places) if size is None else size
+
+    @property
+    def whole(self) -> bool:
+        """Whether the minibatch is one piece."""
+        return len(self) == 1 and len(self._places) == self._size
 
     def __len__(self) -> int:
         return -(-len(self._places) // self._width)
@@ -41,10 +55,12 @@ class Pieces:
 
     def places(self) -> Iterator[tuple[Tensor | slice, float]]:
         """Yield each piece's environments, by number or a slice, with its share of the minibatch."""
+        if not self._places:
+            yield slice(0, 1), 0.0
         for first in self._places[:: self._width]:
             piece = slice(first, min(first + self._width, self._places.stop))
             rows = piece if self._order is None else self._order[piece]
-            yield rows, (piece.stop - piece.start) / len(self._places)
+            yield rows, (piece.stop - piece.start) / self._size
 
 
 class TensorRolloutBuffer:
@@ -71,8 +87,9 @@ class TensorRolloutBuffer:
         device: torch.device,
         action_dtype: torch.dtype = torch.float32,
         observation_dtype: torch.dtype = torch.float32,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.buffer_size, self.n_envs, self.device = n_steps, n_envs, device
+        self.buffer_size, self.n_envs, self.device, self.ranks = n_steps, n_envs, device, ranks
         grid = (n_steps, n_envs)
 
         def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -109,19 +126,48 @@ class TensorRolloutBuffer:
         """Yield `count` minibatches of as many environments each, drawn anew; sequences stay whole.
 
         Args:
-            count: of minibatches.
+            count: of minibatches; over several ranks, of all environments.
             normalize: give the advantages of each minibatch with mean 0 and deviation 1, as Stable-Baselines3 does;
                 one advantage alone has no deviation and stays.
             rows_at_once: samples of a piece, at most; None: a minibatch is one piece.
         """
-        each = self.n_envs // count
-        order = None if count == 1 else torch.randperm(self.n_envs, device=self.device)
+        every = self.n_envs * self.ranks.size
+        each = every // count
+        order = None if count == 1 else torch.randperm(every, device=self.device)
         self.counted = self.advantages
+        if not self.ranks.alone:
+            yield from self._of_mine(order, count, each, normalize, rows_at_once)
+            return
         if normalize and each * self.buffer_size > 1:
             self.counted = self._normalized(order, count)
         width = each if rows_at_once is None else min(each, max(1, rows_at_once // self.buffer_size))
         for first in range(0, self.n_envs, each):
             yield Pieces(self, order, range(first, first + each), width)
+
+    def _of_mine(
+        self, order: Tensor | None, count: int, each: int, normalize: bool, rows_at_once: int | None
+    ) -> Iterator[Pieces]:
+        """Yield this rank's part of `count` minibatches of `each` environments of all ranks, drawn as `order`."""
+        mine = self.ranks.mine(torch.arange(each * count, device=self.device), 0)
+        places = mine if order is None else order.argsort()[mine]
+        which = places // each
+        if normalize and each * self.buffer_size > 1:
+            self.counted = self._normalized_over_ranks(which, count, each)
+        own = None if order is None else places.argsort()
+        # Each rank waits for its device here.
+        ends = [0, *torch.bincount(which, minlength=count).cumsum(0).tolist()]
+        width = each if rows_at_once is None else min(each, max(1, rows_at_once // self.buffer_size))
+        for first, end in pairwise(ends):
+            yield Pieces(self, own, range(first, end), width, each)
+
+    def _normalized_over_ranks(self, which: Tensor, count: int, each: int) -> Tensor:
+        """Return the advantages (n_steps, n_envs) normalised with all ranks' in the minibatch `which` (n_envs,)."""
+        advantages, number = self.advantages.double(), each * self.buffer_size
+        sums = advantages.new_zeros(count)
+        mean = (self.ranks.total(sums.index_add(0, which, advantages.sum(0))) / number)[which]
+        squares = self.ranks.total(sums.index_add(0, which, (advantages - mean).square().sum(0)))
+        deviation = (squares / (number - 1)).sqrt()[which]
+        return ((advantages - mean) / (deviation + 1e-8)).float()
 
     def _normalized(self, order: Tensor | None, count: int) -> Tensor:
         """Return the advantages (n_steps, n_envs), those of each minibatch normalised."""

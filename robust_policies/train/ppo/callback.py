@@ -36,7 +36,7 @@ class RunCallback(BaseCallback):
     def __init__(self, training: Training, learner: Momentary, stop: StopRequest) -> None:
         super().__init__()
         self.training, self.learner, self.stop = training, learner, stop
-        self.interrupted = False
+        self.interrupted = self._asked = False
         self.training.start()
         self._norms: GradientNorms | None = None
 
@@ -48,7 +48,8 @@ class RunCallback(BaseCallback):
     @property
     def update(self) -> int:
         """The number of the update that the present rollout is for, from 1."""
-        return self.training.progress.num_timesteps // (self._on_policy.n_steps * self._on_policy.n_envs) + 1
+        size = self._on_policy.n_steps * self._on_policy.n_envs * self.training.job.ranks.size
+        return self.training.progress.num_timesteps // size + 1
 
     @property
     def _updated(self) -> bool:
@@ -65,12 +66,16 @@ class RunCallback(BaseCallback):
                 training.save()
                 self._record(training.spent("checkpoint"))
             self.logger.dump(self.num_timesteps)
+        if not training.job.ranks.alone:
+            self._asked = training.job.ranks.any(self.stop.requested)
         training.spent()
 
     def _on_step(self) -> bool:
         if self.n_calls % 8 == 0:
             self._show(self.num_timesteps)
-        self.interrupted = self.stop.requested and not self.training.reached
+        # Ranks have to stop at the same step: what each was asked is known to all when a rollout begins.
+        asked = self.stop.requested if self.training.job.ranks.alone else self._asked
+        self.interrupted = asked and not self.training.reached
         return not (self.interrupted or self.training.reached)
 
     def _on_rollout_end(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -99,6 +99,9 @@ class Moment:
             model._episode_num = self.facts["number"]
         roots = _roots(model)
         restore(Snapshot(dict(self.tensors), self.facts["values"], self.facts["same"]), **roots)
+        if "bridge" in roots:
+            # When the next episode can end is known of these environments anew: others may have been beside them.
+            roots["bridge"].inner.elapsed = roots["bridge"].inner.elapsed
         if "session" in roots:
             _sit_down(model, roots["session"], self.facts["arrays"])
         restore_random_state(self.facts["random"])
@@ -193,13 +196,19 @@ def model_tensors(model: OnPolicyAlgorithm, moment: Moment) -> dict[str, Tensor]
 
 
 def load_model(
-    model: OnPolicyAlgorithm, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], progress: Progress
+    model: OnPolicyAlgorithm,
+    tensors: Mapping[str, Tensor],
+    facts: Mapping[str, Any],
+    progress: Progress,
+    mine: Callable[[Moment], Moment] = lambda moment: moment,
 ) -> None:
     """Let a model go on from `model_tensors`, of the same shapes, and the facts of that moment.
+
+    `mine` returns the part of the moment that belongs to the model's environments.
 
     Raises KeyError, RuntimeError, ValueError, TypeError or AttributeError where they do not fit.
     """
     model.policy.load_state_dict(under("policy", tensors))
     load_optimizer(model.policy.optimizer, under("optimizer", tensors))
-    Moment(under("moment", tensors), facts).resume(model)
+    mine(Moment(under("moment", tensors), facts)).resume(model)
     model.num_timesteps, model._n_updates = progress.num_timesteps, progress.n_updates

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robust_policies.envs.wrappers import RunningMoments
+from robust_policies.envs.wrappers.moments import RunningMoments, measured
 from robust_policies.policies.actor import Scaling
+from robust_policies.train.run.ranks import ALONE, Ranks
 
 # An observation that hardly moves is not blown up: the policy's certified gain is divided by the smallest scale.
 _SMALLEST_SCALE = 1e-4
@@ -24,12 +25,12 @@ class ObservationScale:
     what is left after the last update is a constant of the policy, part of its files and of its certificate.
     """
 
-    def __init__(self, size: int, device: torch.device) -> None:
-        self.moments = RunningMoments((size,), device)
+    def __init__(self, size: int, device: torch.device, ranks: Ranks = ALONE) -> None:
+        self.moments, self.ranks = RunningMoments((size,), device), ranks
 
     def update(self, observations: Tensor, policy: nn.Module) -> None:
         """Count observations (time, env, size) and set the `Scaling` modules of `policy`."""
-        self.moments.update(observations.flatten(0, -2))
+        self.moments.include(*self.ranks.moments(*measured(observations.flatten(0, -2))))
         offset, scale = self.moments.mean, self.moments.variance.sqrt()
         scale = torch.where(scale < _SMALLEST_SCALE, 1.0, scale)
         for module in policy.modules():
@@ -45,8 +46,8 @@ class RewardScale:
     All rewards of a rollout are divided by the deviation after it, and cut off at 10.
     """
 
-    def __init__(self, n_envs: int, discount: float, device: torch.device) -> None:
-        self.discount = discount
+    def __init__(self, n_envs: int, discount: float, device: torch.device, ranks: Ranks = ALONE) -> None:
+        self.discount, self.ranks = discount, ranks
         self.moments = RunningMoments((), device)
         self.returns = torch.zeros(n_envs, dtype=torch.float64, device=device)
 
@@ -62,7 +63,7 @@ class RewardScale:
         for row, running in zip(seen.unbind(), keep.unbind(), strict=True):
             carried = torch.add(row, carried, alpha=self.discount, out=row) * running
         self.returns = carried
-        self.moments.update(seen.flatten())
+        self.moments.include(*self.ranks.moments(*measured(seen.flatten())))
         scale = (self.moments.variance + _EPSILON).sqrt().to(rewards.dtype)
         return (rewards / scale).clamp(-_REWARD_LIMIT, _REWARD_LIMIT)
 

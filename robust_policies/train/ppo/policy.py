@@ -13,12 +13,14 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from robust_policies import checks
+from robust_policies.errors import InvalidValueError
 from robust_policies.networks.cell import Cell, FixedStep
 from robust_policies.networks.perceptron import layers
 from robust_policies.policies import RecurrentCellPolicy
 from robust_policies.policies.actor import ScaledCell
 from robust_policies.train.ppo.buffer import Minibatch
 from robust_policies.train.ppo.losses import Parts, Terms, clipped_loss, gaussian_log_prob, gaussian_loss
+from robust_policies.train.run.ranks import ALONE, Ranks
 
 _ROWS_AT_ONCE = 2**13
 
@@ -59,15 +61,22 @@ class TensorPolicy:
     the value of an episode's last observation depends on its state there.
     """
 
-    def __init__(self, policy: RecurrentCellPolicy) -> None:
+    def __init__(self, policy: RecurrentCellPolicy, ranks: Ranks = ALONE) -> None:
         self.policy = policy
         self.actor: ScaledCell = policy.lstm_actor
         self.critic: ScaledCell | None = policy.lstm_critic
         self.shared = policy.lstm_actor.with_inputs
         self.gaussian = isinstance(policy.action_dist, DiagGaussianDistribution)
-        # Choices from 0 on. Elsewhere than on a CPU a distribution of PyTorch's would wait to check its arguments.
+        # Choices from 0 on. Elsewhere than on a CPU a distribution of PyTorch's would wait to check its arguments, and
+        # over several ranks all have to draw the same numbers.
         plain = isinstance(policy.action_space, spaces.Discrete) and int(policy.action_space.start) == 0
-        self.choices = plain and policy.device.type != "cpu"
+        self.choices = plain and (policy.device.type != "cpu" or not ranks.alone)
+        if not ranks.alone and not (plain or self.gaussian):
+            raise InvalidValueError(
+                f"{ranks.size} ranks draw actions from a Gaussian or choices from 0 on, and the policy's are "
+                f"{type(policy.action_dist).__name__} in {checks.space_text(policy.action_space)}; start it without "
+                "torchrun."
+            )
         self.state_sizes = (
             self.actor.cell.state_size,
             0 if self.critic is None else self.critic.cell.state_size,
@@ -153,8 +162,8 @@ class Apart:
 class RolloutPolicy:
     """A policy whose weights stay as they are for one rollout: its explicit arrays are computed here, once."""
 
-    def __init__(self, tensors: TensorPolicy, states: States, n_steps: int) -> None:
-        self.tensors, self.policy = tensors, tensors.policy
+    def __init__(self, tensors: TensorPolicy, states: States, n_steps: int, ranks: Ranks = ALONE) -> None:
+        self.tensors, self.policy, self.ranks = tensors, tensors.policy, ranks
         self.actor, self.critic = tensors.actor, tensors.critic
         self._act = _stepping(self.actor.cell, self.actor.explicit())
         self._judge = None if self.critic is None else _stepping(self.critic.cell, self.critic.explicit())
@@ -166,8 +175,8 @@ class RolloutPolicy:
         self.log_probs: list[Tensor] = []
         self.noise = self.deviation = None
         if tensors.gaussian:
-            size = (n_steps, len(states.actor), self.policy.log_std.shape[0])
-            self.noise = torch.randn(size, device=states.actor.device, dtype=states.actor.dtype)
+            size = (n_steps, ranks.size * len(states.actor), self.policy.log_std.shape[0])
+            self.noise = ranks.mine(torch.randn(size, device=states.actor.device, dtype=states.actor.dtype), 1)
             self.deviation = self.policy.log_std.exp()
 
     def act(self, observations: Tensor, t: int) -> Tensor:
@@ -186,7 +195,8 @@ class RolloutPolicy:
         if self.tensors.choices:
             every = self.policy.action_net(outputs).log_softmax(-1)
             # The largest of log-probabilities plus Gumbel's numbers has these probabilities; NaN is found in `loss`.
-            actions = (every - torch.empty_like(every).exponential_().log_()).argmax(-1)
+            drawn = every.new_empty(self.ranks.size * len(every), every.shape[1]).exponential_()
+            actions = (every - self.ranks.mine(drawn, 0).log()).argmax(-1)
             self.log_probs.append(chosen(every, actions))
             return actions
         distribution = self.policy._get_action_dist_from_latent(outputs)

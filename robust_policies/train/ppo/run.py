@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from robust_policies.train.ppo.algorithm import TensorRecurrentPPO
 from robust_policies.train.ppo.callback import RunCallback
 from robust_policies.train.ppo.continuation import Moment, continues, load_model, model_tensors
 from robust_policies.train.ppo.minibatches import merge_remainders
+from robust_policies.train.ppo.shares import Shares
 from robust_policies.train.recipe.rates import schedule
 from robust_policies.train.recipe.recipe import Recipe
 from robust_policies.train.run.checkpoints import Progress
@@ -34,12 +36,13 @@ from robust_policies.train.run.job import Job, TrainResult
 from robust_policies.train.run.logs import tensorboard_logger
 from robust_policies.train.run.loop import RETURN, Learner, Training, trained
 from robust_policies.train.run.monitor import certified
+from robust_policies.train.run.ranks import ALONE, Ranks
 from robust_policies.train.run.resources import memory_of
 from robust_policies.train.run.stop import StopRequest
 
 
-def make_model(recipe: Recipe, env: VecEnv, device: str = "cpu") -> OnPolicyAlgorithm:
-    """Return the untrained model that the recipe describes, on `env`."""
+def make_model(recipe: Recipe, env: VecEnv, device: str = "cpu", ranks: Ranks = ALONE) -> OnPolicyAlgorithm:
+    """Return the untrained model that the recipe describes, on `env`, this rank's share of its environments."""
     policy, algorithm = recipe.policy, recipe.algorithm
     policy_kwargs: dict[str, Any] = {
         "cell": policy.cell,
@@ -58,7 +61,7 @@ def make_model(recipe: Recipe, env: VecEnv, device: str = "cpu") -> OnPolicyAlgo
     if algorithm.name == "tensor_ppo":
         kind = TensorRecurrentPPO
         options["normalize_observation"] = algorithm.normalize_observation
-        options["spread_episodes"] = algorithm.spread_episodes
+        options["spread_episodes"], options["ranks"] = algorithm.spread_episodes, ranks
         options["normalize_reward"] = algorithm.normalize_reward and not isinstance(env, VecNormalize)
     model = kind(
         RecurrentCellPolicy,
@@ -101,17 +104,27 @@ class PpoRun(Learner):
 
     def __init__(self, job: Job, stack: ExitStack) -> None:
         recipe, self.eval_seed, self.episodes = job.recipe, job.eval_seed, job.recipe.checkpoints.evaluate_episodes
+        self.ranks = ranks = job.ranks
+        count = ranks.share(recipe.task.num_envs, "task.num_envs")
+        seed = (recipe.seed + ranks.rank * count) % SEEDS
         with memory_of(recipe, "task.num_envs"):
-            env = make_env(recipe, recipe.task.num_envs, recipe.seed, job.device, training=True)
+            env = make_env(recipe, count, seed, job.device, training=True)
             stack.callback(env.close)
-            self.eval_env = make_env(recipe, min(self.episodes, 64), job.eval_seed, job.device, training=False)
-            stack.callback(self.eval_env.close)
+            if ranks.first:
+                self.eval_env = make_env(recipe, min(self.episodes, 64), job.eval_seed, job.device, training=False)
+                stack.callback(self.eval_env.close)
+        self.shares = None
+        if not ranks.alone:
+            self.shares = Shares(lambda number: make_env(recipe, number, 0, job.device, training=True), ranks)
         self.env, self.model = env, self.make_model(recipe, env, job.device)
+        if not ranks.alone:
+            # Stable-Baselines3 has seeded every rank's alike.
+            env.seed(seed)
         self.moment: Moment | None = None
 
     def make_model(self, recipe: Recipe, env: VecEnv, device: str) -> Any:
         """Return the untrained model."""
-        return make_model(recipe, env, device)
+        return make_model(recipe, env, device, self.ranks)
 
     @property
     def module(self) -> nn.Module:
@@ -137,17 +150,22 @@ class PpoRun(Learner):
 
     def tensors(self) -> dict[str, Tensor]:
         """Return weights, optimizer and environments, by name."""
-        assert self.moment is not None
-        return model_tensors(self.model, self.moment)
+        return model_tensors(self.model, self._whole)
 
     def facts(self) -> dict[str, Any]:
         """Return random generators, recent episodes and running statistics of the same moment."""
+        return dict(self._whole.facts)
+
+    @property
+    def _whole(self) -> Moment:
+        """The moment of all ranks' environments."""
         assert self.moment is not None
-        return dict(self.moment.facts)
+        return self.moment if self.shares is None else self.shares.whole(self.moment)
 
     def load_tensors(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], progress: Progress) -> None:
         """Go on from what `tensors` returned, of the same shapes, and `facts`; raises as `Learner`'s."""
-        load_model(self.model, tensors, facts, progress)
+        mine = () if self.shares is None else (self.shares.mine,)
+        load_model(self.model, tensors, facts, progress, *mine)
 
     def report(self, run: RunFolder) -> None:
         """Write policy.zip, which Stable-Baselines3 loads."""
@@ -175,7 +193,10 @@ def learn(training: Training, learner: PpoRun, make: Callable[[StopRequest], Run
             "for number the one that was not interrupted.",
             stacklevel=6,
         )
-    model.set_logger(tensorboard_logger(training.run.tensorboard, progress.num_timesteps))
+    first = job.ranks.first
+    model.set_logger(
+        tensorboard_logger(training.run.tensorboard, progress.num_timesteps) if first else Logger(None, [])
+    )
     job.reporter.start(training.total, training.done)
     with job.stop as stop:
         callback = make(stop)

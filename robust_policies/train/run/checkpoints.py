@@ -20,8 +20,9 @@ from torch import Tensor
 
 from robust_policies.errors import CorruptFileError, SchemaError
 from robust_policies.files.atomic import atomic_folder, read_json, write_json
-from robust_policies.files.tensors import read_tensors, write_tensors
+from robust_policies.files.tensors import packed, read_tensors, unpacked, write_tensors
 from robust_policies.train.recipe.sections import CheckpointSection
+from robust_policies.train.run.ranks import Ranks
 
 CHECKPOINT_SCHEMA = 2
 KEPT = 2
@@ -142,6 +143,17 @@ def newest_state(folder: Path) -> Checkpoint | None:
         return Checkpoint(newest, progress, tensors, read_tensors(best) if best.is_file() else None, facts)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise _damaged(newest, error) from error
+
+
+def told_to_all(ranks: Ranks, found: Checkpoint | None) -> Checkpoint | None:
+    """Return rank 0's checkpoint, there with the best weights; the others need not reach its file."""
+    if ranks.alone:
+        return found
+    said = ranks.told(found and {"path": str(found.path), "progress": vars(found.progress), "facts": found.facts})
+    if said is None:
+        return None
+    tensors = unpacked(ranks.told_bytes(packed(found.tensors) if found else b""))
+    return found or Checkpoint(Path(said["path"]), Progress(**said["progress"]), tensors, None, said["facts"])
 
 
 def _damaged(path: Path, error: Exception) -> CorruptFileError:

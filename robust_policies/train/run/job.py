@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from robust_policies.errors import DivergedError, RobustPoliciesError
+from robust_policies.errors import DivergedError, LostRankError, RobustPoliciesError
 from robust_policies.train.recipe.recipe import Recipe
 from robust_policies.train.run.checkpoints import Progress, last_checkpoint, reached
 from robust_policies.train.run.folder import RunFolder
 from robust_policies.train.run.progress import Reporter
+from robust_policies.train.run.ranks import ALONE, Ranks
 from robust_policies.train.run.resources import disk_of
 from robust_policies.train.run.stop import StopRequest
 from robust_policies.train.run.target import Outcome, outcome
@@ -53,6 +54,7 @@ class Job:
         stop: may ask for an end between two updates.
         eval_seed: of the episodes of evaluations.
         teacher: an object to learn from, of imitation.
+        ranks: the processes that train together.
     """
 
     recipe: Recipe
@@ -63,16 +65,18 @@ class Job:
     stop: StopRequest
     eval_seed: int
     teacher: Any = None
+    ranks: Ranks = ALONE
 
     @contextmanager
     def reserved(self) -> Iterator[bool]:
         """Keep the run folder for the block, and explain what ends it; yield whether a run is being continued."""
-        run = self.run
-        with run.reserved(self.recipe, self.resume) as continued, disk_of(run.path, run.checkpoints):
+        run, ranks = self.run, self.ranks
+        kept = run.reserved(self.recipe, self.resume) if ranks.first else nullcontext(False)
+        with kept as continued, disk_of(run.path, run.checkpoints):
             try:
-                yield continued
-            except DivergedError as error:
-                raise DivergedError(f"{error} {last_checkpoint(run.checkpoints)}") from error
+                yield ranks.told(continued)
+            except (DivergedError, LostRankError) as error:
+                raise type(error)(f"{error} {last_checkpoint(run.checkpoints)}") from error
 
     def finish(self, progress: Progress) -> TrainResult:
         """Return the result after writing the provenance."""
@@ -91,7 +95,14 @@ class Job:
             cpu_seconds=round(progress.cpu_seconds, 1),
             evaluations=progress.evaluations,
             target=None if found is None else asdict(found),
+            **({} if self.ranks.alone else {"ranks": self.ranks.size}),
         )
+        return self.result(progress)
+
+    def result(self, progress: Progress) -> TrainResult:
+        """Return what the training says of itself."""
+        section = self.recipe.checkpoints
+        stopped, found = reached(section, progress), outcome(self.recipe.target, progress)
         best = progress.best_reward, progress.best_timesteps
         return TrainResult(
             self.run.path, progress.num_timesteps, progress.seconds, *best, stopped, found, progress.best_rank

@@ -18,7 +18,15 @@ from torch import Tensor, nn
 
 from robust_policies.policies import load_policy, save_policy
 from robust_policies.policies.deployed import DeployedPolicy
-from robust_policies.train.run.checkpoints import Best, Progress, newest_state, reached, weights, write_state
+from robust_policies.train.run.checkpoints import (
+    Best,
+    Progress,
+    newest_state,
+    reached,
+    told_to_all,
+    weights,
+    write_state,
+)
 from robust_policies.train.run.folder import RunFolder
 from robust_policies.train.run.guard import THEIRS, diverged
 from robust_policies.train.run.job import Job, TrainResult
@@ -183,9 +191,18 @@ class Training:
     def due(self, number: int) -> dict[str, float]:
         """Return the scalars of the certificate and the evaluation due after update `number` (from 1), and their times.
 
+        Over several ranks the first one makes them, and all know what came of it.
+
         Raises:
             DivergedError: a figure of the evaluation is NaN or infinite.
         """
+        ranks = self.job.ranks
+        found = self._due(number) if ranks.first else {}
+        if not ranks.alone:
+            vars(self.progress).update(ranks.told(vars(self.progress)))
+        return found
+
+    def _due(self, number: int) -> dict[str, float]:
         found: dict[str, float] = {}
         every, steps = self.section.certify_every, self.progress.num_timesteps
         self.spent()
@@ -199,7 +216,9 @@ class Training:
         """Write a checkpoint; older ones than the last two are deleted."""
         learner = self.learner
         self._saved = self.progress.num_timesteps
-        write_state(self.run.checkpoints, self.progress, learner.tensors(), self.best, learner.facts())
+        tensors, facts = learner.tensors(), learner.facts()
+        if self.job.ranks.first:
+            write_state(self.run.checkpoints, self.progress, tensors, self.best, facts)
 
     def load(self) -> None:
         """Go on from the newest checkpoint, if there is one; the best policy becomes what it was then.
@@ -207,7 +226,8 @@ class Training:
         Raises:
             CorruptFileError, SchemaError: it cannot be read, or does not fit the recipe.
         """
-        found = newest_state(self.run.checkpoints)
+        ranks = self.job.ranks
+        found = told_to_all(ranks, newest_state(self.run.checkpoints) if ranks.first else None)
         if found is None:
             return
         try:
@@ -294,13 +314,16 @@ def trained(
     with ExitStack() as stack:
         stack.enter_context(memory_of(job.recipe, *settings))
         learner = make(job, stack)
-        _ask_whether_it_can_be_kept(learner)
+        if job.ranks.first:
+            _ask_whether_it_can_be_kept(learner)
         continued = stack.enter_context(job.reserved())
         training = Training(job, learner)
         if continued:
             training.load()
         if not training.finished:
             learn(training, learner)
+        if not job.ranks.first:
+            return job.result(training.progress)
         training.keep()
         learner.report(job.run)
         result = job.finish(training.progress)
