@@ -22,7 +22,8 @@ SHOWN = (
     *("results/*.md", "results/*/*.md", "results/*/*.png", "results/*/*.json"),
 )
 # Run folders are not part of the repository, and page.md is what a README is made of.
-NEVER = re.compile(r"^results/(?!pendulum/|youla/|recipes/|linear/|identification/)[^/]+/|^results/[^/]+/page\.md$")
+KEPT = "pendulum youla recipes linear identification certified cells digits".split()
+NEVER = re.compile(rf"^results/(?!{'|'.join(f'{name}/' for name in KEPT)})[^/]+/|^results/[^/]+/page\.md$")
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)#:\s]+)(#[^)\s]*)?\)")
 
 
