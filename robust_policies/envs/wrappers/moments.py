@@ -33,7 +33,7 @@ class RunningMoments:
 
     @torch.no_grad()
     def include(self, number: Any, mean: torch.Tensor, squares: torch.Tensor) -> None:
-        """Take in `number` rows of which the mean (*size) and the sum of squared deviations (*size) are known."""
+        """Take in `number` rows with this mean and this sum of squared deviations, both of shape (*size)."""
         total = self.count + number
         share = number / total
         shift = mean - self.mean

@@ -350,6 +350,8 @@ class TensorRecurrentPPO(RecurrentPPO):
         at_once = _CPU_ROWS_AT_ONCE if self.device.type == "cpu" else None
         terms = Terms(clip_range, clip_range_vf, self.vf_coef, self.ent_coef)
         quick = fused(self._tensors, self.rollout_buffer, max(1, self.n_envs // self.minibatches))
+        if self._tensors.cut:
+            self.rollout_buffer.find_begins()
         steps: list[Tensor] = []
         norms: list[Tensor] = []
         divergences: list[Tensor] = []
@@ -389,11 +391,12 @@ class TensorRecurrentPPO(RecurrentPPO):
 
         Returns loss, policy loss, clip fraction, value loss, entropy loss and approximate divergence.
         """
-        arrays = self._tensors.arrays()
+        arrays, begins = self._tensors.arrays(), self.rollout_buffer.begins
         apart = None if pieces.whole else Apart(arrays)
         sums: list[Tensor] = []
         for batch, share in pieces:
-            loss, found, entropy = self._tensors.loss(batch, arrays if apart is None else apart.arrays, terms)
+            used = arrays if apart is None else apart.arrays
+            loss, found, entropy = self._tensors.loss(batch, used, terms, begins)
             (loss if apart is None else share * loss).backward()
             parts = (loss.detach(), *found[:3], -entropy, found.divergence)
             if apart is not None:

@@ -96,7 +96,7 @@ class Ranks:
             dist.destroy_process_group()
 
     def mine(self, every: Tensor, axis: int) -> Tensor:
-        """Return this rank's part of a tensor over all environments along `axis`."""
+        """Return this rank's part of a tensor of any shape with all environments along `axis`."""
         if self.alone:
             return every
         each = every.shape[axis] // self.size
