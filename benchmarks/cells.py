@@ -10,14 +10,15 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from robust_policies.networks import L2RU, R2DN, REN, Cell, Lipschitz, NemonCell
+from robust_policies.networks import L2RU, R2DN, REN, Cell, Lipschitz, NemonCell, make_cell
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ def contenders(size: Size, ren: bool) -> dict[str, tuple[nn.Module, Callable[[Te
     if size.state % 4 == 0:
         cells["nemon"] = NemonCell(*shape)
         cells["L2RU"] = L2RU(*shape)
+        for name in ("convex", "lipschitz_rnn"):
+            cells[name] = make_cell(name, size.inputs, size.outputs, state_size=size.state)
     found: dict[str, tuple[nn.Module, Callable[[Tensor], Tensor]]] = {}
     for name, cell in cells.items():
         found[name] = (cell, lambda u, cell=cell: cell(u)[0])
@@ -83,11 +86,13 @@ def contenders(size: Size, ren: bool) -> dict[str, tuple[nn.Module, Callable[[Te
     return found
 
 
-def measure(size: Size, repeats: int, ren: bool) -> list[dict[str, float | str]]:
-    """Return one record a contender: medians in milliseconds and ratios to the LSTM's."""
+def measure(size: Size, repeats: int, ren: bool, named: Sequence[str] = ()) -> list[dict[str, float | str]]:
+    """Return one record a contender, of those that are `named` if any: medians in ms and ratios to the LSTM's."""
     torch.manual_seed(0)
     inputs = torch.randn(size.time, size.batch, size.inputs)
     networks = contenders(size, ren)
+    if named:
+        networks = {name: one for name, one in networks.items() if name.split(",")[0] in (*named, "torch LSTM")}
     forward: dict[str, list[float]] = {name: [] for name in networks}
     both: dict[str, list[float]] = {name: [] for name in networks}
     for repeat in range(repeats + 1):
@@ -112,18 +117,28 @@ def measure(size: Size, repeats: int, ren: bool) -> list[dict[str, float | str]]
     return records
 
 
+def merged(kept: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """Return the tables that are kept with the rows found in place of theirs; the LSTM's row stays."""
+    for size, records in found.items():
+        new = {row["network"]: row for row in records if row["network"] != "torch LSTM"}
+        old = [row for row in kept.get(size, []) if row["network"] not in new]
+        kept[size] = [*old, *new.values()]
+    return kept
+
+
 def main() -> None:
     """Print one table a size and write the JSON file if asked to."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--no-ren", action="store_true", help="leave the REN out; it is slow at 100 neurons")
     parser.add_argument("--sizes", type=int, nargs="*", default=range(len(SIZES)), help="which sizes, by index")
+    parser.add_argument("--networks", nargs="*", default=[], help="which networks, beside the LSTM; their rows replace")
     parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     tables = {}
     for size in (SIZES[k] for k in arguments.sizes):
-        records = measure(size, arguments.repeats, not arguments.no_ren)
+        records = measure(size, arguments.repeats, not arguments.no_ren, arguments.networks)
         tables[f"{size.name}, T {size.time}, batch {size.batch}"] = records
         print(f"\n{size.name}, T {size.time}, batch {size.batch}: median of {arguments.repeats}, one thread")
         print(f"{'network':<30}{'parameters':>11}{'forward':>12}{'/LSTM':>7}{'fwd+bwd':>12}{'/LSTM':>7}")
@@ -133,6 +148,8 @@ def main() -> None:
                 f"{r['forward_backward_ms']:>9.1f} ms{r['forward_backward_ratio']:>7.2f}"
             )
     if arguments.output:
+        if arguments.networks and arguments.output.is_file():
+            tables = merged(json.loads(arguments.output.read_text())["sizes"], tables)
         machine = {"processor": platform.processor() or platform.machine(), "torch": torch.__version__, "threads": 1}
         arguments.output.write_text(json.dumps({"machine": machine, "sizes": tables}, indent=2) + "\n")
 

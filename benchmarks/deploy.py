@@ -1,10 +1,13 @@
 """One step of an exported policy: as C, as one NumPy file and by onnxruntime, beside the runtime and PyTorch.
 
-    OMP_NUM_THREADS=1 python benchmarks/deploy.py DIR... [--output benchmarks/deploy.json] [--calls 3000]
+    OMP_NUM_THREADS=1 python benchmarks/deploy.py DIR... [--output JSON] [--calls 3000] [--episodes 10]
 
 All are called in turns of 100, so that a busy machine slows all; times are of this process' CPU, microseconds a step.
 C runs its turns in a loop of C, called once a turn. What is not installed is left out. With the package ziglang the C
 file is also compiled for a Cortex-M4, and the bytes of its code and constants are stated.
+
+Then each acts in the loop with the tasks that the run's recipe is evaluated on, from the same seeds, C as a shared
+library: the mean return of each, and by how much an episode's return differs from PyTorch's at most.
 """
 
 from __future__ import annotations
@@ -24,10 +27,12 @@ from typing import Any
 
 import numpy as np
 
+from robust_policies.envs.batch import make_one
 from robust_policies.export import export_policy, parity
 from robust_policies.export.record import record
 from robust_policies.policies import load_policy
 from robust_policies.runtime import load
+from robust_policies.train import open_run
 
 TURN = 100
 LOOP = """
@@ -108,6 +113,47 @@ def measured(called: dict[str, Callable[[], Any]], count: int) -> dict[str, dict
     return {name: {f"p{q}": float(np.percentile(found, q)) for q in (50, 99)} for name, found in times.items()}
 
 
+def loops(folder: Path, made: Path, episodes: int) -> dict[str, Any]:
+    """Return, by task and side, the mean return and the largest difference of an episode's from PyTorch's."""
+    recipe, running = open_run(folder).read_recipe(), load(folder)
+    program, players = record(running), {"torch": load_policy(folder), "runtime": running}
+    steps = {format: parity.running(format, made / format, program)[0] for format in ("c", "numpy", "onnx")}
+    report: dict[str, Any] = {}
+    for task in recipe.evaluation.tasks or [recipe.task.id]:
+        env, returns = make_one(task, recipe.task.kwargs if task == recipe.task.id else {}), {}
+        for name, player in players.items():
+            returns[name] = [_return(env, player.predict, None, seed) for seed in range(episodes)]
+        for name, step in steps.items():
+            if step is not None:
+                called, start = _called(step, running, program), np.zeros((1, program.states), program.kind)
+                returns[name] = [_return(env, called, start, seed) for seed in range(episodes)]
+        env.close()
+        exact = np.array(returns["torch"])
+        report[task] = {
+            name: {"mean": float(np.mean(found)), "off": float(np.abs(np.array(found) - exact).max())}
+            for name, found in returns.items()
+        }
+    return report
+
+
+def _called(step: Any, running: Any, program: Any) -> Callable[[Any, Any], tuple[Any, Any]]:
+    def call(observation: Any, state: Any) -> tuple[Any, Any]:
+        rows = running.observation_space.read(observation, np.dtype(np.float64))[0]
+        action, state = step(rows.astype(program.kind), state)
+        return np.asarray(action[0]).reshape(running.action_space.shape), state
+
+    return call
+
+
+def _return(env: Any, act: Callable[[Any, Any], tuple[Any, Any]], state: Any, seed: int) -> float:
+    (observation, _), total, done = env.reset(seed=seed), 0.0, False
+    while not done:
+        action, state = act(observation, state)
+        observation, reward, terminated, truncated, _ = env.step(action)
+        total, done = total + float(reward), terminated or truncated
+    return total
+
+
 def cortex(folder: Path) -> dict[str, Any] | None:
     """Return the bytes of policy.c's sections for a Cortex-M4, None where ziglang or `size` is not installed."""
     if importlib.util.find_spec("ziglang") is None or not shutil.which("size"):
@@ -131,6 +177,7 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--calls", type=int, default=3000)
+    parser.add_argument("--episodes", type=int, default=10)
     arguments = parser.parse_args()
     report: dict[str, Any] = {}
     for folder in arguments.folders:
@@ -141,6 +188,7 @@ def main() -> None:
             report[folder.name] |= {"cost": entry["cost"], "parity": entry["random"]}
             rounding = json.loads((made / "c" / "certificate.json").read_text()).get("rounding")
             report[folder.name] |= {"rounding_bound": rounding and rounding["bound"]}
+            report[folder.name] |= {"in_the_loop": loops(folder, made, arguments.episodes)}
             report[folder.name] |= {"cortex_m4": cortex(made / "c")}
     text = json.dumps(report, indent=1)
     print(text)

@@ -1,11 +1,12 @@
 """CPU seconds of the evaluation suite `quick` and of a report of many runs, beside those of an older state of the code.
 
-    OMP_NUM_THREADS=1 python benchmarks/report.py DIR --old TREE [--output FILE] [--count 100]
+    OMP_NUM_THREADS=1 python benchmarks/report.py DIR --old TREE [--output FILE] [--count 100] [--runs FOLDER]
+        [--parts evaluate check report]
 
-DIR is a trained run folder, TREE another checkout. Each side certifies nothing: DIR is evaluated by both in turn, then
-certified by this side; `count` copies of it are the report's runs. As copies hold the same policy, this side checks its
-certificate once and the older one each time; `check_s` is one check by either, this side's with what its own searches
-left in proofs.npz, and `different_s` what a report of `count` different policies takes with it.
+DIR is a trained run folder, TREE another checkout. `evaluate`: DIR is evaluated by both in turn. `check`: one check of
+its certificate by each, written by this side. `report`: a report of `count` runs of different policies (many_runs.py)
+in one process by each, `report_s` without Python's start and imports, `process_s` with them; the runs are made in
+FOLDER, where they stay, and taken from there where they are.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -20,6 +22,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from many_runs import different
+
+PARTS = ("evaluate", "check", "report")
 SIDES = {
     "evaluate": "import sys, time, torch; torch.set_num_threads(1)\n"
     "from robust_policies.evaluation import evaluate_run\n"
@@ -32,12 +37,15 @@ SIDES = {
 }
 
 
-def seconds(tree: Path, part: str, *arguments: Path) -> float:
-    """Return the CPU seconds of a part with the code in `tree`, without Python's start and imports."""
+def seconds(tree: Path, part: str, *arguments: Path) -> tuple[float, float]:
+    """Return the CPU seconds of a part with the code in `tree`, without Python's start and imports, and with them."""
     environment = {**os.environ, "PYTHONPATH": str(tree)}
     command = [sys.executable, "-c", SIDES[part], *map(str, arguments)]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, env=environment, cwd=tree, check=True, capture_output=True, text=True)
-    return float(done.stdout.split()[-1])
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    whole = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return float(done.stdout.split()[-1]), whole
 
 
 def main() -> None:
@@ -46,27 +54,28 @@ def main() -> None:
     parser.add_argument("--old", type=Path, required=True)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--runs", type=Path, help="where the runs are made, or were made before")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     given = parser.parse_args()
     trees = {"old": given.old.resolve(), "new": Path(__file__).resolve().parents[1]}
     found: dict[str, Any] = {name: {} for name in trees}
     with tempfile.TemporaryDirectory() as scratch:
-        for name, tree in trees.items():
-            run = Path(scratch) / name
-            shutil.copytree(given.folder, run)
-            found[name]["evaluate_s"] = seconds(tree, "evaluate", run)
-        run = Path(scratch) / "new"
-        seconds(trees["new"], "certify", run)
-        for name, tree in trees.items():
-            found[name]["check_s"] = seconds(tree, "check", run)
-        for number in range(given.count):
-            shutil.copytree(run, Path(scratch) / "runs" / f"run_{number}")
-        for name, tree in trees.items():
+        run = Path(scratch) / "run"
+        shutil.copytree(given.folder, run)
+        for name, tree in trees.items() if "evaluate" in given.parts else ():
+            found[name]["evaluate_s"], _ = seconds(tree, "evaluate", run)
+        if "check" in given.parts or not given.runs:
+            seconds(trees["new"], "certify", run)
+        for name, tree in trees.items() if "check" in given.parts else ():
+            found[name]["check_s"], _ = seconds(tree, "check", run)
+        runs = given.runs or Path(scratch) / "runs"
+        for number in range(given.count) if "report" in given.parts else ():
+            if not (runs / f"run_{number}").is_dir():
+                different(run, runs / f"run_{number}", number)
+        for name, tree in trees.items() if "report" in given.parts else ():
             page = Path(scratch) / f"{name}_page" / "report.html"
-            found[name]["report_s"] = seconds(tree, "report", Path(scratch) / "runs", page)
+            found[name]["report_s"], found[name]["process_s"] = seconds(tree, "report", runs.resolve(), page)
             found[name]["page_mb"] = page.stat().st_size / 1e6
-    # The older side has checked each copy already.
-    found["old"]["different_s"] = found["old"]["report_s"]
-    found["new"]["different_s"] = found["new"]["report_s"] + (given.count - 1) * found["new"]["check_s"]
     old, new = found["old"], found["new"]
     found["ratios"] = {key: new[key] / old[key] for key in old}
     text = json.dumps(found, indent=2)

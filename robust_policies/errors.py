@@ -86,6 +86,10 @@ class LostRankError(RobustPoliciesError):
     """One of the processes that train together ended before the others."""
 
 
+class FmuError(RobustPoliciesError):
+    """A functional mock-up unit refused what it was asked for."""
+
+
 class NotEnoughMemoryError(RobustPoliciesError):
     """The machine or the device has not the memory that was asked for."""
 

@@ -31,8 +31,9 @@ def chain_of(cell: Any, explicit: Any = None) -> list[Layer] | None:
         return _perceptron(cell.activation, explicit)
     if not hasattr(explicit, "scale"):
         return None
-    shape = SHAPES.get(cell.network.activation.name)
-    if shape is None:
+    activation = cell.network.activation
+    shape = SHAPES.get(activation.name)
+    if shape is None and not _pairs(activation):
         return None
     layers = _sandwiches(explicit.layers, shape)
     scale = float(explicit.scale.detach().double())
@@ -73,6 +74,19 @@ def chain_over(cell: Any, steps: int, explicit: Any = None) -> list[Layer] | Non
     return chain
 
 
+def chain_of_step(cell: Any, explicit: Any = None) -> list[Layer] | None:
+    """Return the chain from (state, input), (nx + nu,), to the next state (nx,) of an R2DN or a REN, else None."""
+    explicit = cell.explicit() if explicit is None else explicit
+    shape = SHAPES.get(cell.activation.name) if hasattr(cell, "activation") else None
+    if shape is None or not (is_r2dn(explicit) or hasattr(explicit, "D11")):
+        return None
+    arrays = {name: exactly(getattr(explicit, name)) for name in explicit._fields if name != "layers"}
+    both = len(arrays["A"]) + arrays["B2"].shape[1]
+    before = _carrying(linear(_beside(arrays["C1"], arrays["D12"]), arrays["bv"]), both)
+    after = linear(_beside(arrays["B1"], arrays["A"], arrays["B2"]), arrays["bx"])
+    return [before, *_neurons(arrays, explicit, shape, both), after]
+
+
 def _neurons(arrays: dict[str, Array], explicit: Any, shape: Shape, carried: int) -> list[Layer]:
     """Return what a step's neurons do to what they read, `carried` numbers beside them."""
     if hasattr(explicit, "layers"):
@@ -86,28 +100,35 @@ def _neurons(arrays: dict[str, Array], explicit: Any, shape: Shape, carried: int
     return chain
 
 
-def _sandwiches(layers: Sequence[Any], shape: Shape) -> list[Layer]:
+def _sandwiches(layers: Sequence[Any], shape: Shape | None) -> list[Layer]:
+    """Return layers as a chain; without a shape, pairs are sorted."""
     chain = []
     for layer in layers:
         inner, bias = exactly(layer.in_map()), exactly(layer.b)
         if layer.psi is None:
             chain.append(linear(inner, bias))
         else:
-            chain += [linear(inner, bias, shape), linear(exactly(layer.out_map()))]
+            chain += [*_activated(inner, bias, shape), linear(exactly(layer.out_map()))]
     return chain
+
+
+def _activated(weight: Array, bias: Array, shape: Shape | None) -> list[Layer]:
+    """Return weight (rows, columns) z + bias (rows,) behind its activation; without a shape, pairs are sorted."""
+    return [linear(weight, bias), *_sorted(len(bias) // 2)] if shape is None else [linear(weight, bias, shape)]
+
+
+def _pairs(activation: Any) -> bool:
+    return isinstance(activation, GroupActivation) and activation.group == 2
 
 
 def _perceptron(activation: Any, explicit: Any) -> list[Layer] | None:
     shape = SHAPES.get(activation.name)
-    pairs = isinstance(activation, GroupActivation) and activation.group == 2
-    if shape is None and not pairs:
+    if shape is None and not _pairs(activation):
         return None
     chain = []
     weights, biases = ([exactly(each) for each in both] for both in explicit)
     for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
-        chain += (
-            [linear(weight, bias, shape)] if shape is not None else [linear(weight, bias), *_sorted(len(bias) // 2)]
-        )
+        chain += _activated(weight, bias, shape)
     return [*chain, linear(weights[-1], biases[-1])]
 
 

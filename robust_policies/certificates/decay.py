@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from robust_policies.certificates import kept
 from robust_policies.certificates.certificate import PERCENT
 from robust_policies.certificates.lmi import Array
 from robust_policies.certificates.riccati import recover_metric
@@ -30,8 +31,11 @@ class Decay:
     def __init__(self, proven: Sequence[ProvenRate]) -> None:
         least = min(proven, key=lambda one: one.rate)
         self.rate, self.overshoot, self.metric = least.rate, least.overshoot, least.P
-        steps = [steps_to_forget(one.rate, one.overshoot) for one in proven]
-        self.steps = min((count for count in steps if count is not None), default=None)
+        steps = [(steps_to_forget(one.rate, one.overshoot), one) for one in proven]
+        known = [(count, one) for count, one in steps if count is not None]
+        self.steps, soonest = min(known, key=lambda pair: pair[0], default=(None, least))
+        self.needed = [least, soonest]
+        """What alone proves all of this."""
 
 
 def steps_to_forget(rate: float, overshoot: float, percent: float = PERCENT) -> int | None:
@@ -56,8 +60,32 @@ def least_decay(search: Search, theta: Array, metrics: Sequence[Array] = ()) -> 
 
     Each rate is proven by the inequality with the metric that goes with it (`Search.prove`). A larger rate holds where
     a smaller one does, so 1 - rate is bisected, on a logarithmic scale, between the spectral radius of A, below which
-    no rate holds, and 1.
+    no rate holds, and 1. What is kept of an earlier bisection (`kept`) is proven in place of it.
     """
+    key = kept.asked("decay", search.model, theta, *metrics)
+    found = _again(key, search, theta)
+    if found is None:
+        found = _bisected(search, theta, metrics)
+        if found is not None:
+            rates, of = zip(*found.needed, strict=True)
+            kept.keep(key, {"rates": rates, "metrics": of})
+    return found
+
+
+def _again(key: str, search: Search, theta: Array) -> Decay | None:
+    """Return what is kept of an earlier bisection, if it is proven again."""
+    nx = search.model.sizes[0]
+    part = kept.known(key, {"rates": (2,), "metrics": (2, nx, nx)})
+    if part is None:
+        return None
+    found = [ProvenRate(float(rate), P) for rate, P in zip(part["rates"], part["metrics"], strict=True)]
+    if not all(0 < rate < 1 and (P == P.T).all() and search.prove(P, theta, rate, None).holds for rate, P in found):
+        return None
+    kept.keep(key, part)
+    return Decay(found)
+
+
+def _bisected(search: Search, theta: Array, metrics: Sequence[Array]) -> Decay | None:
     A = search.model.A
     radius = float(np.abs(np.linalg.eigvals(A)).max()) if A.size else 1.0
     if not math.isfinite(radius) or radius >= 1.0:

@@ -78,13 +78,15 @@ class Map(NamedTuple):
 
 
 def running_map(model: Any) -> Map:
-    """Return the map of a cell, an actor or a policy with an actor, from the initial state.
+    """Return the map of a cell, an actor or a policy with an actor, from the initial state; a map as it is.
 
     The explicit arrays are those that run, upcast exactly, not recomputed in float64.
 
     Raises:
         DivergedError: the arrays hold NaN or infinite values.
     """
+    if isinstance(model, Map):
+        return model
     actor = getattr(model, "actor", model)
     cell = actor.cell if hasattr(actor, "cell") else actor
     with torch.no_grad():

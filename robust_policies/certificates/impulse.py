@@ -14,6 +14,7 @@ rounding.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -40,6 +41,21 @@ def impulse_gains(neurons: Neurons, steps: int) -> Array:
             one = replace(model, B2=model.B2[:, at], D12=model.D12[:, at], D22=model.D22[:, at], error=None)
             found[:, signal, place] = _Signal(one, neurons.theta).gains(steps)
     return found
+
+
+def lag_forms(model: Matrices, theta: Array, room: float) -> Iterator[tuple[Array, Array]]:
+    """Yield, lag by lag, multipliers (nv,) and the form (nx + nu, nx + nu) of (x, e) that they make for one output.
+
+    With e = 0 the form of x bounds the output's square that many steps after the states differed by x, with x = 0 that
+    of e the square after one step of inputs that differ by e. `theta` (nv,) is where to start. `room` is the share by
+    which each form is larger than it need be, so that it can be proven.
+    """
+    yield from _Signal(replace(model, error=None), theta).lags(room)
+
+
+def _room(form: Array, room: float) -> Array:
+    diagonal = np.abs(np.diagonal(form))
+    return room * form + np.diag(room * diagonal + 1e-3 * room * diagonal.max(initial=0.0) + 1e-300)
 
 
 def _driven(model: Matrices) -> Array:
@@ -75,20 +91,25 @@ class _Signal:
         self.root = np.asarray(scipy.linalg.block_diag(_driven(model), np.eye(self.nu)))
         self.theta = np.maximum(theta, _LEAST * max(float(theta.max(initial=0.0)), 1e-300))
 
+    def lags(self, room: float = 0.0) -> Iterator[tuple[Array, Array]]:
+        """Yield theta_k (nv,) and, of its H_k with the worst w put in, the form of (x, e); ends where there is none."""
+        form, theta, points = self.y.T @ self.y, self.theta, _FIRST
+        while (best := self._least(form, theta, points)) is not None and np.isfinite(best[1]).all():
+            theta, whole = best
+            if room:
+                for part in (slice(0, self.nx), slice(self.nx, None)):
+                    whole[part, part] += _room(whole[part, part], room)
+            yield theta, whole
+            form, points = self.F.T @ (whole[: self.nx, : self.nx] @ self.F), _LATER
+
     def gains(self, steps: int) -> Array:
         """Return the gains (steps,) of one input, infinite from the lag on that has no multipliers."""
-        found, form, theta = np.full(steps, np.inf), self.y.T @ self.y, self.theta
-        for lag in range(steps):
-            best = self._least(form, theta, _LATER if lag else _FIRST)
-            if best is None or not np.isfinite(best[1]).all():
-                break
-            theta, whole = best
+        found = np.full(steps, np.inf)
+        for lag, (_, whole) in zip(range(steps), self.lags(), strict=False):
             found[lag] = np.sqrt(max(float(whole[-1, -1]), 0.0))
-            P = whole[: self.nx, : self.nx]
-            if np.abs(P).max(initial=0.0) < 1e-280:
+            if np.abs(whole[: self.nx, : self.nx]).max(initial=0.0) < 1e-280:
                 found[lag + 1 :] = found[lag]
                 break
-            form = self.F.T @ (P @ self.F)
         return found
 
     def _least(self, form: Array, theta: Array, points: int) -> tuple[Array, Array] | None:

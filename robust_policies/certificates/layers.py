@@ -32,16 +32,21 @@ def layer_bound(inner: Array, outer: Array, psi: Array | None = None) -> float:
     return max(1.0, _largest_eigenvalue(np.hstack([A, B])))
 
 
-def layers_bound(layers: Any) -> float:
-    """Return a Lipschitz bound of the chain of layers from the maps that run, never less than 1."""
+def layers_bound(layers: Any, entrywise: bool = True) -> float:
+    """Return a Lipschitz bound of the chain of layers from the maps that run, never less than 1.
+
+    Of an activation that is not `entrywise` nothing is used but that it is 1-Lipschitz.
+    """
     bound = 1.0
     for layer in layers:
         inner = exactly(layer.in_map())
         if layer.psi is None:
             bound *= max(1.0, spectral_bound(inner))
+        elif not entrywise:
+            bound *= max(1.0, spectral_bound(inner)) * max(1.0, spectral_bound(exactly(layer.out_map())))
         else:
             bound *= layer_bound(inner, exactly(layer.out_map()), exactly(layer.psi))
-    return bound * (1 + 1e-15 * (len(layers) + 1))
+    return bound * (1 + 1e-15 * (2 * len(layers) + 1))
 
 
 def spectral_bound(weight: Array) -> float:

@@ -144,8 +144,8 @@ def jacobian(chain: Sequence[Layer], box: Box) -> tuple[Array, Array]:
         if forward is None:
             forward = _widened(layer.weight, np.zeros_like(layer.weight), layer.error)
         else:
-            forward = _times(layer, *forward)
-        points, inside = _affine(layer, *points), _affine(layer, *values)
+            forward = times(layer, *forward)
+        points, inside = affine(layer, *points), affine(layer, *values)
         moved = _up(np.maximum(np.abs(forward[0]), np.abs(forward[1])) @ radius, len(radius))
         before = (
             np.maximum(inside[0], np.nextafter(points[0] - moved, -np.inf)),
@@ -153,12 +153,12 @@ def jacobian(chain: Sequence[Layer], box: Box) -> tuple[Array, Array]:
         )
         slopes.append(layer.slopes(*before))
         values, points = layer.values(*before), layer.values(*points)
-        forward = _scaled(*forward, *(slope[:, None] for slope in slopes[-1]))
+        forward = scaled(*forward, *(slope[:, None] for slope in slopes[-1]))
     assert forward is not None
     count = len(chain[-1].bias)
     backward: tuple[Array, Array] = (np.eye(count), np.eye(count))
     for layer, slope in zip(reversed(chain), reversed(slopes), strict=True):
-        backward = _before(layer, *_scaled(*backward, *slope))
+        backward = _before(layer, *scaled(*backward, *slope))
     return np.maximum(forward[0], backward[0]), np.minimum(forward[1], backward[1])
 
 
@@ -204,18 +204,21 @@ def _widened(value: Array, slack: Array, error: Array | None) -> tuple[Array, Ar
     return np.nextafter(value - slack, -np.inf), np.nextafter(value + slack, np.inf)
 
 
-def _affine(layer: Layer, low: Array, high: Array) -> tuple[Array, Array]:
-    """Return the intervals (rows,) of W z + b for z in intervals (columns,)."""
+def affine(layer: Layer, low: Array, high: Array) -> tuple[Array, Array]:
+    """Return the intervals (rows, ...) of W z + b for z in intervals (columns, ...)."""
+    bias, error, shift = layer.bias, layer.error, layer.shift
+    if low.ndim > 1:
+        bias, shift = bias[:, None], None if shift is None else shift[:, None]
     positive, negative = np.maximum(layer.weight, 0.0), np.minimum(layer.weight, 0.0)
     size = np.maximum(np.abs(low), np.abs(high))
-    slack = 2.0 * growth(len(low) + 4) * (np.abs(layer.weight) @ size + np.abs(layer.bias))
-    slack = slack if layer.error is None else slack + layer.error @ size
-    slack = (slack if layer.shift is None else slack + layer.shift) * UP + _TINY
-    found = positive @ low + negative @ high + layer.bias, positive @ high + negative @ low + layer.bias
+    slack = 2.0 * growth(len(low) + 4) * (np.abs(layer.weight) @ size + np.abs(bias))
+    slack = slack if error is None else slack + error @ size
+    slack = (slack if shift is None else slack + shift) * UP + _TINY
+    found = positive @ low + negative @ high + bias, positive @ high + negative @ low + bias
     return np.nextafter(found[0] - slack, -np.inf), np.nextafter(found[1] + slack, np.inf)
 
 
-def _times(layer: Layer, low: Array, high: Array) -> tuple[Array, Array]:
+def times(layer: Layer, low: Array, high: Array) -> tuple[Array, Array]:
     """Return the intervals (rows, n) of W J for J in intervals (columns, n)."""
     positive, negative = np.maximum(layer.weight, 0.0), np.minimum(layer.weight, 0.0)
     size = np.maximum(np.abs(low), np.abs(high))
@@ -231,11 +234,11 @@ def _before(layer: Layer, low: Array, high: Array) -> tuple[Array, Array]:
     """Return the intervals (ny, columns) of J W for J in intervals (ny, rows)."""
     error = None if layer.error is None else layer.error.T
     turned = Layer(layer.weight.T, layer.bias, layer.pieces, error)
-    found = _times(turned, low.T, high.T)
+    found = times(turned, low.T, high.T)
     return found[0].T, found[1].T
 
 
-def _scaled(low: Array, high: Array, least: Array, most: Array) -> tuple[Array, Array]:
-    """Return the intervals of J s for J in intervals and slopes s in [least, most], >= 0, that broadcast to them."""
+def scaled(low: Array, high: Array, least: Array, most: Array) -> tuple[Array, Array]:
+    """Return the intervals (..., n) of J s for J in intervals and slopes s in [least, most], >= 0, that broadcast."""
     found = np.minimum(low * least, low * most), np.maximum(high * least, high * most)
     return np.nextafter(found[0], -np.inf), np.nextafter(found[1], np.inf)

@@ -15,9 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
+from robust_policies.certificates.layers import exactly
 from robust_policies.certificates.lmi import Array, Matrices
 from robust_policies.certificates.neurons import Neurons, Rounded
 from robust_policies.errors import InvalidValueError, ShapeError
@@ -30,10 +32,29 @@ def maxmin_chain(weights: Sequence[Array]) -> Neurons:
 
     `weights` are (rows, columns), as for `layers.chain_model`. Raises ShapeError where a layer cannot be paired.
     """
-    for weight in weights[:-1]:
-        if len(weight) % 2:
-            raise ShapeError(f"A layer before a maxmin has {len(weight)} rows; expected an even number.")
-    return _chain(weights, [_across(np.tile([1.0, -1.0], (len(w) // 2, 1))) for w in weights[:-1]], 1.0)
+    return _maxmin([Rounded.exact(weight) for weight in weights])
+
+
+def maxmin_layers(layers: Any, scale: float) -> Neurons:
+    """Return u -> scale layers(scale u), maxmin inside each layer that is not linear, around its ReLU neurons.
+
+    Arguments as of `neurons.chain_of_layers`. Raises ShapeError where a layer cannot be paired.
+    """
+    nu, ny = layers[0].in_map().shape[1], len(layers[-1].b)
+    weights, pending = [], Rounded.exact(scale * np.eye(nu))
+    for layer in layers:
+        pending = Rounded.exact(exactly(layer.in_map())).after(pending)
+        if layer.psi is not None:
+            weights.append(pending)
+            pending = Rounded.exact(exactly(layer.out_map()))
+    return _maxmin([*weights, Rounded.exact(scale * np.eye(ny)).after(pending)])
+
+
+def _maxmin(weights: Sequence[Rounded]) -> Neurons:
+    rows = [len(weight.value) for weight in weights[:-1]]
+    if odd := next((count for count in rows if count % 2), None):
+        raise ShapeError(f"A layer before a maxmin has {odd} rows; expected an even number.")
+    return _chain(weights, [_across(np.tile([1.0, -1.0], (count // 2, 1))) for count in rows], 1.0)
 
 
 def householder_chain(weights: Sequence[Array], normals: Sequence[Array]) -> Neurons:
@@ -54,7 +75,8 @@ def householder_chain(weights: Sequence[Array], normals: Sequence[Array]) -> Neu
     for array in normals:
         if not np.allclose(np.square(array).sum(axis=1), 1.0, rtol=0.0, atol=1e-6):
             raise InvalidValueError("A normal of a Householder activation has not the norm 1; divide it by its norm.")
-    return _chain(weights, [_across(np.asarray(array, dtype=np.float64)) for array in normals], HOUSEHOLDER)
+    across = [_across(np.asarray(array, dtype=np.float64)) for array in normals]
+    return _chain([Rounded.exact(weight) for weight in weights], across, HOUSEHOLDER)
 
 
 def _across(normals: Array) -> Array:
@@ -66,25 +88,25 @@ def _across(normals: Array) -> Array:
     return across
 
 
-def _chain(weights: Sequence[Array], across: Sequence[Array], factor: float) -> Neurons:
+def _chain(weights: Sequence[Rounded], across: Sequence[Array], factor: float) -> Neurons:
     widths = [len(rows) for rows in across]
-    offsets, nu = np.cumsum([0, *widths]), weights[0].shape[1]
+    offsets, nu = np.cumsum([0, *widths]), weights[0].value.shape[1]
     count = int(offsets[-1])
     # The signal between layers is of_input u + of_neurons p.
     of_input, of_neurons = Rounded.exact(np.eye(nu)), Rounded.exact(np.zeros((nu, count)))
     D12, D11 = Rounded.exact(np.zeros((count, nu))), Rounded.exact(np.zeros((count, count)))
     for weight, rows, offset in zip(weights, across, offsets, strict=False):
-        of_input, of_neurons = (Rounded.exact(weight).after(part) for part in (of_input, of_neurons))
+        of_input, of_neurons = (weight.after(part) for part in (of_input, of_neurons))
         read = Rounded.exact(rows)
         D12 = D12.plus(read.after(of_input).placed(D12.value.shape, offset, 0))
         D11 = D11.plus(read.after(of_neurons).placed(D11.value.shape, offset, 0))
         reflect = _reflection(rows, factor)
         # Doubling or not is exact, and so is adding columns of neurons that the signal has not met before.
-        met = Rounded.exact(factor * rows.T).placed((len(weight), count), 0, offset)
+        met = Rounded.exact(factor * rows.T).placed((len(weight.value), count), 0, offset)
         of_input, of_neurons = reflect.after(of_input), reflect.after(of_neurons).plus(met)
-    last = Rounded.exact(weights[-1])
+    last = weights[-1]
     D22, D21 = last.after(of_input), last.after(of_neurons)
-    ny, none = len(weights[-1]), np.zeros
+    ny, none = len(last.value), np.zeros
 
     def model(part: str) -> Matrices:
         a, b, c, d = (getattr(matrix, part) for matrix in (D12, D21, D22, D11))

@@ -32,6 +32,7 @@ from robust_policies.certificates.neurons import (
 )
 from robust_policies.certificates.perceptrons import (
     LARGEST_CHAIN,
+    REFLECTING,
     SLOPE_RESTRICTED,
     SORTING,
     chain_neurons,
@@ -39,6 +40,7 @@ from robust_policies.certificates.perceptrons import (
     unknown_slope,
 )
 from robust_policies.certificates.positive import Rows, proven_by_rows, rows_of
+from robust_policies.certificates.reflected import maxmin_layers
 from robust_policies.certificates.search import ROUNDING, Search
 from robust_policies.errors import InvalidValueError, NonFiniteError, NotCertifiableError, ShapeError
 from robust_policies.files import numbers
@@ -88,7 +90,7 @@ def verify(cell_or_policy: Any, explicit: Any = None) -> Verification:
                 return found
         if hasattr(explicit, "scale"):
             found = _memoryless(cell.gamma, _layers_gain(cell, explicit))
-            return _with_neurons(found, chain_of_layers(explicit.layers, float(explicit.scale.double())), None)
+            return _with_neurons(found, _neurons_of_layers(cell, explicit), None)
         running = _running(cell, explicit)
     except (NonFiniteError, ShapeError, _UnknownFormError) as error:
         return Verification("NOT_CERTIFIED", reason=str(error).rstrip("."), claimed_gamma=claimed)
@@ -225,8 +227,7 @@ def running_neurons(cell_or_policy: Any, explicit: Any = None) -> Neurons | None
         cell, explicit = _explicit(cell_or_policy, explicit)
         if not hasattr(explicit, "scale"):
             return _neurons(_running(cell, explicit))
-        known = cell.network.activation.name in SLOPE_RESTRICTED
-        return chain_of_layers(explicit.layers, float(explicit.scale.double())) if known else None
+        return _neurons_of_layers(cell, explicit)
     except (NonFiniteError, NotCertifiableError, ShapeError, _UnknownFormError):
         return None
 
@@ -323,10 +324,23 @@ def _running(cell: Any, explicit: Any) -> _Running:
 
 
 def _layers_gain(cell: Any, explicit: Any) -> float:
-    name = cell.network.activation.name
-    if name not in SLOPE_RESTRICTED:
+    name, pairs = cell.network.activation.name, _sorts(cell)
+    if name not in SLOPE_RESTRICTED and not pairs:
         raise _UnknownFormError(unknown_slope(name))
-    return layers_bound(explicit.layers) * float(explicit.scale.double()) ** 2 * (1 + 1e-15)
+    return layers_bound(explicit.layers, not pairs) * float(explicit.scale.double()) ** 2 * (1 + 1e-15)
+
+
+def _sorts(cell: Any) -> bool:
+    """Return whether an LBDN sorts pairs; of Householder's the turned weights are what runs, between them MaxMin."""
+    return cell.network.activation.name in (SORTING, REFLECTING)
+
+
+def _neurons_of_layers(cell: Any, explicit: Any) -> Neurons | None:
+    """Return an LBDN as a system around single neurons, None where they are not known."""
+    if not _sorts(cell) and cell.network.activation.name not in SLOPE_RESTRICTED:
+        return None
+    chain = maxmin_layers if _sorts(cell) else chain_of_layers
+    return chain(explicit.layers, float(explicit.scale.double()))
 
 
 def _memoryless(claimed: float, proven: float) -> Verification:

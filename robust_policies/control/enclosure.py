@@ -14,7 +14,7 @@ import torch
 
 from robust_policies.certificates.lmi import Array
 from robust_policies.control import interval
-from robust_policies.control.interval import Jet, jacobian_bounds
+from robust_policies.control.interval import Interval, Jet, bounds
 from robust_policies.errors import InvalidValueError
 
 
@@ -168,6 +168,26 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 
 
+def enclosed(function: Callable[[Any, Any], Any], states: int, low: Array, high: Array) -> tuple[Interval, Interval]:
+    """Return the intervals of the values (k, outputs) and the Jacobian (k, outputs, d) of `function` on k boxes.
+
+    Args:
+        function: of tensors (..., states) and (..., d - states), the plant's step, say.
+        states: how many of the coordinates are the state's.
+        low: (k, d) the boxes' lower corners.
+        high: (k, d) their upper corners.
+
+    Raises:
+        UnknownOperationError, InvalidValueError: nothing is known of it there.
+    """
+
+    def outputs(*jets: Jet) -> Sequence[Jet]:
+        return function(Enclosure(jets[:states]), Enclosure(jets[states:])).jets
+
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bounds(outputs, low, high)
+
+
 def enclosed_jacobian(
     function: Callable[[Any, Any], Any], states: int, low: Array, high: Array, cells: Sequence[int]
 ) -> tuple[Array, Array] | None:
@@ -184,13 +204,9 @@ def enclosed_jacobian(
     lower = np.stack([grid.ravel() for grid in np.meshgrid(*(axis[:-1] for axis in axes), indexing="ij")], -1)
     upper = np.stack([grid.ravel() for grid in np.meshgrid(*(axis[1:] for axis in axes), indexing="ij")], -1)
 
-    def outputs(*jets: Jet) -> Sequence[Jet]:
-        return function(Enclosure(jets[:states]), Enclosure(jets[states:])).jets
-
     try:
-        with np.errstate(over="ignore", invalid="ignore"):
-            least, most = jacobian_bounds(outputs, lower, upper)
+        slopes = enclosed(function, states, lower, upper)[1]
     except (UnknownOperationError, InvalidValueError):
         return None
-    least, most = least.min(0), most.max(0)
+    least, most = slopes.low.min(0), slopes.high.max(0)
     return (least, most) if np.isfinite((least, most)).all() else None

@@ -144,8 +144,8 @@ def square(x: Jet) -> Jet:
     return x.chain(x.value.square(), Interval(two, two) * x.value)
 
 
-def jacobian_bounds(function: Callable[..., Sequence[Jet]], low: Array, high: Array) -> tuple[Array, Array]:
-    """Return the entries' bounds of the Jacobian of `function` on boxes, (k, outputs, inputs) each.
+def bounds(function: Callable[..., Sequence[Jet]], low: Array, high: Array) -> tuple[Interval, Interval]:
+    """Return the intervals of the values (k, outputs) and the Jacobian (k, outputs, inputs) of `function` on boxes.
 
     Args:
         function: takes one jet for each input, and gives a sequence of them, one for each output.
@@ -157,5 +157,15 @@ def jacobian_bounds(function: Callable[..., Sequence[Jet]], low: Array, high: Ar
     fixed = {number: Interval(np.full(boxes, number), np.full(boxes, number)) for number in (0.0, 1.0)}
     jets = [Jet(Interval(low[:, i], high[:, i]), [fixed[float(i == j)] for j in range(inputs)]) for i in range(inputs)]
     outputs = function(*jets)
-    lower = np.stack([np.stack([slope.low for slope in out.slopes], -1) for out in outputs], 1)
-    return lower, np.stack([np.stack([slope.high for slope in out.slopes], -1) for out in outputs], 1)
+    values = Interval(*(np.stack([getattr(out.value, end) for out in outputs], 1) for end in ("low", "high")))
+    slopes = [
+        np.stack([np.stack([getattr(slope, end) for slope in out.slopes], -1) for out in outputs], 1)
+        for end in ("low", "high")
+    ]
+    return values, Interval(*slopes)
+
+
+def jacobian_bounds(function: Callable[..., Sequence[Jet]], low: Array, high: Array) -> tuple[Array, Array]:
+    """Return the entries' bounds of the Jacobian of `function` on boxes, (k, outputs, inputs) each; see `bounds`."""
+    slopes = bounds(function, low, high)[1]
+    return slopes.low, slopes.high

@@ -28,6 +28,7 @@ _TASKS = {
     "InvertedDoublePendulum-v0": "inverted_double_pendulum",
     "Reacher-v0": "reacher",
     "Hopper-v0": "hopper",
+    "HopperNoVelocity-v0": "hopper_no_velocity",
     "HalfCheetah-v0": "half_cheetah",
     "Walker2d-v0": "walker2d",
 }
@@ -36,6 +37,9 @@ VECTOR = "robust_policies.envs.vector:TorchVectorEnv"
 ENV_IDS = tuple(f"{NAMESPACE}/{name}" for name in _TASKS)
 IDENTIFIED = f"{NAMESPACE}/Identified-v0"
 """A task of the user's own: its option `model` is the folder of an identified model, or several."""
+
+FMU = f"{NAMESPACE}/Fmu-v0"
+"""An FMU of the user's own: its option `fmu` is the file."""
 
 
 def register_tasks() -> None:
@@ -56,6 +60,8 @@ def register_tasks() -> None:
                 vector_entry_point=VECTOR,
                 kwargs={"task": task},
             )
+    if FMU not in registry:
+        register(id=FMU, entry_point="robust_policies.envs.fmu:FmuEnv")
 
 
 def unknown_environment(env_id: str) -> UnknownNameError:

@@ -18,8 +18,6 @@ from robust_policies.evaluation.rollout import Episodes
 from robust_policies.evaluation.suite import Suite
 from robust_policies.policies.deployed import DeployedPolicy
 
-OBSERVATION = "of the observation"
-"""The unit of sizes of noise and attacks."""
 # Side by side more is faster until memory and cache are full; another package's environments are objects each.
 _WIDEST, _MOST_OBJECTS = 4096, 1024
 Part = dict[int, Episodes]

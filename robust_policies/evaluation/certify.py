@@ -15,6 +15,7 @@ import numpy as np
 from robust_policies.certificates import Certificate, GainResult, gain_curve, not_certified, secant_gain
 from robust_policies.certificates.certificate import claim
 from robust_policies.certificates.gain import CURVE_STEPS
+from robust_policies.certificates.gain_search import running_map
 from robust_policies.certificates.kept import Book, keeping
 from robust_policies.certificates.loop import NUMBERS
 from robust_policies.certificates.peak_search import PeakWitness, peak_secants, peak_witness
@@ -101,29 +102,33 @@ def is_certified(folder: str | Path, weights: Sequence[float] | None = None) -> 
     return given == here and whole and certificate_is_of(stored, policy)
 
 
-def check_run(folder: str | Path) -> list[str]:
+def check_run(folder: str | Path, policy: DeployedPolicy | None = None) -> list[str]:
     """Return what differs between a run folder's certificate.json and what its policy and witness show, [] if nothing.
 
     The arrays' hashes, the proof, the gain of the witness and every number and sentence are computed again; where
     proofs.npz has the metric and the multipliers of a proof, they are proven again and not searched for. A file that is
-    missing or cannot be read is a difference too; a folder that does not exist raises MissingFileError.
+    missing or cannot be read is a difference too; a folder that does not exist raises MissingFileError. `policy` is the
+    folder's, where it has been loaded already.
     """
     run = RunFolder(folder)
     if not run.path.is_dir():
         raise MissingFileError(f"{folder} does not exist; expected a run folder.")
     with keeping(Book.load(run.path / PROOFS)):
-        return _checked(run)
+        return _checked(run, policy)
 
 
-def _checked(run: RunFolder) -> list[str]:
+def _checked(run: RunFolder, policy: DeployedPolicy | None) -> list[str]:
     try:
         stored = run.read_certificate()
-        policy = load_policy(run.path)
+        policy = load_policy(run.path) if policy is None else policy
         agree = running_arrays_agree(run.path, policy)
         expected = _proven(run, policy, stored.weights)
         searched = policy.searched()
+        if searched is not None and (stored.witness is not None or stored.peak is not None):
+            # Once for all witnesses.
+            searched = running_map(searched)
         if stored.peak is not None:
-            expected = expected.with_peak(*_peak_again(run, policy, stored.peak))
+            expected = expected.with_peak(*_peak_again(run, policy, searched, stored.peak))
         tightness = None if searched is None else run.read_tightness()
         if stored.witness is not None:
             expected = expected.with_search(
@@ -154,14 +159,14 @@ def _names(run: RunFolder) -> tuple[list[str], list[str]]:
 
 
 def _peak_again(
-    run: RunFolder, policy: DeployedPolicy, stored: dict[str, Any]
+    run: RunFolder, policy: DeployedPolicy, searched: Any, stored: dict[str, Any]
 ) -> tuple[dict[str, Any] | None, list[float], str | None]:
     """Return the bound of every step as it is proven now, and what the witness in a folder shows."""
     name = stored.get("witness")
     if name is None:
         return policy.peak(stored["units"]), [], None
     witness = PeakWitness.load(run.path / Path(name).name)
-    found = peak_secants(policy.searched(), witness.inputs, np.asarray(stored["units"]))
+    found = peak_secants(searched, witness.inputs, np.asarray(stored["units"]))
     return policy.peak(stored["units"]), found.tolist(), name
 
 

@@ -11,7 +11,8 @@ from robust_policies.envs.batch import ours, plant_of
 from robust_policies.envs.perturb import Spec
 from robust_policies.envs.perturb.blocks import Blocks, in_blocks
 from robust_policies.envs.perturb.specs import DynamicsShift
-from robust_policies.evaluation.bench import OBSERVATION, Bench, Part, measurement
+from robust_policies.evaluation.attacks.names import OBSERVATION
+from robust_policies.evaluation.bench import Bench, Part, measurement
 from robust_policies.evaluation.suite import FaultEntry, GridEntry
 from robust_policies.policies.spaces import short
 

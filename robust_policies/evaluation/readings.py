@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from robust_policies.errors import UnknownNameError
-from robust_policies.evaluation.attacks import ATTACKS
+from robust_policies.evaluation.attacks.names import ATTACKS
 from robust_policies.evaluation.quantities import (
     CERTIFICATE,
     EVALUATION,

@@ -67,7 +67,7 @@ def iqm(scores: Any, *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
     Raises:
         ShapeError, InvalidValueError: no scores, more than two dimensions, or not all finite.
     """
-    return _interval(scores, lambda pooled: scipy.stats.trim_mean(pooled, _CUT, axis=-1), resamples, seed, _trimmed)
+    return _interval(scores, _trimmed_mean, resamples, seed, _trimmed)
 
 
 def mean_interval(scores: Any, *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
@@ -157,7 +157,8 @@ def area_under_curve(sizes: Any, values: Any) -> Any:
     x, y = x[order], y[order]
     if not np.isfinite(x).all() or not np.isfinite(y).all() or (np.diff(x) == 0).any():
         raise InvalidValueError("The curve has a size twice or numbers that are not finite; expected distinct sizes.")
-    area = scipy.integrate.trapezoid(y, x, axis=0) / (x[-1] - x[0])
+    steps = np.diff(x).reshape(-1, *[1] * (y.ndim - 1))
+    area = (steps * (y[1:] + y[:-1]) / 2).sum(axis=0) / (x[-1] - x[0])
     return float(area) if y.ndim == 1 else area
 
 
@@ -227,6 +228,13 @@ def _interval(
     rows = tuple(np.arange(len(unit)) for unit in units)
     low, high = _bootstrap(rows, resampled, resamples, seed)
     return Interval(value, float(low), float(high), EPISODES if single else SEEDS)
+
+
+def _trimmed_mean(scores: np.ndarray) -> np.ndarray:
+    """Return the mean over the last axis without its lowest and highest `_CUT`."""
+    count = scores.shape[-1]
+    low = int(_CUT * count)
+    return np.partition(scores, (low, count - low - 1), axis=-1)[..., low : count - low].mean(axis=-1)
 
 
 def _counts(drawn: np.ndarray) -> np.ndarray:

@@ -9,7 +9,8 @@ import numpy as np
 
 from robust_policies.errors import DivergedError
 from robust_policies.evaluation.attacks import prepare_attack
-from robust_policies.evaluation.bench import OBSERVATION, Bench, Part, finite, measurement, pooled_mean, recording
+from robust_policies.evaluation.attacks.names import OBSERVATION
+from robust_policies.evaluation.bench import Bench, Part, finite, measurement, pooled_mean, recording
 from robust_policies.evaluation.suite import AttackEntry
 
 # Sizes played side by side in each round of the search for a critical size.

@@ -19,15 +19,16 @@ from robust_policies.export.program import OBSERVATION, STATE, Op, Program
 _SCALED = ("add", "sub", "mul", "div")
 
 
-def neurons_of(program: Program, *, clips: bool = True, turns: bool = False) -> Neurons:
+def neurons_of(program: Program, *, clips: bool = True, turns: bool = False, flags: bool = False) -> Neurons:
     """Return the system from the observation to the mean action, which is not clipped yet, and multipliers of 1.
 
     With `clips` False nothing is clipped or rounded to whole numbers inside either, as if no limit were ever reached
-    and inputs took any value; with `turns` what is rounded counts whole turns of angles, of which there are none. What
-    rounding did to products is in the model's `error`. Raises NotCertifiableError where a program multiplies
-    signals, or holds something whose slope is not known.
+    and inputs took any value; with `turns` what is rounded counts whole turns of angles, of which there are none. With
+    `flags` a choice passes on what is chosen where its flag is set, for differences that are zero where it is not
+    (`export.window`). What rounding did to products is in the model's `error`. Raises NotCertifiableError where a
+    program multiplies signals, or holds something whose slope is not known.
     """
-    return _Followed(program, clips, turns).neurons()
+    return _Followed(program, clips, turns, flags).neurons()
 
 
 def entrywise(program: Program) -> set[str]:
@@ -68,8 +69,8 @@ def _uses(program: Program) -> dict[str, int]:
 
 
 class _Followed:
-    def __init__(self, program: Program, clips: bool, turns: bool) -> None:
-        self.program, self.clips, self.turns = program, clips, turns
+    def __init__(self, program: Program, clips: bool, turns: bool, flags: bool) -> None:
+        self.program, self.clips, self.turns, self.flags = program, clips, turns, flags
         self.single, self.last = single(program), entrywise(program)
         self.nx, self.nu = program.states, program.observations
         self.nv = sum(self._count(op) for op in program.unclipped)
@@ -149,6 +150,8 @@ class _Followed:
             return Bounded.exact(np.zeros((op.width, self.columns))) if self.turns else given[0]
         if op.kind == "act" and op.name == SORTING:
             return self._sorted(given[0])
+        if op.kind == "select" and self.flags:
+            return given[1]
         if op.kind == "solve" and op.name in SLOPE_RESTRICTED:
             return self._solved(op, given[0])
         what = "products of two signals" if op.kind in ("mul", "div") else f"{op.name or op.kind}"

@@ -10,26 +10,24 @@ import numpy as np
 from robust_policies.certificates.certificate import (
     Certificate,
     Factor,
-    Verification,
     array_hashes,
     claim,
     forgotten,
     not_certified,
 )
-from robust_policies.certificates.decay import least_decay, steps_to_forget
+from robust_policies.certificates.decay import least_decay
 from robust_policies.certificates.lmi import Array
 from robust_policies.certificates.neurons import METHOD, Neurons, least_by_neurons
 from robust_policies.certificates.search import Search
-from robust_policies.certificates.verify import running_neurons, verify_arrays
-from robust_policies.control.bounded import between
-from robust_policies.control.feedback import feedback_bound, feedback_matrices
-from robust_policies.control.youla import Performance
+from robust_policies.certificates.verify import running_neurons
 from robust_policies.errors import InvalidValueError, NotCertifiableError
+from robust_policies.export.loop import loop_certificate
 from robust_policies.export.neurons import neurons_of
 from robust_policies.export.program import Program
 from robust_policies.export.rounding import rounding_of
+from robust_policies.export.window import window_certificate, window_rounding
 from robust_policies.policies.deployed import DeployedPolicy
-from robust_policies.policies.youla.certify import loop_parts
+from robust_policies.policies.window import WindowCell
 from robust_policies.policies.youla.policy import YoulaPolicy
 from robust_policies.runtime import RuntimePolicy
 
@@ -39,11 +37,7 @@ _LARGE = 1e6
 
 
 def exported_certificate(
-    program: Program,
-    policy: DeployedPolicy,
-    source: Certificate,
-    limits: tuple[Array, Array],
-    absolute: bool,
+    program: Program, policy: DeployedPolicy, source: Certificate, limits: tuple[Array, Array], format: str
 ) -> Certificate:
     """Return what is proven of an exported program's constants, as `certify` says it of the run's arrays.
 
@@ -52,22 +46,40 @@ def exported_certificate(
         policy: that it was made of.
         source: the certificate of that, whose signals are named.
         limits: low and high (nu,) of the observations for which rounding is bounded.
-        absolute: as of `rounding_of`.
+        format: in which it is written: C sums in the order that is written, ONNX has activations of its own.
     """
-    hashes = array_hashes(program.constants)
+    try:
+        found = _judged(program, policy, source)
+    except (InvalidValueError, NotCertifiableError) as error:
+        found = _nothing(str(error), source)
+    rounding = _rounding(program, policy, limits, format)
+    return replace(found, arrays_sha256=array_hashes(program.constants), rounding=rounding)
+
+
+def _judged(program: Program, policy: DeployedPolicy, source: Certificate) -> Certificate:
     if isinstance(policy, YoulaPolicy):
-        return replace(_loop_certificate(program, policy, source), arrays_sha256=hashes)
+        if source.status != "PASS" or source.closed_loop is None:
+            raise NotCertifiableError(source.reason or "nothing is proven of the run's own loop")
+        return loop_certificate(program, policy, source)
+    if isinstance(policy.cell, WindowCell):
+        return window_certificate(program, policy.cell, source)
+    return _proven(program, _with_multipliers(neurons_of(program), policy), policy, source)
+
+
+def _rounding(
+    program: Program, policy: DeployedPolicy, limits: tuple[Array, Array], format: str
+) -> dict[str, Any] | None:
+    """Return the entry of the certificate: the bound of rounding, or why there is none."""
+    absolute, ordered = format == "onnx", format == "c"
     try:
-        neurons = _with_multipliers(neurons_of(program), policy)
-        proven = _proven(program, neurons, policy, source)
+        if isinstance(policy.cell, WindowCell) and not isinstance(policy, YoulaPolicy):
+            bound = window_rounding(program, policy.cell, *limits, absolute, ordered)
+        else:
+            neurons = _with_multipliers(neurons_of(program), policy)
+            bound = rounding_of(program, neurons, *limits, absolute=absolute, ordered=ordered)
     except NotCertifiableError as error:
-        return replace(_nothing(str(error), source), arrays_sha256=hashes)
-    proven = replace(proven, arrays_sha256=hashes)
-    try:
-        bound = rounding_of(program, neurons, *limits, absolute=absolute)
-    except NotCertifiableError:
-        return proven
-    return replace(proven, rounding=bound.entry(program, absolute))
+        return {"bound": None, "reason": f"no bound for all time, as contraction is not proven: {error}"}
+    return bound.entry(program, absolute, ordered)
 
 
 def _nothing(reason: str, source: Certificate) -> Certificate:
@@ -75,60 +87,6 @@ def _nothing(reason: str, source: Certificate) -> Certificate:
     of = "" if source.status != "PASS" else f" Of the run's own arrays, before they were exported: {source.claim}"
     found = not_certified(reason)
     return replace(found, claim=found.claim + of)
-
-
-def _loop_certificate(program: Program, policy: YoulaPolicy, source: Certificate) -> Certificate:
-    """Return what is proven of the linear model in feedback with an exported program, as of the run's own arrays.
-
-    The program is one system from observation to input here, observer and feedback inside.
-    """
-    if source.status != "PASS" or source.closed_loop is None:
-        return _nothing(source.reason or "nothing is proven of the run's own loop", source)
-    base, parts = policy.controller, loop_parts(policy)
-    turns = bool(base.angle.any())
-    try:
-        if turns and base.options.quantum:
-            raise NotCertifiableError("Angles are wrapped and inputs rounded, which are not told apart here.")
-        neurons = neurons_of(program, clips=False, turns=turns)
-        known = running_neurons(policy.policy.actor.cell)
-        if known is not None and known.theta.shape == neurons.theta.shape:
-            neurons = neurons._replace(theta=known.theta)
-        # The reference is held at 0: what it is changes no difference of trajectories.
-        seen = np.eye(program.observations)[:, base.measured.cpu().numpy()]
-        neurons = neurons.mapped(lambda model: between(model, seen, np.eye(program.actions)))
-        performance = Performance.lqg(parts.design)
-        bound = feedback_bound(
-            parts.model, neurons.model, neurons.family, neurons.theta, neurons=neurons, performance=performance
-        )
-        loop = neurons.mapped(lambda model: feedback_matrices(parts.model, model, performance))
-    except (InvalidValueError, NotCertifiableError) as error:
-        return _nothing(str(error), source)
-    decay = None if bound.rate is None else _contraction(loop, bound.rate)
-    if bound.gain is None or decay is None or decay.rate is None or decay.overshoot is None:
-        return _nothing(bound.reason or "no metric was found that proves contraction of the loop", source)
-    exact = policy.scope.kind == "linear"
-    plant = source.closed_loop["plant"] if exact else "Of the nonlinear plant nothing is proven with these constants."
-    numbers = dict.fromkeys(("T0", "T1", "T2", "triangle", "scaled", "closed_loop"))
-    content = {**source.closed_loop, **numbers, "neurons": bound.gain, "converges": True, "plant": plant}
-    found = replace(
-        source,
-        gamma_core=None,
-        gamma_raw=bound.gain,
-        rate=decay.rate,
-        overshoot=decay.overshoot,
-        forgets=forgotten(steps_to_forget(decay.rate, decay.overshoot)),
-        factors=(Factor("exported program", bound.gain, "its constants in feedback with the model"),),
-        method=METHOD,
-        closed_loop=content,
-        **_UNPROVEN,
-    )
-    return replace(found, claim=claim(found))
-
-
-def _contraction(loop: Neurons, rate: float) -> Verification | None:
-    """Return the proof of a contraction rate, None where it is not found again."""
-    found = verify_arrays(loop.model, rate=rate, family=loop.family, theta=loop.theta)
-    return found if found.status == "PASS" else None
 
 
 def limits_of(policy: RuntimePolicy, units: tuple[Array, Array]) -> tuple[Array, Array]:

@@ -24,6 +24,8 @@ _UFUNCS = {
     "maximum": "max",
     "minimum": "min",
 }
+# What is known comes second where the order does not matter: proofs look for it there.
+_EITHER = ("add", "mul", "max", "min")
 # Values that are looked at as pixels are no input of a small program.
 _IMAGE = np.dtype(np.uint8)
 # More operations are no short list: of windows, the rows times the layers.
@@ -201,6 +203,8 @@ class Recorded:
 
     def _pair(self, kind: str, left: Any, right: Any) -> Recorded:
         tape, parts = self.tape, []
+        if kind in _EITHER and not isinstance(left, Recorded):
+            left, right = right, left
         for side in (left, right):
             if isinstance(side, Recorded):
                 parts.append((side.name, side.width))

@@ -5,38 +5,46 @@ hats the same as they run. With d each operation's own rounding, pushed forward 
 
     x^+ = A x^ + B1 (w^ + d_w) + B2 u + ..,    w^ = act(C1 x^ + D11 (w^ + d_w) + D12 u + ..),    |d| <= E,
 
-and the difference from exact arithmetic is an increment of the same system with d as its input. Two steps bound it:
+and the difference from exact arithmetic is an increment of the same system with d as its input. Three steps bound it:
 
-1. Intervals. |u - c| <= the limits, x* the state at rest under u = c. V = (x - x*)' P (x - x*) never exceeds
-   R^2 if sqrt(rate^2 R^2 + sum r) + |f(x*, c) - x*|_P <= R and V(0) <= R^2, with r from `peak`'s first inequality. So
-   every number of the program lies in an interval, which bounds each rounding: E, of sums of n terms in any order by
-   g_n = n u / (1 - n u) of the sum of sizes (N. J. Higham, "Accuracy and Stability of Numerical Algorithms", 2002,
-   chapter 4), a fused multiply-add rounds less; of activations by `UNITS` in the last place.
-2. `peak.proven_peak` with d in [-E, E] as the input bounds |y^ - y| at every step, for ever.
+1. States that are never left. |u - c| <= the limits, x* the state at rest under u = c. V = (x - x*)' P (x - x*) never
+   exceeds R^2 if sqrt(rate^2 R^2 + sum r) + |f(x*, c) - x*|_P <= R and V(0) <= R^2, with r from `peak`'s first
+   inequality, for the observation and the rounding together: so it holds for what runs as well.
+2. Ranges of all numbers, `affine`: from some step on of what many steps lead to from there, before it of what they
+   lead to from zero. They bound each rounding: E, of sums of n products by n u / (1 - n u) of the largest sum of their
+   sizes in any order (N. J. Higham, "Accuracy and Stability of Numerical Algorithms", 2002, chapter 4), in a known
+   order by u of each product and of each partial sum; a fused multiply-add rounds less; of activations by `UNITS` in
+   the last place.
+3. `lags.lag_sum` with d in [-E, E] at every step bounds |y^ - y| at every step, for ever.
 
-R is taken for the observation and the rounding together, so the intervals hold for what runs as well. Without a state
-intervals alone do it. The clip of the action is exact and moves no two numbers apart.
+Without a state ranges alone do it. The clip of the action is exact and moves no two numbers apart.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from robust_policies.certificates import optimum
 from robust_policies.certificates.decay import least_decay
 from robust_policies.certificates.lmi import Array, Matrices, assemble, prove_positive, signal_maps
 from robust_policies.certificates.neurons import Neurons
-from robust_policies.certificates.optimum import Candidate, PeakCandidate, least_reach
-from robust_policies.certificates.peak import metric_at, proven_peak
+from robust_policies.certificates.optimum import Candidate, least_reach
+from robust_policies.certificates.peak import metric_at
 from robust_policies.certificates.search import Search
+from robust_policies.control.norms import radius
 from robust_policies.errors import NotCertifiableError
+from robust_policies.export.affine import Affine
 from robust_policies.export.intervals import UNITS, Walk
+from robust_policies.export.lags import lag_sum
 from robust_policies.export.program import Program
 
-_SHARES = (0.7, 0.4, 0.2, 0.1)
+_SHARES = (0.4, 0.7, 0.2, 0.1)
+# Of the search for states that are never left, of steps until they settle, and of the symbols of their ranges.
+_NEAR, _SHORTEST, _LONGEST, _SETTLED, _SYMBOLS = 0.3, 8, 80, 0.01, 200
 _TRIAL, _EPISODES = 200, 16
 _RESTS, _GROWN, _UP = 20_000, 1.001, 1 + 1e-9
 _SLACKS = (0.3, 0.1, 1e-2, 1e-4)
@@ -59,8 +67,9 @@ class Rounding:
     states: Array
     rate: float | None
 
-    def entry(self, program: Program, absolute: bool) -> dict[str, Any]:
-        """Return the entry of certificate.json."""
+    def entry(self, program: Program, absolute: bool, ordered: bool) -> dict[str, Any]:
+        """Return the entry of certificate.json; the last two as of `rounding_of`."""
+        order = "the order in which they are written" if ordered else "any order"
         return {
             "bound": self.bound.tolist(),
             "dtype": program.dtype,
@@ -71,13 +80,15 @@ class Rounding:
             "activations": f"off by at most {UNITS} units in the last place" + (" of 1" if absolute else ""),
             "claim": (
                 "from an episode's start on, for observations within these limits, each action that the exported "
-                f"program computes in {program.dtype}, its sums in any order, differs from the one of the same "
+                f"program computes in {program.dtype}, its sums in {order}, differs from the one of the same "
                 "constants in exact arithmetic by at most this much, at every step and for ever"
             ),
         }
 
 
-def rounding_of(program: Program, neurons: Neurons, low: Array, high: Array, absolute: bool = False) -> Rounding:
+def rounding_of(
+    program: Program, neurons: Neurons, low: Array, high: Array, absolute: bool = False, ordered: bool = False
+) -> Rounding:
     """Return the bound for observations from `low` to `high` (nu,), finite.
 
     Args:
@@ -86,37 +97,101 @@ def rounding_of(program: Program, neurons: Neurons, low: Array, high: Array, abs
         low: (nu,) the smallest observations.
         high: (nu,) the largest ones.
         absolute: activations are off by units in the last place of 1, not of what they give.
+        ordered: sums are taken from the first term to the last.
 
     Raises NotCertifiableError where contraction is not proven, so rounding might add up.
     """
-    walk = Walk(program, absolute)
-    centre, reach = 0.5 * (low + high), 0.5 * (high - low)
+    walk = Walk(program, absolute, ordered=ordered)
     if not program.states:
-        none = np.zeros(0)
-        seen = walk.through((low, high), (none, none))
-        return Rounding(_up(seen.action), low, high, none, None)
-    limits, sizes = (low, high, centre, reach), _sizes(program, low, high)
-    found = None
+        seen = walk.through((low, high), Affine.exact(np.zeros(0)))
+        return Rounding(_up(seen.action), low, high, np.zeros(0), None)
+    held = None
     for rate, start in _starts(neurons):
-        one = _bounded(program, neurons, walk, limits, np.diag(1 / np.square(sizes)), rate, start)
-        if one is not None and (found is None or one.bound.max() < found.bound.max()):
-            found = one
-    if found is None:
+        held = _held_states(program, neurons, Walk(program, absolute), (low, high), rate, start)
+        if held is not None:
+            break
+    if held is None:
         raise NotCertifiableError("No contraction of the exported program is proven, so its rounding has no bound.")
-    return found
+    errors, action, states = _settled(program, walk, Walk(program, absolute), (low, high), held.states)
+    bound = _summed(neurons._replace(theta=held.metric.theta), held, errors)
+    if bound is None:
+        raise NotCertifiableError("What roundings do to the action is not proven in float64.")
+    return Rounding(_up(bound + action), low, high, states, held.rate)
+
+
+class _Held(NamedTuple):
+    """States (low, high) that are never left, and the rate and metric of a contraction that shows it."""
+
+    states: tuple[Array, Array]
+    rate: float
+    metric: Candidate
 
 
 def _starts(neurons: Neurons) -> list[tuple[float, Candidate]]:
     """Return rates and metrics in which the system contracts, to search better ones from."""
-    decay = least_decay(Search(neurons.model, neurons.family, 1.0), neurons.theta, [])
-    if decay is None:
+    search, theta = Search(neurons.model, neurons.family, 1.0), neurons.theta
+    if not theta.size:
+        rate: float | None = radius(neurons.model.A)
+    else:
+        decay = least_decay(search, theta, [])
+        if decay is None and optimum.small_enough(neurons.model, neurons.family):
+            hint = optimum.contraction(neurons.model, neurons.family, 1.0)
+            if hint is not None:
+                theta = hint.theta / hint.theta.max()
+                decay = least_decay(search, theta, [hint.P / hint.theta.max()])
+        rate = None if decay is None else decay.rate
+    if rate is None or rate >= 1.0:
         return []
-    slow, found = 1.0 - decay.rate**2, []
+    slow, found = 1.0 - rate**2, []
     for share in _SHARES:
         rate = math.sqrt(1.0 - share * slow)
-        metrics = [metric_at(neurons.model, neurons.family, neurons.theta, rate, slack) for slack in _SLACKS]
-        found += [(rate, Candidate(metric, neurons.theta)) for metric in metrics if metric is not None][:1]
+        metrics = [metric_at(neurons.model, neurons.family, theta, rate, slack) for slack in _SLACKS]
+        found += [(rate, Candidate(metric, theta)) for metric in metrics if metric is not None][:1]
     return found
+
+
+def _settled(
+    program: Program, walk: Walk, rough: Walk, limits: tuple[Array, Array], held: tuple[Array, Array]
+) -> tuple[Array, Array, Array]:
+    """Return bounds of roundings (nv + nx,) and (na,) and of states (nx,), for all time.
+
+    From step k on the states are among those that k steps lead to from `held`; until then they are what the first k
+    steps lead to from zero. Both are followed as `Affine` ranges, which remember past observations.
+    """
+    state, low, high = Affine.box(*held), *held
+    for count in range(1, _LONGEST + 1):
+        before, state = state.reach, rough.through(limits, state).next.reduced(_SYMBOLS)
+        low, high = np.maximum(low, state.low), np.minimum(high, state.high)
+        if count >= _SHORTEST and (np.abs(state.reach - before) <= _SETTLED * before).all():
+            break
+    if np.log(high - low).sum() < np.log(state.high - state.low).sum():
+        state = Affine.box(low, high)
+    seen = walk.through(limits, state)
+    errors, action = np.concatenate((seen.neurons, seen.following)), seen.action
+    largest, state = np.maximum(np.abs(low), np.abs(high)), Affine.exact(np.zeros(program.states))
+    for _ in range(count):
+        seen = walk.through(limits, state)
+        errors = np.maximum(errors, np.concatenate((seen.neurons, seen.following)))
+        action, state = np.maximum(action, seen.action), seen.next.reduced(_SYMBOLS)
+        largest = np.maximum(largest, state.size)
+    return errors, action, largest
+
+
+def _summed(neurons: Neurons, held: _Held, errors: Array) -> Array | None:
+    """Return (na,) what roundings of these sizes do to each mean action at most, None without a proof."""
+    system = _Driven(neurons, held.rate, held.metric.P)
+    inputs, used = system.inputs(), errors > 0
+    if inputs is None:
+        return None
+    if not used.any():
+        return np.zeros(neurons.model.sizes[3])
+    model, found = _columns(system.with_rounding(inputs), used), []
+    for row in np.eye(neurons.model.sizes[3]):
+        one = lag_sum(model.then(row[None]), errors[used], neurons.theta, held.rate, held.metric)
+        if one is None:
+            return None
+        found.append(one)
+    return np.array(found)
 
 
 def _sizes(program: Program, low: Array, high: Array) -> Array:
@@ -130,20 +205,21 @@ def _sizes(program: Program, low: Array, high: Array) -> Array:
     return np.maximum(largest, 1e-3 * largest.max())
 
 
-def _bounded(
+def _held_states(
     program: Program,
     neurons: Neurons,
     walk: Walk,
-    limits: tuple[Array, ...],
-    shape: Array,
+    limits: tuple[Array, Array],
     rate: float,
     start: Candidate,
-) -> Rounding | None:
-    low, high, centre, reach = limits
-    used = reach > 0
-    model = neurons.model
+) -> _Held | None:
+    """Return states that observations within the limits never leave, of what runs and of exact arithmetic."""
+    low, high = limits
+    centre, reach = 0.5 * (low + high), 0.5 * (high - low)
+    used, model = reach > 0, neurons.model
     driven = replace(model, B2=model.B2[:, used], D12=model.D12[:, used], D22=model.D22[:, used], error=None)
-    best = least_reach(driven, neurons.family, rate, shape, reach[used], start) if used.any() else start
+    shape = np.diag(1 / np.square(_sizes(program, low, high)))
+    best = least_reach(driven, neurons.family, rate, shape, reach[used], start, _NEAR) if used.any() else start
     if best is None:
         return None
     rest, residual = _rest(program, centre, best.P)
@@ -158,43 +234,15 @@ def _bounded(
         if not np.isfinite(radius):
             return None
         states = rest - radius * root * _UP, rest + radius * root * _UP
-        seen = walk.through((low, high), states)
+        seen = walk.through(limits, Affine.box(*states))
         r = system.spent(inputs, np.concatenate((reach, seen.neurons, seen.following)))
         if r is None:
             return None
         needed = math.sqrt(_held(r, rate, rest, residual, best.P))
         if needed <= radius:
-            break
+            return _Held(states, rate, best)
         radius = needed * _GROWN
-    else:
-        return None
-    errors = np.concatenate((seen.neurons, seen.following))
-    bounds = _peaks(neurons, system, shape, errors, best)
-    if bounds is None:
-        return None
-    return Rounding(_up(bounds + seen.action), low, high, np.maximum(np.abs(states[0]), np.abs(states[1])), rate)
-
-
-def _peaks(neurons: Neurons, system: _Driven, shape: Array, errors: Array, start: Candidate) -> Array | None:
-    """Return (na,) what roundings of these sizes do to each mean action at most, None without a proof."""
-    inputs = system.inputs()
-    if inputs is None:
-        return None
-    used = errors > 0
-    model = system.with_rounding(inputs)
-    tuned = least_reach(
-        replace(_columns(model, used), error=None), neurons.family, system.rate, shape, errors[used], start
-    )
-    best = None
-    for candidate in (start, tuned):
-        if candidate is None:
-            continue
-        driven = _Driven(neurons._replace(theta=candidate.theta), system.rate, candidate.P)
-        found = [driven.peak(model, output, errors) for output in range(model.sizes[3])]
-        if all(bound is not None for bound in found):
-            bounds = np.array(found, dtype=np.float64)
-            best = bounds if best is None else np.minimum(best, bounds)
-    return best
+    return None
 
 
 def _held(r: Array, rate: float, rest: Array, residual: float, P: Array) -> float:
@@ -222,7 +270,7 @@ def _rest(program: Program, centre: Array, P: Array) -> tuple[Array, float]:
             break
     off = np.abs(program.run(u, x, np.float64)[1] - x)[0]
     walk = Walk(program, False, np.finfo(np.float64).eps / 2)
-    off = off + walk.through((centre, centre), (x[0], x[0])).following_total
+    off = off + walk.through((centre, centre), Affine.exact(x[0])).following_total
     largest = math.sqrt(float(np.linalg.eigvalsh(P)[-1])) * _UP
     return x[0], largest * float(np.linalg.norm(off)) * _UP
 
@@ -273,8 +321,7 @@ class _Driven:
         used = units > 0
         model = self.model(inputs, slice(None))
         model = _columns(model, used)
-        first, _ = self._forms(model, 0)
-        room = _diagonal(first, self.nx + self.nv, units[used])
+        room = _diagonal(self._form(model), self.nx + self.nv, units[used])
         if room is None:
             return None
         for lift in (1 + 1e-9, 1 + 1e-6, 1 + 1e-3):
@@ -286,46 +333,13 @@ class _Driven:
                 return r
         return None
 
-    def peak(self, model: Matrices, output: int, units: Array) -> float | None:
-        """Return the bound of one mean action for roundings of these sizes."""
-        used = units > 0
-        if not used.any():
-            return 0.0
-        model, units = _columns(model, used), units[used]
-        n = self.nx + self.nv
-        first, second = self._forms(model, output)
-        y = _output(model, output)
-        try:
-            reach = np.linalg.solve(np.linalg.cholesky(second[:n, :n]), y[:n])
-        except np.linalg.LinAlgError:
-            return None
-        least, best = max(float(reach @ reach), 1e-300), None
-        r = _diagonal(first, n, units)
-        for scale in (1.0001, 1.01, 1.1, 1.5, 2.0):
-            size = scale * least
-            s = _diagonal(size * second - np.outer(y, y), n, units)
-            if r is None or s is None:
-                continue
-            # An input that an inequality does not see needs some room too.
-            room = 1e-7 * (float(s.sum()) + size * float(r.sum())) / len(s)
-            candidate = PeakCandidate(
-                self.rate, size * self.P, size * self.theta, size * r + room, size * self.theta, s + room
-            )
-            bound = proven_peak(model, self.neurons.family, output, units, candidate)
-            best = bound if best is None or (bound is not None and bound < best) else best
-        return best
-
-    def _forms(self, model: Matrices, output: int) -> tuple[Array, Array]:
-        """Return both inequalities' forms of (x, w, inputs), without r, s and the output."""
+    def _form(self, model: Matrices) -> Array:
+        """Return the inequality's form of (x, w, inputs), without r."""
         F_x, F_r = signal_maps(model, True)
         related = F_r[: 2 * self.nv].T @ self.neurons.family.matrix(self.theta) @ F_r[: 2 * self.nv]
         stored = F_x[: self.nx].T @ self.P @ F_x[: self.nx]
         after = F_x[self.nx :].T @ self.P @ F_x[self.nx :]
-        return self.rate**2 * stored - after - related, stored - related
-
-
-def _output(model: Matrices, output: int) -> Array:
-    return np.concatenate((model.C2[output], model.D21[output], model.D22[output]))
+        return self.rate**2 * stored - after - related
 
 
 def _columns(model: Matrices, used: Array) -> Matrices:

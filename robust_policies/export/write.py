@@ -90,9 +90,7 @@ def export_policy(
         else:
             assert running is not None
             program = record(running, dtype)
-            certificate = exported_certificate(
-                program, policy, source, limits_of(running, units_of(policy)), format == "onnx"
-            )
+            certificate = exported_certificate(program, policy, source, limits_of(running, units_of(policy)), format)
             certificate.to_json(made / "certificate.json")
             _write(made, format, program, policy, running, certificate)
             _compare(made, format, program, policy, running, certificate.gamma_raw, env)

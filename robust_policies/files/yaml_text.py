@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,12 @@ def _problem(error: Exception) -> str:
 
 
 def _loaded(text: str) -> Any:
+    # Recipes and tasks are read again and again, and reading takes ten times as long as copying.
+    return copy.deepcopy(_read(text))
+
+
+@lru_cache(maxsize=64)
+def _read(text: str) -> Any:
     data = _parsed(text)
     if _holds_itself(data, set(), set()):
         raise ValueError("a list or mapping holds itself")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -63,6 +63,17 @@ class Signals:
             if not (len(offset) == len(scale) == len(names) and np.isfinite(offset).all() and (scale > 0).all()):
                 raise ValueError(f"its {part} scales are not as many positive numbers as names")
         return made
+
+    def steady(self) -> Self:
+        """Return the signals with a scale of 1 in place of 0: of a channel that does not move."""
+        scales = {f"{part}_scale": getattr(self, f"{part}_scale") for part in ("input", "output")}
+        return replace(self, **{name: tuple(one or 1.0 for one in scale) for name, scale in scales.items()})
+
+    def unscaled(self) -> Self:
+        """Return the signals as the cell reads them, offsets 0 and scales 1."""
+        ones = {"input": (1.0,) * len(self.inputs), "output": (1.0,) * len(self.outputs)}
+        zeros = {f"{part}_offset": (0.0,) * len(scale) for part, scale in ones.items()}
+        return replace(self, **zeros, **{f"{part}_scale": scale for part, scale in ones.items()})
 
     def scaled(self, inputs: Array | None = None, outputs: Array | None = None) -> tuple[Array, ...]:
         """Return what the cell reads (..., nu) and is compared with (..., ny) for raw signals, those that are given."""
@@ -197,8 +208,8 @@ class IdentifiedModel(nn.Module):
         s = self.signals
         return certify(self.cell, s.inputs, s.outputs, np.asarray(s.input_scale), np.asarray(s.output_scale))
 
-    def save(self, folder: str | Path) -> Path:
-        """Return `folder` after writing model.json and model.safetensors there."""
+    def save(self, folder: str | Path, **entries: Any) -> Path:
+        """Return `folder` after writing model.json, with further `entries` in it, and model.safetensors there."""
         folder = Path(folder)
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
         initial: dict[str, Any] | None = None
@@ -213,6 +224,7 @@ class IdentifiedModel(nn.Module):
             "signals": asdict(self.signals),
             "initial_state": initial,
             "burn_in": self.burn_in,
+            **entries,
         }
         data = safetensors.torch.save(tensors)
         write_atomic(folder / TENSORS, lambda file: file.write(data))

@@ -1,4 +1,12 @@
-"""The activations a certified network may use: slope in [0, 1], and known from the output alone; and MaxMin."""
+"""The activations a certified network may use: slope in [0, 1], and known from the output alone; MaxMin, Householder.
+
+Householder reflects a pair v where q'v < 0, w = v - 2 q min(q'v, 0) with |q| = 1; MaxMin is q = (1, -1) / sqrt 2. A
+rotation R of the pair with R q = (1, -1) / sqrt 2 gives w = R' maxmin(R v): what runs is MaxMin between weights that
+have been turned, so all that is known of MaxMin holds of it.
+
+Source: S. Singla, S. Singla and S. Feizi, "Improved deterministic l2 robustness on CIFAR-10 and CIFAR-100", ICLR 2022
+(arXiv 2108.04062).
+"""
 
 from __future__ import annotations
 
@@ -35,18 +43,27 @@ class Activation:
 class GroupActivation:
     """A 1-Lipschitz function of groups of neighbouring entries, whose Jacobian is orthogonal almost everywhere.
 
-    A perceptron may use it; a cell whose guarantee rests on slopes entry by entry may not.
+    A perceptron and an LBDN may use it; a cell whose guarantee rests on slopes entry by entry may not. `angles` says
+    that each pair is turned by an angle of its own before `function`, and back after it.
     """
 
     name: str
     group: int
     function: Callable[[Tensor], Tensor]
+    angles: bool = False
 
 
 def maxmin(x: Tensor) -> Tensor:
     """Return each pair of neighbouring entries of x (..., 2 n), larger first (GroupSort with groups of 2)."""
     first, second = x[..., 0::2], x[..., 1::2]
     return torch.stack((torch.maximum(first, second), torch.minimum(first, second)), dim=-1).flatten(-2)
+
+
+def turned(matrix: Tensor, angle: Tensor) -> Tensor:
+    """Return R matrix (2 n, ...) where R turns each pair of neighbouring rows by its angle (n,)."""
+    first, second = matrix[0::2], matrix[1::2]
+    cosine, sine = (part.reshape(-1, *[1] * (matrix.ndim - 1)) for part in (angle.cos(), angle.sin()))
+    return torch.stack((cosine * first - sine * second, sine * first + cosine * second), dim=1).flatten(0, 1)
 
 
 def _one_minus_square(h: Tensor, out: Tensor) -> Tensor:
@@ -82,7 +99,10 @@ _ALL = (
 
 ACTIVATIONS: dict[str, Activation] = {activation.name: activation for activation in _ALL}
 
-GROUP_ACTIVATIONS: dict[str, GroupActivation] = {"maxmin": GroupActivation("maxmin", 2, maxmin)}
+GROUP_ACTIVATIONS: dict[str, GroupActivation] = {
+    "maxmin": GroupActivation("maxmin", 2, maxmin),
+    "householder": GroupActivation("householder", 2, maxmin, angles=True),
+}
 
 
 def perceptron_activation(name: str, widths: Sequence[int]) -> Activation | GroupActivation:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robust_policies.errors import InvalidValueError
-from robust_policies.networks.activations import perceptron_activation
+from robust_policies.networks.activations import GROUP_ACTIVATIONS, perceptron_activation, turned
 from robust_policies.networks.cell import Cell, hidden_widths
 from robust_policies.networks.gated import GatedMatrices, applies, run, stepped
 from robust_policies.networks.perceptron import perceptron
@@ -143,7 +143,10 @@ class GRUCell(_GatedCell):
 
 
 class MLPCell(Cell):
-    """A multilayer perceptron, memoryless: its state has width 0; `activation` in `ACTIVATIONS`, or "maxmin"."""
+    """A multilayer perceptron, memoryless: its state has width 0.
+
+    `activation` is a name in `ACTIVATIONS`, "maxmin", or "householder": MaxMin between weights that are turned.
+    """
 
     name = "mlp"
 
@@ -153,13 +156,22 @@ class MLPCell(Cell):
         super().__init__(input_size, 0, output_size, memoryless=True)
         self.hidden_sizes = hidden_widths(hidden_sizes)
         self.activation = perceptron_activation(activation, self.hidden_sizes)
+        self.angles: nn.ParameterList | None = None
+        if self.activation is GROUP_ACTIVATIONS["householder"]:
+            self.activation = GROUP_ACTIVATIONS["maxmin"]
+            self.angles = nn.ParameterList(torch.zeros(width // 2) for width in self.hidden_sizes)
         widths = [self.input_size, *self.hidden_sizes, self.output_size]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 
     def explicit(self) -> MLPMatrices:
-        """Return the weights."""
+        """Return the weights that run, with "householder" turned before each MaxMin and back after it."""
         layers = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
-        return MLPMatrices(tuple(layer.weight for layer in layers), tuple(layer.bias for layer in layers))
+        weights: list[Tensor] = [layer.weight for layer in layers]
+        biases: list[Tensor] = [layer.bias for layer in layers]
+        for k, angle in enumerate(self.angles or ()):
+            weights[k], biases[k] = turned(weights[k], angle), turned(biases[k], angle)
+            weights[k + 1] = turned(weights[k + 1].mT, angle).mT
+        return MLPMatrices(tuple(weights), tuple(biases))
 
     def step(self, explicit: MLPMatrices, input: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return (output (batch, ny), the empty state (batch, 0))."""
@@ -178,7 +190,7 @@ class MLPCell(Cell):
             "input_size": self.input_size,
             "hidden_sizes": list(self.hidden_sizes),
             "output_size": self.output_size,
-            "activation": self.activation.name,
+            "activation": self.activation.name if self.angles is None else "householder",
         }
 
     def zero_output_(self) -> MLPCell:

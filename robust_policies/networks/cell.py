@@ -17,6 +17,7 @@ from robust_policies.errors import InvalidValueError, NotCertifiableError, Shape
 from robust_policies.networks.compiled import Collapsed
 from robust_policies.networks.guarantees import Contracting, Guarantee, Lipschitz
 from robust_policies.networks.parallel import checked_mode, parallel_run
+from robust_policies.networks.rows import Sizes
 
 _ORDER = {"step": ("explicit", "input", "state"), "run": ("explicit", "inputs", "state", "starts")}
 
@@ -84,6 +85,14 @@ class Cell(nn.Module, ABC):
         The inputs are (time, batch, nu), the state (batch, nx), starts (time, batch) bool or None; all unchecked.
         """
 
+    def run_now(self, inputs: Tensor, state: Tensor, starts: Tensor | None, way: Any = None) -> tuple[Tensor, Tensor]:
+        """Return what `run` does with the arrays of the parameters as they are now; its other arguments, unchecked.
+
+        The inputs are (time, batch, nu), the state (batch, nx), starts (time, batch) bool or None; `way` is what runs
+        a cell that has `step_sizes`, None for the usual one.
+        """
+        return self.run(self.explicit(), inputs, state, starts)
+
     def fixed_step(self, explicit: Any) -> FixedStep | Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Return `step` with arrays that stay as they are and have no gradient: (input, state) -> (output, state)."""
         return partial(self.step, explicit)
@@ -125,19 +134,23 @@ class Cell(nn.Module, ABC):
             inputs: (time, batch, nu), time >= 1, of the parameters' dtype and device.
             state: (batch, nx); the initial state (zero) if None.
             starts: (time, batch) bool; where True the state is reset to the initial state before that step.
-            parallel: "scan", one step after another; "chunks", pieces of time side by side (R2DN, REN); or
-                "auto", which measures both and takes the faster.
-            tolerance: by how much states of "chunks" may differ from the scan's, relative to the largest.
+            parallel: "scan", one step after another; "chunks", pieces of time side by side (R2DN, REN); "auto",
+                which measures both and takes the faster; or "picard", all steps at once in rounds (R2DN, any device;
+                differentiable once).
+            tolerance: by how much states of "chunks" and "picard" may differ from the scan's, relative to the largest.
 
         Raises:
             ShapeError: a shape, dtype or device does not fit.
             UnknownNameError, InvalidValueError: `parallel` or `tolerance`, or chunks that cannot be.
         """
-        explicit, given = self.explicit(), self._checked(inputs, state, starts)
+        given = self._checked(inputs, state, starts)
         if checked_mode(parallel, tolerance) == "scan":
-            return self.run(explicit, *given)
-        step, name = self.collapsed(explicit), getattr(getattr(self, "activation", None), "name", "")
-        return parallel_run(self, partial(self.run, explicit), step, name, parallel, tolerance, *given)
+            return self.run_now(*given)
+        return parallel_run(self, parallel, tolerance, *given)
+
+    def step_sizes(self) -> Sizes | None:
+        """Return the widths of the collapsed step, None where the cell has none that runs in parallel over time."""
+        return None
 
     def trajectory(
         self, inputs: Tensor, state: Tensor | None = None, starts: Tensor | None = None

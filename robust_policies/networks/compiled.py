@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import register_pytree_node
 
+from robust_policies.networks import rows
 from robust_policies.networks.activations import ACTIVATIONS
 from robust_policies.networks.program import transformed
 
-# Wider products are faster by BLAS.
+# Wider products are faster by BLAS, with the batch in lanes; see `rows` for those of rows.
 _WIDEST = 48
 
 
@@ -60,7 +61,7 @@ def with_step(kind: type[Any]) -> type[Any]:
 
 
 def applies(name: str, inputs: Tensor, state: Tensor, step: Collapsed) -> bool:
-    """Return whether the compiled run is to be used: many small steps on a CPU, in float32 or float64.
+    """Return whether the loops of `kernels` are to be used: many small steps on a CPU, in float32 or float64.
 
     Args:
         name: of the activation.
@@ -68,18 +69,43 @@ def applies(name: str, inputs: Tensor, state: Tensor, step: Collapsed) -> bool:
         state: (batch, nx).
         step: of the cell.
     """
-    if inputs.device.type != "cpu" or inputs.dtype not in (torch.float32, torch.float64):
-        return False
-    if inputs.shape[0] < 2 or inputs.shape[0] * inputs.shape[1] < _enough(inputs.dtype):
-        return False
-    matrices = (step.P, step.Q, step.R, *step.weights)
-    if max(max(one.shape) for one in matrices) > _WIDEST or transformed((inputs, state, *matrices)):
+    matrices = _matrices(step)
+    if not fits(inputs) or max(max(one.shape) for one in matrices) > _WIDEST or transformed((inputs, state, *matrices)):
         return False
     return _works(name, str(inputs.dtype).removeprefix("torch."))
 
 
-def run(name: str, starts: Tensor | None, inputs: Tensor, state: Tensor, step: Collapsed) -> tuple[Tensor, Tensor]:
-    """Return (outputs (time, batch, ny), final state (batch, nx)) of the loop of `kernels`.
+def runs(name: str, inputs: Tensor, state: Tensor, step: Collapsed) -> bool:
+    """Return whether `run` is to be used, for inputs (time, batch, nu); the arguments are those of `applies`."""
+    return (
+        fits(inputs)
+        and sizes_of(inputs.shape[2], step).fit()
+        and not transformed((inputs, state, *_matrices(step)))
+        and rows.works(name, str(inputs.dtype).removeprefix("torch."))
+    )
+
+
+def _matrices(step: Collapsed) -> tuple[Tensor, ...]:
+    return step.P, step.Q, step.R, *step.weights
+
+
+def sizes_of(nu: int, step: Collapsed) -> rows.Sizes:
+    """Return the widths of a step of `nu` inputs."""
+    nx, serial = len(step.B), len(step.weights) > len(step.biases)
+    return rows.Sizes(nu, nx, len(step.d), (len(step.c) - nx, *map(len, step.biases)), serial)
+
+
+def fits(inputs: Tensor) -> bool:
+    """Return whether compiled loops are worth their loading for inputs (time, batch, nu)."""
+    if inputs.device.type != "cpu" or inputs.dtype not in (torch.float32, torch.float64):
+        return False
+    return inputs.shape[0] >= 2 and inputs.shape[0] * inputs.shape[1] >= _enough(inputs.dtype)
+
+
+def run(
+    name: str, starts: Tensor | None, inputs: Tensor, state: Tensor, step: Collapsed, way: Any = rows
+) -> tuple[Tensor, Tensor]:
+    """Return (outputs (time, batch, ny), final state (batch, nx)) of the loop of `row_kernels`.
 
     Args:
         name: of the activation.
@@ -87,9 +113,10 @@ def run(name: str, starts: Tensor | None, inputs: Tensor, state: Tensor, step: C
         inputs: (time, batch, nu).
         state: (batch, nx).
         step: of the cell.
+        way: what runs it forward and backward, `rows` or a `parallel.Chunks`.
     """
-    rest = (*step[:6], *step.weights, *step.biases)
-    return _Run.apply(name, starts, len(step.biases), inputs, state, *rest)
+    sizes = sizes_of(inputs.shape[2], step)
+    return _Run.apply(name, way, starts, sizes, inputs, state, *step[:6], *step.weights, *step.biases)
 
 
 def plain_run(
@@ -196,37 +223,35 @@ def packed(arrays: Sequence[Tensor], layers: int, nx: int) -> Packed:
 class _Run(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, name: str, starts: Tensor | None, layers: int, inputs: Tensor, state: Tensor, *rest: Tensor
+        ctx: Any,
+        name: str,
+        way: Any,
+        starts: Tensor | None,
+        sizes: rows.Sizes,
+        inputs: Tensor,
+        state: Tensor,
+        *rest: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        kernels = kernels_of()
-        one = packed(rest, layers, state.shape[1])
-        kind, (time, batch, nu) = kernels.kind_of(name, one.P.dtype), inputs.shape
-        keep = np.empty((0, batch), one.P.dtype) if starts is None else (~starts).numpy().astype(one.P.dtype)
-        given = np.ascontiguousarray(inputs.detach().transpose(1, 2).numpy())
-        final = state.detach().numpy().T.copy()
-        S = np.empty((time, one.P.shape[1], batch), one.P.dtype)
-        H = np.empty((time, one.neurons, batch), one.P.dtype)
-        outputs = kernels.forward(kind, keep, given, final, *one[:-1], S, H)
-        ctx.name, ctx.starts, ctx.layers = name, starts, layers
-        ctx.kept = (kind, keep, nu), (*one.turned(), one.weights, one.blocks, S, H)
+        F, keep = rows.flat(*rest).numpy(), None if starts is None else (~starts).numpy()
+        kind = rows.kind_of(name, F.dtype)
+        outputs, final, ctx.kept = way.forward(kind, sizes, F, inputs.numpy(), state.numpy(), keep)
+        ctx.name, ctx.way, ctx.starts, ctx.sizes, ctx.layers = name, way, starts, sizes, len(rest) // 2 - 3
         ctx.save_for_backward(inputs, state, *rest)
-        return torch.from_numpy(outputs).transpose(1, 2), torch.from_numpy(final).t()
+        return torch.from_numpy(outputs), torch.from_numpy(final)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        kernels = kernels_of()
         inputs, state, *rest = ctx.saved_tensors
         if torch.is_grad_enabled() or transformed(grads):
-            return (None, None, None, *_again(ctx, (inputs, state, *rest), grads))
-        grad = np.ascontiguousarray(grads[0].transpose(1, 2).numpy())
-        first = grads[1].numpy().T.copy()
-        g_inputs, *found, gW, gb = kernels.backward(*ctx.kept[0], grad, first, *ctx.kept[1])
-        places = len(rest) - ctx.layers
-        found += parts_of(gW, [one.shape for one in rest[6:places]]) + parts_of(
-            gb, [one.shape for one in rest[places:]]
-        )
-        results = (torch.from_numpy(one) for one in found)
-        return (None, None, None, torch.from_numpy(g_inputs).transpose(1, 2), torch.from_numpy(first).t(), *results)
+            return (None, None, None, None, *_again(ctx, (inputs, state, *rest), grads))
+        asked = ctx.needs_input_grad[4]
+        by_inputs, by_state, by_F = ctx.way.backward(ctx.kept, grads[0].numpy(), grads[1].numpy(), asked)
+        found = [None if one is None else torch.from_numpy(one) for one in (by_inputs, by_state)]
+        if any(ctx.needs_input_grad[6:]):
+            found += map(torch.from_numpy, rows.unflat(by_F, ctx.sizes))
+        else:
+            found += [None] * len(rest)
+        return (None, None, None, None, *found)
 
 
 def parts_of(flat: np.ndarray, shapes: Sequence[Sequence[int]]) -> list[np.ndarray]:
@@ -241,7 +266,7 @@ def parts_of(flat: np.ndarray, shapes: Sequence[Sequence[int]]) -> list[np.ndarr
 
 def _again(ctx: Any, tensors: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Tensor | None]:
     """Return the gradients as a graph, which may be differentiated again."""
-    needed = ctx.needs_input_grad[3:]
+    needed = ctx.needs_input_grad[4:]
     with torch.enable_grad():
         # The aliases keep the graph that joins the inputs out of it.
         aliases = [tensor.view_as(tensor) if need else tensor for tensor, need in zip(tensors, needed, strict=True)]

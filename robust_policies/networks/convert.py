@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_policies.errors import InvalidValueError, NonFiniteError, ShapeError, UnknownNameError
+from robust_policies.networks.activations import activation_named
 from robust_policies.networks.guarantees import Contracting, Dissipative, Guarantee, Lipschitz
 from robust_policies.networks.lbdn import LBDN
 from robust_policies.networks.linalg import EPS
@@ -66,6 +67,7 @@ def from_flax(kind: str, params: Mapping[str, Any], activation: str = "relu", **
 
 def _lbdn(arrays: dict[str, Tensor], activation: str, options: dict[str, Any]) -> LBDN:
     widths, linear = _network(arrays, options)
+    activation_named(activation)  # layers around pairs have other parameters
     gamma = options.get("gamma", 1.0)
     module = LBDN(widths[0], widths[1:-1], widths[-1], gamma=gamma, activation=activation, linear_output=linear)
     return _load(module, arrays, "layers.", linear, len(widths) - 1, set())

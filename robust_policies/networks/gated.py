@@ -99,24 +99,48 @@ def _works(dtype: str) -> bool:
         return False
 
 
-def _forward(keep: np.ndarray, inputs: np.ndarray, state: np.ndarray, weights: Sequence[np.ndarray]) -> Any:
-    """Return outputs (time, ny, batch), the final state (nx, batch) and what backward needs; features before batch."""
-    kernels, (time, nu, batch) = _kernels(), inputs.shape
-    w_ih, w_hh, b_ih, b_hh, C, d = weights
+def kinds(dtype: np.dtype) -> tuple[int, int]:
+    """Return the kinds of sigmoid and tanh for numbers of a dtype."""
+    return _kernels().kind_of("sigmoid", dtype), _kernels().kind_of("tanh", dtype)
+
+
+def joined(W: np.ndarray, matrices: Sequence[np.ndarray]) -> None:
+    """Overwrite the kernels' matrix W (4 n, n + 1 + nu) with weights and biases (k n, nu), (k n, n) and (k n,) twice.
+
+    k is 4 of an LSTM and 3 of a GRU, whose zeros in W stay.
+    """
+    w_ih, w_hh, b_ih, b_hh = matrices
     n = w_hh.shape[1]
-    gru = len(state) == n
-    W = np.zeros((4 * n, n + 1 + nu), inputs.dtype)
-    if gru:
+    if len(w_hh) == 3 * n:
         W[: 3 * n, :n], W[: 3 * n, n], W[: 2 * n, n + 1 :] = w_hh, b_hh, w_ih[: 2 * n]
         W[3 * n :, n + 1 :], W[3 * n :, n] = w_ih[2 * n :], b_ih[2 * n :]
         W[: 2 * n, n] += b_ih[: 2 * n]
     else:
         W[:, :n], W[:, n], W[:, n + 1 :] = w_hh, b_ih + b_hh, w_ih
+
+
+def parted(gru: bool, gW: np.ndarray) -> list[np.ndarray]:
+    """Return the gradients of weights and biases, as `joined` takes them, of that of W (4 n, n + 1 + nu)."""
+    n = len(gW) // 4
+    found = gW[:, n + 1 :], gW[:, :n], gW[:, n], gW[:, n]
+    if gru:
+        g_ih = np.concatenate((gW[: 2 * n], gW[3 * n :]))
+        found = g_ih[:, n + 1 :], gW[: 3 * n, :n], g_ih[:, n], gW[: 3 * n, n]
+    return [one.copy() for one in found]
+
+
+def _forward(keep: np.ndarray, inputs: np.ndarray, state: np.ndarray, weights: Sequence[np.ndarray]) -> Any:
+    """Return outputs (time, ny, batch), the final state (nx, batch) and what backward needs; features before batch."""
+    kernels, (time, nu, batch) = _kernels(), inputs.shape
+    *matrices, C, d = weights
+    n = C.shape[1]
+    gru = len(state) == n
+    W = np.zeros((4 * n, n + 1 + nu), inputs.dtype)
+    joined(W, matrices)
     S, Z = np.empty((time, n + 1 + nu, batch), W.dtype), np.empty((time, 4 * n, batch), W.dtype)
     K = np.empty((time, n if gru else 3 * n, batch), W.dtype)
     h, c = state[:n].copy(), state[n:].copy()
-    kinds = kernels.kind_of("sigmoid", W.dtype), kernels.kind_of("tanh", W.dtype)
-    outputs = kernels.forward(gru, *kinds, keep, inputs, h, c, W, np.ascontiguousarray(C), d, S, Z, K)
+    outputs = kernels.forward(gru, *kinds(W.dtype), keep, inputs, h, c, W, np.ascontiguousarray(C), d, S, Z, K)
     return outputs, np.concatenate((h, c)), (gru, keep, W, C, S, Z, K)
 
 
@@ -127,12 +151,7 @@ def _backward(kept: Any, grad: np.ndarray, last: np.ndarray, weights: Sequence[n
     h, c = last[:n].copy(), last[n:].copy()
     turned = np.ascontiguousarray(W.T), np.ascontiguousarray(C.T)
     g_inputs, gW, gC, gd = _kernels().backward(gru, keep, grad, h, c, *turned, S, Z, K)
-    if gru:
-        g_ih = np.concatenate((gW[: 2 * n], gW[3 * n :]))
-        found = g_ih[:, n + 1 :], gW[: 3 * n, :n], g_ih[:, n], gW[: 3 * n, n]
-    else:
-        found = gW[:, n + 1 :], gW[:, :n], gW[:, n], gW[:, n]
-    return g_inputs, np.concatenate((h, c)), *(one.copy() for one in found), gC, gd
+    return g_inputs, np.concatenate((h, c)), *parted(gru, gW), gC, gd
 
 
 class _Run(torch.autograd.Function):

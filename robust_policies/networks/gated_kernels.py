@@ -16,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 
 from robust_policies.networks.kernels import _copied, _filled, _kept, _sums, activated, kind_of
-from robust_policies.networks.tiles import compiled, product
+from robust_policies.networks.tiles import MOST, compiled, product
 
 __all__ = ["backward", "forward", "kind_of"]
 
@@ -65,7 +65,7 @@ def forward(gru, sigmoid, tanh, keep, inputs, h, c, W, C, d, S, Z, K):
     """
     time, _, batch = inputs.shape
     n = len(h)
-    outputs, zeros = np.empty((time, len(d), batch), h.dtype), np.zeros(16, h.dtype)
+    outputs, zeros = np.empty((time, len(d), batch), h.dtype), np.zeros(MOST, h.dtype)
     one = h.dtype.type(1)
     ones = np.ones(1, h.dtype)
     for t in range(time):
@@ -120,7 +120,7 @@ def backward(gru, keep, grad, gh, gc, WT, CT, S, Z, K):
     """
     time, size, batch = S.shape
     n, ny, kinds = len(gh), CT.shape[1], S.dtype
-    nu, one, zeros = size - n - 1, S.dtype.type(1), np.zeros(16, kinds)
+    nu, one, zeros = size - n - 1, S.dtype.type(1), np.zeros(MOST, kinds)
     gW, gC, gd = np.zeros((4 * n, size), kinds), np.zeros((ny, n), kinds), np.zeros(ny, kinds)
     g_inputs, D, gs = (
         np.empty((time, nu, batch), kinds),

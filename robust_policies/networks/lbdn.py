@@ -1,7 +1,8 @@
 """Lipschitz-bounded deep network (LBDN) of sandwich layers, after Wang and Manchester (ICML 2023).
 
 A sandwich layer is h -> sqrt2 A' Psi act(sqrt2 Psi^-1 B h + b) with A A' + B B' = I and Psi > 0 diagonal: 1-Lipschitz
-for every activation of slope in [0, 1]. The linear last layer is h -> B h + b with |B| <= 1.
+for every activation of slope in [0, 1]. The linear last layer is h -> B h + b with |B| <= 1. Around MaxMin or
+Householder, whose slopes are not entry by entry, a layer is h -> act(B h + b): 1-Lipschitz because both parts are.
 
 Source: R. Wang and I. R. Manchester, "Direct parameterization of Lipschitz-bounded deep networks", ICML 2023 (arXiv
 2301.11526); the network's structure is its eq. 8 (number as the authors' RobustNeuralNetworks.jl cites it).
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_policies import checks
-from robust_policies.networks.activations import Activation, activation_named
+from robust_policies.networks.activations import Activation, GroupActivation, perceptron_activation, turned
 from robust_policies.networks.cell import Cell, hidden_widths
 from robust_policies.networks.guarantees import Lipschitz
 from robust_policies.networks.linalg import cayley, frobenius, full_precision
@@ -49,36 +50,50 @@ class LayerMatrices(NamedTuple):
         assert self.A is not None and self.psi is not None
         return _SQRT2 * self.A.mT * self.psi
 
-    def apply(self, h: Tensor, activation: Activation) -> Tensor:
+    def apply(self, h: Tensor, activation: Activation | GroupActivation) -> Tensor:
         """Return the layer's value for h (..., n_in)."""
         pre = h @ self.in_map().mT + self.b
         return pre if self.A is None else activation.function(pre) @ self.out_map().mT
 
 
 class SandwichLayer(nn.Module):
-    """Free parameters of one layer: XY ((n_in + n_out) x n_out), a (1,), b (n_out,) and, unless linear, d (n_out,)."""
+    """Free parameters of one layer: XY ((n_in + n_out) x n_out), a (1,), b (n_out,) and, unless linear, d (n_out,).
 
-    def __init__(self, n_in: int, n_out: int, *, linear: bool = False) -> None:
+    Before a `group` activation there is no d; where that turns pairs, there are angles (n_out / 2,).
+    """
+
+    def __init__(self, n_in: int, n_out: int, *, linear: bool = False, group: GroupActivation | None = None) -> None:
         super().__init__()
         self.XY = nn.Parameter(torch.empty(n_in + n_out, n_out))
         nn.init.xavier_normal_(self.XY)
         self.a = nn.Parameter(frobenius(self.XY.detach()).reshape(1))
         self.b = nn.Parameter(torch.zeros(n_out))
-        self.d = None if linear else nn.Parameter(torch.zeros(n_out))
+        self.d = None if linear or group else nn.Parameter(torch.zeros(n_out))
+        self.pairs = group is not None and not linear
+        self.angle = nn.Parameter(torch.zeros(n_out // 2)) if self.pairs and group and group.angles else None
 
     def explicit(self) -> LayerMatrices:
         """Return the layer's arrays; Psi = exp(clip(d, -20, 20))."""
         A_T, B_T = cayley(self.XY, self.a)
+        if self.pairs:
+            # With A = R / sqrt 2 and B <- R B / sqrt 2 the maps before and after the activation are R B and R'.
+            R, B, b = torch.eye(len(self.b), dtype=self.b.dtype, device=self.b.device), B_T.mT, self.b
+            if self.angle is not None:
+                R, B, b = (turned(part, self.angle) for part in (R, B, b))
+            return LayerMatrices(R / _SQRT2, B / _SQRT2, torch.ones_like(b), b)
         if self.d is None:
             return LayerMatrices(None, B_T.mT, None, self.b)
         return LayerMatrices(A_T.mT, B_T.mT, self.d.clamp(-20.0, 20.0).exp(), self.b)
 
 
-def sandwich_layers(widths: Sequence[int], *, linear_output: bool) -> nn.ModuleList:
-    """Return the layers widths[0] -> ... -> widths[-1]; the last one linear if `linear_output`."""
+def sandwich_layers(
+    widths: Sequence[int], *, linear_output: bool, group: GroupActivation | None = None
+) -> nn.ModuleList:
+    """Return the layers widths[0] -> ... -> widths[-1], the last linear if `linear_output`; `group` acts on pairs."""
     last = len(widths) - 2
     return nn.ModuleList(
-        SandwichLayer(a, b, linear=linear_output and k == last) for k, (a, b) in enumerate(pairwise(widths))
+        SandwichLayer(a, b, linear=linear_output and k == last, group=group)
+        for k, (a, b) in enumerate(pairwise(widths))
     )
 
 
@@ -95,7 +110,7 @@ class LBDN(nn.Module):
         hidden_sizes: widths of the hidden layers.
         output_size: width of the output.
         gamma: Lipschitz bound, > 0.
-        activation: a name in `ACTIVATIONS`.
+        activation: a name in `ACTIVATIONS`, "maxmin" or "householder" (pairs of neurons, so layers of even widths).
         linear_output: the last layer is linear (the published architecture) or a full sandwich layer.
         trainable_gamma: log(gamma) is a parameter, `gamma` its initial value.
     """
@@ -115,11 +130,12 @@ class LBDN(nn.Module):
         self.hidden_sizes = hidden_widths(hidden_sizes)
         self.output_size = checks.positive_int("output_size", output_size)
         self.linear_output = checks.flag("linear_output", linear_output)
-        self.activation = activation_named(activation)
+        widths = [self.input_size, *self.hidden_sizes, self.output_size]
+        self.activation = perceptron_activation(activation, widths[1:-1] if self.linear_output else widths[1:])
         self._gamma = checks.finite_float("gamma", gamma, above=0.0)
         self.log_gamma = nn.Parameter(torch.tensor([math.log(self._gamma)])) if trainable_gamma else None
-        widths = [self.input_size, *self.hidden_sizes, self.output_size]
-        self.layers = sandwich_layers(widths, linear_output=self.linear_output)
+        group = self.activation if isinstance(self.activation, GroupActivation) else None
+        self.layers = sandwich_layers(widths, linear_output=self.linear_output, group=group)
 
     @property
     def gamma(self) -> float:

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from robust_policies.networks.activations import Activation
 from robust_policies.networks.cell import Cell
-from robust_policies.networks.compiled import Collapsed, applies, run
+from robust_policies.networks.compiled import Collapsed, run, runs
 from robust_policies.networks.linalg import full_precision
 
 
@@ -70,7 +70,7 @@ class NeuronCell(Cell):
         with full_precision(inputs):
             if self.layered:
                 step = collapsed(e)
-                if applies(self.activation.name, inputs, state, step):
+                if runs(self.activation.name, inputs, state, step):
                     return run(self.activation.name, starts, inputs, state, step)
             drive_x, drive_v = functional.linear(inputs, e.B2, e.bx), functional.linear(inputs, e.D12, e.bv)
             A_T, B1_T, C1_T, D11_T = e.A.mT, e.B1.mT, e.C1.mT, e.D11.mT

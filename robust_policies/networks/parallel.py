@@ -1,8 +1,8 @@
-"""A run over time in chunks side by side, for one long sequence: the loop of `kernels`, a chunk in each SIMD lane.
+"""A run over time in chunks side by side, for one long sequence: the loop of `row_kernels`, each chunk a sample.
 
 Every chunk begins at zero but the first. A contracting cell forgets where it began, so the chunks are then run again
 from where those before them ended, block by block and only as long as the states still differ from those found before.
-Where a memory is longer than a chunk, what differs is handed on through all chunks at once, by doubling, with the
+Where a memory is longer than a chunk, what differs is handed on from chunk to chunk with the
 Jacobians of mean slopes: a Newton step whose error is what the slopes vary by. After as many rounds as there are
 chunks the run is exact whatever the cell. Backward the adjoint at each chunk's end is found in the same way, by a loop
 for it alone; gradients of arrays and inputs are then one pass.
@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable
 from functools import cache
-from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -23,26 +21,17 @@ import torch
 from torch import Tensor, nn
 
 from robust_policies.errors import InvalidValueError, UnknownNameError
-from robust_policies.networks.activations import ACTIVATIONS
-from robust_policies.networks.compiled import Collapsed, Packed, _again, applies, kernels_of, packed, parts_of
+from robust_policies.networks import picard, rows
+from robust_policies.networks.compiled import fits
+from robust_policies.networks.linalg import full_precision
 from robust_policies.networks.program import transformed
 
-MODES = ("auto", "chunks", "scan")
+MODES = ("auto", "chunks", "picard", "scan")
 # Numbers of chunks that are tried, steps of a block, and calls after which costs are measured again.
 _COUNTS, _BLOCK, _AGAIN = (16, 32, 64), 16, 512
 # Chunks are chosen where they take less than this share of the scan's time.
 _CLEARLY = 0.9
-# Less of a chunk's beginning than this at its end is not worth handing on.
-_NOTHING = 1e-4
-# Of a chunk, each with slopes of its own, for its Jacobian.
-_PARTS = 1
-Run = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
-
-
-class _Plan(NamedTuple):
-    name: str
-    chunks: int
-    tolerance: float
+Array = np.ndarray
 
 
 class _Choice:
@@ -64,145 +53,99 @@ def checked_mode(mode: Any, tolerance: float) -> str:
     return mode
 
 
-def parallel_run(
-    cell: nn.Module, scan: Run, step: Collapsed | None, name: str, mode: str, tolerance: float, *given: Any
-) -> tuple[Tensor, Tensor]:
-    """Return (outputs (time, batch, ny), final state (batch, nx)) by chunks side by side, or by the scan.
+def parallel_run(cell: Any, mode: str, tolerance: float, *given: Any) -> tuple[Tensor, Tensor]:
+    """Return (outputs (time, batch, ny), final state (batch, nx)) of a cell by chunks side by side, or by the scan.
 
     Args:
-        cell: whose choices are kept.
-        scan: the sequential run, of `given`.
-        step: the cell's collapsed step, None where it has none.
-        name: of the activation.
-        mode: "chunks"; "auto", chunks where they are measured to be faster, by CPU time of what is asked (with the
-            gradient where there is one); or "scan".
+        cell: whose choices are kept; its `step_sizes` say whether it has chunks, its `run_now` runs.
+        mode: "chunks"; "picard", that of `picard.run`; "scan"; or "auto", chunks where they are measured to be faster
+            than the scan, by CPU time of what is asked (with the gradient where there is one).
         tolerance: by how much states may differ from the scan's, relative to the largest; rounding is added.
         given: inputs (time, batch, nu), state (batch, nx), starts (time, batch) bool or None.
 
     Raises:
-        InvalidValueError: "chunks" of a cell or of inputs that the compiled loop does not take.
+        InvalidValueError: "chunks" of a cell or of inputs that the compiled loop does not take, "picard" of a cell
+            whose neurons are not in layers.
     """
-    inputs, state, starts = given
-    fits = step is not None and len(inputs) >= 2 * _COUNTS[0] and applies(name, inputs, state, step)
-    if mode == "chunks" and not fits:
+    if mode == "picard":
+        return _picard(cell, tolerance, *given)
+    possible = mode != "scan" and _fits(cell, *given[:2])
+    if mode == "chunks" and not possible:
         raise InvalidValueError(
             "parallel='chunks' needs the extra `fast`, a cell of small widths on the CPU and at least "
             f"{2 * _COUNTS[0]} steps; use parallel='auto', which takes the scan elsewhere."
         )
-    if mode == "scan" or step is None or not fits:
-        return scan(inputs, state, starts)
+    if not possible:
+        return cell.run_now(*given)
     if mode == "chunks":
-        return run(_Plan(name, _COUNTS[1], tolerance), step, inputs, state, starts)
+        return cell.run_now(*given, Chunks(_COUNTS[1], tolerance))
+    inputs, _, starts = given
     kept = _CHOSEN.setdefault(cell, {})
     key = (*inputs.shape, inputs.dtype, starts is None, torch.is_grad_enabled(), tolerance)
     choice = kept.get(key)
     if choice is None or choice.used >= _AGAIN:
-        choice = kept[key] = _Choice(_fastest(name, tolerance, scan, step, inputs, state, starts))
+        choice = kept[key] = _Choice(_fastest(cell, tolerance, *given))
     choice.used += 1
-    if choice.chunks is None:
-        return scan(inputs, state, starts)
-    return run(_Plan(name, choice.chunks, tolerance), step, inputs, state, starts)
+    return cell.run_now(*given, rows if choice.chunks is None else Chunks(choice.chunks, tolerance))
 
 
-def _fastest(
-    name: str, tolerance: float, scan: Run, step: Collapsed, inputs: Tensor, state: Tensor, starts: Tensor | None
-) -> int | None:
-    """Return the number of chunks that is clearly faster than the scan, None if none is."""
+def _picard(cell: Any, tolerance: float, *given: Any) -> tuple[Tensor, Tensor]:
+    sizes = cell.step_sizes()
+    if sizes is None or sizes.serial:
+        raise InvalidValueError("parallel='picard' needs an R2DN, whose neurons are in layers; use parallel='auto'.")
+    inputs, state, starts = given
+    with full_precision(inputs):
+        step = cell.collapsed(cell.explicit())
+        return picard.run(cell.activation.name, step, inputs, state, starts, tolerance)
+
+
+def _fits(cell: Any, inputs: Tensor, state: Tensor) -> bool:
+    sizes = cell.step_sizes()
+    if sizes is None or not sizes.fit() or len(inputs) < 2 * _COUNTS[0] or not fits(inputs):
+        return False
+    dtype = str(inputs.dtype).removeprefix("torch.")
+    return rows.works(cell.activation.name, dtype) and not transformed((inputs, state, *cell.parameters()))
+
+
+def _fastest(cell: Any, tolerance: float, inputs: Tensor, state: Tensor, starts: Tensor | None) -> int | None:
+    """Return the number of chunks that is clearly faster than the scan, None if none is, the arrays' time included."""
     inputs = inputs.detach().requires_grad_(torch.is_grad_enabled())
+    asked = [inputs, *(one for one in cell.parameters() if one.requires_grad)]
     counts = [count for count in _COUNTS if len(inputs) >= 2 * count]
     found: dict[int | None, float] = {}
     for _ in range(3):
         for count in (None, *counts):
             begin = time.process_time()
-            if count is None:
-                outputs = scan(inputs, state, starts)[0]
-            else:
-                outputs = run(_Plan(name, count, tolerance), step, inputs, state, starts)[0]
+            way = rows if count is None else Chunks(count, tolerance)
+            outputs = cell.run_now(inputs, state, starts, way)[0]
             if outputs.requires_grad:
-                torch.autograd.grad(outputs.sum(), inputs, retain_graph=True)
+                torch.autograd.grad(outputs.sum(), asked, allow_unused=True)
             found[count] = min(found.get(count, float("inf")), time.process_time() - begin)
     best = min(counts, key=lambda count: found[count])
     return best if found[best] < _CLEARLY * found[None] else None
 
 
-def run(plan: _Plan, step: Collapsed, inputs: Tensor, state: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return (outputs (time, batch, ny), final state (batch, nx)) by chunks; steps beyond whole ones come first.
-
-    The inputs are (time, batch, nu), the state (batch, nx), starts (time, batch) bool or None.
-    """
-    rest = (*step[:6], *step.weights, *step.biases)
-    first, found = len(inputs) % plan.chunks, []
-    if first:
-        alone = plan._replace(chunks=1)
-        begun = None if starts is None else starts[:first]
-        outputs, state = _Chunks.apply(alone, begun, len(step.biases), inputs[:first], state, *rest)
-        found.append(outputs)
-        inputs, starts = inputs[first:], None if starts is None else starts[first:]
-    outputs, final = _Chunks.apply(plan, starts, len(step.biases), inputs, state, *rest)
-    return torch.cat((*found, outputs)) if found else outputs, final
-
-
-def _side_by_side(values: np.ndarray, chunks: int) -> np.ndarray:
-    """Return (time, batch, n) as (time / chunks, n, chunks * batch)."""
+def _side_by_side(values: Array, chunks: int, to: Array | None = None) -> Array:
+    """Return (time, batch, n) as (time / chunks, chunks * batch, n), put `to` an array where there is one."""
     time, batch, n = values.shape
-    split = values.reshape(chunks, time // chunks, batch, n).transpose(1, 3, 0, 2)
-    return np.ascontiguousarray(split).reshape(time // chunks, n, chunks * batch)
+    split = values.reshape(chunks, time // chunks, batch, n).swapaxes(0, 1)
+    if to is None:
+        return np.ascontiguousarray(split).reshape(time // chunks, chunks * batch, n)
+    to.reshape(time // chunks, chunks, batch, -1)[..., :n] = split
+    return to
 
 
-def _in_a_row(values: np.ndarray, chunks: int) -> np.ndarray:
-    """Return (time / chunks, n, chunks * batch) as (time, batch, n)."""
-    steps, n, lanes = values.shape
-    split = values.reshape(steps, n, chunks, lanes // chunks).transpose(2, 0, 3, 1)
+def _in_a_row(values: Array, chunks: int) -> Array:
+    """Return (time / chunks, chunks * batch, n) as (time, batch, n)."""
+    steps, lanes, n = values.shape
+    split = values.reshape(steps, chunks, lanes // chunks, n).swapaxes(0, 1)
     return np.ascontiguousarray(split).reshape(chunks * steps, lanes // chunks, n)
 
 
-def _jacobians(name: str, one: Packed, H: np.ndarray, keep: np.ndarray) -> np.ndarray:
-    """Return each chunk's Jacobian (lanes, nx, nx), its end by its beginning, from mean slopes of a few parts of it.
-
-    H (steps, neurons, lanes) are the neurons, `keep` (steps, lanes) 0 at resets, or (0, lanes).
-    """
-    (steps, neurons, lanes), nx = H.shape, len(one.B)
-    found = np.broadcast_to(np.eye(nx, dtype=H.dtype), (lanes, nx, nx))
-    for begin, end in pairwise(np.linspace(0, steps, _PARTS + 1).astype(int)):
-        seen = torch.from_numpy(H[begin:end:2])
-        slopes = ACTIVATIONS[name].slope(seen, torch.empty_like(seen)).mean(0).numpy().T[..., None]
-        reached = np.zeros((lanes, neurons, nx), H.dtype)
-        reached[:, : len(one.P) - nx] = one.P[nx:, :nx]
-        for r0, r1, c0, c1, at in one.blocks:
-            if c1 > c0:
-                W = one.weights[at : at + (r1 - r0) * (c1 - c0)].reshape(r1 - r0, c1 - c0)
-                reached[:, r0:r1] += W @ reached[:, c0:c1]
-            reached[:, r0:r1] *= slopes[:, r0:r1]
-        J = one.P[:nx, :nx] + one.B @ reached[:, neurons - one.B.shape[1] :]
-        found = np.linalg.matrix_power(J, int(end - begin)) @ found
-    return found * keep.min(0)[:, None, None] if len(keep) else found
-
-
-def _carried(M: np.ndarray, missing: np.ndarray, chunks: int) -> np.ndarray:
-    """Return d (nx, lanes) with d_s = missing_s + M_(s-1) d_(s-1) over chunks s, by doubling.
-
-    M is (lanes, nx, nx); `missing` (nx, lanes) is 0 in the first chunk.
-    """
-    nx, lanes = missing.shape
-    d = np.ascontiguousarray(missing.T).reshape(chunks, -1, nx, 1)
-    M, reach = M.reshape(chunks, -1, nx, nx), 1
-    M = np.concatenate((np.zeros_like(M[:1]), M[:-1]))
-    while reach < chunks and np.abs(M).max() > _NOTHING:
-        d[reach:] += M[reach:] @ d[:-reach]
-        M[reach:] = M[reach:] @ M[:-reach]
-        reach *= 2
-    return np.ascontiguousarray(d.reshape(lanes, nx).T)
-
-
-def _turned(values: np.ndarray, chunks: int) -> np.ndarray:
-    """Return (n, lanes) with the last chunk first."""
-    return np.ascontiguousarray(values.reshape(len(values), chunks, -1)[:, ::-1]).reshape(values.shape)
-
-
 @cache
-def _adjoint_kernels() -> Any:
-    """Return the module of the adjoint's loop, which loads numba."""
-    return importlib.import_module("robust_policies.networks.adjoint_kernels")
+def _chunk_kernels() -> Any:
+    """Return the module of what is not a run, which loads numba."""
+    return importlib.import_module("robust_policies.networks.chunk_kernels")
 
 
 def _limit(tolerance: float, dtype: np.dtype) -> float:
@@ -210,100 +153,117 @@ def _limit(tolerance: float, dtype: np.dtype) -> float:
     return max(tolerance / 4, 8 * float(np.finfo(dtype).eps))
 
 
+def _largest(values: Array) -> float:
+    return max(float(values.max()), -float(values.min()))
+
+
 def _blocks(steps: int) -> list[tuple[int, int]]:
     return [(begin, min(begin + _BLOCK, steps)) for begin in range(0, steps, _BLOCK)]
 
 
-class _Chunks(torch.autograd.Function):
-    @staticmethod
+class Chunks:
+    """The run of `rows` in chunks side by side: its `forward` and `backward`, with the same arguments.
+
+    Args:
+        count: of chunks; steps beyond whole ones come first.
+        tolerance: by how much states may differ from the scan's, relative to the largest; rounding is added.
+    """
+
+    def __init__(self, count: int, tolerance: float) -> None:
+        self.count, self.tolerance = count, tolerance
+
     def forward(
-        ctx: Any, plan: _Plan, starts: Tensor | None, layers: int, inputs: Tensor, state: Tensor, *rest: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        kernels, one, chunks = kernels_of(), packed(rest, layers, state.shape[1]), plan.chunks
-        dtype, nx, (length, batch, nu) = one.P.dtype, state.shape[1], inputs.shape
-        kind, steps, lanes = kernels.kind_of(plan.name, dtype), length // chunks, chunks * batch
-        given = _side_by_side(inputs.detach().numpy(), chunks)
-        keep = np.empty((0, lanes), dtype)
-        if starts is not None:
-            keep = _side_by_side((~starts).unsqueeze(-1).numpy().astype(dtype), chunks)[:, 0]
-        S, H = np.empty((steps, nx + nu, lanes), dtype), np.empty((steps, one.neurons, lanes), dtype)
-        beginning = np.zeros((nx, lanes), dtype)
-        beginning[:, :batch] = state.detach().numpy().T
-        ends = beginning.copy()
-        outputs = kernels.forward(kind, keep, given, ends, *one[:-1], S, H)
-        limit = _limit(plan.tolerance, dtype) * max(1.0, float(np.abs(S[:, :nx]).max()))
-        M = _jacobians(plan.name, one, H, keep) if chunks > 1 else np.zeros((lanes, nx, nx), dtype)
+        self, kind: int, sizes: rows.Sizes, F: Array, inputs: Array, state: Array, keep: Array | None
+    ) -> tuple[Array, Array, Any]:
+        """Return outputs (time, batch, ny), the final state (batch, nx) and what `backward` needs, as `rows.forward`.
+
+        Inputs are (time, batch, nu), F (numbers,), keep (time, batch) or None.
+        """
+        first, begun = len(inputs) % self.count, None
+        if first:
+            some = None if keep is None else keep[:first]
+            outputs, state, begun = rows.forward(kind, sizes, F, inputs[:first], state, some)
+            inputs, keep = inputs[first:], None if keep is None else keep[first:]
+            more, final, kept = self._forward(kind, sizes, F, inputs, state, keep)
+            return np.concatenate((outputs, more)), final, (begun, kept)
+        outputs, final, kept = self._forward(kind, sizes, F, inputs, state, keep)
+        return outputs, final, (None, kept)
+
+    def _forward(
+        self, kind: int, sizes: rows.Sizes, F: Array, inputs: Array, state: Array, keep: Array | None
+    ) -> tuple[Array, Array, Any]:
+        run, chunks, (nu, nx, ny, widths, _) = rows.kernels_of().forward, self.count, sizes
+        dtype, (length, batch, _) = F.dtype, inputs.shape
+        steps, lanes = length // chunks, chunks * batch
+        S = np.empty((steps + 1, lanes, nu + nx + ny), dtype)
+        _side_by_side(inputs, chunks, S[:steps])
+        kept = np.empty(0, np.bool_) if keep is None else _side_by_side(keep[..., None], chunks)[..., 0]
+        x, H = S[..., nu : nu + nx], np.empty(steps * lanes * sum(widths), dtype)
+        x[0], x[0, :batch] = 0, state
+        beginning, ends = x[0].copy(), x[steps]
+        given = kind, kept.reshape(-1), steps, lanes, nu, nx, ny, np.array(widths), F, S.reshape(-1), H
+        run(*given, 0, steps)
+        limit = _limit(self.tolerance, dtype) * max(1.0, _largest(x))
+        M = _chunk_kernels().jacobians(*given[:9], H)
         for _ in range(chunks - 1):
             missing = np.zeros_like(beginning)
-            missing[:, batch:] = ends[:, :-batch] - beginning[:, batch:]
-            missing = _carried(M, missing, chunks)
-            if np.abs(missing).max() <= limit:
+            missing[batch:] = ends[:-batch] - beginning[batch:]
+            _chunk_kernels().carried(M, missing, batch, False)
+            if _largest(missing) <= limit:
                 break
-            beginning = beginning + missing
-            x = beginning.copy()
+            beginning += missing
+            x[0] = beginning
             for begin, end in _blocks(steps):
-                # What the next block began with before, which a reset there has not touched.
-                following = ends.copy() if end == steps else S[end, :nx].copy()
-                part = keep[begin:end] if len(keep) else keep
-                y = kernels.forward(kind, part, given[begin:end], x, *one[:-1], S[begin:end], H[begin:end])
-                outputs[begin:end] = y
-                if end == steps:
-                    ends = x
-                    break
-                reached = x * keep[end] if len(keep) else x
-                if np.abs(reached - following).max() <= limit:
-                    break
-        ctx.name, ctx.starts, ctx.layers, ctx.plan = plan.name, starts, layers, plan
-        ctx.M = M
-        ctx.kept = (kind, keep, nu), (*one.turned(), one.weights, one.blocks, S, H)
-        ctx.save_for_backward(inputs, state, *rest)
-        final = np.ascontiguousarray(ends[:, lanes - batch :].T)
-        return torch.from_numpy(_in_a_row(outputs, chunks)), torch.from_numpy(final)
+                following = x[end].copy()
+                run(*given, begin, end)
+                if end < steps:
+                    # A reset there has touched what the next block began with before.
+                    reached = x[end] * kept[end][:, None] if len(kept) else x[end]
+                    if _largest(reached - following) <= limit:
+                        x[end] = following
+                        break
+        return _in_a_row(S[1:, :, nu + nx :], chunks), ends[-batch:].copy(), (given, M, batch)
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        kernels, chunks = kernels_of(), ctx.plan.chunks
-        inputs, state, *rest = ctx.saved_tensors
-        if torch.is_grad_enabled() or transformed(grads):
-            return (None, None, None, *_again(ctx, (inputs, state, *rest), grads))
-        (kind, keep, nu), (*arrays, S, H) = ctx.kept
-        grad, batch = _side_by_side(grads[0].numpy(), chunks), inputs.shape[1]
-        adjoint = np.zeros((state.shape[1], chunks * batch), S.dtype)
-        adjoint[:, -batch:] = grads[1].numpy().T
-        applied = adjoint.copy()
-        light, (PT, BT, QT, RT, weights, blocks) = _adjoint_kernels(), arrays
-        turned = light.turned_blocks(weights, blocks)
-        if chunks > 1:
-            light.adjoint(kind, keep, grad, adjoint, PT, BT, QT, RT, turned, blocks, H)
-        scale = max(float(np.abs(adjoint).max()), float(np.abs(applied).max()))
-        limit = _limit(ctx.plan.tolerance, S.dtype) * scale
-        M = ctx.M.reshape(chunks, batch, *ctx.M.shape[1:])[::-1].swapaxes(-1, -2).reshape(ctx.M.shape)
+    def backward(self, kept: Any, outputs: Array, final: Array, asked: bool) -> tuple[Array | None, Array, Array]:
+        """Return the gradients of inputs (time, batch, nu) if `asked`, of the state and of F, as `rows.backward`.
+
+        `outputs` (time, batch, ny) and `final` (batch, nx) are the gradients of what `forward` returned, with `kept`.
+        """
+        begun, chunked = kept
+        if begun is None:
+            return self._backward(chunked, outputs, final, asked)
+        first = begun[2]
+        by_inputs, by_state, by_F = self._backward(chunked, outputs[first:], final, asked)
+        before, by_state, also = rows.backward(begun, outputs[:first], by_state, asked)
+        both = None if before is None or by_inputs is None else np.concatenate((before, by_inputs))
+        return both, by_state, by_F + also
+
+    def _backward(self, kept: Any, outputs: Array, final: Array, asked: bool) -> tuple[Array | None, Array, Array]:
+        (given, M, batch), chunks = kept, self.count
+        adjoint, carried = _chunk_kernels().adjoint, _chunk_kernels().carried
+        steps, lanes, nu, F = given[2], given[3], given[4], given[8]
+        grad, none, rest = _side_by_side(outputs, chunks).reshape(-1), np.empty(0, F.dtype), (*given[:9], given[10])
+        found = np.zeros((lanes, final.shape[1]), F.dtype)
+        found[-batch:] = final
+        applied, before = found.copy(), 0.0
+        adjoint(*rest, grad, found.reshape(-1), 0, steps)
+        limit = _limit(self.tolerance, F.dtype) * max(_largest(found), _largest(applied))
         for _ in range(chunks - 1):
-            missing = np.zeros_like(adjoint)
-            missing[:, :-batch] = adjoint[:, batch:] - applied[:, :-batch]
-            x = _turned(_carried(M, _turned(missing, chunks), chunks), chunks)
-            if np.abs(x).max() <= limit:
-                break
+            x = np.zeros_like(found)
+            x[:-batch] = found[batch:] - applied[:-batch]
+            carried(M, x, batch, True)
+            size = _largest(x)
             applied += x
-            for begin, end in reversed(_blocks(len(S))):
-                part = keep[begin:end] if len(keep) else keep
-                light.adjoint(kind, part, grad[:0], x, PT, BT, QT, RT, turned, blocks, H[begin:end])
-                if begin and np.abs(x).max() <= limit:
+            # It is linear: the next is to this one as this one to the last, and less than that where M is near.
+            if size * (min(1.0, size / before) if before else 1.0) <= limit:
+                break
+            before = size
+            for begin, end in reversed(_blocks(steps)):
+                adjoint(*rest, none, x.reshape(-1), begin, end)
+                if begin and _largest(x) <= limit:
                     x[:] = 0
                     break
-            adjoint += x
-        g_inputs, *sums = kernels.backward(kind, keep, nu, grad, applied, *arrays, S, H)
-        adjoint = applied
-        *found, gW, gb = sums
-        places = len(rest) - ctx.layers
-        found += parts_of(gW, [one.shape for one in rest[6:places]])
-        found += parts_of(gb, [one.shape for one in rest[places:]])
-        by_state = torch.from_numpy(np.ascontiguousarray(adjoint[:, :batch].T))
-        return (
-            None,
-            None,
-            None,
-            torch.from_numpy(_in_a_row(g_inputs, chunks)),
-            by_state,
-            *map(torch.from_numpy, found),
-        )
+            found += x
+        by_inputs, by_F = np.empty((steps, lanes, nu) if asked else (0, lanes, nu), F.dtype), np.zeros_like(F)
+        rows.kernels_of().backward(*given, grad, applied.reshape(-1), by_inputs.reshape(-1), by_F)
+        return _in_a_row(by_inputs, chunks) if asked else None, applied[:batch].copy(), by_F

@@ -95,6 +95,86 @@ def shape_of_layers(name: str, weights: Sequence[Tensor]) -> tuple[int, int, np.
     return kernels.kind_of(name, dtype), kernels.kind_of("identity", dtype), widths
 
 
+def array_of(tensor: Tensor) -> np.ndarray:
+    """Return the numbers of a tensor (...) without gaps in memory: the tensor's own where it has none."""
+    return np.ascontiguousarray(tensor.detach().numpy())
+
+
+class Flat:
+    """Layers as the compiled loops take them, and their gradients, on memory that stays, as the parameters' does.
+
+    Args:
+        shape: what `shape_of` or `shape_of_layers` returned.
+        weights: (n_k, n_(k-1)) each.
+        biases: (n_k,) each.
+
+    Attributes:
+        arguments: kind, last kind, widths, weights and biases of `perceptron_kernels.forward`, of the last `renew`.
+        size: how many numbers weights and biases are.
+    """
+
+    def __init__(self, shape: tuple[int, int, np.ndarray], weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
+        self._parameters = [*weights, *biases]
+        self._arrays = [[array_of(one).ravel() for one in some] for some in (weights, biases)]
+        self._flat = [np.concatenate(some) for some in self._arrays]
+        self.arguments = (*shape, *self._flat)
+        self.size = sum(len(one) for one in self._flat)
+
+    def renew(self) -> None:
+        """Take the parameters as they are."""
+        for arrays, flat in zip(self._arrays, self._flat, strict=True):
+            np.concatenate(arrays, out=flat)
+
+    def listen(self, slopes: np.ndarray) -> None:
+        """Take gradients from numbers (size,) from now on: of all weights, then of all biases."""
+        parts = np.split(slopes, np.cumsum([one.numel() for one in self._parameters])[:-1])
+        pairs = zip(self._parameters, map(torch.from_numpy, parts), strict=True)
+        self._pairs = [(one, part.view(one.shape)) for one, part in pairs]
+
+    def back(self) -> Sequence[tuple[Tensor, Tensor]]:
+        """Return the parameters (...) and their gradients of the same shapes, which the next ones overwrite."""
+        return self._pairs
+
+
+def regression(modules: Sequence[nn.Module], inputs: Tensor, targets: Tensor) -> Callable[[], float] | None:
+    """Return what finds the mean squared error of a network and leaves its gradient in the parameters.
+
+    In place of what was there, by the compiled loops; None where PyTorch has to.
+
+    Args:
+        modules: of the network, which gives one number.
+        inputs: (..., n_0), the same in every call.
+        targets: (...), of the outputs.
+    """
+    inputs, targets = inputs.flatten(0, -2), targets.flatten()
+    shape, linear = shape_of(modules), [one for one in modules if type(one) is nn.Linear]
+    weights, biases = [one.weight for one in linear], [cast(Tensor, one.bias) for one in linear]
+    if shape is None or shape[2][-1] != 1 or targets.dtype != inputs.dtype:
+        return None
+    kernels = _compiled(inputs, [one for pair in zip(weights, biases, strict=True) for one in pair])
+    if kernels is None or not all(one.requires_grad for one in (*weights, *biases)):
+        return None
+    flat, given, wanted = Flat(shape, weights, biases), array_of(inputs), array_of(targets)
+    slopes = np.empty(flat.size, given.dtype)
+    flat.listen(slopes)
+    first, last, widths, W, b = flat.arguments
+    hidden = np.empty(len(given) * int(widths[1:].sum()), given.dtype)
+    kept = np.empty_like(hidden) if first >= kernels.SILU else hidden[:0]
+
+    def error() -> float:
+        flat.renew()
+        kernels.forward(first, last, given, widths, W, b, hidden, kept)
+        missed = hidden[len(hidden) - len(given) :] - wanted
+        by_values = (missed * missed.dtype.type(2.0 / len(missed)))[:, None]
+        _, gW, gb = kernels.backward(first, last, given, widths, W, hidden, kept, by_values, False)
+        np.concatenate((gW, gb), out=slopes)
+        for parameter, slope in flat.back():
+            parameter.grad = slope
+        return float(np.mean(missed * missed))
+
+    return error
+
+
 def flat(parameters: Sequence[Tensor]) -> list[np.ndarray]:
     """Return all weights and all biases, one after the other, of weight, bias, weight, ... of any shapes."""
     return [np.concatenate([one.detach().numpy().ravel() for one in parameters[k::2]]) for k in (0, 1)]

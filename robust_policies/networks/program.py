@@ -39,46 +39,75 @@ def recorded(module: nn.Module, make: Callable[[], Any]) -> Any:
         make: the parametrization; all it reads but the parameters stays the same from call to call. Its tensors are in
             tuples and named tuples.
     """
-    program, parameters = _program(module, make) if torch.is_grad_enabled() else (None, [])
+    program, parameters = current(module, make) if torch.is_grad_enabled() else (None, [])
     return None if program is None else program.run(parameters, make)
 
 
-Back = Callable[[Sequence[tuple[Tensor, Tensor]]], None]
+class Pulled:
+    """A parametrization's arrays without a graph, and its derivative, on memory that stays.
 
+    The parameters stay where they are in memory meanwhile.
 
-def pulled(module: nn.Module, make: Callable[[], Any]) -> tuple[Any, Back] | None:
-    """Return `make()`, arrays of any shapes without a graph, and what leaves gradients in the module's parameters.
-
-    That takes pairs of an array and the gradient at it, of its shape. The arguments are those of `recorded`, None says
-    that the program is not to be used here.
+    Attributes:
+        arrays: as `make` gives them, NumPy's, of any shapes, filled by `renew`.
     """
-    program, parameters = _program(module, make)
-    if program is None:
+
+    def __init__(self, program: Program, tape: Tape, parameters: Sequence[Tensor]) -> None:
+        self._tape, self._kept, self._parameters = tape, tape.lent(), parameters
+        self._results, self._found = self._kept.work.ends
+        self._own = [one.detach().numpy() for one in parameters]
+        self.arrays = program.together(self._results, self._own)
+        self._sources = tape.sources(0, [one.data_ptr() for one in parameters])
+
+    def renew(self) -> bool:
+        """Fill the arrays from the parameters as they are; return whether every matrix had its factor."""
+        return self._tape.run(0, self._kept, self._sources)
+
+    def listen(self, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+        """Take the gradients at arrays, of any shapes, from where they will be: without gaps in memory."""
+        slopes = {id(one): slope for one, slope in pairs}
+        given = [slopes.get(id(one)) for one in self._results]
+        self._given = self._tape.sources(1, [0 if one is None else one.ctypes.data for one in given])
+        self._pairs: list[tuple[Tensor, Tensor]] = []
+        self._parts: list[tuple[np.ndarray, list[np.ndarray]]] = []
+        for parameter, own, one in zip(self._parameters, self._own, self._found, strict=True):
+            # The second of a parameter that is an array itself.
+            parts = [part for part in (one, slopes.get(id(own))) if part is not None]
+            if parts and parameter.requires_grad:
+                self._parts.append((np.zeros_like(own), parts))
+                self._pairs.append((parameter, torch.from_numpy(self._parts[-1][0])))
+
+    def back(self) -> Sequence[tuple[Tensor, Tensor]] | None:
+        """Return parameters of any shapes with their gradients, which the next call overwrites; None: no factor."""
+        if not self._tape.run(1, self._kept, self._given):
+            return None
+        for to, parts in self._parts:
+            np.copyto(to, parts[0])
+            if len(parts) > 1:
+                to += parts[1]
+        return self._pairs
+
+
+def pulled(module: nn.Module, make: Callable[[], Any]) -> Pulled | None:
+    """Return the parametrization's arrays on memory that stays, None where there is no tape of it.
+
+    The arguments are those of `recorded`.
+    """
+    program, parameters = current(module, make)
+    if program is None or not isinstance(program.engine, Tape) or not all(one.is_contiguous() for one in parameters):
         return None
-    try:
-        results, kept = program.engine.forward(parameters)
-    except np.linalg.LinAlgError:
-        return None
-    places = {id(one): k for k, one in enumerate(results)}
-
-    def back(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
-        grads: list[Tensor | None] = [None] * len(results)
-        for one, slope in pairs:
-            if id(one) in places:
-                grads[places[id(one)]] = slope
-            elif one.requires_grad:
-                # A parameter that is an array itself.
-                one.grad = slope if one.grad is None else one.grad + slope
-        for parameter, slope in zip(parameters, program.engine.backward(kept, grads), strict=True):
-            if slope is not None and parameter.requires_grad:
-                parameter.grad = slope if parameter.grad is None else parameter.grad + slope
-
-    return program.together(results, parameters), back
+    return Pulled(program, program.engine, parameters)
 
 
-def _program(module: nn.Module, make: Callable[[], Any]) -> tuple[Program | None, list[Tensor]]:
-    """Return the program of a module's parameters as they are now, None where there is none, and the parameters."""
-    known = _known(module)
+def current(module: nn.Module, make: Callable[[], Any], what: str = "arrays") -> tuple[Program | None, list[Tensor]]:
+    """Return the program of a module's parameters as they are now, None where there is none, and the parameters.
+
+    Args:
+        module: whose parameters they are.
+        make: the parametrization, as for `recorded`.
+        what: it makes of the parameters, of any shapes: there is one program of each name.
+    """
+    known = _known(module, what)
     try:
         parameters = [cast(Tensor, own[name]) for own, name in known.places]
         kind = [(one.dtype, one.requires_grad, one.numel(), one.is_cpu, type(one)) for one in parameters]
@@ -123,7 +152,7 @@ class Program(NamedTuple):
 
     engine: Tape | NumpyProgram
     results: tuple[bool, ...]
-    together: Callable[[Sequence[Tensor], Sequence[Tensor]], Any]
+    together: Callable[[Sequence[Any], Sequence[Any]], Any]
 
     def run(self, parameters: Sequence[Tensor], make: Callable[[], Any]) -> Any:
         """Return the arrays of parameters of any shapes, None where a matrix has no factor.
@@ -149,13 +178,14 @@ class _Known:
         self.program: Program | None = None
 
 
-_KNOWN: weakref.WeakKeyDictionary[nn.Module, _Known] = weakref.WeakKeyDictionary()
+_KNOWN: weakref.WeakKeyDictionary[nn.Module, dict[str, _Known]] = weakref.WeakKeyDictionary()
 
 
-def _known(module: nn.Module) -> _Known:
-    known = _KNOWN.get(module)
+def _known(module: nn.Module, what: str = "arrays") -> _Known:
+    programs = _KNOWN.setdefault(module, {})
+    known = programs.get(what)
     if known is None:
-        known = _KNOWN[module] = _Known(module)
+        known = programs[what] = _Known(module)
     return known
 
 
@@ -289,7 +319,7 @@ def _places(leaves: Sequence[Any], parameters: Sequence[Tensor]) -> tuple[list[t
     return places, results
 
 
-def _together(arrays: Any, places: Sequence[tuple[str, Any]]) -> Callable[[Sequence[Tensor], Sequence[Tensor]], Any]:
+def _together(arrays: Any, places: Sequence[tuple[str, Any]]) -> Callable[[Sequence[Any], Sequence[Any]], Any]:
     """Return the function that puts leaves into tuples and named tuples as those of `arrays`."""
     space: dict[str, Any] = {"c": []}
     left = iter(places)

@@ -5,6 +5,7 @@ x+ = A x + B1 w + B2 u + bx,  v = C1 x + D12 u + bv,  y = C2 x + D21 w + D22 u +
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,13 +16,14 @@ from robust_policies import checks
 from robust_policies.errors import InvalidValueError
 from robust_policies.networks import r2dn_forms as forms
 from robust_policies.networks.cell import hidden_widths
-from robust_policies.networks.compiled import Collapsed, applies, run, with_step
+from robust_policies.networks.compiled import Collapsed, run, runs, with_step
 from robust_policies.networks.guarantees import Contracting, Dissipative, Guarantee
 from robust_policies.networks.lbdn import LayerMatrices, explicit_layers, sandwich_layers
 from robust_policies.networks.linalg import frobenius, full_precision
 from robust_policies.networks.program import recorded
 from robust_policies.networks.r2dn_step import FixedR2DN
 from robust_policies.networks.robust_cell import RobustCell
+from robust_policies.networks.rows import Sizes
 from robust_policies.networks.scan import scan
 
 
@@ -180,13 +182,18 @@ class R2DN(RobustCell):
         nx = explicit.A.shape[0]
         with full_precision(inputs):
             step = self.collapsed(explicit)
-            if applies(self.activation.name, inputs, state, step):
+            if runs(self.activation.name, inputs, state, step):
                 return run(self.activation.name, starts, inputs, state, step)
             P, c, B, Q, R, d, weights, biases = step
             drive = nn.functional.linear(inputs, P[:, nx:], c)
             states, last, final = scan(self.activation, starts, drive, state, P[:, :nx], B, weights, biases)
             outputs = nn.functional.linear(inputs, Q[:, nx:], d) + states @ Q[:, :nx].mT + last @ R.mT
             return outputs, final
+
+    def step_sizes(self) -> Sizes:
+        """Return the widths of the collapsed step."""
+        widths = self.hidden_sizes if self.linear_output else (*self.hidden_sizes, self.features)
+        return Sizes(self.input_size, self.state_size, self.output_size, widths)
 
     @property
     def layers_active(self) -> int:
@@ -196,9 +203,9 @@ class R2DN(RobustCell):
     def metric(self) -> Tensor:
         """Return P = E' H22^-1 E (nx, nx), float64 on the CPU; the guarantee's LMI holds with it and tau = 1."""
         with torch.no_grad():
-            copy = self.double_copy()
-            assert isinstance(copy, R2DN)
-            return copy.linear_part().metric()
+            # The layers have no part in it, and are most of a copy.
+            linear = copy.deepcopy(self, {id(self.network): nn.Identity()}).to(device="cpu", dtype=torch.float64)
+            return linear.linear_part().metric()
 
     def options(self) -> dict[str, Any]:
         """Return the constructor's arguments."""

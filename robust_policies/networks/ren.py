@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from robust_policies.errors import InvalidValueError
 from robust_policies.networks import ren_forms as forms
 from robust_policies.networks import triton_scan
-from robust_policies.networks.compiled import Collapsed, applies, run, with_step
+from robust_policies.networks.compiled import Collapsed, run, runs, with_step
 from robust_policies.networks.equilibrium import solve_equilibrium
 from robust_policies.networks.guarantees import Contracting, Dissipative, Guarantee
 from robust_policies.networks.linalg import frobenius, full_precision
 from robust_policies.networks.neuron_cell import RENExplicit, collapsed
 from robust_policies.networks.program import recorded
 from robust_policies.networks.robust_cell import RobustCell
+from robust_policies.networks.rows import Sizes
 from robust_policies.networks.scan import scan
 
 _Together = with_step(RENExplicit)
@@ -118,7 +119,7 @@ class REN(RobustCell):
         e = explicit
         with full_precision(inputs):
             step = self.collapsed(explicit)
-            if applies(self.activation.name, inputs, state, step):
+            if runs(self.activation.name, inputs, state, step):
                 return run(self.activation.name, starts, inputs, state, step)
             drive_x = nn.functional.linear(inputs, e.B2, e.bx)
             drive_v = nn.functional.linear(inputs, e.D12, e.bv)
@@ -138,6 +139,10 @@ class REN(RobustCell):
             outputs = nn.functional.linear(inputs, e.D22, e.by)
             outputs = outputs + torch.stack(states) @ e.C2.mT + torch.stack(neurons) @ e.D21.mT
             return outputs, state
+
+    def step_sizes(self) -> Sizes:
+        """Return the widths of the collapsed step."""
+        return Sizes(self.input_size, self.state_size, self.output_size, (self.features,), serial=True)
 
     def metric(self) -> Tensor:
         """Return P = E' H33^-1 E (nx, nx), float64 on the CPU; the guarantee's LMI holds with it and `multiplier()`."""

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from robust_policies import checks
 from robust_policies.errors import InvalidValueError
+from robust_policies.networks import rows
 from robust_policies.networks.activations import activation_named
 from robust_policies.networks.cell import Cell
+from robust_policies.networks.compiled import Collapsed, run
 from robust_policies.networks.guarantees import Contracting, Guarantee, Lipschitz, as_guarantee
 from robust_policies.networks.linalg import frobenius
 from robust_policies.networks.supply import Supply, supply_of
+from robust_policies.networks.whole_run import run_with_parameters
 
 OUTPUTS = ("free", "state")
 INITS = ("random", "long_memory", "timescales")
@@ -138,6 +141,24 @@ class RobustCell(Cell):
     def _refuse_zero_output(self) -> None:
         if self.gives_state:
             raise InvalidValueError("zero_output_ was called with output='state', which is never zero.")
+
+    def run_now(self, inputs: Tensor, state: Tensor, starts: Tensor | None, way: Any = None) -> tuple[Tensor, Tensor]:
+        """Return (outputs, final state) by one node of the graph for parametrization and scan where there is one."""
+        name, sizes, found = self.activation.name, self.step_sizes(), None
+        # A subclass may have arrays or a run of its own.
+        own = type(self).explicit.__module__ == type(self).run.__module__ == type(self).step_sizes.__module__
+        if sizes is not None and own:
+            found = run_with_parameters(self, name, sizes, self._step_alone, inputs, state, starts, way or rows)
+        if found is None and way is not None:
+            return run(name, starts, inputs, state, cast(Collapsed, self.collapsed(self.explicit())), way)
+        return super().run_now(inputs, state, starts) if found is None else found
+
+    def _with_collapsed(self) -> tuple[Any, Collapsed]:
+        """Return the arrays that run and the collapsed step they make."""
+        raise NotImplementedError
+
+    def _step_alone(self) -> Collapsed:
+        return self._with_collapsed()[1]
 
     def run_states(self, explicit: Any, inputs: Tensor, state: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return (outputs, states after each step) by the fastest run there is: the next state is a further output."""

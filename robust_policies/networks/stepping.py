@@ -39,12 +39,12 @@ def stepping(cell: Any, explicit: Any, horizon: int, batch: int) -> Step:
         inputs = like.new_empty(0).expand(horizon, batch, 0)
         name = cell.activation.name
         if applies(name, inputs, like, collapsed):
-            return _Steps(name, collapsed, cell.state_size)
+            return Steps(name, collapsed, cell.state_size)
     return lambda input, state: cell.step(explicit, input, state)
 
 
-class _Steps:
-    """The steps that hang on one token."""
+class Steps:
+    """The compiled steps that hang on one token."""
 
     def __init__(self, name: str, collapsed: Collapsed, nx: int) -> None:
         arrays = (*collapsed[:6], *collapsed.weights, *collapsed.biases)
@@ -76,7 +76,7 @@ class _Steps:
 
 class _Begin(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, steps: _Steps, *arrays: Tensor) -> Tensor:
+    def forward(ctx: Any, steps: Steps, *arrays: Tensor) -> Tensor:
         ctx.steps = steps
         return arrays[0].new_zeros(())
 
@@ -95,7 +95,7 @@ class _Begin(torch.autograd.Function):
 
 class _Step(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, steps: _Steps, token: Tensor, input: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, steps: Steps, token: Tensor, input: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         one, kernels = steps.arrays, kernels_of()
         following = state.detach().numpy().T.copy()
         S = np.empty((1, one.P.shape[1], len(input)), one.P.dtype)

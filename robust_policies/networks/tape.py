@@ -71,25 +71,52 @@ class Tape:
         Raises:
             numpy.linalg.LinAlgError: a matrix has no factor or no inverse.
         """
+        found, kept = self.lend(parameters)
+        # Each has numbers of its own: they may be changed in place.
+        return [torch.from_numpy(one.copy()) for one in found], kept
+
+    def lend(self, parameters: Sequence[Tensor]) -> tuple[list[Any], _Lent]:
+        """Return the results as arrays that are theirs as long as what backward needs is kept, and that.
+
+        The parameters are of any shapes; raises LinAlgError as `forward`.
+        """
+        kept = self.lent()
+        return self._fill(0, kept, parameters), kept
+
+    def lent(self) -> _Lent:
+        """Return a buffer for both ways."""
         try:
             work = self._idle.pop()
         except IndexError:
             work = _Work(self._buffer.copy(), self._ends)
-        kept = _Lent(self._idle, work)
-        return self._numbers(0, work, parameters), kept
+        return _Lent(self._idle, work)
 
     def backward(self, kept: _Lent, grads: Sequence[Tensor | None]) -> list[Any]:
         """Return the gradients in the parameters' shapes, None where there is none; raises LinAlgError as `forward`."""
-        return self._numbers(1, kept.work, grads)
+        # As in `forward`: gradients are added to in place.
+        return [None if one is None else torch.from_numpy(one.copy()) for one in self._fill(1, kept, grads)]
 
-    def _numbers(self, way: int, work: _Work, given: Sequence[Tensor | None]) -> list[Any]:
+    def sources(self, way: int, addresses: Sequence[int]) -> np.ndarray:
+        """Return what `run` reads for what lies at these addresses, in order, 0 for zeros: without gaps in memory.
+
+        Of way 0, forward, the parameters, of way 1, backward, the gradients of the results.
+        """
         sources = self._sources[way].copy()
+        sources[:, 0] = addresses
+        return sources
+
+    def run(self, way: int, kept: _Lent, sources: np.ndarray) -> bool:
+        """Fill `kept.work.ends[way]` and return whether every matrix had its factor or its inverse.
+
+        `sources` (count, 3) are those of `sources`.
+        """
+        return self._run(kept.work.numbers, self._tapes[way], self._spare, sources)
+
+    def _fill(self, way: int, kept: _Lent, given: Sequence[Tensor | None]) -> list[Any]:
         given = [one if one is None or one.is_contiguous() else one.contiguous() for one in given]
-        sources[:, 0] = [0 if one is None else one.data_ptr() for one in given]
-        if not self._run(work.numbers, self._tapes[way], self._spare, sources):
+        if not self.run(way, kept, self.sources(way, [0 if one is None else one.data_ptr() for one in given])):
             raise np.linalg.LinAlgError("A matrix has no factor or no inverse.")
-        # Each has numbers of its own: gradients are added to in place.
-        return [None if one is None else torch.from_numpy(one.copy()) for one in work.ends[way]]
+        return kept.work.ends[way]
 
 
 class _Work:

@@ -16,7 +16,7 @@ from torch import Tensor
 from robust_policies.networks.numpy_calls import FIXED
 from robust_policies.networks.tape import Tape, kernels
 from robust_policies.networks.tape_calls import CALLS
-from robust_policies.networks.tape_layout import LINE, Operation, Part, Storage, laid_out
+from robust_policies.networks.tape_layout import Operation, Part, Storage, laid_out
 
 
 class Builder:
@@ -26,13 +26,13 @@ class Builder:
         self._storages: dict[int, Storage] = {}
         self._operations: list[Operation] = []
         self._scalars: dict[float, int] = {}
-        self._zeros = Storage(LINE, "constant", torch.zeros(LINE, dtype=parameters[0].dtype))
+        self._k = kernels()
+        self._zeros = Storage(self._k.MOST, "constant", torch.zeros(self._k.MOST, dtype=parameters[0].dtype))
         self._pool = Storage(0, "constant")
         self._kept: list[Tensor] = []
         self._rowwise_known: dict[tuple[Any, ...], Part] = {}
         self._parameters = [self._new(one, "parameter") for one in parameters]
         self._grads = [self._new(one, "grad") for one in grads]
-        self._k = kernels()
         self._recorded = 0
         self.dtype = parameters[0].dtype
         self.widest = 0
@@ -120,7 +120,7 @@ class Builder:
             for one in outputs:
                 self._new(one, "made")
         results = found if isinstance(found, (tuple, list)) else (found,)
-        self.widest = max([self.widest, *(max(shape_of(one)) for one in given if one.dim() <= 2)])
+        self.widest = max([self.widest, *(max(shape_of(one)) for one in given if one.dim() == 2)])
         write(self, args, kwargs, results)
 
     def _put(self, code: int, m: int, n: int, k: int, kind: int, o: Part, *parts: Part) -> None:

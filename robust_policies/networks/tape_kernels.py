@@ -18,7 +18,9 @@ from typing import Any
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from robust_policies.networks.tiles import compiled, product
+from robust_policies.networks.tiles import MOST, compiled, product
+
+__all__ = ["MOST", "run"]
 
 # Operations.
 ELEMENTWISE, PRODUCT, PLACE, SUM, TRIANGLE, CHOLESKY, TRIANGULAR, FACTOR, SOLVE, DOTS = range(10)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import numba
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
@@ -18,6 +18,10 @@ from numba.extending import intrinsic
 _FAST = {"contract", "reassoc", "nsz", "arcp"}
 _WORD = ir.IntType(64)
 _ARRAYS = (1, 4, 8, 11)  # which arguments of a tile are arrays
+MOST = 32
+"""Neighbouring numbers that a tile may read at once."""
+# Whether there are registers for 8 rows of 32 numbers of float32.
+_WIDE = bool(binding.get_host_cpu_features().get("avx512f"))
 
 
 def compiled(function: Any) -> Any:
@@ -69,6 +73,7 @@ def _tile(rows: int, lanes: int) -> Any:
     return tile
 
 
+_tile_8_32 = _tile(8, MOST)
 _tile_4_16, _tile_1_16, _tile_4_8, _tile_1_8 = _tile(4, 16), _tile(1, 16), _tile(4, 8), _tile(1, 8)
 _tile_4_4, _tile_1_4, _tile_4_1, _tile_1_1 = _tile(4, 4), _tile(1, 4), _tile(4, 1), _tile(1, 1)
 
@@ -78,9 +83,16 @@ def product(m, n, k, to, o, o_row, left, a, a_row, a_column, right, b, b_row, pl
     """Overwrite `to` (m, n) with plus + left right: of each array where its first number is, and its distances.
 
     The columns of `to` and `right` are neighbours. Those of `plus` are too, or c_column and c_row are 0: then its first
-    16 numbers are added to all.
+    `MOST` numbers are added to all.
     """
     j = 0
+    wide = _WIDE and to.itemsize == 4 and m >= 8
+    while wide and n - j >= 32:
+        for i in range(0, m, 8):
+            row = min(i, m - 8)
+            here, of, also = o + row * o_row + j, a + row * a_row, c + row * c_row + j * c_column
+            _tile_8_32(k, to, here, o_row, left, of, a_row, a_column, right, b + j, b_row, plus, also, c_row)
+        j += 32
     while j < n:
         rest = n - j
         # The last tiles reach back over numbers that are there: they are found again, the same.

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import operator
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,11 +17,31 @@ from torch import Tensor, nn
 _KERNELS: Any = torch
 
 
+@cache
+def kernels() -> Any:
+    """Return the module of the compiled loops, None where numba is not there or they do not run."""
+    try:
+        found = importlib.import_module("robust_policies.policies.adam_kernels")
+        values = np.ones((4, 1), np.float32)
+        table = np.array([[*(one.ctypes.data for one in values[:3]), 1]])
+        slopes = np.array([[values[3].ctypes.data, 1]])
+        found.step(table, slopes, np.zeros(1, np.float32), 1.0, 0.1, 0.9, 0.999, 0.0, 1e-8, False)
+        return found if found.norm(slopes) == 1.0 else None
+    except Exception:  # whatever ails the compiler: PyTorch needs none
+        return None
+
+
 class FusedAdam(torch.optim.Adam):
     """PyTorch's Adam, fused, whose steps are seen as changes of the parameters.
 
     PyTorch's fused kernel leaves their version counters alone, by which `ScaledCell` knows that its arrays are old.
+
+    Attributes:
+        quick: whether steps of float32 on a CPU are `adam_kernels`', a tenth of the calls: for what loads numba anyway.
     """
+
+    quick = False
+    _seen: tuple[Sequence[Tensor | None], np.ndarray | None] = (), None
 
     # PyTorch's, without what keeps its compiler out of them by importing it: a second and 100 MB of a training.
     zero_grad = inspect.unwrap(torch.optim.Adam.zero_grad)
@@ -51,7 +75,7 @@ class FusedAdam(torch.optim.Adam):
         return loss
 
     def divided_step(self, divisor: Tensor) -> None:
-        """Take a step with the gradient divided by `divisor` ()."""
+        """Take a step with the gradient divided by `divisor`, ()."""
         if self._take(divisor):
             return
         # PyTorch's name of the number by which the kernel divides gradients; its gradient scaler sets the same.
@@ -60,6 +84,19 @@ class FusedAdam(torch.optim.Adam):
             self.step()
         finally:
             self.grad_scale = None  # pyright: ignore[reportAttributeAccessIssue]
+
+    def addresses(self, gradients: Sequence[Tensor | None]) -> np.ndarray | None:
+        """Return address and count (n, 2) of gradients of any shapes; None where `adam_kernels` is not to read them."""
+        if not self.quick or kernels() is None:
+            return None
+        before, found = self._seen
+        # A training may leave them in the same tensors in every step.
+        if len(gradients) != len(before) or not all(map(operator.is_, gradients, before)):
+            fit = all(one is not None and one.dtype == torch.float32 and one.is_cpu and one.is_contiguous()
+                      for one in gradients)  # fmt: skip
+            found = np.array([(one.data_ptr(), one.numel()) for one in gradients if one is not None]) if fit else None
+            self._seen = gradients, found
+        return found
 
     @torch.no_grad()
     def _take(self, divisor: Tensor | None) -> bool:
@@ -77,6 +114,16 @@ class FusedAdam(torch.optim.Adam):
             return False
         for group, known, some in zip(self.param_groups, self._known, grads, strict=True):
             assert known is not None
+            table, slopes = known.table, self.addresses(some)
+            if table is not None and slopes is not None:
+                table[:, 0] = [one.data_ptr() for one in group["params"]]
+                kernels().step(
+                    table, slopes, known.counts.numpy(), 1.0 if divisor is None else float(divisor),
+                    float(group["lr"]), *map(float, group["betas"]), float(group["weight_decay"]), float(group["eps"]),
+                    bool(group["maximize"]),
+                )  # fmt: skip
+                torch.autograd.graph.increment_version(group["params"])
+                continue
             known.counts.add_(1.0)
             _KERNELS._fused_adam_(
                 group["params"], some, known.means, known.squares, [], known.steps, lr=float(group["lr"]),
@@ -88,12 +135,16 @@ class FusedAdam(torch.optim.Adam):
 
 
 class _Group(NamedTuple):
-    """The states of a group's parameters: what the kernel takes, and all counts of steps in one tensor (n,)."""
+    """The states of a group's parameters: what the kernel takes, and all counts of steps in one tensor (n,).
+
+    `table` (n, 4) is what `adam_kernels.step` reads, without the parameters' addresses; None where they have gaps.
+    """
 
     means: list[Tensor]
     squares: list[Tensor]
     steps: list[Tensor]
     counts: Tensor
+    table: np.ndarray | None
 
 
 def _group(parameters: Sequence[nn.Parameter], states: Any) -> _Group | None:
@@ -110,7 +161,10 @@ def _group(parameters: Sequence[nn.Parameter], states: Any) -> _Group | None:
         state["step"] = count
     kept = [states[one] for one in parameters]
     means, squares = [one["exp_avg"] for one in kept], [one["exp_avg_sq"] for one in kept]
-    return _Group(means, squares, [one["step"] for one in kept], counts)
+    table = None
+    if all(one.is_contiguous() for one in (*parameters, *means, *squares)):
+        table = np.array([(0, *map(Tensor.data_ptr, one), one[0].numel()) for one in zip(means, squares, strict=True)])
+    return _Group(means, squares, [one["step"] for one in kept], counts, table)
 
 
 def adam(kind: Any, options: Iterable[str]) -> Any:
@@ -125,9 +179,13 @@ def forget_gradients(parameters: Iterable[nn.Parameter]) -> None:
         parameter.grad = None
 
 
-def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """Return the norm () of the gradient of all parameters that have one."""
-    grads = [parameter.grad.flatten() for parameter in parameters if parameter.grad is not None]
+def gradient_norm(parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer | None = None) -> Tensor:
+    """Return the norm () of the gradient of all parameters that have one, which `optimizer` is to step with."""
+    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    slopes = optimizer.addresses(grads) if isinstance(optimizer, FusedAdam) else None
+    if slopes is not None and len(slopes):
+        return torch.tensor(kernels().norm(slopes), dtype=torch.float32)
+    grads = [one.flatten() for one in grads]
     return torch.linalg.vector_norm(torch.cat(grads)) if grads else torch.zeros(())
 
 
@@ -137,5 +195,8 @@ def take_step(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Paramete
         nn.utils.clip_grads_with_norm_(parameters, limit, norm)
         optimizer.step()
         return
-    # In float32, as PyTorch's gradient scaler has it.
-    optimizer.divided_step(((norm + 1e-6) / limit).clamp_min(1.0).float())
+    # In float32, as PyTorch's gradient scaler has it; few calls for few numbers on a CPU.
+    if optimizer.quick:
+        optimizer.divided_step(torch.tensor(max(1.0, (float(norm) + 1e-6) / limit)))
+    else:
+        optimizer.divided_step(((norm + 1e-6) / limit).clamp_min(1.0).float())

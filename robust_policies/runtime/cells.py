@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from robust_policies.errors import UnknownNameError
+from robust_policies.errors import InvalidValueError, UnknownNameError
 from robust_policies.runtime.activations import ACTIVATIONS, Array, solved
 
 Step = Callable[[Array, Array], tuple[Array, Array]]
@@ -32,10 +32,31 @@ def running_cell(config: Mapping[str, Any], arrays: Arrays) -> RunningCell:
 
     Raises UnknownNameError where there is no such cell.
     """
-    kind = config.get("type")
-    if kind not in _MAKERS:
-        raise UnknownNameError.among("cell", str(kind), _MAKERS)
-    return _MAKERS[kind](config, arrays)
+    kind = str(config.get("type"))
+    make = _MAKERS.get(kind) or _OWN.get(kind)
+    if make is None:
+        raise UnknownNameError(
+            f"No step in NumPy is known of the cell {kind!r}; one of your own needs "
+            f"robust_policies.runtime.register_step({kind!r}, make) first, which its package can call when imported."
+        )
+    return make(config, arrays)
+
+
+def register_step(name: str, make: Callable[[Mapping[str, Any], Arrays], RunningCell]) -> None:
+    """Let a cell of another package run here, and be exported.
+
+    Args:
+        name: the `name` of its class, of which its stored configuration is.
+        make: (configuration, explicit arrays by name) -> RunningCell(nx, step). The step computes with NumPy, on rows;
+            it is exported where it does nothing but what `export.record` knows: @, + - * /, maximum, minimum, clip,
+            where, concatenate, columns, and `runtime.activations`.
+
+    Raises InvalidValueError where a cell of this package has that name, or `make` cannot be called.
+    """
+    if name in _MAKERS or not callable(make):
+        why = "is a cell of this package" if name in _MAKERS else f"was given {make!r}; expected a function"
+        raise InvalidValueError(f"Cell {name!r} {why}; register a step of a cell of your own.")
+    _OWN[name] = make
 
 
 def _r2dn(config: Mapping[str, Any], e: Arrays) -> RunningCell:
@@ -135,7 +156,7 @@ def _l2ru(config: Mapping[str, Any], e: Arrays) -> RunningCell:
 
 
 def _mlp(config: Mapping[str, Any], e: Arrays) -> RunningCell:
-    act = ACTIVATIONS[config["activation"]]
+    act = _between(config)
     layers = [(W.T.copy(), b) for W, b in zip(e["weights"], e["biases"], strict=True)]
 
     def step(input: Array, state: Array) -> tuple[Array, Array]:
@@ -147,7 +168,7 @@ def _mlp(config: Mapping[str, Any], e: Arrays) -> RunningCell:
 
 
 def _lbdn(config: Mapping[str, Any], e: Arrays) -> RunningCell:
-    act, scale, kind = ACTIVATIONS[config["activation"]], e["scale"], e["scale"].dtype
+    act, scale, kind = _between(config), e["scale"], e["scale"].dtype
     layers = [
         (_inward(layer).T.astype(kind), layer["b"], None if layer["A"] is None else _outward(layer).T.astype(kind))
         for layer in e["layers"]
@@ -232,6 +253,14 @@ _MAKERS: dict[str, Callable[[Mapping[str, Any], Arrays], RunningCell]] = {
     "gru": _gru,
     "window": _window,
 }
+
+
+_OWN: dict[str, Callable[[Mapping[str, Any], Arrays], RunningCell]] = {}
+
+
+def _between(config: Mapping[str, Any]) -> Any:
+    """Return the activation between stored weights; Householder's are turned, so that between them it is MaxMin."""
+    return ACTIVATIONS["maxmin" if config["activation"] == "householder" else config["activation"]]
 
 
 def _wide(array: Array) -> Array:

@@ -86,13 +86,16 @@ def test_broken_weights_and_unknown_activations_are_named():
     assert "D11 is not zero" in verify_arrays(model, rate=1.0, gamma=1.0).reason
 
 
-@pytest.mark.parametrize("activation", ["relu", "tanh", "maxmin"])
+@pytest.mark.parametrize("activation", ["relu", "tanh", "maxmin", "householder"])
 def test_perceptrons_never_exceed_their_proven_gain(activation):
     for seed in range(4):
         torch.manual_seed(seed)
         cell = make_cell("mlp", 3, 2, hidden_sizes=(6, 4), activation=activation).double()
         for parameter in cell.parameters():
             parameter.data.mul_(3.0)
+        if activation == "householder":
+            for angle in cell.angles:
+                torch.nn.init.normal_(angle)
         gamma = verify(cell).gamma
         assert gamma <= norm_product([w.detach().numpy() for w in cell.explicit().weights])
         points = torch.randn(500, 3, dtype=torch.float64)

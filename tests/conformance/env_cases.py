@@ -18,7 +18,15 @@ from robust_policies.envs import ENV_IDS
 MODES = list(AutoresetMode)
 MUJOCO_IDS = tuple(
     f"robust_policies/{name}-v0"
-    for name in ("InvertedPendulum", "InvertedDoublePendulum", "Reacher", "Hopper", "HalfCheetah", "Walker2d")
+    for name in (
+        "InvertedPendulum",
+        "InvertedDoublePendulum",
+        "Reacher",
+        "Hopper",
+        "HopperNoVelocity",
+        "HalfCheetah",
+        "Walker2d",
+    )
 )
 TORCH_IDS = tuple(env_id for env_id in ENV_IDS if env_id not in MUJOCO_IDS)
 KIND_IDS = tuple(f"robust_policies/{name}-v0" for name in KINDS)

@@ -12,7 +12,7 @@ from robust_policies.envs import load_plant
 from robust_policies.errors import InvalidValueError, NonFiniteError, ShapeError
 from robust_policies.files import assets
 
-WALKERS = {"half_cheetah", "hopper", "walker2d"}
+WALKERS = {"half_cheetah", "hopper", "hopper_no_velocity", "walker2d"}
 TASKS = sorted(set(assets.task_names()) - WALKERS)
 LINEAR = {"linear", "double_integrator", "mass_spring_damper", "aircraft_pitch", "dc_motor", "doyle_lqg"}
 

@@ -26,6 +26,15 @@ EXAMPLES = {
     "learn_with_rsl_rl": (["--steps", "512", "--num-envs", "8"], [CLAIM, RETURN, "policy in"]),
     "learn_with_skrl": (["--steps", "512", "--num-envs", "8"], [CLAIM, RETURN, "policy in"]),
     "identify_a_motor": (["--steps", "20"], [CLAIM, r"fit of the validation: ", "simulated speed", RETURN]),
+    "learn_an_observer": (
+        ["--steps", "64", "--boxes", "200"],
+        [
+            "no exact observer",
+            r"(proven|statistical): for every trajectory",
+            r"error at most \d\.",
+            "innovations after",
+        ],
+    ),
     "observe_a_pendulum": (
         ["--steps", "20"],
         [r"injection: innovations .* by \d\.\de-1[3-9]", r"linear: innovations .* by \d\.\de-0\d", "proven where"],
@@ -40,6 +49,10 @@ EXAMPLES = {
     "ppo_in_one_file": (
         ["--steps", "64", "--num-envs", "4", "--rollout", "8", "--epochs", "1", "--hidden", "4", "--state-size", "2"],
         [CLAIM, RETURN, "policy in"],
+    ),
+    "plan_with_a_convex_model": (
+        ["--steps", "5", "--minutes", "2"],
+        [r"error of the levels \d+", r"LQR \(target .* \d", r"convex model .*%", r"the tank itself .*%"],
     ),
     "sac_with_a_window": (["--steps", "110"], [CLAIM, RETURN]),
     "sweep_gains": (

@@ -13,7 +13,10 @@ from robust_policies.envs.streams import normals, uniforms_for_normals
 from robust_policies.errors import InvalidValueError, ShapeError
 from robust_policies.files import assets
 
-OTHERS = ["half_cheetah", "hopper", "inverted_double_pendulum", "inverted_pendulum", "reacher", "walker2d"]
+OTHERS = [
+    "half_cheetah", "hopper", "hopper_no_velocity", "inverted_double_pendulum", "inverted_pendulum", "reacher",
+    "walker2d",
+]  # fmt: skip
 TASKS = [name for name in assets.task_names() if name not in OTHERS]
 ROWS = 2
 

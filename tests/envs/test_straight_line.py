@@ -16,7 +16,8 @@ from robust_policies.envs.straight_line import StraightLine
 from robust_policies.errors import InvalidValueError
 
 TORCH_IDS = [one for one in ENV_IDS if gymnasium.spec(one).kwargs["task"] not in {
-    "inverted_pendulum", "inverted_double_pendulum", "reacher", "hopper", "half_cheetah", "walker2d"
+    "inverted_pendulum", "inverted_double_pendulum", "reacher", "hopper", "hopper_no_velocity",
+    "half_cheetah", "walker2d"
 }]  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from policy_files import written
 
-from robust_policies.certificates import optimum, peak, search
+from robust_policies.certificates import decay, optimum, peak, search
 from robust_policies.certificates.kept import Book, keeping
 from robust_policies.errors import DivergedError
 from robust_policies.evaluation.certify import PROOFS, certify_run, check_run
@@ -29,7 +29,7 @@ def run(original, tmp_path):
 def searches(monkeypatch):
     """Count how often something is searched for."""
     asked = []
-    for where, name in ((optimum, "least_gain"), (peak, "least_peak")):
+    for where, name in ((optimum, "least_gain"), (peak, "least_peak"), (decay, "_bisected")):
         plain = getattr(where, name)
         monkeypatch.setattr(where, name, lambda *given, plain=plain, name=name: asked.append(name) or plain(*given))
     return asked
@@ -45,7 +45,7 @@ def rewritten(folder, change):
 def test_a_check_proves_what_was_kept_without_a_search(run, searches):
     assert check_run(run) == [] and not searches
     (run / PROOFS).unlink()
-    assert check_run(run) == [] and {"least_gain", "least_peak"} == set(searches)
+    assert check_run(run) == [] and {"least_gain", "least_peak", "_bisected"} == set(searches)
 
 
 @pytest.mark.parametrize(
@@ -55,14 +55,14 @@ def test_a_check_proves_what_was_kept_without_a_search(run, searches):
         lambda name, one: one[..., None],
         lambda name, one: -one,
         lambda name, one: one * 0.9 if name.endswith(("r", "s", "gamma")) else one,
-        lambda name, one: None if name.endswith(("P", "theta")) else one,
-        lambda name, one: np.zeros_like(one) if name.endswith(("P", "metric")) else one,
+        lambda name, one: None if name.endswith(("P", "theta", "rates")) else one,
+        lambda name, one: np.zeros_like(one) if name.endswith(("P", "metric", "metrics")) else one,
     ],
     ids=["nan", "shape", "sign", "smaller", "missing", "zero"],
 )
 def test_what_does_not_prove_it_is_searched_for_again(run, searches, change):
     rewritten(run, change)
-    assert check_run(run) == [] and {"least_gain", "least_peak"} == set(searches)
+    assert check_run(run) == [] and {"least_gain", "least_peak", "_bisected"} == set(searches)
 
 
 def test_a_file_that_cannot_be_read_is_as_none(run, searches):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from robust_policies.networks import R2DN, REN, Lipschitz, compiled
+from robust_policies.networks import R2DN, REN, Lipschitz, compiled, rows
 
 kernels = pytest.importorskip("robust_policies.networks.kernels")
 NU, NX, NY, NV = 3, 8, 2, 16
@@ -121,17 +121,23 @@ def test_where_it_does_not_apply():
 def test_without_a_working_numba_pytorch_runs(lack, monkeypatch):
     module, (inputs, state, starts) = cell(), data()
     wanted = module(inputs, state, starts)[0]
-    for known in (compiled._works, compiled.kernels_of):
+    caches = (compiled._works, compiled.kernels_of, rows.works, rows.kernels_of)
+    by_rows = rows.kernels_of()
+    for known in caches:
         known.cache_clear()
     if lack == "no numba":
-        monkeypatch.setitem(sys.modules, "robust_policies.networks.kernels", None)
+        for name in ("kernels", "row_kernels"):
+            monkeypatch.setitem(sys.modules, f"robust_policies.networks.{name}", None)
     else:
-        monkeypatch.setattr(kernels, "forward", lambda *given: 1 / 0)
+        for module_of in (kernels, by_rows):
+            monkeypatch.setattr(module_of, "forward", lambda *given: 1 / 0)
     try:
         assert not applied(module, inputs, state)
-        torch.testing.assert_close(module(inputs, state, starts)[0], wanted, rtol=1e-5, atol=1e-5)
+        found = module(inputs, state, starts)[0]
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+        assert not torch.equal(found, wanted)
     finally:
-        for known in (compiled._works, compiled.kernels_of):
+        for known in caches:
             known.cache_clear()
 
 

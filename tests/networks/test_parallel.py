@@ -72,8 +72,7 @@ def test_what_is_measured_to_be_faster_is_chosen(monkeypatch):
     monkeypatch.setattr(parallel.time, "process_time", lambda: laps[next(clock) % len(laps)])
     found = cell(inputs, parallel="auto")[0]
     assert [choice.chunks for choice in parallel._CHOSEN[cell].values()] == [None, 16]
-    assert torch.equal(found, parallel.run(parallel._Plan("tanh", 16, 1e-6), cell.collapsed(cell.explicit()), inputs,
-                                           cell.initial_state(1), None)[0])  # fmt: skip
+    assert torch.equal(found, cell.run_now(inputs, cell.initial_state(1), None, parallel.Chunks(16, 1e-6))[0])
 
 
 def test_what_has_no_chunks_takes_the_scan_or_is_refused():

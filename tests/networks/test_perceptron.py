@@ -1,5 +1,6 @@
 """The hidden layers of critics as one operation: values and first and second derivatives are the modules' own."""
 
+import copy
 import sys
 from itertools import pairwise
 
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 
 from robust_policies.networks import perceptron
-from robust_policies.networks.perceptron import layers
+from robust_policies.networks.perceptron import layers, regression
 
 
 def network(activation, widths=(3, 7, 5), dtype=torch.float64):
@@ -99,6 +100,45 @@ def test_the_compiled_layers_give_the_modules_values_and_gradients(activation, h
     for one, other in zip(*found, strict=True):
         # Sums over 300 rows, whose tanh is within 4e-7 in float32.
         assert float((one - other).abs().max()) <= close * max(1.0, float(other.abs().max()))
+
+
+@pytest.mark.parametrize("widths", [(5, 40, 33), (2, 6, 3, 5)])
+def test_wide_and_narrow_layers_are_the_modules_too(widths, monkeypatch):
+    pytest.importorskip("numba")
+    monkeypatch.setattr(perceptron, "_ENOUGH", 1)
+    modules = network(nn.Tanh, widths, torch.float32)
+    exact = copy.deepcopy(modules).double()
+    inputs = torch.randn(150, widths[0])
+    found = []
+    for outputs, wanted in ((layers(modules, inputs), modules), (exact(inputs.double()), exact)):
+        weights = torch.linspace(-1.0, 1.0, outputs.numel(), dtype=outputs.dtype).view_as(outputs)
+        found.append((outputs.detach(), *torch.autograd.grad(outputs, list(wanted.parameters()), weights)))
+    for one, other in zip(*found, strict=True):
+        # Sums over 150 rows, whose tanh is within 4e-7.
+        assert float((one - other).abs().max()) <= 1e-4 * max(1.0, float(other.abs().max()))
+
+
+def test_the_compiled_regression_is_the_graphs(monkeypatch):
+    pytest.importorskip("numba")
+    monkeypatch.setattr(perceptron, "_ENOUGH", 1)
+    modules = [*network(nn.SiLU, (3, 24, 7), torch.float32), nn.Linear(7, 1)]
+    inputs, targets = torch.randn(10, 30, 3), torch.randn(10, 30)
+    error = regression(modules, inputs, targets)
+    assert error is not None
+    parameters = [value for module in modules for value in module.parameters()]
+    for _ in range(2):
+        loss = nn.functional.mse_loss(nn.Sequential(*modules)(inputs).squeeze(-1), targets)
+        expected = torch.autograd.grad(loss, parameters)
+        assert error() == pytest.approx(float(loss.detach()), rel=1e-5)
+        for parameter, slope in zip(parameters, expected, strict=True):
+            torch.testing.assert_close(parameter.grad, slope, rtol=1e-4, atol=1e-6)
+        with torch.no_grad():
+            for parameter in parameters:
+                parameter.sub_(0.1 * parameter.grad)
+    assert regression(modules[:-1], inputs, targets) is None
+    assert regression([*modules[:-1], nn.Linear(7, 2)], inputs, targets) is None
+    monkeypatch.setattr(perceptron, "_kernels", lambda dtype: None)
+    assert regression(modules, inputs, targets) is None
 
 
 def test_compiled_layers_have_second_derivatives_and_keep_what_is_not_a_number(monkeypatch):

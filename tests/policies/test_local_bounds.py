@@ -55,8 +55,9 @@ def normalizer():
 
 
 POLICIES = {
-    **{f"mlp {name}": (memoryless, "mlp", name) for name in (*SHAPES, "maxmin")},
+    **{f"mlp {name}": (memoryless, "mlp", name) for name in (*SHAPES, "maxmin", "householder")},
     "lbdn": (memoryless, "lbdn", "relu"),
+    "lbdn householder": (memoryless, "lbdn", "householder"),
     "squash": (lambda: memoryless(squash=True),),
     "normalizer": (lambda: memoryless(normalizer=normalizer()),),
     **{f"{kind} in a window, {masked}": (windowed, kind, masked) for kind in ("mlp", "r2dn", "ren")

@@ -42,7 +42,9 @@ CELLS = {
     "lipschitz_rnn rk2": ("lipschitz_rnn", {"state_size": 5, "method": "rk2", "step_size": 0.3}),
     "lbdn": ("lbdn", {"hidden_sizes": [6, 6], "gamma": 4.0, "trainable_gamma": True}),
     "lbdn sandwich": ("lbdn", {"hidden_sizes": [6], "linear_output": False}),
+    "lbdn householder": ("lbdn", {"hidden_sizes": [6, 4], "activation": "householder"}),
     "mlp": ("mlp", {"hidden_sizes": [8, 4], "activation": "maxmin"}),
+    "mlp householder": ("mlp", {"hidden_sizes": [8, 4], "activation": "householder"}),
     "lstm": ("lstm", {"state_size": 8}),
     "gru": ("gru", {"state_size": 5}),
 }

@@ -5,3 +5,5 @@ from .bound import error_bound as error_bound
 from .injection import Observer as Observer
 from .injection import OutputInjection as OutputInjection
 from .injection import find_output_injection as find_output_injection
+from .invariant import Invariant as Invariant
+from .invariant import invariant_ellipsoid as invariant_ellipsoid

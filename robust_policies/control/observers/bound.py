@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from scipy.linalg import block_diag, solve_discrete_lyapunov
@@ -27,19 +28,23 @@ _UP = 1 + 1e-9
 
 @dataclass(frozen=True, eq=False)
 class ErrorBound:
-    """|e_t|_P <= al^t |e_0|_P + steady (1 - al^t), proven for the linear error of an observer.
+    """|e_t|_P <= al^t |e_0|_P + steady (1 - al^t), for the error e of an observer.
 
     Attributes:
         P: (n, n) the metric.
         rate: al, below 1.
         start: |e_0|_P at most.
         steady: where it ends, in |.|_P: the disturbance's bound divided by 1 - al.
+        kind: "proven", or "statistical" where a part of it was only seen in runs.
+        claim: of which trajectories it holds, in words; "" where that is the caller's.
     """
 
     P: Array
     rate: float
     start: float
     steady: float
+    kind: Literal["proven", "statistical"] = "proven"
+    claim: str = ""
 
     def at(self, step: int) -> float:
         """Return the bound of |e_t|_P after so many steps."""
@@ -49,6 +54,10 @@ class ErrorBound:
     def each(self, step: int) -> Array:
         """Return the bounds (n,) of the entries of the error after so many steps."""
         return self.at(step) * np.sqrt(np.diag(np.linalg.inv(self.P))) * _UP
+
+    def gain_of(self, K: Array) -> float:
+        """Return the largest |K e| (Euclidean) of an error with |e|_P = 1, K (m, n): the Lipschitz constant there."""
+        return float(np.linalg.norm(np.linalg.solve(np.linalg.cholesky(self.P), np.asarray(K).T), 2)) * _UP
 
     @property
     def largest(self) -> float:
@@ -87,11 +96,19 @@ def error_bound(
     rows, error = np.vstack((F, np.eye(n))), np.vstack((rounding, np.zeros((n, n))))
     if not prove_positive(rows, np.asarray(block_diag(-P, al**2 * P)), error).holds:
         raise InvalidValueError(f"The rate {al:.6g} could not be proven; expected a larger one.")
-    half = np.asarray(start, float)
-    # The largest |e|_P over a box is at one of its corners; the sum bounds them all.
-    first = math.sqrt(float(half @ np.abs(P) @ half)) * _UP
-    size = math.sqrt(float(np.linalg.eigvalsh(P)[-1])) * _UP
-    return ErrorBound(P, al, first, size * disturbance / (1.0 - al) * _UP)
+    return ErrorBound(P, al, box_size(P, start), largest_size(P) * disturbance / (1.0 - al) * _UP)
+
+
+def box_size(P: Array, half: Array) -> float:
+    """Return a bound of |e|_P over the box of half widths `half` (n,), P (n, n)."""
+    half = np.asarray(half, float)
+    # The largest over a box is at one of its corners; the sum bounds them all.
+    return math.sqrt(float(half @ np.abs(P) @ half)) * _UP
+
+
+def largest_size(P: Array) -> float:
+    """Return the largest |e|_P of an error e of Euclidean norm 1, P (n, n)."""
+    return math.sqrt(float(np.linalg.eigvalsh(P)[-1])) * _UP
 
 
 @dataclass(frozen=True)

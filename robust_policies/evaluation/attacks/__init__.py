@@ -1,7 +1,5 @@
 """Attacks on observations: every search stays within a stated budget, batched over episodes and sizes."""
 
-from robust_policies.evaluation.attacks.budget import NORMS
-from robust_policies.evaluation.attacks.prepare import prepare_attack
-from robust_policies.evaluation.attacks.registry import ATTACKS, attack_options, make_attack, why_not
+import lazy_loader
 
-__all__ = ["ATTACKS", "NORMS", "attack_options", "make_attack", "prepare_attack", "why_not"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

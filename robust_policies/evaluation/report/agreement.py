@@ -18,7 +18,7 @@ from robust_policies.errors import UserError
 from robust_policies.evaluation.certify import SENTENCE, check_run
 from robust_policies.evaluation.task_numbers import task_numbers
 from robust_policies.files.yaml_text import read_yaml
-from robust_policies.policies import load_policy
+from robust_policies.policies import DeployedPolicy, load_policy
 from robust_policies.policies.return_certificate import ReturnCertificate
 from robust_policies.policies.smoothed import SmoothedReturn
 
@@ -73,12 +73,14 @@ def agreement(
     """Return what agrees in a run folder, given what could be read of its files ({} or None for nothing)."""
     stated = evaluation.get("policy_sha256")
     found = Agreement(evaluated=stated if isinstance(stated, str) else None)
+    policy = None
     try:
-        found.policy = digest(array_hashes(load_policy(folder).running_arrays()))
+        policy = load_policy(folder)
+        found.policy = digest(array_hashes(policy.running_arrays()))
     except (UserError, OSError) as error:
         found.reason = f"the policy cannot be read: {error}"
     if certificate is not None:
-        _certificate(folder, certificate, found)
+        _certificate(folder, certificate, found, policy)
     if found.policy is not None and found.evaluated not in (None, found.policy):
         found.others.append(
             "evaluation.json: its returns are of another policy; the sha256 it states is not this one's"
@@ -98,19 +100,19 @@ def agreement(
     return found
 
 
-def _certificate(folder: Path, certificate: Certificate, found: Agreement) -> None:
+def _certificate(folder: Path, certificate: Certificate, found: Agreement, policy: DeployedPolicy | None) -> None:
     gain, lower = certificate.gamma_raw, certificate.empirical_lower
     beyond = gain is not None and lower is not None and lower > gain * (1 + VIOLATION_MARGIN)
     if certificate.status == "PASS" and beyond:
         found.certificate = [f"certificate.json: the gain {lower:.9g} that was found is above the proven {gain:.9g}"]
     if found.policy is None:
         return
-    said = _checked(folder)
+    said = _checked(folder, policy)
     found.sentence = SENTENCE in said
     found.certificate = [*(found.certificate or []), *(f"certificate.json: {one}" for one in said if one != SENTENCE)]
 
 
-def _checked(folder: Path) -> list[str]:
+def _checked(folder: Path, policy: DeployedPolicy | None) -> list[str]:
     """Return what `check_run` says; a folder with the same policy, certificate and witnesses is checked once."""
     content = hashlib.sha256()
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
@@ -119,7 +121,7 @@ def _checked(folder: Path) -> list[str]:
         content.update(f"{path.name} {path.stat().st_size}\n".encode() + path.read_bytes())
     if (key := content.hexdigest()) in _AGREED:
         return []
-    said = check_run(folder)
+    said = check_run(folder, policy)
     if not said:
         _AGREED.add(key)
     return said

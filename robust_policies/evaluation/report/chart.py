@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 # Okabe and Ito's colours, distinguishable with any colour vision. Markers and dashes tell lines apart without colour.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x", "star", "pentagon", "hexagon")
+# Values nearer to each other are one, on a logarithmic axis.
+_ALONE = 1.001
 DASHES = ("solid", "dash", "dot", "dashdot")
 
 
@@ -116,6 +118,16 @@ class Panel:
         return [one for one in self.series if first.get(one.kind) is one]
 
     @property
+    def range_x(self) -> tuple[float, float] | None:
+        """The range of a logarithmic x axis with one value alone, around which it would show decades; else None."""
+        return _around([v for s in self.series for v in (s.x, s.x_low, s.x_high) if v is not None])
+
+    @property
+    def range_y(self) -> tuple[float, float] | None:
+        """The same of a y axis."""
+        return _around([v for s in self.series for v in (s.y, s.low, s.high) if v is not None])
+
+    @property
     def ticks_x(self) -> list[float]:
         """Where a logarithmic x axis has its numbers."""
         return _log_ticks([v for s in self.series for v in (s.x, s.x_low, s.x_high) if v is not None])
@@ -154,6 +166,13 @@ class Chart:
         return [first[name] for name in order] if self.legend else []
 
 
+def _around(parts: Sequence[Sequence[float] | NDArray[np.float64]]) -> tuple[float, float] | None:
+    values = np.concatenate([np.asarray(part, float) for part in parts]) if parts else np.zeros(0)
+    values = values[np.isfinite(values) & (values > 0)]
+    alone = values.size and values.max() <= _ALONE * values.min()
+    return (float(0.98 * values.min()), float(1.02 * values.max())) if alone else None
+
+
 def _log_ticks(parts: Sequence[Sequence[float] | NDArray[np.float64]]) -> list[float]:
     """Return 1, 2 and 5 of each decade (1 alone over three), or round numbers where there is not even one decade."""
     values = np.concatenate([np.asarray(part, float) for part in parts]) if parts else np.ones(1)
@@ -161,7 +180,7 @@ def _log_ticks(parts: Sequence[Sequence[float] | NDArray[np.float64]]) -> list[f
     low, high = (float(values.min()), float(values.max())) if values.size else (1.0, 1.0)
     decades = np.log10(high / low)
     if decades < 0.7:
-        low, high = (low, high) if high > 1.001 * low else (0.98 * low, 1.02 * high)
+        low, high = (low, high) if high > _ALONE * low else (0.98 * low, 1.02 * high)
         return [float(f"{tick:.12g}") for tick in MaxNLocator(4).tick_values(low, high) if tick > 0]
     powers = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
     return [float(f"{m * p:.12g}") for p in powers for m in ((1, 2, 5) if decades < 3 else (1,))]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from robust_policies.evaluation.report.chart import Chart, Heat, Panel, Series, y_range
+from robust_policies.files import numbers
 
 INK, RULE = "#1b1b1b", "#d9dce0"
 FONT = 'system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
@@ -150,7 +151,7 @@ def _bars(values: Any, low: Any, high: Any, colour: str) -> dict[str, Any]:
 
 
 def _heat(heat: Heat) -> dict[str, Any]:
-    text = [[f"{v:.{heat.digits}g}" if math.isfinite(v) else "" for v in row] for row in heat.values]
+    text = [[numbers.shown(v, heat.digits) if math.isfinite(v) else "" for v in row] for row in heat.values]
     notes = [[_text(note) for note in row] for row in heat.notes] if heat.notes else text
     return {
         "type": "heatmap",
@@ -184,8 +185,10 @@ def _layout(panel: Panel, shared: tuple[float, float] | None) -> dict[str, Any]:
     }
     x = {**axis, "title": {"text": _text(panel.x_label), "standoff": 8}}
     y = {**axis, "title": {"text": _text(panel.y_label), "standoff": 6}}
-    for side, log, ticks in ((x, panel.log_x, panel.ticks_x), (y, panel.log_y, panel.ticks_y)):
+    sides = (x, panel.log_x, panel.ticks_x, panel.range_x), (y, panel.log_y, panel.ticks_y, panel.range_y)
+    for side, log, ticks, around in sides:
         if log:
+            side |= {} if around is None else {"range": [math.log10(end) for end in around]}
             side |= {"type": "log", "tickmode": "array", "tickvals": ticks, "ticktext": [f"{t:g}" for t in ticks]}
     if shared is not None:
         y["range"] = list(shared)

@@ -375,13 +375,13 @@ def training_curve(files: RunFolder) -> tuple[Array, Array] | None:
     """Return (environment steps, mean return), each (points,), from the TensorBoard events; None without them."""
     events = sorted(files.tensorboard.rglob("events.out.tfevents.*"))
     points: dict[int, float] = {}
-    for event in events:
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    for path in events:
+        from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
-        accumulator = EventAccumulator(str(event), size_guidance={"scalars": 0})
-        accumulator.Reload()
-        if TRAINING_TAG in accumulator.Tags()["scalars"]:
-            # A resumed run repeats steps; the later file is what happened.
-            points.update({scalar.step: scalar.value for scalar in accumulator.Scalars(TRAINING_TAG)})
+        # A resumed run repeats steps; the later file is what happened.
+        for event in LegacyEventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                if value.tag == TRAINING_TAG and value.HasField("simple_value"):
+                    points[event.step] = value.simple_value
     array = np.array([pair for pair in sorted(points.items()) if np.isfinite(pair).all()], dtype=np.float64)
     return (array[:, 0], array[:, 1]) if len(array) else None

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from robust_policies.evaluation.bench import OBSERVATION
+from robust_policies.evaluation.attacks.names import OBSERVATION
 from robust_policies.evaluation.report.chart import Look
 from robust_policies.evaluation.report.load import Array, Row, Run
 from robust_policies.evaluation.statistics import area_under_curve, cvar, iqm

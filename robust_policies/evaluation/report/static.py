@@ -19,6 +19,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from robust_policies.errors import UserError
 from robust_policies.evaluation.report.chart import Chart, Heat, Panel, Series, y_range
+from robust_policies.evaluation.report.layout import settle
+from robust_policies.files import numbers
 from robust_policies.files.atomic import read_json, write_atomic, write_json
 
 INDEX_SCHEMA = 1
@@ -26,13 +28,12 @@ STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
+    "xtick.bottom": False,
+    "ytick.left": False,
     "axes.titlesize": 9.5,
     "legend.fontsize": 8.5,
     "svg.fonttype": "path",
     "svg.hashsalt": "robust-policies",
-    "figure.constrained_layout.use": True,
     "text.parse_math": False,
 }
 MARKERS = {
@@ -62,15 +63,16 @@ def draw(chart: Chart) -> Figure:
         heights = [_height(panel, WIDTH / columns) for panel in chart.panels]
         entries = chart.legend_entries()
         legend_rows = math.ceil(len(entries) / _legend_columns(entries)) if entries else 0
-        figure = Figure(figsize=(WIDTH, max(heights) * rows + 0.22 * legend_rows + 0.2))
-        shared = y_range(chart)
-        grid = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
-        for axes, panel in zip(grid, chart.panels, strict=False):
+        above = 0.22 * legend_rows + 0.1 * bool(entries)
+        figure = Figure(figsize=(WIDTH, max(heights) * rows + above))
+        shared, drawn = y_range(chart), []
+        for panel in chart.panels:
+            axes = figure.add_axes((0.0, 0.0, 1.0, 1.0), label=str(len(drawn)))
             draw_panel(axes, panel)
             if shared is not None:
                 axes.set_ylim(*shared)
-        for axes in grid[len(chart.panels) :]:
-            axes.set_visible(False)
+            drawn.append(axes)
+        settle(figure, drawn, columns, above)
         if entries:
             add_legend(figure, entries)
         return figure
@@ -85,7 +87,7 @@ def add_legend(figure: Figure, entries: Sequence[Series]) -> None:
     """Write the legend above all panels."""
     axes = figure.axes[0]
     handles = [axes.plot([], [], label=entry.name, **_style(entry))[0] for entry in entries]
-    figure.legend(handles=handles, loc="outside upper center", ncols=_legend_columns(entries), frameon=False)
+    figure.legend(handles=handles, loc="upper center", ncols=_legend_columns(entries), frameon=False)
 
 
 def _height(panel: Panel, width: float) -> float:
@@ -130,9 +132,13 @@ def draw_panel(axes: Axes, panel: Panel) -> None:
         axes.axvspan(panel.grey_from, max(panel.right, panel.grey_from), color="#e4e4e4", linewidth=0, zorder=0)
     if panel.log_x:
         axes.set_xscale("log")
+        if panel.range_x is not None:
+            axes.set_xlim(*panel.range_x)
         _plain_ticks(axes.xaxis, panel.ticks_x)
     if panel.log_y:
         axes.set_yscale("log")
+        if panel.range_y is not None:
+            axes.set_ylim(*panel.range_y)
         _plain_ticks(axes.yaxis, panel.ticks_y)
     if panel.square is not None:
         axes.set(xlim=(-panel.square, panel.square), ylim=(-panel.square, panel.square), aspect="equal")
@@ -185,29 +191,21 @@ def _heat(axes: Axes, heat: Heat) -> None:
         axes.tick_params(axis="x", rotation=40)
         for label in axes.get_xticklabels():
             label.set_horizontalalignment("right")
-    axes.grid(visible=False)
     if heat.values.size <= 120:
         middle = (heat.low + heat.high) / 2
         for (row, column), value in np.ndenumerate(heat.values):
             if np.isfinite(value):
                 colour = "black" if value > middle else "white"
-                text = f"{value:.{heat.digits}g}"
+                text = numbers.shown(float(value), heat.digits)
                 axes.text(column, row, text, ha="center", va="center", size=6.5, color=colour)
     else:
-        axes.figure.colorbar(image, ax=axes)
+        axes.figure.colorbar(image, cax=axes.inset_axes((1.02, 0.0, 0.03, 1.0)))
 
 
 def save(chart: Chart, folder: Path) -> str:
     """Return the picture as SVG, after writing it into `folder` as PNG and PDF."""
     figure = draw(chart)
     with matplotlib.rc_context(STYLE):
-        # The layout is the same in each file, and finding it takes most of the time.
-        engine = figure.get_layout_engine()
-        assert engine is not None
-        engine.execute(figure)
-        # Not "none": with a placeholder in the engine's place each file is drawn twice.
-        matplotlib.rcParams["figure.constrained_layout.use"] = False
-        figure.set_layout_engine(None)
         write_atomic(folder / f"{chart.key}.png", lambda file: figure.savefig(file, format="png", dpi=150))
         metadata = {"CreationDate": None, "Title": chart.title}
         write_atomic(folder / f"{chart.key}.pdf", lambda file: figure.savefig(file, format="pdf", metadata=metadata))
@@ -254,9 +252,12 @@ def save_all(charts: Sequence[Chart], folder: Path, report: str) -> dict[str, st
 def save_overview(panels: Sequence[Panel], entries: Sequence[Series], path: Path) -> Path:
     """Return `path` after drawing a few panels side by side there, for a README."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(11, 4.1 + 0.2 * (len(entries) > 5)))
-        for axes, panel in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
+        above = 0.3 + 0.2 * (len(entries) > 5) if entries else 0.0
+        figure = Figure(figsize=(11, 3.9 + above))
+        drawn = [figure.add_axes((0.0, 0.0, 1.0, 1.0), label=str(place)) for place in range(len(panels))]
+        for axes, panel in zip(drawn, panels, strict=True):
             draw_panel(axes, panel)
+        settle(figure, drawn, len(panels), above)
         if entries:
             add_legend(figure, entries)
         return write_atomic(path, lambda file: figure.savefig(file, format="png", dpi=130))

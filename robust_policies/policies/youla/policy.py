@@ -184,8 +184,8 @@ class YoulaPolicy(DeployedPolicy):
         """
         if type(base) is not BaseController:
             raise InvalidValueError(
-                "The Youla wrapper's observer is 'injection', which holds the plant's equations and cannot be part of "
-                "a policy; run the policy inside the wrapper."
+                "The Youla wrapper's observer is not the linear one: it holds the plant's equations, or a model of its "
+                "own, and cannot be part of a policy; run the policy inside the wrapper."
             )
         return cls(
             base.design,

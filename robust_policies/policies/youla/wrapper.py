@@ -32,7 +32,7 @@ from robust_policies.envs.plant import Plant
 from robust_policies.envs.wrappers import Changing, TensorWrapper
 from robust_policies.errors import InvalidValueError, NonFiniteError, ShapeError, UnknownNameError
 from robust_policies.policies.youla.base import BaseController, YoulaOptions
-from robust_policies.policies.youla.injection import InjectionController
+from robust_policies.policies.youla.observed import ObserverController
 
 READABLE = ("innovation", "reference")
 OBSERVERS = ("linear", "injection")
@@ -103,7 +103,8 @@ class YoulaWrapper(gymnasium.Wrapper, RecordConstructorArgs):
         options: see `YoulaOptions`: reserve, limit, quantum, delay, reference, region; None: the defaults.
         observe: what the policy reads, of "innovation" and "reference".
         observer: "linear", of the model, or "injection": exact on a nonlinear plant of that form within `region`, which
-            is needed then (`control.observers.find_output_injection`); model and estimator are the observer's own.
+            is needed then (`control.observers.find_output_injection`); model and estimator are the observer's own. Or
+            an observer itself, with start, innovation and follow: `identification.LearnedObserver`.
         weights: Q, R, W or V of the base controller's design, where no design is given; those left out are its own.
         **chosen: single options by their names, in place of those in `options`: `YoulaWrapper(env, reserve=0.2)`.
 
@@ -129,7 +130,7 @@ class YoulaWrapper(gymnasium.Wrapper, RecordConstructorArgs):
         options: YoulaOptions | None = None,
         estimator: Estimator = "current",
         observe: Sequence[str] = READABLE,
-        observer: str = "linear",
+        observer: Any = "linear",
         weights: Mapping[str, Any] | None = None,
         **chosen: Any,
     ) -> None:
@@ -197,7 +198,7 @@ class YoulaVectorWrapper(TensorWrapper):
         options: YoulaOptions | None = None,
         estimator: Estimator = "current",
         observe: Sequence[str] = READABLE,
-        observer: str = "linear",
+        observer: Any = "linear",
         weights: Mapping[str, Any] | None = None,
         **chosen: Any,
     ) -> None:
@@ -292,19 +293,26 @@ def _controller(
     design: LQGDesign | None,
     estimator: Estimator,
     observe: Sequence[str],
-    observer: str,
+    observer: Any,
     weights: Mapping[str, Any] | None,
 ) -> BaseController:
     """Return the base controller, of model, design and reference that were given or follow from the plant of `env`."""
     _check_reads(observe)
-    if observer not in OBSERVERS:
-        raise UnknownNameError.among("observer", str(observer), OBSERVERS)
+    own = not isinstance(observer, str)
+    if own and not all(hasattr(observer, name) for name in ("start", "innovation", "follow")):
+        raise InvalidValueError(
+            f"observer is {observer!r}; expected {', '.join(OBSERVERS)}, or one with start, innovation and follow."
+        )
+    if not own and observer not in OBSERVERS:
+        raise UnknownNameError.among("observer", observer, OBSERVERS)
     plant = getattr(env.unwrapped, "plant", None)
     if observer == "injection":
         if plant is None or model is not None:
             raise InvalidValueError("observer is 'injection', which is made of the plant of a task; leave model out.")
         injection = find_output_injection(plant, options.region, design, **{"estimator": estimator, **(weights or {})})
-        return InjectionController(injection, observation_space, action_space, options)
+        return ObserverController(
+            injection, injection.model, injection.design, observation_space, action_space, options
+        )
     options = replace(options, reference=_reference(plant, model, options.reference))
     if model is None:
         if design is not None:
@@ -322,7 +330,9 @@ def _controller(
             )
         model = _measuring(linearize_plant(plant), kept)
     if design is None:
-        design = lqg_design(model, **(weights or {}), estimator=estimator)
+        design = lqg_design(model, **(weights or {}), estimator="predictor" if own else estimator)
+    if own:
+        return ObserverController(observer, model, design, observation_space, action_space, options)
     controller = BaseController(model, design, observation_space, action_space, options)
     controller.scope = scope_of(plant, model, options.region)
     return controller

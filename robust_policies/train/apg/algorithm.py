@@ -28,7 +28,8 @@ from robust_policies.envs.plant import Plant
 from robust_policies.envs.plants.linear import LinearPlant
 from robust_policies.errors import DivergedError, NotCertifiableError
 from robust_policies.files.tensors import load_optimizer, optimizer_tensors, under
-from robust_policies.networks.stepping import stepping
+from robust_policies.networks.perceptron import regression
+from robust_policies.networks.stepping import Steps, stepping
 from robust_policies.policies.actor import Actor
 from robust_policies.policies.adam import FusedAdam, forget_gradients, gradient_norm, take_step
 from robust_policies.policies.deployed import DeployedPolicy
@@ -137,7 +138,7 @@ class AnalyticPolicyGradient:
         if self.certified is not None:
             total, bound = self.certified.loss(total, remaining)
         total.backward()
-        norm = gradient_norm(parameters)
+        norm = gradient_norm(parameters, self.optimizer)
         loss, size = float(total.detach()), float(norm)
         if not (np.isfinite(loss) and np.isfinite(size)):
             raise self._diverged(self._cause(experience, loss, size))
@@ -171,6 +172,7 @@ class AnalyticPolicyGradient:
         measurement = self._noise(horizon, plant.measurement_noise_size)
         explored = self._noise(horizon, plant.action_size) if self.settings.action_noise else None
         step = stepping(self.actor.cell, explicit, horizon, self.num_envs)
+        self.optimizer.quick = isinstance(step, Steps)
         ahead = None
         last = int(world.elapsed.max()) + horizon
         if perturbed is None and self.value is None and not plant.observes_actions and last <= self.limit:
@@ -308,12 +310,19 @@ class AnalyticPolicyGradient:
             later = self.target(experience.following)
         wanted = lambda_returns(experience, later, settings.discount, settings.critic_lambda) / value.scale
         parameters, features, first = list(value.parameters()), value.normalised(experience.features), 0.0
+        error = regression([*value.network], features, wanted)
+        self.value_optimizer.quick = error is not None
         for k in range(settings.critic_updates):
-            loss = functional.mse_loss(value.scaled(features), wanted)
-            forget_gradients(parameters)
-            loss.backward()
-            take_step(self.value_optimizer, parameters, gradient_norm(parameters), 1.0)
-            first = float(loss.detach()) if k == 0 else first
+            if error is None:
+                loss = functional.mse_loss(value.scaled(features), wanted)
+                forget_gradients(parameters)
+                loss.backward()
+                found = float(loss.detach()) if k == 0 else first
+            else:
+                found = error()
+            take_step(self.value_optimizer, parameters, gradient_norm(parameters, self.value_optimizer), 1.0)
+            first = found if k == 0 else first
+        forget_gradients(parameters)
         follow(self.target, value, settings.target_rate)
         return first
 

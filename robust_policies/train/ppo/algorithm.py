@@ -17,7 +17,7 @@ from torch import Tensor
 from robust_policies.envs.bridges.sb3 import SB3VecEnv
 from robust_policies.errors import InvalidValueError
 from robust_policies.networks.linalg import full_precision
-from robust_policies.policies.adam import forget_gradients, gradient_norm, take_step
+from robust_policies.policies.adam import FusedAdam, forget_gradients, gradient_norm, take_step
 from robust_policies.train.ppo.buffer import Pieces, TensorRolloutBuffer, minibatch_count
 from robust_policies.train.ppo.episodes import EpisodeTotals
 from robust_policies.train.ppo.fused import fused
@@ -265,12 +265,13 @@ class TensorRecurrentPPO(RecurrentPPO):
         acting.begin(starts)
         cut_off: list[_Truncation] = []
         nobody = torch.zeros_like(starts)
+        buffer.dones.zero_()
+        buffer.starts[0] = starts
         fixed = {"self": self, "env": env, "rollout_buffer": buffer, "n_rollout_steps": n_rollout_steps}
         before = clock()
         for n_steps in range(n_rollout_steps):
             actions = acting.act(observations, n_steps)
             buffer.observations[n_steps] = observations
-            buffer.starts[n_steps] = starts
             buffer.actions[n_steps] = actions
             clipped_actions = actions if self._bounds is None else actions.clamp(*self._bounds)
             middle = clock()
@@ -281,7 +282,6 @@ class TensorRecurrentPPO(RecurrentPPO):
             before = after
             dones = info.get("_final_obs", nobody)
             buffer.rewards[n_steps] = rewards
-            buffer.dones[n_steps] = dones
             self.num_timesteps += self._every
             seen = {"actions": actions, "clipped_actions": clipped_actions, "rewards": rewards, "dones": dones}
             callback.update_locals(
@@ -292,12 +292,13 @@ class TensorRecurrentPPO(RecurrentPPO):
                 self._last_obs = None
                 return False
             if dones is not nobody:
+                buffer.dones[n_steps] = dones
                 cut_off.append(_Truncation(n_steps, truncated & ~terminated, acting.latent(info["final_obs"])))
                 acting.begin(dones)
-            starts = dones
+        buffer.starts[1:] = buffer.dones[:-1]
         seconds["policy"] += clock() - before
         # Tensors in the place of the base class's arrays.
-        self._last_obs, self._last_episode_starts, self._states = observations, starts, acting.states  # pyright: ignore[reportAttributeAccessIssue]
+        self._last_obs, self._last_episode_starts, self._states = observations, buffer.dones[-1].clone(), acting.states  # pyright: ignore[reportAttributeAccessIssue]
         self._finish(acting, observations, cut_off)
         callback.on_rollout_end()
         return True
@@ -350,6 +351,8 @@ class TensorRecurrentPPO(RecurrentPPO):
         at_once = _CPU_ROWS_AT_ONCE if self.device.type == "cpu" else None
         terms = Terms(clip_range, clip_range_vf, self.vf_coef, self.ent_coef)
         quick = fused(self._tensors, self.rollout_buffer, max(1, self.n_envs // self.minibatches))
+        if isinstance(optimizer, FusedAdam):
+            optimizer.quick = quick is not None
         if self._tensors.cut:
             self.rollout_buffer.find_begins()
         steps: list[Tensor] = []
@@ -360,24 +363,25 @@ class TensorRecurrentPPO(RecurrentPPO):
             for epoch in range(self.n_epochs):
                 divergences = []
                 for pieces in self.rollout_buffer.minibatches(self.minibatches, self.normalize_advantage, at_once):
-                    forget_gradients(parameters)
                     differentiate = self._differentiate if quick is None else quick.differentiate
-                    *found, divergence = differentiate(pieces, terms)
+                    found = differentiate(pieces, terms)
                     if not self.ranks.alone:
-                        *found, divergence = self.ranks.sum_gradients(parameters, (*found, divergence))
-                    steps.append(torch.stack(found))
+                        found = torch.stack(self.ranks.sum_gradients(parameters, found.unbind()))
+                    divergence = found[5]
+                    steps.append(found[:5])
                     divergences.append(divergence)
                     if self.target_kl is not None and float(divergence) > 1.5 * self.target_kl:
                         stop = True
                         if self.verbose >= 1 and self.ranks.first:
                             print(f"Early stopping at step {epoch} due to reaching max kl: {float(divergence):.2f}")
                         break
-                    norms.append(gradient_norm(parameters))
+                    norms.append(gradient_norm(parameters, optimizer))
                     take_step(optimizer, parameters, norms[-1], self.max_grad_norm)
                 self._n_updates += 1
                 if stop:
                     break
         finally:
+            forget_gradients(parameters)
             # A library that refuses to go on is not the cause, and what follows from NaN is not saved.
             self._check(in_update(steps, norms))
         if "observation" in self._scales:
@@ -386,11 +390,12 @@ class TensorRecurrentPPO(RecurrentPPO):
         norms = norms or [torch.zeros((), device=self.device)]
         self._log(torch.stack(steps), torch.stack(norms), torch.stack(divergences), clip_range, clip_range_vf)
 
-    def _differentiate(self, pieces: Pieces, terms: Terms) -> tuple[Tensor, ...]:
-        """Leave the gradient of a minibatch's loss in the parameters.
+    def _differentiate(self, pieces: Pieces, terms: Terms) -> Tensor:
+        """Leave the gradient of a minibatch's loss in the parameters, in place of what was there.
 
-        Returns loss, policy loss, clip fraction, value loss, entropy loss and approximate divergence.
+        Returns loss, policy loss, clip fraction, value loss, entropy loss and approximate divergence, (6,).
         """
+        forget_gradients(self.policy.parameters())
         arrays, begins = self._tensors.arrays(), self.rollout_buffer.begins
         apart = None if pieces.whole else Apart(arrays)
         sums: list[Tensor] = []
@@ -405,7 +410,7 @@ class TensorRecurrentPPO(RecurrentPPO):
             sums = list(parts)
         if apart is not None:
             apart.backward()
-        return tuple(sums)
+        return torch.stack(sums)
 
     def _log(
         self, steps: Tensor, norms: Tensor, divergences: Tensor, clip_range: float, clip_range_vf: float | None

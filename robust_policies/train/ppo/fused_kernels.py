@@ -1,6 +1,7 @@
 """A minibatch of PPO in one compiled call each: samples gathered, actor and critic forward, the loss, and both back.
 
-The actor is a run over time (`networks.kernels`) or a perceptron, the critic a perceptron, actions are Gaussian.
+The actor is a run over time (`networks.kernels`, `networks.gated_kernels`) or a perceptron, the critic a perceptron,
+actions are Gaussian.
 Needs numba (the extra `fast`); compiled once, kept on the disk.
 """
 
@@ -8,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from robust_policies.networks import kernels
-from robust_policies.networks import perceptron_kernels as perceptron
+from robust_policies.networks import gated_kernels, kernels
+from robust_policies.networks import perceptron_kernels as layers
 from robust_policies.networks.kernels import compiled
 from robust_policies.train.ppo.loss_kernels import gaussian
 
@@ -38,26 +39,20 @@ def _picked_vectors(grid, rows):
 
 
 @compiled
-def _judged(rows, means, latent, head, critic, data, terms):
-    """Return the loss's parts and its gradients of means (n, na), log_std (na,), and the critic's weights and biases.
-
-    The arguments are those of `recurrent`, with means (n, na) and the critic's inputs (n, k).
-    """
-    log_std = head[2]
-    first, last, widths, weights, biases = critic
-    actions, log_probs, advantages, before, returns = data
-    hidden = np.empty(len(latent) * int(widths[1:].sum()), latent.dtype)
-    kept = np.empty(len(hidden) if first >= perceptron.SILU else 0, latent.dtype)
-    perceptron.forward(first, last, latent, widths, weights, biases, hidden, kept)
-    values = hidden[len(hidden) - len(latent) :]
-    parts, by_values, by_means, by_log_std = gaussian(
-        means, log_std, _picked_vectors(actions, rows), _picked(log_probs, rows), _picked(advantages, rows), values,
-        _picked(before, rows), _picked(returns, rows), terms[0], terms[1], terms[2], terms[3],
-    )  # fmt: skip
-    _, gW, gb = perceptron.backward(
-        first, last, latent, widths, weights, hidden, kept, by_values.reshape(len(values), 1), False
-    )
-    return parts, by_means, by_log_std, gW, gb
+def _sequences(rows, seen, starts, states):
+    """Return inputs (time, nu, b), where to keep the state (time, b), 0 or 1, and the first state (nx, b)."""
+    time, b, nu, nx = len(seen), len(rows), seen.shape[2], states.shape[1]
+    inputs, keep = np.empty((time, nu, b), seen.dtype), np.empty((time, b), seen.dtype)
+    state = np.empty((nx, b), seen.dtype)
+    for i in range(b):
+        for k in range(nx):
+            state[k, i] = states[rows[i], k]
+    for t in range(time):
+        for i in range(b):
+            keep[t, i] = 0.0 if starts[t, rows[i]] else 1.0
+            for k in range(nu):
+                inputs[t, k, i] = seen[t, rows[i], k]
+    return inputs, keep, state
 
 
 @compiled
@@ -76,76 +71,130 @@ def _latent(inputs, outputs, shared):
 
 
 @compiled
-def recurrent(rows, seen, judged, starts, states, shared, kind, step, turned, neurons, head, critic, data, terms):
-    """Return the loss's parts, and the gradients of log_std, the critic and the actor's arrays.
-
-    Args:
-        rows: (b,) environments.
-        seen: (time, env, nu), what the actor reads.
-        judged: (time, env, nc), what the critic reads.
-        starts: (time, env) bool, an episode begins.
-        states: (env, nx), the actor's before the first step.
-        shared: whether the critic also reads the actor's outputs.
-        kind: of the actor's activation.
-        step: P, c, B, Q, R, d, weights, biases and blocks of `kernels.forward`.
-        turned: transposes of P, B, Q and R.
-        neurons: of the actor.
-        head: scale (na,), offset (na,) and log_std (na,) of the actions.
-        critic: kinds of its activation and of its last one, widths, weights and biases of `perceptron.forward`.
-        data: actions (time, env, na), log-probabilities, advantages, values and returns (time, env).
-        terms: clip, clip of the values, weight of their loss, weight of the entropy.
-    """
-    time, b, nu, nx = len(seen), len(rows), seen.shape[2], states.shape[1]
-    P, c, B, Q, R, d, weights, biases, blocks = step
-    inputs, keep = np.empty((time, nu, b), seen.dtype), np.empty((time, b), seen.dtype)
-    state = np.empty((nx, b), seen.dtype)
-    for i in range(b):
-        for k in range(nx):
-            state[k, i] = states[rows[i], k]
-    for t in range(time):
-        for i in range(b):
-            keep[t, i] = 0.0 if starts[t, rows[i]] else 1.0
-            for k in range(nu):
-                inputs[t, k, i] = seen[t, rows[i], k]
-    S, H = np.empty((time, nx + nu, b), seen.dtype), np.empty((time, neurons, b), seen.dtype)
-    given = kernels.forward(kind, keep, inputs, state, P, c, B, Q, R, d, weights, biases, blocks, S, H)
-    ny = given.shape[1]
-    outputs, means = np.empty((time * b, ny), seen.dtype), np.empty((time * b, ny), seen.dtype)
-    for t in range(time):
-        for k in range(ny):
-            for i in range(b):
-                outputs[t * b + i, k] = given[t, k, i]
-                means[t * b + i, k] = given[t, k, i] * head[0][k] + head[1][k]
-    latent = _latent(_picked_vectors(judged, rows), outputs, shared)
-    parts, by_means, by_log_std, gW, gb = _judged(rows, means, latent, head, critic, data, terms)
-    for t in range(time):
-        for k in range(ny):
-            for i in range(b):
-                given[t, k, i] = by_means[t * b + i, k] * head[0][k]
-    state[:] = 0.0
-    PT, BT, QT, RT = turned
-    _, gP, gc, gB, gQ, gR, gd, gw, gbias = kernels.backward(
-        kind, keep, nu, given, state, PT, BT, QT, RT, weights, blocks, S, H
-    )
-    return parts, by_log_std, gW, gb, gP, gc, gB, gQ, gR, gd, gw, gbias
+def _added(share, part, slopes, at):
+    """Add `share` times numbers (n,) to `slopes` from its number `at` on; return where the next ones go."""
+    to, factor = slopes[at : at + len(part)], slopes.dtype.type(share)
+    for i in range(len(part)):
+        to[i] += factor * part[i]
+    return at + len(part)
 
 
 @compiled
-def memoryless(rows, seen, judged, shared, actor, head, critic, data, terms):
-    """Return the loss's parts, and the gradients of log_std, the critic, and the actor's weights and biases.
+def _judged(rows, outputs, given, head, critic, data, terms, share, parts, slopes):
+    """Return the loss's gradient of outputs (n, ny), and which number of `slopes` the actor's first one is.
 
-    The arguments are those of `recurrent`; `actor` is a perceptron as `critic` is.
+    The other arguments are those of `collapsed`.
+    """
+    n, ny = outputs.shape
+    first, last, widths, weights, biases = critic
+    actions, log_probs, before, returns, advantages = data
+    latent, means = _latent(_picked_vectors(given[1], rows), outputs, given[4]), np.empty_like(outputs)
+    for i in range(n):
+        for k in range(ny):
+            means[i, k] = outputs[i, k] * head[0][k] + head[1][k]
+    hidden = np.empty(n * int(widths[1:].sum()), latent.dtype)
+    kept = np.empty(len(hidden) if first >= layers.SILU else 0, latent.dtype)
+    layers.forward(first, last, latent, widths, weights, biases, hidden, kept)
+    found, by_values, by_means, by_log_std = gaussian(
+        means, head[2], _picked_vectors(actions, rows), _picked(log_probs, rows), _picked(advantages, rows),
+        hidden[len(hidden) - n :], _picked(before, rows), _picked(returns, rows), terms[0], terms[1], terms[2],
+        terms[3],
+    )  # fmt: skip
+    _, gW, gb = layers.backward(first, last, latent, widths, weights, hidden, kept, by_values.reshape(n, 1), False)
+    # Loss, policy loss, clip fraction, value loss, entropy loss and divergence.
+    for k in range(4):
+        parts[k] += share * found[k]
+    parts[4] -= share * found[5]
+    parts[5] += share * found[4]
+    at = _added(share, gb, slopes, _added(share, gW, slopes, _added(share, by_log_std, slopes, 0)))
+    for i in range(n):
+        for k in range(ny):
+            by_means[i, k] *= head[0][k]
+    return by_means, at
+
+
+@compiled
+def _judged_run(rows, run, given, head, critic, data, terms, share, parts, slopes):
+    """Overwrite a run's outputs (time, ny, b) with the loss's gradient of them; all else is as for `_judged`."""
+    time, ny, b = run.shape
+    outputs = np.empty((time * b, ny), run.dtype)
+    for t in range(time):
+        for k in range(ny):
+            for i in range(b):
+                outputs[t * b + i, k] = run[t, k, i]
+    found, at = _judged(rows, outputs, given, head, critic, data, terms, share, parts, slopes)
+    for t in range(time):
+        for k in range(ny):
+            for i in range(b):
+                run[t, k, i] = found[t * b + i, k]
+    return at
+
+
+@compiled
+def collapsed(rows, given, actor, head, critic, data, terms, share, parts, slopes):
+    """Add the loss's parts and its gradients of an R2DN or a REN.
+
+    Args:
+        rows: (b,) environments.
+        given: what the actor reads (time, env, nu) and the critic (time, env, nc), starts (time, env) bool, the actor's
+            states before the first step (env, nx), and whether the critic also reads the actor's outputs.
+        actor: kind of its activation; P, c, B, Q, R, d, weights, biases and blocks of `kernels.forward`; transposes of
+            P, B, Q and R; the number of neurons.
+        head: scale (na,), offset (na,) and log_std (na,) of the actions.
+        critic: kinds of its activation and of its last one, widths, weights and biases of `perceptron_kernels.forward`.
+        data: actions (time, env, na), log-probabilities, values, returns and advantages (time, env).
+        terms: clip, clip of the values, weight of their loss, weight of the entropy.
+        share: by which all that is added is multiplied.
+        parts: (6,) loss, policy loss, clip fraction, value loss, entropy loss, divergence.
+        slopes: of log_std, the critic's weights and biases, and the actor's arrays, one after the other.
+    """
+    kind, (P, c, B, Q, R, d, weights, biases, blocks), (PT, BT, QT, RT), neurons = actor
+    inputs, keep, state = _sequences(rows, given[0], given[2], given[3])
+    (time, nu, b), nx = inputs.shape, len(state)
+    S, H = np.empty((time, nx + nu, b), inputs.dtype), np.empty((time, neurons, b), inputs.dtype)
+    run = kernels.forward(kind, keep, inputs, state, P, c, B, Q, R, d, weights, biases, blocks, S, H)
+    at = _judged_run(rows, run, given, head, critic, data, terms, share, parts, slopes)
+    state[:] = 0.0
+    _, gP, gc, gB, gQ, gR, gd, gW, gb = kernels.backward(
+        kind, keep, nu, run, state, PT, BT, QT, RT, weights, blocks, S, H
+    )
+    at = _added(share, gB.ravel(), slopes, _added(share, gc, slopes, _added(share, gP.ravel(), slopes, at)))
+    at = _added(share, gd, slopes, _added(share, gR.ravel(), slopes, _added(share, gQ.ravel(), slopes, at)))
+    _added(share, gb, slopes, _added(share, gW, slopes, at))
+
+
+@compiled
+def gated(rows, given, actor, head, critic, data, terms, share, parts, slopes):
+    """Add the loss's parts and its gradients of an LSTM or a GRU.
+
+    The arguments are those of `collapsed`; `actor` is whether it is a GRU, the kinds of sigmoid and tanh, W, C and d of
+    `gated_kernels.forward`, and the transposes of W and C.
+    """
+    gru, sigmoid, tanh, W, C, d, WT, CT = actor
+    inputs, keep, state = _sequences(rows, given[0], given[2], given[3])
+    (time, nu, b), n = inputs.shape, C.shape[1]
+    S, Z = np.empty((time, n + 1 + nu, b), W.dtype), np.empty((time, 4 * n, b), W.dtype)
+    K = np.empty((time, n if gru else 3 * n, b), W.dtype)
+    run = gated_kernels.forward(gru, sigmoid, tanh, keep, inputs, state[:n], state[n:], W, C, d, S, Z, K)
+    at = _judged_run(rows, run, given, head, critic, data, terms, share, parts, slopes)
+    state[:] = 0.0
+    _, gW, gC, gd = gated_kernels.backward(gru, keep, run, state[:n], state[n:], WT, CT, S, Z, K)
+    _added(share, gd, slopes, _added(share, gC.ravel(), slopes, _added(share, gW.ravel(), slopes, at)))
+
+
+@compiled
+def perceptron(rows, given, actor, head, critic, data, terms, share, parts, slopes):
+    """Add the loss's parts and its gradients of an MLP.
+
+    The arguments are those of `collapsed`; `actor` is a perceptron as `critic` is.
     """
     first, last, widths, weights, biases = actor
-    inputs = _picked_vectors(seen, rows)
-    hidden = np.empty(len(inputs) * int(widths[1:].sum()), seen.dtype)
-    kept = np.empty(len(hidden) if first >= perceptron.SILU else 0, seen.dtype)
-    perceptron.forward(first, last, inputs, widths, weights, biases, hidden, kept)
+    inputs = _picked_vectors(given[0], rows)
+    hidden = np.empty(len(inputs) * int(widths[1:].sum()), inputs.dtype)
+    kept = np.empty(len(hidden) if first >= layers.SILU else 0, inputs.dtype)
+    layers.forward(first, last, inputs, widths, weights, biases, hidden, kept)
     ny = widths[len(widths) - 1]
     outputs = hidden[len(hidden) - len(inputs) * ny :].reshape(len(inputs), ny)
-    means = outputs * head[0] + head[1]
-    latent = _latent(_picked_vectors(judged, rows), outputs, shared)
-    parts, by_means, by_log_std, gW, gb = _judged(rows, means, latent, head, critic, data, terms)
-    by_means *= head[0]
-    _, gw, gbias = perceptron.backward(first, last, inputs, widths, weights, hidden, kept, by_means, False)
-    return parts, by_log_std, gW, gb, gw, gbias
+    found, at = _judged(rows, outputs, given, head, critic, data, terms, share, parts, slopes)
+    _, gW, gb = layers.backward(first, last, inputs, widths, weights, hidden, kept, found, False)
+    _added(share, gb, slopes, _added(share, gW, slopes, at))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 
@@ -88,7 +89,7 @@ def parse_recipe(data: Any, source: str) -> Recipe:
             f"{source} has schema {version} and this version reads up to {RECIPE_SCHEMA}; update robust-policies."
         )
     section = _algorithm_of(data, source)
-    kind = Recipe[section]
+    kind = _kind(section)
     for name, defaults in (("task", section.task), ("checkpoints", section.checkpoints)):
         if defaults and isinstance(given := data.get(name, {}), dict):
             data = {**data, name: {**defaults, **given}}
@@ -96,6 +97,12 @@ def parse_recipe(data: Any, source: str) -> Recipe:
         return kind.model_validate(data)
     except ValidationError as error:
         raise one_line(error, kind, source) from error
+
+
+@cache
+def _kind(section: type[Algorithm]) -> type[Recipe]:
+    """Return the recipe with this section: made once, since pydantic forgets it when nobody holds it."""
+    return Recipe[section]
 
 
 def _algorithm_of(data: dict[str, Any], source: str) -> type[Algorithm]:

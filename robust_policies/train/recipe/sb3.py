@@ -17,6 +17,9 @@ from robust_policies.train.recipe.youla import YoulaSection
 class NamedSection(Algorithm):
     """What takes Stable-Baselines3's name for `discount` too, and acts within the actuators' range by itself."""
 
+    bounded: ClassVar[bool] = False
+    """Whether a critic of bounded gain is known."""
+
     @model_validator(mode="before")
     @classmethod
     def _gamma(cls, data: Any) -> Any:
@@ -29,8 +32,10 @@ class NamedSection(Algorithm):
     def check_fit(self, task: TaskSection, policy: PolicySection, youla: YoulaSection | None) -> None:
         """Raise `ValueError` for a Youla parameter, a range of the actions, which is the environment's, and others."""
         name = f"algorithm.name {getattr(self, 'name', '')}"
-        if not isinstance(policy.critic, str):
-            raise ValueError(f"policy.critic is a bounded value with {name}; expected recurrent_ppo or tensor_ppo")
+        if not (self.bounded or isinstance(policy.critic, str)):
+            raise ValueError(
+                f"policy.critic is a bounded value with {name}; expected sac, td3, recurrent_ppo or tensor_ppo"
+            )
         if youla is not None:
             raise ValueError(f"youla is given with {name}; expected recurrent_ppo, tensor_ppo or apg")
         for key in ("action_scale", "action_offset"):
@@ -88,6 +93,7 @@ def entropy_weight(value: float | str) -> tuple[float, bool]:
 class _OffPolicySection(_Sb3Section):
     """What SAC and TD3 share."""
 
+    bounded: ClassVar[bool] = True
     checkpoints: ClassVar[Mapping[str, Any]] = {"certify_every": 10_000}
 
     total_steps: int = Field(ge=1, description="environment steps, all environments together")
@@ -142,6 +148,11 @@ class _OffPolicySection(_Sb3Section):
             raise ValueError(
                 f"algorithm.train_freq is {self.train_freq} with task.num_envs {task.num_envs}; expected steps, or one "
                 "environment"
+            )
+        if policy.critic_kwargs and not isinstance(policy.critic, str):
+            raise ValueError(
+                f"policy.critic_kwargs is {policy.critic_kwargs} with a bounded policy.critic, which has hidden_sizes "
+                "of its own; expected {}"
             )
         default = type(policy).model_fields["log_std_init"].default
         if policy.log_std_init != default:

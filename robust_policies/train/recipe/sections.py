@@ -30,7 +30,7 @@ class TaskSection(Strict):
 
 
 class BoundedCritic(Strict):
-    """A value function of bounded gain: an LBDN of the scaled observation (apg: of its features)."""
+    """A value of bounded gain: an LBDN of the scaled observation (apg: its features; sac, td3: and the action)."""
 
     cell: Literal["lbdn"]
     gamma: float = Field(gt=0, description="bound of the value's gain from what it reads, scaled, Euclidean norm")

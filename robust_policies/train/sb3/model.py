@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from stable_baselines3.td3.policies import TD3Policy
 from torch import nn
 
 from robust_policies.errors import InvalidValueError
+from robust_policies.networks import LBDN
 from robust_policies.policies.sb3.history import history_of
 from robust_policies.policies.sb3.memoryless import FlatExtractor, FlatWindow
 from robust_policies.policies.sb3.windowed import WindowedExtractor
@@ -61,10 +63,40 @@ class FlatCriticTD3Policy(_FlatCritic, TD3Policy):
     """TD3's policy whose critics are perceptrons of the scaled observations, as of `FlatCriticSACPolicy`."""
 
 
-_POLICIES: dict[str, tuple[type, type]] = {
-    "sac": (SACPolicy, FlatCriticSACPolicy),
-    "td3": (TD3Policy, FlatCriticTD3Policy),
-    "ppo": (ActorCriticPolicy, ActorCriticPolicy),
+class _BoundedCritics(_FlatCritic):
+    """Gives a policy critics whose gain is bounded: LBDNs of all that its actor reads, side by side, and the action.
+
+    `bounded_critic` are an LBDN's options: gamma, hidden_sizes, activation.
+    """
+
+    def __init__(self: Any, *args: Any, bounded_critic: Mapping[str, Any], **kwargs: Any) -> None:
+        self.bounded_critic = dict(bounded_critic)
+        super().__init__(*args, **kwargs)
+
+    def make_critic(self: Any, features_extractor: Any = None) -> Any:
+        critic = super().make_critic(features_extractor)
+        for index, network in enumerate(critic.q_networks):
+            bounded = LBDN(network[0].in_features, output_size=1, **self.bounded_critic).to(self.device)
+            critic.q_networks[index] = bounded
+            setattr(critic, f"qf{index}", bounded)
+        return critic
+
+    def _get_constructor_parameters(self: Any) -> dict[str, Any]:
+        return {**super()._get_constructor_parameters(), "bounded_critic": self.bounded_critic}  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class BoundedCriticSACPolicy(_BoundedCritics, SACPolicy):
+    """SAC's policy whose critics differ by at most gamma times the distance of scaled observation and action."""
+
+
+class BoundedCriticTD3Policy(_BoundedCritics, TD3Policy):
+    """TD3's policy whose critics are bounded as those of `BoundedCriticSACPolicy`."""
+
+
+_POLICIES: dict[str, tuple[type, type, type]] = {
+    "sac": (SACPolicy, FlatCriticSACPolicy, BoundedCriticSACPolicy),
+    "td3": (TD3Policy, FlatCriticTD3Policy, BoundedCriticTD3Policy),
+    "ppo": (ActorCriticPolicy, ActorCriticPolicy, ActorCriticPolicy),
 }
 
 
@@ -84,9 +116,11 @@ def make_model(recipe: Recipe, env: VecEnv, device: str = "cpu") -> BaseAlgorith
     else:
         kind = SAC if settings.name == "sac" else TD3
         options |= _off_policy_options(recipe, env)
-    plain, flat = _POLICIES[settings.name]
+    plain, flat, bounded = _POLICIES[settings.name]
+    if isinstance(policy.critic, str):
+        bounded = flat if policy.critic == "mlp" and policy.cell != "mlp" else plain
     return kind(
-        flat if policy.critic == "mlp" and policy.cell != "mlp" else plain,
+        bounded,
         env,
         policy_kwargs=_policy_options(recipe, env),
         seed=recipe.seed,
@@ -128,6 +162,8 @@ def _policy_options(recipe: Recipe, env: VecEnv) -> dict[str, Any]:
     options["share_features_extractor"] = policy.critic == "shared"
     if policy.cell == "mlp" and policy.activation is not None:
         options["activation_fn"] = _ACTIVATIONS[policy.activation]
+    if not isinstance(policy.critic, str):
+        options["bounded_critic"] = policy.critic.model_dump(exclude={"cell"})
     if name == "ppo":
         options["log_std_init"] = policy.log_std_init
     return options | {"features_extractor_kwargs": extractor}

@@ -15,7 +15,7 @@ from robust_policies.policies import (
     YoulaVectorWrapper,
     YoulaWrapper,
 )
-from robust_policies.policies.youla.injection import InjectionController
+from robust_policies.policies.youla.observed import ObserverController
 
 PENDULUM = "robust_policies/PendulumNoVelocity-v0"
 # The whole circle, and the speeds that a step does not bring to their limit of 8 rad/s.
@@ -156,7 +156,7 @@ def test_in_float64_it_is_free_of_the_policy_to_rounding():
 
     quiet, _, env = run(0.0)
     moved, saturations, _ = run(6.0)
-    assert isinstance(env.controller, InjectionController)
+    assert isinstance(env.controller, ObserverController)
     assert float((quiet - moved).abs().max()) < 1e-12
     # What the actuator clips is known to the observer.
     assert int(saturations.sum()) > 0

@@ -12,7 +12,10 @@ from robust_policies.envs import load_plant
 from robust_policies.envs.mujoco.c_backend import CBackend
 from robust_policies.errors import InvalidValueError, NonFiniteError, ShapeError, UnknownNameError
 
-NAMES = ("inverted_pendulum", "inverted_double_pendulum", "reacher", "hopper", "half_cheetah", "walker2d")
+NAMES = (
+    "inverted_pendulum", "inverted_double_pendulum", "reacher", "hopper", "hopper_no_velocity", "half_cheetah",
+    "walker2d",
+)  # fmt: skip
 
 
 @pytest.fixture(params=["hopper", "reacher", "half_cheetah"])
@@ -242,3 +245,18 @@ def test_an_unknown_backend_is_refused_and_the_c_library_is_the_choice_on_a_cpu(
     plant.use("auto", torch.device("cpu"), 1)
     assert isinstance(plant.backend, CBackend)
     assert not plant.differentiable
+
+
+def test_without_velocities_it_is_the_same_hopper_seen_through_five_numbers():
+    full, partial = load_plant("hopper"), load_plant("hopper_no_velocity")
+    state, action, params = states_and_actions(full, 8)
+    following = full.advance(state, action, params)
+    assert torch.equal(partial.advance(state, action, partial.prepare(partial.nominal())), following)
+    assert torch.equal(
+        partial.initial(state[:, : full.reset_size], params), full.initial(state[:, : full.reset_size], params)
+    )
+    for judged in ("reward", "terminated"):
+        given = (state, action, following, params) if judged == "reward" else (following, params)
+        assert torch.equal(getattr(partial, judged)(*given), getattr(full, judged)(*given))
+    assert torch.equal(partial.observe(following, params), full.observe(following, params)[:, :5])
+    assert partial.observation_size == len(partial.output_names) == 5

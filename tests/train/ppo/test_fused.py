@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_tensor_ppo import make_env, make_model, scattered
 
-from robust_policies.networks import compiled, perceptron
+from robust_policies.networks import compiled, gated, perceptron
 from robust_policies.train.ppo import algorithm, fused
 from robust_policies.train.ppo.losses import Terms
 
@@ -18,6 +18,7 @@ def small(monkeypatch):
     """Let the kernels run however few samples there are."""
     monkeypatch.setattr(compiled, "_enough", lambda dtype: 1)
     monkeypatch.setattr(perceptron, "_ENOUGH", 1)
+    monkeypatch.setattr(gated, "_ENOUGH", 1)
 
 
 def filled(cell, critic="mlp", task="pendulum", **options):
@@ -41,7 +42,7 @@ def gradients(model, differentiate, terms, at_once=None):
     return parts, {name: copy.copy(one.grad) for name, one in model.policy.named_parameters()}
 
 
-@pytest.mark.parametrize("cell", ["r2dn", "ren", "mlp"])
+@pytest.mark.parametrize("cell", ["r2dn", "ren", "mlp", "lstm", "gru"])
 @pytest.mark.parametrize("critic", ["mlp", "shared"])
 @pytest.mark.parametrize("clip_values", [None, 0.05])
 def test_loss_and_gradient_are_the_graphs(cell, critic, clip_values):
@@ -62,7 +63,7 @@ def test_loss_and_gradient_are_the_graphs(cell, critic, clip_values):
                 assert float((one - other).abs().max()) <= 2e-5 * max(1.0, float(one.abs().max())), name
 
 
-@pytest.mark.parametrize("cell", ["r2dn", "mlp"])
+@pytest.mark.parametrize("cell", ["r2dn", "mlp", "gru"])
 def test_an_update_is_the_one_of_the_graph(cell, monkeypatch):
     ways = []
     for quick in (fused.fused, lambda *_: None):
@@ -90,7 +91,6 @@ def test_frozen_parameters_stay():
 @pytest.mark.parametrize(
     ("cell", "critic", "task"),
     [
-        ("lstm", "mlp", "pendulum"),
         ("lbdn", "mlp", "pendulum"),
         ("r2dn", "own", "pendulum"),
         ("r2dn", "mlp", "cartpole"),

@@ -25,6 +25,7 @@ CELLS = {
     "r2dn": {"state_size": 4, "features": 5, "hidden_sizes": (6, 6), "gamma": 5.0},
     "ren": {"state_size": 4, "features": 5, "gamma": 5.0},
     "lstm": {"state_size": 8},
+    "gru": {"state_size": 5},
     "mlp": {"hidden_sizes": (8,)},
     "lbdn": {"hidden_sizes": (8,), "gamma": 5.0},
 }

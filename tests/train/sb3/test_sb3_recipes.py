@@ -13,6 +13,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from robust_policies import runtime
 from robust_policies.envs import make_sb3_vec_env
 from robust_policies.errors import InvalidValueError, UnknownNameError, UserError
+from robust_policies.networks import LBDN
 from robust_policies.policies import VecHistory, certify_model, deploy, load_policy
 from robust_policies.policies.sb3.history import NormalizedHistory
 from robust_policies.train import load_recipe, parse_recipe, train
@@ -59,6 +60,12 @@ def test_gamma_is_the_discount():
         ({"cell": "mlp", "log_std_init": -1.0}, {"name": "sac"}, "log_std_init"),
         ({"cell": "mlp", "critic_kwargs": {"hiden_sizes": [4]}}, {"name": "sac"}, "Did you mean 'hidden_sizes'"),
         ({**SMALL, "critic": "mlp"}, {"name": "ppo", "n_steps": 64}, "own or shared"),
+        ({"cell": "mlp", "critic": {"cell": "lbdn", "gamma": 1}}, {"name": "ppo", "n_steps": 64}, "expected sac, td3"),
+        (
+            {**SMALL, "critic": {"cell": "lbdn", "gamma": 1}, "critic_kwargs": {"hidden_sizes": [4]}},
+            {"name": "sac"},
+            "hidden_sizes of its own",
+        ),
         ({**SMALL, "window": 4}, {"name": "apg"}, r"policy\.window is 4"),
     ],
 )
@@ -128,6 +135,33 @@ def test_the_policy_that_is_kept_is_the_one_that_was_trained(case, tmp_path):
         np.testing.assert_allclose(action, expected, atol=2e-6)
         np.testing.assert_allclose(same, expected, atol=2e-6)
         seen, raw = env.step(expected)[0], source.step(expected)[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "policy"), [("sac", {"cell": "mlp", "hidden_sizes": [8]}), ("td3", {**SMALL, "window": 3})]
+)
+def test_critics_of_bounded_gain_keep_it(name, policy, tmp_path):
+    critic = {"cell": "lbdn", "gamma": 2.0, "hidden_sizes": [8, 6]}
+    settings = {"name": name, "learning_starts": 20, "batch_size": 16, "learning_rate": 3e-2}
+    recipe = recipe_of({**policy, "critic": critic}, settings)
+    model = make_model(recipe, make_env(recipe, 1, 0, "cpu", training=True))
+    before = [one.detach().clone() for one in model.critic.parameters()]
+    model.learn(60)
+    model.save(tmp_path / "model.zip")
+    loaded = type(model).load(tmp_path / "model.zip")
+    critics = loaded.policy.critic
+    assert all(isinstance(one, LBDN) and one.hidden_sizes == (8, 6) for one in critics.q_networks)
+    assert any(not torch.equal(old, new) for old, new in zip(before, critics.parameters(), strict=True))
+    target = loaded.policy.critic_target.state_dict()
+    assert set(target) == set(critics.state_dict()) and any("XY" in name for name in target)
+    seen = torch.as_tensor(np.stack([loaded.observation_space.sample() for _ in range(48)]))
+    actions = 2 * torch.rand(48, 1, generator=torch.Generator().manual_seed(0)) - 1
+    with torch.no_grad():
+        read = torch.cat((critics.extract_features(seen, critics.features_extractor), actions), 1)
+        values = critics(seen, actions)
+        assert torch.equal(values[0], model.critic(seen, actions)[0])
+    for value in values:
+        assert (torch.cdist(value, value) <= 2.0 * torch.cdist(read, read) + 1e-5).all() and value.std() > 0
 
 
 def test_a_live_model_has_the_certificate_of_its_deployed_policy():

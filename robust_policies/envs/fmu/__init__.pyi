@@ -1,0 +1,2 @@
+from .env import FmuEnv as FmuEnv
+from .env import FmuState as FmuState

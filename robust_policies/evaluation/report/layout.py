@@ -1,0 +1,155 @@
+"""Where the panels of a picture lie: beside the widths of their own words, each measured once.
+
+matplotlib's constrained layout asks every artist of every panel several times, and so do titles and labels that are
+placed anew whenever a file is drawn; together that takes longer than drawing. Here ticks and places are found once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.text import Text
+from matplotlib.textpath import text_to_path
+from matplotlib.ticker import FixedFormatter, FixedLocator
+
+# In points. A tick with the space to its number, a line of words over the size of its letters, and the edge of a panel.
+TICK, LINE, EDGE, LABEL = 7.0, 1.25, 5.0, 4.0
+# Before anything is measured: left, right, bottom and top of a panel, from which the number of ticks follows.
+_GUESS = (48.0, 8.0, 40.0, 22.0)
+BAR = 46.0
+"""What a bar of colours beside a panel takes."""
+
+
+class Margins(NamedTuple):
+    """What a panel needs around its axes, in points; `x` and `y` of it are ticks with their numbers."""
+
+    left: float
+    right: float
+    bottom: float
+    top: float
+    x: float
+    y: float
+
+
+def settle(figure: Figure, axes: Sequence[Axes], columns: int, above: float) -> None:
+    """Place the axes of a figure row by row, `columns` in each, below `above` inches for a legend; fix their ticks.
+
+    What is drawn into them afterwards does not change ticks and places, but is drawn.
+    """
+    width, height = figure.get_size_inches() * 72
+    height -= 72 * above
+    rows = math.ceil(len(axes) / columns)
+    left, right, bottom, top = _GUESS
+    for one in axes:
+        size = (width / columns - left - right) / width, (height / rows - bottom - top) / height
+        one.set_position((0.0, 0.0, max(size[0], 0.05), max(size[1], 0.05)))
+    needed = [_margins(one) for one in axes]
+    across = [[part for place, part in enumerate(needed) if place % columns == c] for c in range(columns)]
+    down = [needed[row * columns : (row + 1) * columns] for row in range(rows)]
+    lefts, rights = ([max(getattr(m, side) for m in group) for group in across] for side in ("left", "right"))
+    tops, bottoms = ([max(getattr(m, side) for m in group) for group in down] for side in ("top", "bottom"))
+    wide = max((width - sum(lefts) - sum(rights)) / columns, 20.0)
+    high = max((height - sum(tops) - sum(bottoms)) / rows, 20.0)
+    for place, (one, margins) in enumerate(zip(axes, needed, strict=True)):
+        row, column = divmod(place, columns)
+        x = sum(lefts[: column + 1]) + sum(rights[:column]) + column * wide
+        y = height - sum(tops[: row + 1]) - sum(bottoms[:row]) - (row + 1) * high
+        w, h = (min(wide, high), min(wide, high)) if one.get_aspect() == 1.0 else (wide, high)
+        x, y = x + (wide - w) / 2, y + (high - h) / 2
+        one.set_position((x / width, y / (height + 72 * above), w / width, h / (height + 72 * above)))
+        one.xaxis.set_label_coords(0.5, -(margins.x + LABEL) / h)
+        one.yaxis.set_label_coords(-(margins.y + LABEL) / w, 0.5)
+        if not one.images:
+            _grid(one)
+
+
+def _grid(axes: Axes) -> None:
+    """Draw the lines through the numbers of each axis as one artist: those of ticks are drawn one by one."""
+    style: dict[str, Any] = {"colors": "#b0b0b0", "alpha": 0.25, "linewidths": 0.8, "zorder": 0.5}
+    up = [((place, 0.0), (place, 1.0)) for place in axes.xaxis.get_majorticklocs()]
+    across = [((0.0, place), (1.0, place)) for place in axes.yaxis.get_majorticklocs()]
+    for lines, transform in ((up, axes.get_xaxis_transform()), (across, axes.get_yaxis_transform())):
+        axes.add_collection(LineCollection(lines, transform=transform, **style), autolim=False)
+
+
+def _margins(axes: Axes) -> Margins:
+    """Return what one panel needs, after fixing its ticks; its title is placed above what stands over the y axis."""
+    offset = _fixed(axes.yaxis)
+    _fixed(axes.xaxis)
+    _thinned(axes)
+    x, y = _extent(axes.xaxis.get_ticklabels()), _extent(axes.yaxis.get_ticklabels())
+    x, y = (x[0], TICK + x[1]), (TICK + y[0], y[1])
+    title, raised = axes.get_title(), 13.0 if offset else 0.0
+    axes.set_title(title, y=1.0, pad=6.0 + raised)
+    # The outermost number stands half beyond the axes; a slanting one begins far to the left of its own.
+    slanted = any(text.get_rotation() for text in axes.get_xticklabels())
+    return Margins(
+        left=max(EDGE + y[0] + _line(axes.yaxis.label), x[0] * 0.6 if slanted else x[0] / 2),
+        right=BAR if axes.child_axes else max(EDGE, 0.0 if slanted else x[0] / 2),
+        bottom=EDGE + x[1] + _line(axes.xaxis.label),
+        top=raised + (6.0 + LINE * axes.title.get_fontsize() if title else y[1] / 2) + 2.0,
+        x=x[1],
+        y=y[0],
+    )
+
+
+def _line(label: Text) -> float:
+    return LABEL + LINE * label.get_fontsize() if label.get_text() else 0.0
+
+
+def _fixed(axis: Axis) -> str:
+    """Return what stands at the end of an axis, such as 1e6, after fixing its ticks and their numbers."""
+    low, high = sorted(axis.get_view_interval())
+    slack = 1e-9 * (high - low)
+    places = [float(place) for place in np.atleast_1d(axis.get_majorticklocs()) if low - slack <= place <= high + slack]
+    plain = axis.get_major_formatter()
+    formatter = FixedFormatter(plain.format_ticks(places))
+    formatter.set_offset_string(plain.get_offset())
+    axis.set_major_locator(FixedLocator(places))
+    axis.set_major_formatter(formatter)
+    return plain.get_offset()
+
+
+def _thinned(axes: Axes) -> None:
+    """Leave out every other number of the x axis while two of them touch."""
+    words, places = axes.get_xticklabels(), list(axes.xaxis.get_majorticklocs())
+    texts = [text.get_text() for text in words]
+    if not places or any(text.get_rotation() for text in words):
+        return
+    size, scale = float(words[0].get_fontsize()), 72 / axes.figure.dpi
+    at = axes.transData.transform(np.column_stack([places, np.ones(len(places))]))[:, 0] * scale
+    half = np.array([_width(text, size) / 2 for text in texts]) + 3.0
+    step = 1
+    while (np.diff(at[::step]) < half[::step][1:] + half[::step][:-1]).any():
+        step *= 2
+    if step > 1:
+        axes.xaxis.set_major_locator(FixedLocator(places[::step]))
+        axes.xaxis.set_major_formatter(FixedFormatter(texts[::step]))
+
+
+def _extent(words: Sequence[Text]) -> tuple[float, float]:
+    """Return the largest width and height of some words, in points."""
+    found = [(0.0, 0.0)]
+    for text in words:
+        size = float(text.get_fontsize())
+        width, height = _width(text.get_text(), size), LINE * size * 0.8 if text.get_text() else 0.0
+        angle = math.radians(text.get_rotation())
+        found.append((
+            width * math.cos(angle) + height * math.sin(angle), width * math.sin(angle) + height * math.cos(angle),
+        ))  # fmt: skip
+    return max(width for width, _ in found), max(height for _, height in found)
+
+
+@lru_cache(maxsize=4096)
+def _width(text: str, size: float) -> float:
+    """Return how wide a text is in letters of this size, in points."""
+    return float(text_to_path.get_text_width_height_descent(text, FontProperties(size=size), False)[0]) if text else 0.0
