@@ -184,6 +184,7 @@ def test_what_does_not_fit_into_memory_is_said_with_the_setting_to_lower(algorit
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the largest memory of another process")
 def test_how_many_environments_would_fit_is_measured(monkeypatch):
     recipe = recipe_of("tensor_ppo", f"task.num_envs={10**12}")

@@ -20,6 +20,7 @@ def soak():
     sys.path.remove(str(BENCHMARKS))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_killed_training_ends_with_the_numbers_of_a_whole_one(soak, tmp_path, monkeypatch):
     monkeypatch.setattr(soak, "certify_run", partial(soak.certify_run, steps=2))
