@@ -23,9 +23,7 @@ from robust_policies.cli.listing import Listing, entries_of
 from robust_policies.cli.local import local
 from robust_policies.cli.loop import loop
 from robust_policies.cli.steps import (
-    certify_folder,
-    certify_return_folder,
-    certify_smoothed_folder,
+    check_elsewhere,
     check_together,
     report_on,
 )
@@ -53,6 +51,10 @@ Perturb = Annotated[
     typer.Option(
         metavar="YAML", help="wrappers around the task, such as '[ObservationDelay: 2]' (`list perturbations`)"
     ),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(help="Ray cluster that does it: auto, HOST:PORT, ray://HOST:PORT or local [default: no Ray]"),
 ]
 Episodes = Annotated[int | None, typer.Option(min=1, help="episodes for each size and seed")]
 
@@ -93,7 +95,7 @@ app.command()(local)
 
 @app.command()
 def certify(
-    folder: Folder,
+    folders: Folders,
     weights: Annotated[
         str | None,
         typer.Option(metavar="W1,W2,...", help="size of one unit of each sensor, for a gain in these units: 1,1,0.1"),
@@ -143,6 +145,13 @@ def certify(
         typer.Option(help="no return is below it, for --smooth [default: where the task's rewards have a floor, that]"),
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="for --return and --smooth [default: 0]")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="run folders at a time, with --address [default: its CPUs]")
+    ] = None,
+    address: Address = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="leave out folders whose certificate.json is that of their policy")
+    ] = False,
 ) -> None:
     """Prove the gain and contraction of the policy that runs; exit status 1 if nothing could be proven.
 
@@ -150,7 +159,7 @@ def certify(
     With --smooth: what its return does not fall below with stated confidence if noise is added to what it reads,
     whatever an attacker adds before, into smoothed_return.json.
     """
-    from robust_policies.train import open_run
+    from robust_policies.cli.certify import certify_folders
 
     modes = {"--check": check, "--weights": weights, "--return": return_, "--smooth": smooth}
     asked = [name for name, value in modes.items() if value is not None and value is not False]
@@ -158,21 +167,23 @@ def certify(
     given |= {"--confidence": confidence, "--floor": floor, "--delay": delay, "--noise": noise}
     check_together(asked, [name for name, value in given.items() if value is not None])
     numbers = None if sizes is None else _numbers("--sizes", sizes)
+    elsewhere = {"--address": address, "--jobs": jobs, "--resume": resume or None}
+    check_elsewhere(asked, [name for name, value in elsewhere.items() if value is not None])
     if check:
-        _check_certificate(folder)
+        _check_certificates(folders)
         return
-    open_run(folder)
+    kind, options = "gain", {"weights": None if weights is None else _numbers("--weights", weights)}
     if return_:
+        kind = "return"
         options = {"norm": (norm or Norm.per_step_l2).value, "episodes": episodes or 64, "seed": seed or 0}
-        proven = certify_return_folder(folder, numbers, **options, delay=delay or 0, noise=noise)
+        options |= {"sizes": numbers, "delay": delay or 0, "noise": noise}
     elif smooth is not None:
-        level = 0.99 if confidence is None else confidence
+        kind, level = "smooth", 0.99 if confidence is None else confidence
         options = {"episodes": episodes, "confidence": level, "floor": floor, "seed": seed or 0}
-        proven = certify_smoothed_folder(folder, smooth, numbers, **options)
-    else:
-        proven = certify_folder(folder, None if weights is None else _numbers("--weights", weights))
-    if not proven:
-        raise typer.Exit(1)
+        options |= {"sigma": smooth, "sizes": numbers}
+    status = certify_folders(folders, kind, options, address, jobs, resume)
+    if status:
+        raise typer.Exit(status)
 
 
 @app.command()
@@ -189,7 +200,13 @@ def evaluate(
         list[str] | None, typer.Option(help="in place of the suite's attacks, repeatable (`list attacks`)")
     ] = None,
     perturb: Perturb = None,
-    jobs: Annotated[int, typer.Option(min=1, help="run folders evaluated at the same time")] = 1,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="run folders evaluated at the same time [default: 1]; with --address, parts [default: its CPUs]"
+        ),
+    ] = None,
+    address: Address = None,
 ) -> None:
     """Measure return under noise, attacks and faults; an interrupted evaluation goes on where it was.
 
@@ -209,7 +226,7 @@ def evaluate(
         "perturbations": None if perturb is None else _wrappers(perturb),
     }
     given = {key: value for key, value in given.items() if value is not None}
-    status = evaluate_folders(folders, given, jobs)
+    status = evaluate_folders(folders, given, jobs, address)
     if status:
         raise typer.Exit(status)
 
@@ -303,13 +320,13 @@ def _spread_set(arguments: Sequence[str]) -> list[str]:
     return spread
 
 
-def _check_certificate(folder: Path) -> None:
+def _check_certificates(folders: Sequence[Path]) -> None:
     from robust_policies.evaluation.certify import check_run
 
-    differences = check_run(folder)
-    for difference in differences:
-        typer.echo(f"{folder}: {difference}", err=True)
-    if differences:
+    found = [f"{folder}: {difference}" for folder in folders for difference in check_run(folder)]
+    for difference in found:
+        typer.echo(difference, err=True)
+    if found:
         typer.echo("Not confirmed; write the certificate again with `certify` if you trust the policy's files.")
         raise typer.Exit(1)
     typer.echo("Confirmed: the arrays, the proof, the witness and every entry of certificate.json agree.")

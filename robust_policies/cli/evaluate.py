@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import sys
@@ -33,13 +34,17 @@ class _Outcome(NamedTuple):
     status: int
 
 
-def evaluate_folders(folders: Sequence[Path], given: Mapping[str, Any], jobs: int) -> int:
+def evaluate_folders(
+    folders: Sequence[Path], given: Mapping[str, Any], jobs: int | None, address: str | None = None
+) -> int:
     """Return the exit status after evaluating all folders: 0, or that of the first problem.
 
     Args:
         folders: run folders.
         given: arguments of `evaluate_run` that were asked for; the rest is each recipe's.
-        jobs: folders evaluated at the same time, each in a process of its own with one thread.
+        jobs: folders evaluated at the same time, each in a process of its own with one thread; with an address, parts
+            of them. None: one folder, or as many parts as the cluster has CPUs.
+        address: of a Ray cluster that measures the parts.
 
     Raises:
         UserError: what was asked for is wrong. RobustPoliciesError: the only folder cannot be evaluated.
@@ -53,14 +58,16 @@ def evaluate_folders(folders: Sequence[Path], given: Mapping[str, Any], jobs: in
         open_run(folders[0])
     console = Console()
     outcomes: list[_Outcome] = []
+    spent = {} if address is None else _on_cluster(folders, given, jobs, address, console)
     with Progress(console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("evaluating", total=float(len(folders)))
 
         def report(done: float, text: str) -> None:
             bar.update(task, completed=len(outcomes) + done, description=f"evaluating {text}")
 
-        parallel = jobs > 1 and len(folders) > 1
-        for outcome in _side_by_side(folders, given, jobs) if parallel else _in_turn(folders, given, report):
+        parallel = address is None and (jobs or 1) > 1 and len(folders) > 1
+        turns = _side_by_side(folders, given, jobs or 1) if parallel else _in_turn(folders, given, report, spent)
+        for outcome in turns:
             outcomes.append(outcome)
             report(0.0, "")
             for line in outcome.lines:
@@ -71,10 +78,33 @@ def evaluate_folders(folders: Sequence[Path], given: Mapping[str, Any], jobs: in
     return next((outcome.status for outcome in outcomes if outcome.status), 0)
 
 
-def _in_turn(folders: Sequence[Path], given: Mapping[str, Any], report: Report) -> Iterator[_Outcome]:
+def _on_cluster(
+    folders: Sequence[Path], given: Mapping[str, Any], jobs: int | None, address: str, console: Console
+) -> dict[Path, float]:
+    """Return the seconds of each folder's parts, after a Ray cluster has measured what is not in its journal."""
+    from robust_policies.evaluation.parts import measure_apart
+    from robust_policies.sweep.ray_parts import RayParts
+
+    asked = []
+    for folder in folders:
+        # What is wrong with one is said when its turn comes.
+        with contextlib.suppress(RobustPoliciesError):
+            asked.append((folder, {**_options(folder, given), **given}))
+    spread = RayParts(address, jobs)
+    try:
+        with Progress(console=console, disable=not console.is_terminal) as bar:
+            task = bar.add_task("measuring parts", total=None)
+            return measure_apart(asked, spread, lambda done, known: bar.update(task, completed=done, total=known))
+    finally:
+        spread.close()
+
+
+def _in_turn(
+    folders: Sequence[Path], given: Mapping[str, Any], report: Report, spent: Mapping[Path, float]
+) -> Iterator[_Outcome]:
     for folder in folders:
         try:
-            yield _evaluated(folder, given, report)
+            yield _evaluated(folder, given, report, spent.get(folder, 0.0))
         except RobustPoliciesError as error:
             if len(folders) == 1:
                 raise
@@ -107,16 +137,22 @@ def _apart(folder: Path, given: Mapping[str, Any]) -> _Outcome:
         return _Outcome([], [f"error: {folder}: interrupted"], 1)
 
 
-def _evaluated(folder: Path, given: Mapping[str, Any], report: Report | None) -> _Outcome:
+def _options(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `evaluate_run` that a folder's recipe has, where others are given."""
     run = open_run(folder)
-    options: dict[str, Any] = {}
-    if run.recipe.is_file():
-        section = run.read_recipe().evaluation
-        options = {"tasks": section.tasks or None}
-        if "suite" not in given:
-            options |= {"suite": section.suite, "sizes": section.sizes}
-            options |= {"episodes": section.episodes, "seeds": section.seeds}
-    found = evaluate_run(folder, **{**options, **given}, progress=report)
+    if not run.recipe.is_file():
+        return {}
+    section = run.read_recipe().evaluation
+    options: dict[str, Any] = {"tasks": section.tasks or None}
+    if "suite" not in given:
+        options |= {"suite": section.suite, "sizes": section.sizes}
+        options |= {"episodes": section.episodes, "seeds": section.seeds}
+    return options
+
+
+def _evaluated(folder: Path, given: Mapping[str, Any], report: Report | None, spent: float = 0.0) -> _Outcome:
+    options, run = _options(folder, given), open_run(folder)
+    found = evaluate_run(folder, **{**options, **given}, progress=report, spent=spent)
     problems = [
         f"Not evaluated: {failure['task']} {failure['perturbation']}: {failure['reason']}"
         for failure in found["failures"]

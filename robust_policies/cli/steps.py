@@ -49,6 +49,16 @@ def check_together(modes: list[str], given: list[str]) -> None:
             raise InvalidValueError(f"{option} was given without {' or '.join(takes)}, which it is for.")
 
 
+def check_elsewhere(modes: list[str], given: list[str]) -> None:
+    """Raise InvalidValueError where options of `certify` about where and whether do not fit what it was asked for."""
+    if given == ["--jobs"]:
+        raise InvalidValueError("--jobs was given without --address; without it folders are certified in turn.")
+    if "--resume" in given and modes and modes != ["--weights"]:
+        raise InvalidValueError(f"--resume was given with {modes[0]}; it is for certificate.json, without one.")
+    if given and "--check" in modes:
+        raise InvalidValueError(f"{given[0]} was given with --check, which is done here.")
+
+
 def certify_folder(folder: Path, weights: list[float] | None = None) -> bool:
     """Return whether something is proven of the policy in `folder`, after writing its certificate."""
     from robust_policies.evaluation import certify_run

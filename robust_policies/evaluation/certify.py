@@ -22,7 +22,7 @@ from robust_policies.certificates.peak_search import PeakWitness, peak_secants, 
 from robust_policies.errors import CorruptFileError, MissingFileError, NotCertifiableError, UserError
 from robust_policies.evaluation.task_numbers import task_numbers
 from robust_policies.policies import DeployedPolicy, load_policy
-from robust_policies.policies.storage import running_arrays_agree
+from robust_policies.policies.storage import certificate_is_of, running_arrays_agree
 from robust_policies.train.run.folder import RunFolder
 
 # Recomputed on another machine, sums may round differently; margins are differences of such sums.
@@ -87,6 +87,19 @@ def _with_peak(run: RunFolder, policy: DeployedPolicy, certificate: Certificate,
     witness = peak_witness(policy.searched(), np.asarray(peak["units"]), steps, seed)
     witness.save(path)
     return certificate.with_peak(peak, witness.found.tolist(), path.name)
+
+
+def is_certified(folder: str | Path, weights: Sequence[float] | None = None) -> bool:
+    """Return whether the certificate in a run folder, in units of `weights`, is of the arrays of its policy."""
+    run = RunFolder(folder)
+    try:
+        stored, policy = run.read_certificate(), load_policy(run.path)
+    except UserError:
+        return False
+    given = None if weights is None else list(weights)
+    here = None if stored.weights is None else list(stored.weights)
+    whole = stored.witness is None or (run.path / Path(stored.witness).name).is_file()
+    return given == here and whole and certificate_is_of(stored, policy)
 
 
 def check_run(folder: str | Path, policy: DeployedPolicy | None = None) -> list[str]:

@@ -45,6 +45,8 @@ from robust_policies.train.run.folder import EVALUATION_SCHEMA, RunFolder
 Progress = Callable[[float, str], None]
 Job = Callable[[], dict[str, Any]] | str
 """What measures, or why that is not done in a task."""
+CRITICAL = "critical size, "
+"""How the names of those jobs begin that start from what others found."""
 _EXACT = "its observations are choices, which are not off by a little"
 
 
@@ -67,6 +69,7 @@ def evaluate_run(
     attacks: Sequence[str] | None = None,
     perturbations: Any = None,
     progress: Progress | None = None,
+    spent: float = 0.0,
 ) -> dict[str, Any]:
     """Return the evaluation of the policy in a run folder, also written into it.
 
@@ -84,6 +87,7 @@ def evaluate_run(
         perturbations: wrappers around every task, a short list such as [{"ObservationDelay": 2}]; None: the recipe's
             (its evaluation's, else its task's, and then around the recipe's own task only).
         progress: called with the fraction done and what is being done.
+        spent: seconds that parts in the journal took elsewhere, which count in "seconds".
 
     A part that fails is listed under "failures" with the reason and the others are still evaluated; one that does not
     suit a task (a disturbance of a plant without such an input) under "skipped".
@@ -92,6 +96,50 @@ def evaluate_run(
         MissingFileError, CorruptFileError, SchemaError: the policy cannot be read. UserError: a setting is wrong.
         RobustPoliciesError: everything failed; nothing is written then.
     """
+    ready = prepared(folder, tasks, suite, sizes, episodes, seeds, attacks, perturbations)
+    run, begun = ready.run, time.perf_counter()
+    with run.held():
+        journal = Journal(run.journal, ready.settings)
+        try:
+            measured, notes = _measure(ready.benches, journal, progress)
+        finally:
+            journal.close()
+        content = _assembled(run, ready.facts, measured, notes, spent + time.perf_counter() - begun)
+        write_json(run.evaluation, content)
+        journal.delete()
+    if progress is not None:
+        progress(1.0, "done")
+    return content
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An evaluation that can begin.
+
+    Attributes:
+        run: the folder.
+        benches: by task.
+        settings: all that decides the results.
+        facts: what evaluation.json says besides them.
+    """
+
+    run: RunFolder
+    benches: dict[str, Bench]
+    settings: dict[str, Any]
+    facts: dict[str, Any]
+
+
+def prepared(
+    folder: str | Path,
+    tasks: Sequence[str] | None = None,
+    suite: str | Suite = "quick",
+    sizes: Sequence[float] | None = None,
+    episodes: int | None = None,
+    seeds: Sequence[int] | None = None,
+    attacks: Sequence[str] | None = None,
+    perturbations: Any = None,
+) -> Prepared:
+    """Return an evaluation before its beginning; arguments and errors as `evaluate_run`."""
     run = RunFolder(folder)
     policy, recipe = load_policy(run.path), _recipe_of(run)
     chosen = resolved_suite(suite, sizes, episodes, seeds, attacks)
@@ -126,19 +174,7 @@ def evaluate_run(
         "episodes": chosen.episodes,
         "seeds": list(chosen.seeds),
     }
-    begun = time.perf_counter()
-    with run.held():
-        journal = Journal(run.journal, settings)
-        try:
-            measured, notes = _measure(benches, journal, progress)
-        finally:
-            journal.close()
-        content = _assembled(run, facts, measured, notes, time.perf_counter() - begun)
-        write_json(run.evaluation, content)
-        journal.delete()
-    if progress is not None:
-        progress(1.0, "done")
-    return content
+    return Prepared(run, benches, settings, facts)
 
 
 def resolved_suite(
@@ -165,10 +201,10 @@ def _measure(
     measured: dict[str, dict[str, Any]] = {task: {} for task in benches}
     notes = Notes([], [])
     last: RobustPoliciesError | None = None
-    count = sum(len(list(_jobs(bench, None))) for bench in benches.values())
+    count = sum(len(list(jobs_of(bench, None))) for bench in benches.values())
     number = 0
     for task, bench in benches.items():
-        for job, run in _jobs(bench, measured[task]):
+        for job, run in jobs_of(bench, measured[task]):
             if progress is not None:
                 progress(number / count, f"{task} {job}")
             number += 1
@@ -178,9 +214,7 @@ def _measure(
             key = f"{task} {job}"
             try:
                 if key not in journal.finished:
-                    with collected() as incidents:
-                        result = run()
-                    journal.add(key, {**result, "incidents": incidents} if incidents else result)
+                    journal.add(key, measured_with_incidents(run))
             except RobustPoliciesError as error:
                 last = error
                 notes.failures.append({"task": task, "perturbation": job, "reason": str(error)})
@@ -195,7 +229,14 @@ def _measure(
     return measured, notes
 
 
-def _jobs(bench: Bench, done: dict[str, Any] | None) -> Iterator[tuple[str, Job]]:
+def measured_with_incidents(run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what a job measures, and what went wrong in the simulation meanwhile."""
+    with collected() as incidents:
+        result = run()
+    return {**result, "incidents": incidents} if incidents else result
+
+
+def jobs_of(bench: Bench, done: dict[str, Any] | None) -> Iterator[tuple[str, Job]]:
     """Yield (name, function) of what is measured in a task, in order; a reason in place of what does not suit it.
 
     Later ones use what earlier ones left in `done`; None: all are yielded.
@@ -230,7 +271,7 @@ def _jobs(bench: Bench, done: dict[str, Any] | None) -> Iterator[tuple[str, Job]
         searched = entry.shown in suite.critical.attacks and max(entry.sizes or suite.sizes) > 0
         if searched and (done is None or job in done):
             found = {} if done is None else done[job]
-            yield f"critical size, {job}", lambda e=entry, f=found: {"critical": [measure_critical(bench, e, f)]}
+            yield f"{CRITICAL}{job}", lambda e=entry, f=found: {"critical": [measure_critical(bench, e, f)]}
 
 
 def _job_of(entry: AttackEntry) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from robust_policies.certificates.certificate import Certificate, array_hashes, not_certified
+from robust_policies.certificates.certificate import Certificate, not_certified
 from robust_policies.errors import (
     CorruptFileError,
     InvalidValueError,
@@ -25,9 +25,14 @@ from robust_policies.export.program import KINDS, Program
 from robust_policies.export.proof import exported_certificate, limits_of, units_of
 from robust_policies.export.record import record
 from robust_policies.files.atomic import atomic_folder, output_folder, write_json
-from robust_policies.policies.certify import running_arrays
 from robust_policies.policies.deployed import DeployedPolicy
-from robust_policies.policies.storage import load_policy, running_arrays_agree, save_policy, stored_task
+from robust_policies.policies.storage import (
+    certificate_is_of,
+    load_policy,
+    running_arrays_agree,
+    save_policy,
+    stored_task,
+)
 from robust_policies.policies.youla.policy import YoulaPolicy
 from robust_policies.runtime import RuntimePolicy, load
 
@@ -104,9 +109,7 @@ def _certificate(folder: Path, policy: DeployedPolicy) -> Certificate:
     path = folder / "certificate.json"
     if path.is_file():
         stored = Certificate.from_json(path)
-        # Of what nothing is proven all its parameters are listed.
-        known = [policy.running_arrays(), *([] if isinstance(policy, YoulaPolicy) else [running_arrays(policy.actor)])]
-        if any(stored.arrays_sha256 == array_hashes(arrays) for arrays in known):
+        if certificate_is_of(stored, policy):
             return stored
         if stored.status == "PASS":
             raise CorruptFileError(

@@ -49,11 +49,29 @@ class _GatedCell(Cell):
         values, state = self._hidden(inputs, state, starts)
         return functional.linear(values, explicit.C, explicit.by), state
 
-    def _hidden(self, inputs: Tensor, state: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
+    def run_between(
+        self, explicit: GatedMatrices, inputs: Tensor, state: Tensor, starts: Tensor, begins: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """Return what `run` does in one call between resets, without asking the device where these are.
+
+        Args:
+            explicit: the weights.
+            inputs: (time, batch, nu).
+            state: (batch, nx).
+            starts: (time, batch) bool.
+            begins: the steps with a start, or more of them.
+        """
+        values, state = self._hidden(inputs, state, starts, begins)
+        return functional.linear(values, explicit.C, explicit.by), state
+
+    def _hidden(
+        self, inputs: Tensor, state: Tensor, starts: Tensor | None, begins: Sequence[int] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return (hidden values (time, batch, h), final state)."""
         cuts = [0]
         if starts is not None:
-            cuts += [t for t in starts.any(dim=1).nonzero().flatten().tolist() if t > 0]
+            known = starts.any(dim=1).nonzero().flatten().tolist() if begins is None else begins
+            cuts += [t for t in known if t > 0]
         hidden = []
         for begin, end in zip(cuts, [*cuts[1:], inputs.shape[0]], strict=True):
             if starts is not None:

@@ -16,6 +16,7 @@ from robust_policies import __version__, checks
 
 # The lazy face: a policy is loaded without Stable-Baselines3, which only a model of its own to save brings along.
 from robust_policies import policies as face
+from robust_policies.certificates.certificate import Certificate, array_hashes
 from robust_policies.envs.batch import spec_of
 from robust_policies.errors import (
     CorruptFileError,
@@ -25,6 +26,7 @@ from robust_policies.errors import (
     UserError,
 )
 from robust_policies.files.atomic import read_json, write_atomic
+from robust_policies.policies.certify import running_arrays
 from robust_policies.policies.deployed import DeployedPolicy
 from robust_policies.policies.running_arrays import PREFIX
 from robust_policies.policies.youla.policy import YoulaPolicy
@@ -104,6 +106,13 @@ def load_policy(path: str | Path, *, allow_pickle: bool = False) -> DeployedPoli
         raise
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise CorruptFileError(f"{json_path} lacks or garbles the entry {error}; save the policy again.") from error
+
+
+def certificate_is_of(certificate: Certificate, policy: DeployedPolicy) -> bool:
+    """Return whether a certificate is of the arrays that this policy runs."""
+    # Of what nothing is proven all its parameters are listed.
+    known = [policy.running_arrays(), *([] if isinstance(policy, YoulaPolicy) else [running_arrays(policy.actor)])]
+    return any(certificate.arrays_sha256 == array_hashes(arrays) for arrays in known)
 
 
 def running_arrays_agree(path: str | Path, policy: DeployedPolicy) -> bool:

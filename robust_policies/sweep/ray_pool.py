@@ -91,20 +91,8 @@ class RayPool:
         Raises:
             InvalidValueError: Ray is not installed or no cluster answers.
         """
-        self.ray = import_ray()
-        _reach(address)
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         resource = "GPU" if device.startswith("cuda") else "CPU"
-        try:
-            self.ray.init(
-                address=address,
-                log_to_driver=False,
-                include_dashboard=False if address == "local" else None,
-                logging_level="error",
-            )
-        except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-            raise _no_cluster(address, error) from error
-        available = int(self.ray.cluster_resources().get(resource, 0))
+        self.ray, available = connected(address, resource)
         if available < 1:
             self.ray.shutdown()
             raise InvalidValueError(
@@ -149,6 +137,23 @@ class RayPool:
             with contextlib.suppress(Exception):
                 self.ray.cancel(reference, force=True)
         self.ray.shutdown()
+
+
+def connected(address: str, resource: str = "CPU") -> tuple[Any, int]:
+    """Return Ray, connected to a cluster, and how many of a resource it has; address and errors as of `RayPool`."""
+    ray = import_ray()
+    _reach(address)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            include_dashboard=False if address == "local" else None,
+            logging_level="error",
+        )
+    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        raise _no_cluster(address, error) from error
+    return ray, int(ray.cluster_resources().get(resource, 0))
 
 
 def _reach(address: str) -> None:

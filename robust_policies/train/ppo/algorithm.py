@@ -353,6 +353,8 @@ class TensorRecurrentPPO(RecurrentPPO):
         quick = fused(self._tensors, self.rollout_buffer, max(1, self.n_envs // self.minibatches))
         if isinstance(optimizer, FusedAdam):
             optimizer.quick = quick is not None
+        if self._tensors.cut:
+            self.rollout_buffer.find_begins()
         steps: list[Tensor] = []
         norms: list[Tensor] = []
         divergences: list[Tensor] = []
@@ -394,11 +396,12 @@ class TensorRecurrentPPO(RecurrentPPO):
         Returns loss, policy loss, clip fraction, value loss, entropy loss and approximate divergence, (6,).
         """
         forget_gradients(self.policy.parameters())
-        arrays = self._tensors.arrays()
+        arrays, begins = self._tensors.arrays(), self.rollout_buffer.begins
         apart = None if pieces.whole else Apart(arrays)
         sums: list[Tensor] = []
         for batch, share in pieces:
-            loss, found, entropy = self._tensors.loss(batch, arrays if apart is None else apart.arrays, terms)
+            used = arrays if apart is None else apart.arrays
+            loss, found, entropy = self._tensors.loss(batch, used, terms, begins)
             (loss if apart is None else share * loss).backward()
             parts = (loss.detach(), *found[:3], -entropy, found.divergence)
             if apart is not None:

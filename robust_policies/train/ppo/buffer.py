@@ -75,6 +75,7 @@ class TensorRolloutBuffer:
         values, log_probs, advantages, returns: (n_steps, n_envs).
         actor_state, critic_state: (n_envs, nx) before the first step.
         counted: (n_steps, n_envs), the advantages as the present epoch has them.
+        begins: the steps with a start, once `find_begins` has been called in the present rollout.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class TensorRolloutBuffer:
         self.rewards, self.values, self.log_probs = zeros(*grid), zeros(*grid), zeros(*grid)
         self.advantages, self.returns = zeros(*grid), zeros(*grid)
         self.counted = self.advantages
+        self.begins: list[int] | None = None
         self.actor_state, self.critic_state = zeros(n_envs, state_sizes[0]), zeros(n_envs, state_sizes[1])
 
     def estimate(self, rewards: Tensor, last_values: Tensor, discount: float, gae_lambda: float) -> None:
@@ -121,6 +123,10 @@ class TensorRolloutBuffer:
         for delta, factor, row in zip(reversed(deltas.unbind()), reversed(factors), reversed(rows), strict=True):
             advantage = torch.addcmul(delta, factor, advantage, out=row)
         torch.add(self.advantages, self.values, out=self.returns)
+
+    def find_begins(self) -> None:
+        """Ask the device, once a rollout, in which steps episodes begin."""
+        self.begins = self.starts.any(1).nonzero().flatten().tolist()
 
     def minibatches(self, count: int, normalize: bool = False, rows_at_once: int | None = None) -> Iterator[Pieces]:
         """Yield `count` minibatches of as many environments each, drawn anew; sequences stay whole.

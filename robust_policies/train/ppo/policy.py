@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from robust_policies import checks
 from robust_policies.errors import InvalidValueError
+from robust_policies.networks.baselines import GRUCell, LSTMCell
 from robust_policies.networks.cell import Cell, FixedStep
 from robust_policies.networks.perceptron import layers
 from robust_policies.policies import RecurrentCellPolicy
@@ -77,6 +78,9 @@ class TensorPolicy:
                 f"{type(policy.action_dist).__name__} in {checks.space_text(policy.action_space)}; start it without "
                 "torchrun."
             )
+        parts = (self.actor.cell, None if self.critic is None else self.critic.cell)
+        # Elsewhere than on a CPU these would ask the device in every minibatch where episodes begin.
+        self.cut = policy.device.type != "cpu" and any(isinstance(one, LSTMCell | GRUCell) for one in parts)
         self.state_sizes = (
             self.actor.cell.state_size,
             0 if self.critic is None else self.critic.cell.state_size,
@@ -96,12 +100,17 @@ class TensorPolicy:
         """Return the explicit arrays of the present weights."""
         return Arrays(self.actor.explicit(), None if self.critic is None else self.critic.explicit())
 
-    def loss(self, batch: Minibatch, arrays: Arrays, terms: Terms) -> tuple[Tensor, Parts, Tensor]:
-        """Return the loss () of sequences, its parts, and the mean entropy (), without a gradient."""
+    def loss(
+        self, batch: Minibatch, arrays: Arrays, terms: Terms, begins: Sequence[int] | None = None
+    ) -> tuple[Tensor, Parts, Tensor]:
+        """Return the loss () of sequences, its parts, and the mean entropy (), without a gradient.
+
+        `begins` are the steps in which episodes of the rollout begin, where they are known.
+        """
         observations, starts = batch.observations, batch.starts
-        outputs = _sequence(self.actor, arrays.actor, observations, batch.actor_state, starts)
+        outputs = _sequence(self.actor, arrays.actor, observations, batch.actor_state, starts, begins)
         if self.critic is not None:
-            latent = _sequence(self.critic, arrays.critic, observations, batch.critic_state, starts)
+            latent = _sequence(self.critic, arrays.critic, observations, batch.critic_state, starts, begins)
         elif self.shared:
             latent = torch.cat((outputs.detach(), self.actor.scaling(batch.observations)), dim=-1)
         else:
@@ -128,9 +137,13 @@ def chosen(log_probs: Tensor, actions: Tensor) -> Tensor:
     return log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
 
 
-def _sequence(body: ScaledCell, arrays: Any, observations: Tensor, state: Tensor, starts: Tensor) -> Tensor:
-    inputs = body.scaling(observations)
-    return body.cell.run(arrays, inputs, state, starts if body.cell.state_size else None)[0]
+def _sequence(
+    body: ScaledCell, arrays: Any, observations: Tensor, state: Tensor, starts: Tensor, begins: Sequence[int] | None
+) -> Tensor:
+    inputs, cell = body.scaling(observations), body.cell
+    if begins is not None and isinstance(cell, LSTMCell | GRUCell):
+        return cell.run_between(arrays, inputs, state, starts, begins)[0]
+    return cell.run(arrays, inputs, state, starts if cell.state_size else None)[0]
 
 
 def _stepping(cell: Cell, explicit: Any) -> Callable[[Tensor, Tensor], Any]:

@@ -107,7 +107,7 @@ class PpoRun(Learner):
         self.ranks = ranks = job.ranks
         count = ranks.share(recipe.task.num_envs, "task.num_envs")
         seed = (recipe.seed + ranks.rank * count) % SEEDS
-        with memory_of(recipe, "task.num_envs"):
+        with memory_of(recipe, "task.num_envs", device=job.device):
             env = make_env(recipe, count, seed, job.device, training=True)
             stack.callback(env.close)
             if ranks.first:

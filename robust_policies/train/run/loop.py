@@ -312,7 +312,7 @@ def trained(
         settings: of the recipe that decide how much memory is needed.
     """
     with ExitStack() as stack:
-        stack.enter_context(memory_of(job.recipe, *settings))
+        stack.enter_context(memory_of(job.recipe, *settings, device=job.device))
         learner = make(job, stack)
         if job.ranks.first:
             _ask_whether_it_can_be_kept(learner)

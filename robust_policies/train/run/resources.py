@@ -13,6 +13,7 @@ import torch
 
 from robust_policies.errors import DiskError, NotEnoughMemoryError
 from robust_policies.train.run.checkpoints import last_checkpoint
+from robust_policies.train.run.fitting import said_of_fitting
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # PyTorch on the CPU, PyTorch on CUDA, NumPy.
@@ -24,8 +25,11 @@ _SIZES = (
 
 
 @contextmanager
-def memory_of(recipe: Any, *settings: str) -> Iterator[None]:
-    """Turn the want of memory in the block into a `NotEnoughMemoryError` that names `settings` of the recipe."""
+def memory_of(recipe: Any, *settings: str, device: str = "") -> Iterator[None]:
+    """Turn the want of memory in the block into a `NotEnoughMemoryError` that names `settings` of the recipe.
+
+    On the CPU it says how many environments of recurrent PPO would fit, given the device.
+    """
     try:
         yield
     except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
@@ -34,7 +38,8 @@ def memory_of(recipe: Any, *settings: str) -> Iterator[None]:
             raise
         size = _size(text)
         asked = "" if size is None else f": {size} more were asked for"
-        raise NotEnoughMemoryError(f"Not enough memory{asked}; lower {_listed(recipe, settings)}.") from error
+        fits = said_of_fitting(recipe, device) if device and "task.num_envs" in settings else ""
+        raise NotEnoughMemoryError(f"Not enough memory{asked}; lower {_listed(recipe, settings)}.{fits}") from error
 
 
 def _size(text: str) -> str | None:

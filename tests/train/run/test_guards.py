@@ -1,5 +1,6 @@
 """What ends a run that should not go on: NaN, a reached return, no memory, no disk, another process."""
 
+import re
 import sys
 
 import numpy as np
@@ -14,6 +15,7 @@ from robust_policies.errors import DiskError, DivergedError, InvalidValueError, 
 from robust_policies.policies import load_policy
 from robust_policies.train import RunFolder, load_recipe, train
 from robust_policies.train.ppo import run as ppo_run
+from robust_policies.train.run import fitting, resources
 from robust_policies.train.run.checkpoints import checkpoints_in
 from robust_policies.train.run.guard import GradientNorms, diverged, in_rollout, in_update, in_weights
 from robust_policies.train.run.progress import Silent
@@ -172,13 +174,35 @@ def test_deterministic_algorithms_are_asked_for_and_recorded(algorithm, tmp_path
 
 
 @pytest.mark.parametrize("algorithm", RECIPES)
-def test_what_does_not_fit_into_memory_is_said_with_the_setting_to_lower(algorithm, tmp_path):
+def test_what_does_not_fit_into_memory_is_said_with_the_setting_to_lower(algorithm, tmp_path, monkeypatch):
+    monkeypatch.setattr(resources, "said_of_fitting", lambda recipe, device: "")
     recipe = recipe_of(algorithm, f"task.num_envs={10**12}")
     with pytest.raises(
         NotEnoughMemoryError, match=r"memory: [\d.]+ TiB more were asked for; lower task.num_envs \(now"
     ):
         train(recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the largest memory of another process")
+def test_how_many_environments_would_fit_is_measured(monkeypatch):
+    recipe = recipe_of("tensor_ppo", f"task.num_envs={10**12}")
+    free = 100_000_000
+    monkeypatch.setattr(fitting, "available", lambda: free)
+    said = fitting.said_of_fitting(recipe, "cpu")
+    found = re.fullmatch(
+        r" About (\d+) environments would fit: 0\.0931 GiB are free and ([\d.]+) KiB each needs\.", said
+    )
+    assert found, said
+    count, each = int(found[1]), float(found[2]) * 1024
+    # Of 100 steps: at least the rollout itself, of 3 observations, an action and seven more numbers a step.
+    assert 100 * 4 * 11 < each < 100 * 4 * 11 * 20
+    step = recipe.algorithm.batch_size // recipe.algorithm.n_steps
+    assert count % step == 0 and 0.8 * free < count * each < 0.91 * free
+    assert not fitting.said_of_fitting(recipe, "cuda")
+    monkeypatch.setattr(fitting, "available", lambda: 0)
+    assert not fitting.said_of_fitting(recipe, "cpu")
 
 
 def test_a_rollout_that_does_not_fit_names_its_settings(tmp_path):

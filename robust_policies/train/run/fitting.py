@@ -1,0 +1,65 @@
+"""How many environments fit into the memory there is: measured by two small trainings in another process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from robust_policies.train.recipe.recipe import Recipe
+
+# Environments of the two trainings: enough that what each needs stands out of what the libraries do.
+_FEW, _MANY = 512, 4096
+_SECONDS = 300.0
+# Of the free memory: the rest is for what the small ones do not show.
+_SHARE = 0.9
+
+
+def said_of_fitting(recipe: Recipe, device: str) -> str:
+    """Return a sentence about how many environments fit where too many were asked for, "" where that is not known.
+
+    It takes seconds: one update with few environments and one with more are made in a process of their own, and its
+    largest memory after each is read.
+    """
+    if recipe.algorithm.name not in ("tensor_ppo", "recurrent_ppo"):
+        return ""
+    step = max(1, (recipe.algorithm.batch_size or 0) // recipe.algorithm.n_steps)
+    counts = [-(-count // step) * step for count in (_FEW, _MANY)]
+    if recipe.task.num_envs <= counts[1] or device != "cpu" or sys.platform != "linux":
+        return ""
+    command = [sys.executable, "-m", "robust_policies.train.in_memory"]
+    data = json.dumps({"recipe": recipe.resolved(), "counts": counts})
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    try:
+        done = subprocess.run(
+            command, input=data, text=True, capture_output=True, timeout=_SECONDS, env=environment, check=True
+        )
+        few, many = json.loads(done.stdout.splitlines()[-1])
+    except (OSError, ValueError, IndexError, subprocess.SubprocessError):
+        return ""
+    each, free = (many - few) / (counts[1] - counts[0]), available()
+    # The libraries' own memory is taken already, by the process that asks.
+    fits = int(_SHARE * free / each) // step * step if each > 0 else 0
+    if fits <= 0:
+        return ""
+    return (
+        f" About {fits} environments would fit: {free / 2**30:.3g} GiB are free and {each / 2**10:.3g} KiB each needs."
+    )
+
+
+def available() -> int:
+    """Return the bytes of memory that could be had now, of the machine and of this process' control group."""
+    found = [int(line.split()[1]) * 1024 for line in _lines("/proc/meminfo") if line.startswith("MemAvailable:")]
+    limit, used = (_lines(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
+    if limit and used and limit[0].isdigit():
+        found.append(int(limit[0]) - int(used[0]))
+    return min(found, default=0)
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
