@@ -121,10 +121,6 @@ def test_gradients_in_float32_of_steps_as_wide_as_the_widest_tiles(kind):
     torch.manual_seed(0)
     wide = cell(hidden=(40, 33), dtype=torch.float32)
     module = wide if kind == "r2dn" else make_cell(kind, 2, 1, state_size=12, features=40)
-        make_cell(kind, 2, 1, state_size=12, features=40)
-        if kind != "r2dn"
-        else cell(hidden=(40, 33), dtype=torch.float32)
-    )
     inputs, state, starts = data(30, 8, torch.float32, module.input_size, module.state_size)
     exact = copy.deepcopy(module).double()
     wanted = slopes(exact, lambda u, x: exact.unroll(exact.explicit(), u, x, starts), inputs.double(), state.double())
