@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def runs(plant, first, steps):
-    """Return states (steps + 1, runs, n), outputs and inputs from first states (runs, n) with random inputs."""
+    """Return random inputs, outputs and states (steps + 1, runs, n) from first states (runs, n)."""
     rng, params = np.random.default_rng(1), plant.prepare(plant.nominal())
     low, high = plant.action_low, plant.action_high
     states, outputs, inputs = [torch.as_tensor(first)], [], []
@@ -71,7 +71,7 @@ def runs(plant, first, steps):
         inputs.append(torch.as_tensor(0.5 * (low + high) + INPUTS[0] * rng.uniform(-1, 1, (len(first), len(low)))))
         outputs.append(plant.observe(states[-1], params))
         states.append(plant.advance(states[-1], inputs[-1], params))
-    return [torch.stack(part) for part in (states, outputs, inputs)]
+    return [torch.stack(part) for part in (inputs, outputs, states)]
 
 
 if __name__ == "__main__":

@@ -1,74 +1,120 @@
-"""The page results/identification: a table and a figure of the rows of silverbox.json around the words of page.md."""
+"""The page results/identification: tables and figures of the stored rows around the words of page.md."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from results.identification.benchmarks import BENCHMARKS
 from results.youla.tables import shown, table
 from robust_policies.evaluation.report.chart import Chart, Look, Panel, Series
 from robust_policies.evaluation.report.static import draw
 from robust_policies.files import numbers
-from robust_policies.files.atomic import write_atomic
+from robust_policies.files.atomic import read_json, write_atomic
 
-RECORDS = ("multisine", "arrow, without extrapolation", "whole arrow")
 NAMES = {
     "linear": "linear (nfoursid)",
     "r2dn": "R2DN, contracting",
     "r2dn_long": "R2DN, contracting, longer",
     "r2dn_gain30": "R2DN, gain at most 30",
     "ren": "REN, contracting",
+    "l2ru": "L2RU, contracting",
     "lstm": "LSTM",
 }
-AIMS = (0.03, 0.04)
+Rows = Sequence[dict[str, Any]]
 
 
-def write_page(content: dict[str, Any], results: Path) -> None:
-    """Write README.md and its figure."""
-    picture(content["rows"]).savefig(results / "silverbox.png", dpi=110)
-    write_atomic(results / "README.md", lambda file: file.write(page(content, results).encode()))
+def write_page(results: Path) -> None:
+    """Write README.md and a figure of each benchmark whose rows are there."""
+    stored = rows_of(results)
+    for name, rows in stored.items():
+        picture(name, rows).savefig(results / f"{name}.png", dpi=110)
+    write_atomic(results / "README.md", lambda file: file.write(page(stored, results).encode()))
 
 
-def page(content: dict[str, Any], results: Path) -> str:
+def rows_of(results: Path) -> dict[str, Rows]:
+    """Return the stored rows by benchmark."""
+    paths = {name: results / f"{name}.json" for name in BENCHMARKS}
+    return {name: read_json(path, "results", 1)["rows"] for name, path in paths.items() if path.is_file()}
+
+
+def page(stored: Mapping[str, Rows], results: Path) -> str:
     """Return README.md."""
-    rows = content["rows"]
-    parts = {
-        "ERRORS": _errors(rows),
-        "MODELS": _models(rows),
-        "AIMS": _aims(rows),
-        "NOTE": next((row["note"] for row in rows if row["method"] == "linear"), "There is no linear model."),
-    }
     text = (results / "page.md").read_text()
-    for name, part in parts.items():
-        text = text.replace(f"[[{name}]]", part)
-    return text
+    for name in BENCHMARKS:
+        rows = stored.get(name, [])
+        without = "There is no linear model." if rows else ""
+        note = next((row["note"] for row in rows if row["method"] == "linear"), without)
+        for key, part in {
+            "ERRORS": _errors(name, rows),
+            "MODELS": _models(rows),
+            "AIMS": _aims(name, rows),
+            "NOTE": note,
+        }.items():
+            text = text.replace(f"[[{name}.{key}]]", part)
+    path = results / "transfer.json"
+    rows = read_json(path, "results", 1)["rows"] if path.is_file() else []
+    return text.replace("[[TRANSFER]]", _transfer(rows))
 
 
-def of(rows: Sequence[dict[str, Any]], method: str) -> list[dict[str, Any]]:
+def _transfer(rows: Rows) -> str:
+    """Return the table of policies by what they were trained on."""
+    if not rows:
+        return "Nothing has been measured yet."
+    body = []
+    for row in rows:
+        true = [one["return"] for one in rows if (one["task"], one["seed"]) == (row["task"], row["seed"])
+                and one["trained_on"] == "plant"]  # fmt: skip
+        on_plant = row["trained_on"] == "plant"
+        share = "-" if on_plant or not true or row["return"] >= 0 else f"{100 * true[0] / row['return']:.1f}%"
+        body.append(
+            [
+                row["task"],
+                str(row["seed"]),
+                "true plant" if on_plant else f"model, {NAMES.get(row['trained_on'], row['trained_on'])}",
+                "-" if on_plant else f"{row['fit']:.1f}%",
+                "-" if on_plant else row["model_status"],
+                f"{row['return']:.3g}",
+                share,
+                row["status"],
+                "none" if row["gain"] is None else numbers.upper(row["gain"]),
+            ]
+        )
+    head = ["plant", "seed", "trained on", "model's fit, test", "model", "return on the plant", "of the true plant's"]
+    return table([*head, "policy", "policy's gain, proven"], body)
+
+
+def of(rows: Rows, method: str) -> list[dict[str, Any]]:
     """Return the rows of a method."""
     return [row for row in rows if row["method"] == method]
 
 
-def _each(rows: Sequence[dict[str, Any]], record: int) -> list[float]:
-    return [row["errors"][record]["all"]["nrmse_std"] for row in rows]
+def _each(rows: Rows, record: int, kind: str = "nrmse_std") -> list[float]:
+    return [row["errors"][record]["all"][kind] for row in rows]
 
 
-def _methods(rows: Sequence[dict[str, Any]]) -> list[str]:
+def _methods(rows: Rows) -> list[str]:
     return [method for method in NAMES if of(rows, method)]
 
 
-def _errors(rows: Sequence[dict[str, Any]]) -> str:
-    body = []
+def _errors(name: str, rows: Rows) -> str:
+    if not rows:
+        return "Nothing has been measured yet."
+    benchmark, body = BENCHMARKS[name], []
+    count = len(benchmark.records)
     for method in _methods(rows):
         own = of(rows, method)
-        cells = [shown(_each(own, record)) for record in range(len(RECORDS))]
-        rmse = [shown([1000 * row["errors"][record]["rmse"][0] for row in own]) for record in range(len(RECORDS))]
-        body.append([NAMES[method], str(len(own)), *(f"{a}; {b} mV" for a, b in zip(cells, rmse, strict=True))])
-    return table(["model", "seeds", *(f"{name}: NRMSE; RMSE" for name in RECORDS)], body)
+        cells = [shown(_each(own, record)) for record in range(count)]
+        rmse = [shown([benchmark.factor * row["errors"][record]["rmse"][0] for row in own]) for record in range(count)]
+        both = [f"{a}; {b} {benchmark.unit}".rstrip() for a, b in zip(cells, rmse, strict=True)]
+        body.append([NAMES[method], str(len(own)), *both])
+    return table(["model", "seeds", *(f"{record}: NRMSE; RMSE" for record in benchmark.records)], body)
 
 
-def _models(rows: Sequence[dict[str, Any]]) -> str:
+def _models(rows: Rows) -> str:
+    if not rows:
+        return ""
     body = []
     for method in _methods(rows):
         own = of(rows, method)
@@ -97,21 +143,21 @@ def _models(rows: Sequence[dict[str, Any]]) -> str:
     return table(head, body)
 
 
-def _aims(rows: Sequence[dict[str, Any]]) -> str:
-    body = []
+def _aims(name: str, rows: Rows) -> str:
+    aims, records, body = BENCHMARKS[name].aims, BENCHMARKS[name].records, []
     for method in _methods(rows):
         own = of(rows, method)
-        values = [_each(own, record) for record in range(len(AIMS))]
-        met = [f"{sum(v < aim for v in each)} of {len(each)}" for each, aim in zip(values, AIMS, strict=True)]
+        values = [_each(own, record) for record in range(len(aims))]
+        met = [f"{sum(v < aim for v in each)} of {len(each)}" for each, aim in zip(values, aims, strict=True)]
         body.append([NAMES[method], *met])
-    return table(["seeds that reach it", *(f"{r}: below {aim:g}" for r, aim in zip(RECORDS, AIMS, strict=False))], body)
+    return table(["seeds that reach it", *(f"{r}: below {aim:g}" for r, aim in zip(records, aims, strict=False))], body)
 
 
-def picture(rows: Sequence[dict[str, Any]]) -> Any:
+def picture(name: str, rows: Rows) -> Any:
     """Return the figure: the error on each test record, a point a seed."""
-    methods = _methods(rows)
+    methods, benchmark = _methods(rows), BENCHMARKS[name]
     panels = []
-    for record, title in enumerate(RECORDS[:2]):
+    for record, title in enumerate(benchmark.records[:2]):
         series = [
             Series(NAMES[method], Look.of(k), _each(of(rows, method), record), [k] * len(of(rows, method)), line=False)
             for k, method in enumerate(methods)
@@ -119,4 +165,4 @@ def picture(rows: Sequence[dict[str, Any]]) -> Any:
         panels.append(
             Panel(title, "NRMSE / deviation (log)", "", series, log_x=True, y_names=[NAMES[m] for m in methods])
         )
-    return draw(Chart("silverbox", "Silverbox", "", panels, columns=2, legend=False))
+    return draw(Chart(name, benchmark.title, "", panels, columns=2, legend=False))

@@ -127,7 +127,9 @@ def write(rows: list[dict[str, Any]]) -> None:
     rows.sort(key=lambda row: (row["recipe"], row["seed"]))
     text = "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n"
     (RESULTS / "recipes.json").write_text(text)
-    page = f"{table(rows)}\n\n{NOTE}\n"
+    measured = {row["recipe"] for row in rows}
+    missing = ", ".join(f"`{name}`" for name in assets.recipe_names() if name not in measured)
+    page = f"{table(rows)}\n\n{NOTE}\n" + (f"\nNot measured yet: {missing}.\n" if missing else "")
     few = f"{table([row for row in rows if row['recipe'] in IN_README])}\n\n{NOTE}\n"
     (RESULTS / "README.md").write_text(f"# What the recipes reach\n\nBy `python -m results.recipes.make`.\n\n{page}")
     readme = (ROOT / "README.md").read_text()

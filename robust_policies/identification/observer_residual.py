@@ -121,15 +121,15 @@ def interval_residual(
 
 
 def statistical_residual(
-    observer: LearnedObserver, states: Any, outputs: Any, inputs: Any, confidence: float = 0.99
+    observer: LearnedObserver, inputs: Any, outputs: Any, states: Any, confidence: float = 0.99
 ) -> ObserverResidual:
     """Return the largest residual of runs that were drawn alike and that the observer was not fitted to.
 
     Args:
         observer: whose residual it is.
-        states: (time + 1, runs, n) of a simulation.
+        inputs: (time, runs, m) applied in a simulation.
         outputs: (time, runs, p) measured, without noise.
-        inputs: (time, runs, m) applied.
+        states: (time + 1, runs, n).
         confidence: 1 - beta.
 
     Raises:

@@ -146,17 +146,17 @@ def test_an_incorrect_observer_is_off_by_the_residual_over_what_is_forgotten():
 
 def test_what_runs_show_is_called_statistical(observer):
     states, outputs, inputs = runs(observer.plant, 200, 20, torque=0.0, keep=(9.0, 9.0))
-    found = statistical_residual(observer, states, outputs, inputs, 0.99)
+    found = statistical_residual(observer, inputs, outputs, states, 0.99)
     assert found.kind == "statistical" and found.claim.startswith("statistical, not proven")
     assert found.share == pytest.approx(1 - 0.01 ** (1 / 200)) and found.share <= np.log(100) / 200
     bound = observer_bound(observer, found, (0.1, 0.4))
     assert bound.kind == "statistical" and "not proven" in bound.claim and "of another policy" in bound.claim
-    one = statistical_residual(observer, states[:, :1], outputs[:, :1], inputs[:, :1])
+    one = statistical_residual(observer, inputs[:, :1], outputs[:, :1], states[:, :1])
     assert one.value <= found.value and one.share == pytest.approx(0.99)
     with pytest.raises(InvalidValueError, match="confidence"):
-        statistical_residual(observer, states, outputs, inputs, 1.0)
+        statistical_residual(observer, inputs, outputs, states, 1.0)
     with pytest.raises(ShapeError, match="states"):
-        statistical_residual(observer, states[1:], outputs, inputs)
+        statistical_residual(observer, inputs, outputs, states[1:])
 
 
 def test_the_gain_from_noise_is_above_every_difference(observer):

@@ -1,10 +1,23 @@
 """Parametrization and run over time as one node give PyTorch's numbers and derivatives; where it is used."""
 
+import copy
+
 import pytest
 import torch
 from torch.autograd import forward_ad
 
-from robust_policies.networks import R2DN, REN, Contracting, Dissipative, Lipschitz, compiled, program, rows, whole_run
+from robust_policies.networks import (
+    R2DN,
+    REN,
+    Contracting,
+    Dissipative,
+    Lipschitz,
+    compiled,
+    make_cell,
+    program,
+    rows,
+    whole_run,
+)
 
 pytest.importorskip("numba")
 NU, NX, NY, NV = 3, 8, 2, 16
@@ -100,6 +113,24 @@ def test_layers_wider_than_a_tape_takes_run_by_rows_alone(monkeypatch):
     assert_alike(slopes(module, lambda u, x: module(u, x, starts), inputs, state), wanted, 1e-10)
     monkeypatch.setattr(rows, "WIDEST", 60)
     assert type(module(inputs, state, starts)[0].grad_fn) is not compiled._Run._backward_cls
+
+
+@pytest.mark.parametrize("kind", ["r2dn", "ren", "nemon"])
+def test_gradients_in_float32_of_steps_as_wide_as_the_widest_tiles(kind):
+    # Tiles of 32 numbers; memory beside theirs is full of infinity.
+    torch.manual_seed(0)
+    wide = cell(hidden=(40, 33), dtype=torch.float32)
+    module = wide if kind == "r2dn" else make_cell(kind, 2, 1, state_size=12, features=40)
+        make_cell(kind, 2, 1, state_size=12, features=40)
+        if kind != "r2dn"
+        else cell(hidden=(40, 33), dtype=torch.float32)
+    )
+    inputs, state, starts = data(30, 8, torch.float32, module.input_size, module.state_size)
+    exact = copy.deepcopy(module).double()
+    wanted = slopes(exact, lambda u, x: exact.unroll(exact.explicit(), u, x, starts), inputs.double(), state.double())
+    for _ in range(10):
+        torch.full((200, 16), float("inf")).unbind()
+        assert_alike(slopes(module, lambda u, x: module(u, x, starts), inputs, state), wanted, 1e-4)
 
 
 @pytest.mark.parametrize("guarantee", GUARANTEES)

@@ -6,10 +6,11 @@ import signal
 from pathlib import Path
 
 import pytest
-from in_process import one_line
+from in_process import answer, one_line
 from sweep_command import begin, rows, sweep, trial_process, wait_for
 
 from robust_policies.policies import load_policy
+from robust_policies.train import load_recipe
 
 SHORT = "algorithm.total_steps=400"
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
@@ -51,6 +52,29 @@ def test_a_failed_trial_is_reported_and_the_rest_goes_on(swept):
         else:
             assert (row["status"], row["reason"]) == ("done", "")
             load_policy(folder / "trials" / name)
+
+
+def test_algorithms_with_a_replay_buffer_are_swept_too(tmp_path):
+    common = "total_steps: 64, learning_starts: 20, buffer_size: 80, batch_size: 4"
+    done = answer(
+        *("sweep", "pendulum_sac_r2dn", "--seeds", "3", "--jobs", 2, "--no-evaluate", "-o", tmp_path / "s", "--set"),
+        f"algorithm={{name: sac, {common}}},{{name: td3, {common}}},"
+        f"{{name: recurrent_sac, {common}, sequence_length: 3, burn_in: 2}}",
+        *("task.num_envs=2", "policy.critic=own", "policy.window=null", "policy.critic_kwargs={}"),
+        *("task.kwargs.max_episode_steps=9", "checkpoints.evaluate_episodes=1", "checkpoints.certify_every=0"),
+    )
+    assert done.returncode == 0, done.stderr
+    found = {}
+    for trial, row in rows(tmp_path / "s").items():
+        run = tmp_path / "s" / "trials" / trial
+        assert (row["status"], float(row["steps"])) == ("done", 64.0)
+        name = load_recipe(str(run / "recipe.yaml")).algorithm.name
+        # A window of 16 around the cell, or the cell itself.
+        assert load_policy(run).cell.name == ("r2dn" if name == "recurrent_sac" else "window")
+        found[name] = float(row["best"])
+    assert set(found) == {"sac", "td3", "recurrent_sac"}
+    # Nine steps of the pendulum earn between -147 and 0.
+    assert all(-147.0 < value < 0.0 for value in found.values())
 
 
 def test_the_tables_hold_what_the_run_folders_say(swept):

@@ -4,6 +4,7 @@ import pytest
 from soak_cases import some_soak
 
 from robust_policies.errors import CorruptFileError, InvalidValueError, MissingFileError, SchemaError, UnknownNameError
+from robust_policies.evaluation.rehearsal import in_small
 from robust_policies.files import assets
 from robust_policies.policies import load_policy
 from robust_policies.train import load_recipe, parse_recipe, train
@@ -26,17 +27,15 @@ EACH_KIND = (
     "pendulum_r2dn_apg",
 )
 """A recipe of each algorithm, cell, guarantee and wrapper; the others differ from one of these by task or numbers."""
+NOT_RUN = ("half_cheetah_sac_mlp", "half_cheetah_sac_r2dn", "hopper_sac_mlp", "hopper_sac_r2dn")
+"""Those that nobody has trained to their end, so nobody knows what they reach."""
 
 
 @pytest.mark.parametrize("name", some_soak(assets.recipe_names(), *EACH_KIND))
 def test_every_recipe_that_ships_trains_and_acts(name, tmp_path):
     tiny = ["task.num_envs=2", "checkpoints.evaluate_episodes=2", "task.kwargs={max_episode_steps: 20}"]
-    if load_recipe(name).algorithm.name == "apg":
-        tiny += ["algorithm.total_steps=16", "algorithm.horizon=8"]
-    else:
-        tiny += ["algorithm.total_steps=16", "algorithm.n_steps=8", "algorithm.batch_size=8", "algorithm.n_epochs=1"]
-    recipe = load_recipe(name, tiny)
-    assert train(recipe, tmp_path / "run").num_timesteps == 16
+    recipe = in_small(load_recipe(name, tiny))
+    assert train(recipe, tmp_path / "run").num_timesteps > 0
     env = make_env(recipe, 2, 0, "cpu", training=False)
     actions, _ = load_policy(tmp_path / "run").predict(env.reset(), deterministic=True)
     assert actions.shape == (2, *env.action_space.shape)
@@ -47,6 +46,9 @@ def test_every_recipe_that_ships_trains_and_acts(name, tmp_path):
 def test_every_recipe_that_ships_states_a_target_that_its_training_can_meet(name):
     recipe = load_recipe(name)
     assert recipe.description
+    if name in NOT_RUN:
+        assert recipe.target is None
+        return
     assert recipe.target is not None
     assert recipe.checkpoints.evaluate_every <= recipe.target.steps <= recipe.algorithm.total_steps
 
