@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/predict.py DIR [--output benchmarks/predict.json] [--calls 10000]
 
 Both are called in turns of 1,000, so that a busy machine slows both; the first calls of a turn, which find the other
-side's data in the processor's caches, are not timed: calls are back to back. Times are of this process' CPU. The first action is
-timed in new processes: CPU seconds from the start of Python on.
+side's data in the processor's caches, are not timed: calls are back to back. Times are of this process' CPU. The
+first action is timed in new processes: CPU seconds from the start of Python on.
 """
 
 from __future__ import annotations

@@ -170,8 +170,8 @@ def pareto_chart(methods: Sequence[Method], task: str) -> Chart | None:
         return None
     caption = (
         "Right and up is better. Large points: interquartile means, with bars in both directions, each the "
-        f"{interval_words(methods)}; small points: mean returns of the training seeds. Dotted: the methods that no other beats "
-        "in both."
+        f"{interval_words(methods)}; small points: mean returns of the training seeds. Dotted: the methods that no "
+        "other beats in both."
     )
     return Chart(slug(task, "natural against worst"), "Natural against worst return", caption, panels, True, 3)
 

@@ -145,7 +145,8 @@ def glance(methods: Sequence[Method], task: str) -> str:
     norm = ""
     if worst is not None:
         norm = f" Attack sizes bound the {NORM_WORDS.get(worst.norm, worst.norm)}, in {unit_of(shown, worst)}."
-    caption = f"Returns: interquartile mean [{interval_words(shown)}]; gains: median of the training seeds [smallest, largest].{norm}"
+    gains = "gains: median of the training seeds [smallest, largest]"
+    caption = f"Returns: interquartile mean [{interval_words(shown)}]; {gains}.{norm}"
     return table(head, rows, escape(caption), (1, *range(3, len(head))))
 
 
