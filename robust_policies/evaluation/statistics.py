@@ -247,7 +247,7 @@ def _counts(drawn: np.ndarray) -> np.ndarray:
 def _mean(units: list[np.ndarray]) -> Callable[[list[np.ndarray]], np.ndarray]:
     """Return the mean of what was drawn, from how often each unit was."""
     sums, number = [unit.sum(axis=1) for unit in units], sum(unit.size for unit in units)
-    return lambda counts: sum(count @ own for count, own in zip(counts, sums, strict=True)) / number
+    return lambda counts: np.sum([count @ own for count, own in zip(counts, sums, strict=True)], axis=0) / number
 
 
 def _trimmed(units: list[np.ndarray]) -> Callable[[list[np.ndarray]], np.ndarray]:

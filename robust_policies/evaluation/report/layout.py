@@ -15,7 +15,7 @@ import matplotlib
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
+from matplotlib.axis import Axis, XAxis
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
@@ -135,7 +135,7 @@ def _margins(axes: Axes) -> Margins:
         left=max(EDGE + y[0] + _line(axes.yaxis.label), x[0] * 0.6 if slanted else x[0] / 2),
         right=BAR if axes.child_axes else max(EDGE, 0.0 if slanted else x[0] / 2),
         bottom=EDGE + x[1] + _line(axes.xaxis.label),
-        top=raised + (6.0 + LINE * axes.title.get_fontsize() if title else y[1] / 2) + 2.0,
+        top=raised + (6.0 + LINE * float(axes.title.get_fontsize()) if title else y[1] / 2) + 2.0,
         x=x[1],
         y=y[0],
     )
@@ -172,7 +172,7 @@ def _words(axes: Axes, margins: Margins) -> list[Word]:
 
 
 def _line(label: Text) -> float:
-    return LABEL + LINE * label.get_fontsize() if label.get_text() else 0.0
+    return LABEL + LINE * float(label.get_fontsize()) if label.get_text() else 0.0
 
 
 def _fixed(axis: Axis) -> str:
@@ -212,7 +212,8 @@ def _numbers(axis: Axis) -> tuple[list[float], list[str]]:
 
 def _size(axis: Axis) -> float:
     """Return the size of the numbers of an axis, in points."""
-    return float(FontProperties(size=matplotlib.rcParams[f"{axis.axis_name}tick.labelsize"]).get_size_in_points())
+    size = matplotlib.rcParams["xtick.labelsize" if isinstance(axis, XAxis) else "ytick.labelsize"]
+    return float(FontProperties(size=size).get_size_in_points())
 
 
 def _largest(axis: Axis) -> tuple[float, float]:

@@ -19,7 +19,7 @@ def training_curve(files: RunFolder) -> tuple[NDArray[np.float64], NDArray[np.fl
     events = sorted(files.tensorboard.rglob("events.out.tfevents.*"))
     points: dict[int, float] = {}
     for path in events:
-        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
         # A resumed run repeats steps; the later file is what happened.
         for record in _records(path, TRAINING_TAG.encode()):
