@@ -1,9 +1,10 @@
 """One decision of a saved policy, by `robust_policies.runtime` and by the PyTorch policy, and the time to the first.
 
-    OMP_NUM_THREADS=1 python benchmarks/predict.py DIR [--output benchmarks/predict.json] [--calls 5000]
+    OMP_NUM_THREADS=1 python benchmarks/predict.py DIR [--output benchmarks/predict.json] [--calls 10000]
 
-Both are called in turns of 100, so that a busy machine slows both; times are of this process' CPU. The first action is
-timed in new processes: CPU seconds from the start of Python on.
+Both are called in turns of 1,000, so that a busy machine slows both; the first calls of a turn, which find the other
+side's data in the processor's caches, are not timed: calls are back to back. Times are of this process' CPU. The
+first action is timed in new processes: CPU seconds from the start of Python on.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ import numpy as np
 from robust_policies.policies import load_policy
 from robust_policies.runtime import load
 
+# Calls of one side in a turn: not timed, and timed.
+WARM, BLOCK = 50, 1000
 FIRST = {
     "runtime": "from robust_policies.runtime import load; import numpy, sys; "
     "load(sys.argv[1]).predict(numpy.zeros(int(sys.argv[2]), 'float32'))",
@@ -36,13 +39,12 @@ def calls(folder: Path, count: int) -> dict[str, dict[str, float]]:
     observation = np.zeros(sides["torch"].observation_space.shape, np.float32)
     times: dict[str, list[int]] = {name: [] for name in sides}
     states: dict[str, Any] = dict.fromkeys(sides)
-    for turn in range(count // 100 + 1):
+    for _ in range(-(-count // BLOCK)):
         for name, policy in sides.items():
-            for _ in range(100):
+            for number in range(WARM + BLOCK):
                 before = time.process_time_ns()
                 _, states[name] = policy.predict(observation, states[name])
-                # The first turn warms up.
-                if turn:
+                if number >= WARM:
                     times[name].append(time.process_time_ns() - before)
     return {name: {f"p{q}": float(np.percentile(found, q)) / 1e3 for q in (50, 99)} for name, found in times.items()}
 
@@ -62,7 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--calls", type=int, default=5000)
+    parser.add_argument("--calls", type=int, default=10000)
     arguments = parser.parse_args()
     size = int(np.prod(load_policy(arguments.folder).observation_space.shape or ()))
     report = {

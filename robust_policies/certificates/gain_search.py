@@ -17,6 +17,7 @@ from torch import Tensor
 
 from robust_policies import checks
 from robust_policies.errors import DivergedError, ShapeError
+from robust_policies.networks.once import once
 
 # Rows (time steps times samples) differentiated together: what bounds the memory of a search.
 _ROWS = 2**14
@@ -89,8 +90,7 @@ def running_map(model: Any) -> Map:
         return model
     actor = getattr(model, "actor", model)
     cell = actor.cell if hasattr(actor, "cell") else actor
-    with torch.no_grad():
-        explicit = _upcast(cell.explicit())
+    explicit = _upcast(once(cell, "explicit"))
     double = copy.deepcopy(actor).to(device="cpu", dtype=torch.float64).eval().requires_grad_(False)
     broken = [*_not_finite(explicit), *_not_finite(tuple(double.state_dict().values()))]
     if broken:

@@ -44,6 +44,7 @@ from robust_policies.certificates.reflected import maxmin_layers
 from robust_policies.certificates.search import ROUNDING, Search
 from robust_policies.errors import InvalidValueError, NonFiniteError, NotCertifiableError, ShapeError
 from robust_policies.files import numbers
+from robust_policies.networks.once import once
 
 # A designed gain stays where a search finds the same one but for its own accuracy.
 ROUNDING_OF_SEARCHES = 1e-6
@@ -277,8 +278,7 @@ class _UnknownFormError(Exception):
 
 def _explicit(cell_or_policy: Any, explicit: Any) -> tuple[Any, Any]:
     cell = getattr(cell_or_policy, "cell", cell_or_policy)
-    with torch.no_grad():
-        explicit = cell.explicit() if explicit is None else explicit
+    explicit = once(cell, "explicit") if explicit is None else explicit
     if hasattr(explicit, "weight_hh"):
         raise NotCertifiableError(
             f"{type(cell).__name__} has gates, products of two signals, of which no finite gain is known; use the cell "
@@ -316,7 +316,7 @@ def _running(cell: Any, explicit: Any) -> _Running:
     family = SlopeMultiplier(model.sizes[1])
     if (rows := _rows(cell, explicit)) is not None:
         return _Running(model, family, *(rows.hints() or (None, family.start())))
-    P = _array(cell.metric()) if cell.guarantee is not None else None
+    P = _array(once(cell, "metric")) if cell.guarantee is not None else None
     if is_r2dn(explicit):
         family = LipschitzMultiplier(model.sizes[1], layers_bound(explicit.layers))
         return _Running(model, family, P, np.ones(1), neurons=written_out(model, explicit.layers))

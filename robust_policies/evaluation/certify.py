@@ -21,6 +21,7 @@ from robust_policies.certificates.loop import NUMBERS
 from robust_policies.certificates.peak_search import PeakWitness, peak_secants, peak_witness
 from robust_policies.errors import CorruptFileError, MissingFileError, NotCertifiableError, UserError
 from robust_policies.evaluation.task_numbers import task_numbers
+from robust_policies.networks.once import unchanging
 from robust_policies.policies import DeployedPolicy, load_policy
 from robust_policies.policies.storage import certificate_is_of, running_arrays_agree
 from robust_policies.train.run.folder import RunFolder
@@ -113,7 +114,7 @@ def check_run(folder: str | Path, policy: DeployedPolicy | None = None) -> list[
     run = RunFolder(folder)
     if not run.path.is_dir():
         raise MissingFileError(f"{folder} does not exist; expected a run folder.")
-    with keeping(Book.load(run.path / PROOFS)):
+    with unchanging(), keeping(Book.load(run.path / PROOFS)):
         return _checked(run, policy)
 
 

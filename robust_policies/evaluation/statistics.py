@@ -72,7 +72,7 @@ def iqm(scores: Any, *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
 
 def mean_interval(scores: Any, *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
     """Return the mean of all scores and its 95% stratified bootstrap interval; arguments and errors as `iqm`."""
-    return _interval(scores, lambda pooled: pooled.mean(axis=-1), resamples, seed)
+    return _interval(scores, lambda pooled: pooled.mean(axis=-1), resamples, seed, _mean)
 
 
 def optimality_gap(scores: Any, target: float, *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
@@ -242,6 +242,12 @@ def _counts(drawn: np.ndarray) -> np.ndarray:
     count, size = drawn.shape
     places = drawn + size * np.arange(count)[:, None]
     return np.bincount(places.ravel(), minlength=count * size).reshape(count, size)
+
+
+def _mean(units: list[np.ndarray]) -> Callable[[list[np.ndarray]], np.ndarray]:
+    """Return the mean of what was drawn, from how often each unit was."""
+    sums, number = [unit.sum(axis=1) for unit in units], sum(unit.size for unit in units)
+    return lambda counts: np.sum([count @ own for count, own in zip(counts, sums, strict=True)], axis=0) / number
 
 
 def _trimmed(units: list[np.ndarray]) -> Callable[[list[np.ndarray]], np.ndarray]:

@@ -24,6 +24,7 @@ from robust_policies.certificates import (
 from robust_policies.certificates.layers import spectral_bound
 from robust_policies.certificates.signals import Signals
 from robust_policies.errors import InvalidValueError, NotCertifiableError, ShapeError
+from robust_policies.networks.once import once
 from robust_policies.policies.actor import Actor, FrozenNormalizer
 from robust_policies.policies.window import WindowCell
 
@@ -150,8 +151,7 @@ def _is_constant(actor: Actor) -> bool:
     folded = actor.folded()
     if not folded.head.any() or (folded.sizes is not None and not folded.sizes.any()):
         return True
-    with torch.no_grad():
-        explicit = actor.cell.explicit()
+    explicit = once(actor.cell, "explicit")
     if hasattr(explicit, "weights"):
         return not bool(explicit.weights[-1].any())
     out = [getattr(explicit, name, None) for name in ("C2", "D21", "D22")]
@@ -200,8 +200,7 @@ def choices(space: spaces.Space, memory: bool) -> dict[str, Any] | None:
 
 def running_arrays(actor: Actor) -> dict[str, Any]:
     """Return the arrays that run: the cell's explicit ones and those of the scalings and the head, by name."""
-    with torch.no_grad():
-        arrays = dict(_flat("cell", actor.cell.explicit()))
+    arrays = dict(_flat("cell", once(actor.cell, "explicit")))
     return arrays | {k: v for k, v in actor.state_dict().items() if not k.startswith("body.cell.")}
 
 

@@ -14,6 +14,7 @@ from robust_policies.certificates.verify import running_neurons, running_rows
 from robust_policies.control.bounded import between
 from robust_policies.errors import NotCertifiableError
 from robust_policies.networks import Cell
+from robust_policies.networks.once import once
 from robust_policies.policies.actor import Actor
 from robust_policies.policies.certify import UP, scales_of
 from robust_policies.policies.window import WindowCell
@@ -80,7 +81,7 @@ def _metric(cell: Cell, rows: Any) -> np.ndarray | None:
     if getattr(cell, "guarantee", None) is None or not hasattr(cell, "metric"):
         return None
     try:
-        metric = cell.metric().detach().cpu().double().numpy()
+        metric = once(cell, "metric").detach().cpu().double().numpy()
     except NotCertifiableError:
         return None
     return metric if np.isfinite(metric).all() else None

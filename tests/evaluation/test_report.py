@@ -16,8 +16,15 @@ from report_fixtures import CARTPOLE, METHODS, PENDULUM, SIZES, write_run, write
 from robust_policies.errors import InvalidValueError, MissingFileError
 from robust_policies.evaluation import write_report
 from robust_policies.evaluation.report.chart import Chart, Look, Panel, Series
-from robust_policies.evaluation.report.load import find_runs, load_runs
-from robust_policies.evaluation.report.methods import Condition, group_by_method, main_worst, shown_sizes
+from robust_policies.evaluation.report.load import Run, find_runs, load_runs
+from robust_policies.evaluation.report.methods import (
+    Condition,
+    Method,
+    group_by_method,
+    interval_words,
+    main_worst,
+    shown_sizes,
+)
 from robust_policies.evaluation.report.static import save_all
 from robust_policies.evaluation.statistics import iqm
 
@@ -125,11 +132,24 @@ def test_values_and_bands_are_the_interquartile_mean_over_training_seeds(tmp_pat
     assert curve.low[at] < curve.value[at] < curve.high[at] and np.array_equal(method.matrix(condition, 0.21), matrix)
 
 
+def test_intervals_of_methods_with_other_numbers_of_seeds_are_told_apart(tmp_path):
+    run = Run(tmp_path, "run", "m", "m")
+    several, few, one = (Method("m", 0, [run] * count) for count in (5, 4, 1))
+    assert interval_words([several]) == "95% bootstrap interval over training seeds"
+    assert interval_words([few]) == "range of the training seeds, least to largest"
+    assert interval_words([one, several]) == (
+        "95% bootstrap interval over training seeds (methods with five or more training seeds), 95% bootstrap interval "
+        "over episodes (methods with one)"
+    )
+
+
 def test_what_intervals_are_over_is_said(full_report, undrawn, tmp_path):
     several = words(full_report.read_text())
     assert "3 methods with 2 training seeds each" in several
     assert "Intervals are the least and the largest training seed's value" in several
-    assert "bootstrap interval over training seeds (few: their range)" in several
+    assert "range of the training seeds, least to largest" in several
+    assert "interquartile mean [range of the training seeds, least to largest]" in several
+    assert "95% bootstrap" not in several.split("How to read this report")[0]
     one = words(write_report(write_small(tmp_path / "run")).read_text())
     assert "1 method with 1 training seed each" in one and "are over episodes" in one
     assert "bootstrap interval over episodes" in one

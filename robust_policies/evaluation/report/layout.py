@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import matplotlib
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
+from matplotlib.axis import Axis, XAxis
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
@@ -40,6 +42,35 @@ class Margins(NamedTuple):
     y: float
 
 
+class Word(NamedTuple):
+    """A word and where its first letter stands on the line, in points from the lower left corner of the figure."""
+
+    x: float
+    y: float
+    text: str
+    size: float
+    angle: float = 0.0
+
+
+class Words(Artist):
+    """The words around the axes of a figure, at known places: a Text of its own for each looks for its place anew."""
+
+    def __init__(self, words: Sequence[Word]) -> None:
+        super().__init__()
+        self.words = words
+
+    def draw(self, renderer: Any) -> None:
+        """Draw all words with one of matplotlib's renderers."""
+        scale, height = renderer.points_to_pixels(1.0), renderer.get_canvas_width_height()[1]
+        context = renderer.new_gc()
+        context.set_foreground("black")
+        for x, y, text, size, angle in self.words:
+            up = height - y * scale if renderer.flipy() else y * scale
+            renderer.draw_text(context, x * scale, up, text, _font(size), angle)
+        context.restore()
+        self.stale = False
+
+
 def settle(figure: Figure, axes: Sequence[Axes], columns: int, above: float) -> None:
     """Place the axes of a figure row by row, `columns` in each, below `above` inches for a legend; fix their ticks.
 
@@ -59,6 +90,7 @@ def settle(figure: Figure, axes: Sequence[Axes], columns: int, above: float) -> 
     tops, bottoms = ([max(getattr(m, side) for m in group) for group in down] for side in ("top", "bottom"))
     wide = max((width - sum(lefts) - sum(rights)) / columns, 20.0)
     high = max((height - sum(tops) - sum(bottoms)) / rows, 20.0)
+    words: list[Word] = []
     for place, (one, margins) in enumerate(zip(axes, needed, strict=True)):
         row, column = divmod(place, columns)
         x = sum(lefts[: column + 1]) + sum(rights[:column]) + column * wide
@@ -70,6 +102,8 @@ def settle(figure: Figure, axes: Sequence[Axes], columns: int, above: float) -> 
         one.yaxis.set_label_coords(-(margins.y + LABEL) / w, 0.5)
         if not one.images:
             _grid(one)
+            words += _words(one, margins)
+    figure.add_artist(Words(words))
 
 
 def _grid(axes: Axes) -> None:
@@ -85,25 +119,60 @@ def _margins(axes: Axes) -> Margins:
     """Return what one panel needs, after fixing its ticks; its title is placed above what stands over the y axis."""
     offset = _fixed(axes.yaxis)
     _fixed(axes.xaxis)
-    _thinned(axes)
-    x, y = _extent(axes.xaxis.get_ticklabels()), _extent(axes.yaxis.get_ticklabels())
+    # Only the names at the sides of a map may slant, or be of a size of their own.
+    slanted = False
+    if axes.images:
+        slanted = any(text.get_rotation() for text in axes.get_xticklabels())
+        x, y = _extent(axes.get_xticklabels()), _extent(axes.get_yticklabels())
+    else:
+        _thinned(axes)
+        x, y = _largest(axes.xaxis), _largest(axes.yaxis)
     x, y = (x[0], TICK + x[1]), (TICK + y[0], y[1])
     title, raised = axes.get_title(), 13.0 if offset else 0.0
     axes.set_title(title, y=1.0, pad=6.0 + raised)
     # The outermost number stands half beyond the axes; a slanting one begins far to the left of its own.
-    slanted = any(text.get_rotation() for text in axes.get_xticklabels())
     return Margins(
         left=max(EDGE + y[0] + _line(axes.yaxis.label), x[0] * 0.6 if slanted else x[0] / 2),
         right=BAR if axes.child_axes else max(EDGE, 0.0 if slanted else x[0] / 2),
         bottom=EDGE + x[1] + _line(axes.xaxis.label),
-        top=raised + (6.0 + LINE * axes.title.get_fontsize() if title else y[1] / 2) + 2.0,
+        top=raised + (6.0 + LINE * float(axes.title.get_fontsize()) if title else y[1] / 2) + 2.0,
         x=x[1],
         y=y[0],
     )
 
 
+def _words(axes: Axes, margins: Margins) -> list[Word]:
+    """Return the numbers and names of both axes, which are no longer drawn by themselves."""
+    scale = 72 / axes.figure.dpi
+    (left, bottom), (right, top) = axes.transAxes.transform([(0.0, 0.0), (1.0, 1.0)]) * scale
+    words = []
+    for across, axis in ((True, axes.xaxis), (False, axes.yaxis)):
+        places, texts, size = *_numbers(axis), _size(axis)
+        at = axes.transData.transform(np.column_stack([places, places]))[:, 0 if across else 1] * scale
+        ascent = _ascent(size)[0]
+        for place, text in zip(at, texts, strict=True):
+            x, y = (place - _width(text, size) / 2, bottom - TICK - ascent) if across else (
+                left - TICK - _width(text, size), place - ascent / 2,
+            )  # fmt: skip
+            words.append(Word(x, y, text, size))
+        if offset := axis.get_major_formatter().get_offset():
+            under = right - _width(offset, size), bottom - margins.x - 3.0 - ascent
+            words.append(Word(*(under if across else (left, top + 3.0)), offset, size))
+        if label := axis.label.get_text():
+            size = float(axis.label.get_fontsize())
+            ascent, descent = _ascent(size)
+            half = _width(label, size) / 2
+            words.append(
+                Word((left + right) / 2 - half, bottom - margins.x - LABEL - ascent, label, size)
+                if across
+                else Word(left - margins.y - LABEL - descent, (bottom + top) / 2 - half, label, size, 90.0)
+            )
+        axis.set_visible(False)
+    return [word._replace(text=" ".join(word.text.split("\n"))) for word in words if word.text]
+
+
 def _line(label: Text) -> float:
-    return LABEL + LINE * label.get_fontsize() if label.get_text() else 0.0
+    return LABEL + LINE * float(label.get_fontsize()) if label.get_text() else 0.0
 
 
 def _fixed(axis: Axis) -> str:
@@ -121,11 +190,10 @@ def _fixed(axis: Axis) -> str:
 
 def _thinned(axes: Axes) -> None:
     """Leave out every other number of the x axis while two of them touch."""
-    words, places = axes.get_xticklabels(), list(axes.xaxis.get_majorticklocs())
-    texts = [text.get_text() for text in words]
-    if not places or any(text.get_rotation() for text in words):
+    places, texts = _numbers(axes.xaxis)
+    if not places:
         return
-    size, scale = float(words[0].get_fontsize()), 72 / axes.figure.dpi
+    size, scale = _size(axes.xaxis), 72 / axes.figure.dpi
     at = axes.transData.transform(np.column_stack([places, np.ones(len(places))]))[:, 0] * scale
     half = np.array([_width(text, size) / 2 for text in texts]) + 3.0
     step = 1
@@ -134,6 +202,24 @@ def _thinned(axes: Axes) -> None:
     if step > 1:
         axes.xaxis.set_major_locator(FixedLocator(places[::step]))
         axes.xaxis.set_major_formatter(FixedFormatter(texts[::step]))
+
+
+def _numbers(axis: Axis) -> tuple[list[float], list[str]]:
+    """Return the places of the ticks of an axis that are fixed, and what is written at each."""
+    places = [float(place) for place in axis.get_majorticklocs()]
+    return places, axis.get_major_formatter().format_ticks(places)
+
+
+def _size(axis: Axis) -> float:
+    """Return the size of the numbers of an axis, in points."""
+    size = matplotlib.rcParams["xtick.labelsize" if isinstance(axis, XAxis) else "ytick.labelsize"]
+    return float(FontProperties(size=size).get_size_in_points())
+
+
+def _largest(axis: Axis) -> tuple[float, float]:
+    """Return the largest width and height of the numbers of an axis, in points."""
+    texts, size = _numbers(axis)[1], _size(axis)
+    return max((_width(text, size) for text in texts), default=0.0), LINE * size * 0.8 if any(texts) else 0.0
 
 
 def _extent(words: Sequence[Text]) -> tuple[float, float]:
@@ -152,4 +238,16 @@ def _extent(words: Sequence[Text]) -> tuple[float, float]:
 @lru_cache(maxsize=4096)
 def _width(text: str, size: float) -> float:
     """Return how wide a text is in letters of this size, in points."""
-    return float(text_to_path.get_text_width_height_descent(text, FontProperties(size=size), False)[0]) if text else 0.0
+    return float(text_to_path.get_text_width_height_descent(text, _font(size), False)[0]) if text else 0.0
+
+
+@lru_cache(maxsize=64)
+def _ascent(size: float) -> tuple[float, float]:
+    """Return how far letters of this size reach above and below the line they stand on, in points."""
+    _, height, descent = text_to_path.get_text_width_height_descent("lp", _font(size), False)
+    return float(height - descent), float(descent)
+
+
+@lru_cache(maxsize=64)
+def _font(size: float) -> FontProperties:
+    return FontProperties(size=size)

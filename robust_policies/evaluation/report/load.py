@@ -18,12 +18,12 @@ from robust_policies.certificates import Certificate
 from robust_policies.errors import CorruptFileError, InvalidValueError, MissingFileError, UserError
 from robust_policies.evaluation.report.agreement import Agreement, agreement
 from robust_policies.evaluation.report.loop_charts import read_loop
+from robust_policies.evaluation.report.training import training_curve
 from robust_policies.files.yaml_text import read_yaml
 from robust_policies.policies.return_certificate import ReturnCertificate
 from robust_policies.policies.smoothed import SmoothedReturn
 from robust_policies.train.run.folder import RunFolder
 
-TRAINING_TAG = "rollout/ep_rew_mean"
 RUN_FILES = (
     "evaluation.json",
     "certificate.json",
@@ -369,19 +369,3 @@ def _wrapper(item: Any) -> str:
     if not isinstance(item, dict):
         return str(item)
     return ", ".join(f"{name}: {value}" for name, value in item.items()).replace("'", "")
-
-
-def training_curve(files: RunFolder) -> tuple[Array, Array] | None:
-    """Return (environment steps, mean return), each (points,), from the TensorBoard events; None without them."""
-    events = sorted(files.tensorboard.rglob("events.out.tfevents.*"))
-    points: dict[int, float] = {}
-    for path in events:
-        from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
-
-        # A resumed run repeats steps; the later file is what happened.
-        for event in LegacyEventFileLoader(str(path)).Load():
-            for value in event.summary.value:
-                if value.tag == TRAINING_TAG and value.HasField("simple_value"):
-                    points[event.step] = value.simple_value
-    array = np.array([pair for pair in sorted(points.items()) if np.isfinite(pair).all()], dtype=np.float64)
-    return (array[:, 0], array[:, 1]) if len(array) else None

@@ -12,7 +12,7 @@ import numpy as np
 from robust_policies.evaluation.attacks.names import OBSERVATION
 from robust_policies.evaluation.report.chart import Look
 from robust_policies.evaluation.report.load import Array, Row, Run
-from robust_policies.evaluation.statistics import area_under_curve, cvar, iqm
+from robust_policies.evaluation.statistics import FEW, area_under_curve, cvar, iqm
 from robust_policies.train.run.folder import RunFolder
 
 NORMS = ("per_step_l2", "per_step_linf", "total_l2")
@@ -155,6 +155,20 @@ class Method:
         """Return the mean of the worst tenth of all episodes at a size."""
         matrix = self.matrix(condition, size)
         return None if matrix is None else float(cvar(matrix.ravel(), 0.1))
+
+
+_SPREADS = {
+    "five or more training seeds": "95% bootstrap interval over training seeds",
+    "two to four": "range of the training seeds, least to largest",
+    "one": "95% bootstrap interval over episodes",
+}
+
+
+def interval_words(methods: Sequence[Method]) -> str:
+    """Return what intervals of returns are for these methods, which follows from how many training seeds each has."""
+    kinds = [0 if len(method.runs) >= FEW else 1 if len(method.runs) > 1 else 2 for method in methods]
+    shown = [(who, what) for kind, (who, what) in enumerate(_SPREADS.items()) if kind in kinds]
+    return shown[0][1] if len(shown) == 1 else ", ".join(f"{what} (methods with {who})" for who, what in shown)
 
 
 def interval(matrix: Array) -> tuple[float, float, float]:

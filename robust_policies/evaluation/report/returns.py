@@ -14,6 +14,7 @@ from robust_policies.evaluation.report.methods import (
     Method,
     condition_title,
     conditions_of,
+    interval_words,
     main_worst,
     shown_sizes,
     unit_of,
@@ -21,7 +22,6 @@ from robust_policies.evaluation.report.methods import (
 from robust_policies.evaluation.statistics import performance_profile, probability_of_improvement
 
 RETURN = "return"
-BAND = "Line: interquartile mean of the return; band: its 95% bootstrap interval over {over} (few: their range)."
 
 
 def slug(*parts: str) -> str:
@@ -31,9 +31,7 @@ def slug(*parts: str) -> str:
 
 def band_words(methods: Sequence[Method]) -> str:
     """Return what bands mean for these methods."""
-    numbers = {len(method.runs) > 1 for method in methods}
-    both = "training seeds (episodes, for a method with one seed)"
-    return BAND.format(over=both if len(numbers) > 1 else "training seeds" if True in numbers else "episodes")
+    return f"Line: interquartile mean of the return; band: its {interval_words(methods)}."
 
 
 def return_charts(methods: Sequence[Method], task: str) -> list[Chart]:
@@ -171,8 +169,9 @@ def pareto_chart(methods: Sequence[Method], task: str) -> Chart | None:
     if not panels:
         return None
     caption = (
-        "Right and up is better. Large points: interquartile means with their 95% intervals in both directions; small "
-        "points: mean returns of the training seeds. Dotted: the methods that no other beats in both."
+        "Right and up is better. Large points: interquartile means, with bars in both directions, each the "
+        f"{interval_words(methods)}; small points: mean returns of the training seeds. Dotted: the methods that no "
+        "other beats in both."
     )
     return Chart(slug(task, "natural against worst"), "Natural against worst return", caption, panels, True, 3)
 
@@ -252,8 +251,7 @@ def profile_chart(methods: Sequence[Method], task: str) -> Chart | None:
         panels.append(Panel(title, "threshold of the return", "share of episodes above it", series))
     caption = (
         "Performance profiles: the share of all episodes (of all training seeds) whose return is above the threshold; "
-        "bands: 95% bootstrap intervals (of two to four seeds the range). Higher is better; the left end shows the "
-        "failures that a mean hides."
+        f"band: {interval_words(methods)}. Higher is better; the left end shows the failures that a mean hides."
     )
     return Chart(slug(task, "performance profiles"), "Performance profiles", caption, panels, share_y=True)
 

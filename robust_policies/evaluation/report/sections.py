@@ -28,6 +28,7 @@ from robust_policies.evaluation.report.methods import (
     Method,
     condition_title,
     conditions_of,
+    interval_words,
     main_worst,
     shown_sizes,
     tasks_of,
@@ -144,9 +145,8 @@ def glance(methods: Sequence[Method], task: str) -> str:
     norm = ""
     if worst is not None:
         norm = f" Attack sizes bound the {NORM_WORDS.get(worst.norm, worst.norm)}, in {unit_of(shown, worst)}."
-    caption = (
-        f"Returns: interquartile mean [95% interval]; gains: median of the training seeds [smallest, largest].{norm}"
-    )
+    gains = "gains: median of the training seeds [smallest, largest]"
+    caption = f"Returns: interquartile mean [{interval_words(shown)}]; {gains}.{norm}"
     return table(head, rows, escape(caption), (1, *range(3, len(head))))
 
 
