@@ -9,7 +9,7 @@ import numpy as np
 
 from robust_policies.networks.kernels import times_slope
 from robust_policies.networks.row_kernels import _forgotten, _turned, blame, turned_layers
-from robust_policies.networks.tiles import compiled, product
+from robust_policies.networks.tiles import MOST, compiled, product
 
 
 @compiled
@@ -23,7 +23,7 @@ def adjoint(kind, keep, time, batch, nu, nx, ny, widths, F, H, grad, state, begi
     all_ = xy + first
     at_W = (nu + nx + 1) * all_ + xy * widths[-1]
     by_state, turned = _turned(F, nu * all_, nx, all_, nx), turned_layers(F, widths, at_W)
-    G, none = np.zeros(batch * all_, F.dtype), np.zeros(16, F.dtype)
+    G, none = np.zeros(batch * all_, F.dtype), np.zeros(MOST, F.dtype)
     D = np.empty(max(1, len(H) // time - batch * first), F.dtype)
     room = np.empty((3, batch * first), F.dtype)
     for t in range(end - 1, begin - 1, -1):
@@ -48,7 +48,7 @@ def jacobians(kind, keep, time, batch, nu, nx, ny, widths, F, H):
     at_B = (nu + nx + 1) * all_
     at_W = at_B + xy * widths[-1]
     serial = layers == 1 and len(F) > at_W
-    found, none = np.empty((batch, nx, nx), dtype), np.zeros(16, dtype)
+    found, none = np.empty((batch, nx, nx), dtype), np.zeros(MOST, dtype)
     means, at = np.zeros(len(H) // time, dtype), 0
     widest = 0
     for k in range(layers):

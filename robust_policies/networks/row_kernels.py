@@ -18,7 +18,7 @@ from __future__ import annotations
 import numpy as np
 
 from robust_policies.networks.kernels import activated, times_slope
-from robust_policies.networks.tiles import compiled, product
+from robust_policies.networks.tiles import MOST, compiled, product
 
 # Rows after which gradients of arrays are added up: few enough to be in the cache still.
 _ROWS = 256
@@ -165,8 +165,8 @@ def blame(kind, t, r, steps, time, batch, widths, xy, F, turned, H, G, D, room):
         room: (3, n_1 batch).
     """
     layers, first, last = len(widths), widths[0], widths[-1]
-    all_, total, delta, none = xy + first, len(H) // (time * batch), room[0], turned[len(turned) - 16 :]
-    g, at_W = r * all_, len(F) - (len(turned) - 16)
+    all_, total, delta, none = xy + first, len(H) // (time * batch), room[0], turned[len(turned) - MOST :]
+    g, at_W = r * all_, len(F) - (len(turned) - MOST)
     h, d, at = (total - last) * time * batch, (total - first - last) * steps * batch, len(F) - at_W
     for k in range(layers - 1, -1, -1):
         n = widths[k]
@@ -194,8 +194,8 @@ def blame(kind, t, r, steps, time, batch, widths, xy, F, turned, H, G, D, room):
 
 @compiled
 def turned_layers(F, widths, at):
-    """Return what is in F (numbers,) from `at` on, each W_k' of widths (layers,) turned, and 16 zeros behind."""
-    found = np.zeros(len(F) - at + 16, F.dtype)
+    """Return what is in F (numbers,) from `at` on, each W_k' of widths (layers,) turned, and `MOST` zeros behind."""
+    found = np.zeros(len(F) - at + MOST, F.dtype)
     to = 0
     for k in range(1, len(widths)):
         m, n = widths[k - 1], widths[k]
@@ -225,7 +225,7 @@ def backward(kind, keep, time, batch, nu, nx, ny, widths, F, S, H, grad, state, 
     steps = max(1, min(time, _ROWS // batch))
     G, D = np.empty(steps * batch * all_, kinds), np.empty(max(1, steps * batch * behind), kinds)
     part = np.empty(max(driving * all_, xy * last, deepest, steps * batch * wide, first * first), kinds)
-    none, ones, room = np.zeros(16, kinds), np.ones(1, kinds), np.empty((3, batch * first), kinds)
+    none, ones, room = np.zeros(MOST, kinds), np.ones(1, kinds), np.empty((3, batch * first), kinds)
     serial = layers == 1 and len(F) > at_W
     end = time
     while end > 0:
