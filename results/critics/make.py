@@ -51,15 +51,20 @@ def table(rows: list[dict[str, Any]], part: str) -> str:
     return "\n".join(lines)
 
 
+def page(rows: list[dict[str, Any]]) -> str:
+    """Return README.md: page.md with the tables of the rows."""
+    text = (RESULTS / "page.md").read_text()
+    for part in PARTS:
+        text = text.replace(f"<!-- {part} -->", table(rows, part))
+    return text
+
+
 def write(rows: list[dict[str, Any]]) -> None:
     """Write the rows and the page."""
     rows.sort(key=lambda row: (row["part"], row["task"], row["variant"], row["seed"]))
     text = "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n"
     (RESULTS / "critics.json").write_text(text)
-    page = (RESULTS / "page.md").read_text()
-    for part in PARTS:
-        page = page.replace(f"<!-- {part} -->", table(rows, part))
-    (RESULTS / "README.md").write_text(page)
+    (RESULTS / "README.md").write_text(page(rows))
 
 
 def main() -> None:
