@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,19 +13,23 @@ from robust_policies.files import numbers
 
 
 class Method(StrEnum):
-    """Who acts while demonstrations are collected."""
+    """How what the teacher does is learnt."""
 
     dagger = "dagger"
     bc = "bc"
+    gail = "gail"
 
 
 def imitate(
-    teacher: Annotated[str, typer.Argument(metavar="TEACHER", help="lqg, or a run folder or policy.json")],
+    teacher: Annotated[
+        str, typer.Argument(metavar="TEACHER", help="lqg, run folder or policy.json; gail: Minari folder")
+    ],
     task: Annotated[str | None, typer.Option(help="Gymnasium id [default: that of the teacher's run folder]")] = None,
     gamma: Annotated[float | None, typer.Option(help="bound on the gain of the student's cell [default: none]")] = None,
-    method: Annotated[Method, typer.Option(help="dagger: the student acts more and more; bc: the teacher alone")] = (
-        Method.dagger
-    ),
+    method: Annotated[
+        Method,
+        typer.Option(help="dagger: the student acts more and more; bc: the teacher alone; gail: PPO, a learnt reward"),
+    ] = Method.dagger,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE ...", help="policy.state_size=8 algorithm.rounds=20")
     ] = None,
@@ -44,7 +48,8 @@ def imitate(
 ) -> None:
     """Teach a policy of bounded gain what a controller does, and say what is proven of the loop it closes.
 
-    By behaviour cloning or DAgger, into a run folder like that of `train`. The folder's recipe.yaml is a recipe.
+    By DAgger, behaviour cloning or adversarial imitation, into a run folder like that of `train`, whose recipe.yaml is
+    a recipe.
     """
     import torch
     from rich.console import Console
@@ -66,11 +71,21 @@ def imitate(
     result = train(recipe, folder, device=device, resume=resume, reporter=shown, stop=StopOnSignal())
     found = read_json(run.imitation, "imitation", SCHEMA)
     typer.echo(f"Learnt from {found['demonstrations']} demonstrations in {result.seconds:.0f} s: {folder}")
-    error, spread = sum(found["held_out_mse"]), sum(found["held_out_variance"])
-    share = f", {error / spread:.2g} of the actions' variance" if spread > 0 else ""
-    typer.echo(f"Mean squared action error on {found['held_out_episodes']} held-out episodes: {error:.3g}{share}.")
+    if "reward" in found:
+        typer.echo(_said_of_reward(found["reward"]))
+    else:
+        error, spread = sum(found["held_out_mse"]), sum(found["held_out_variance"])
+        share = f", {error / spread:.2g} of the actions' variance" if spread > 0 else ""
+        typer.echo(f"Mean squared action error on {found['held_out_episodes']} held-out episodes: {error:.3g}{share}.")
     own, teacher = (numbers.shown(found[name]) for name in ("student_return", "teacher_return"))
     typer.echo(f"Mean return: {own}, the teacher's {teacher}.")
     typer.echo(read_json(run.closed_loop, "closed loop", SCHEMA)["claim"])
     if evaluation:
         certify_evaluate_report(folder, report)
+
+
+def _said_of_reward(reward: dict[str, Any]) -> str:
+    """Return what is known of the gain of a learnt reward."""
+    designed = "no bound by design" if reward["gamma"] is None else f"at most {reward['gamma']:g} by design"
+    proven = "none" if reward["proven_gain"] is None else f"{reward['proven_gain']:.3g}"
+    return f"Gain of the learnt reward: {designed}, proven {proven}, found {reward['found_gain']:.3g}."

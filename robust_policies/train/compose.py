@@ -79,7 +79,7 @@ def composed(
     env = make_one(env_id, env_kwargs)
     try:
         _fits(name, env_id, env_kwargs, env.action_space)
-        policy = _policy(name, cell, gamma, env)
+        policy = suggested_policy(name, cell, gamma, env)
     finally:
         env.close()
     total = int(steps) if float(steps).is_integer() else steps
@@ -115,7 +115,8 @@ def _fits(name: str, env_id: str, kwargs: Mapping[str, Any] | None, actions: spa
         )
 
 
-def _policy(name: str, cell: str, gamma: float | None, env: gymnasium.Env) -> dict[str, Any]:
+def suggested_policy(name: str, cell: str, gamma: float | None, env: gymnasium.Env) -> dict[str, Any]:
+    """Return a recipe's `policy` section for an algorithm: sizes of a cell, and scales that the spaces suggest."""
     options = set(inspect.signature(CELLS[cell]).parameters)
     sizes = _SIZES.get(cell, _OTHER_SIZES)
     policy: dict[str, Any] = {"cell": cell, **{key: value for key, value in sizes.items() if key in options}}

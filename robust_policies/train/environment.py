@@ -58,7 +58,7 @@ def make_env(recipe: Recipe, num_envs: int, seed: int, device: str, training: bo
     )
     if recipe.algorithm.windowed:
         return _seen(env, recipe, training)
-    on_device = recipe.algorithm.name == "tensor_ppo" and isinstance(env, SB3VecEnv)
+    on_device = recipe.algorithm.on_device and isinstance(env, SB3VecEnv)
     if training and recipe.algorithm.normalize_reward and not on_device:
         env = VecNormalize(env, norm_obs=False, norm_reward=True, gamma=recipe.algorithm.discount)
     return env

@@ -9,6 +9,7 @@ from typing import Any
 from robust_policies import checks
 from robust_policies.envs.batch import spec_of
 from robust_policies.train.apg.run import train_apg
+from robust_policies.train.imitation.gail import train_gail
 from robust_policies.train.imitation.run import train_imitation
 from robust_policies.train.ppo.run import train_ppo
 from robust_policies.train.recipe.recipe import Recipe
@@ -26,6 +27,7 @@ RUNS: dict[str, Callable[[Job], TrainResult]] = {
     "tensor_ppo": train_ppo,
     "apg": train_apg,
     "imitation": train_imitation,
+    "gail": train_gail,
     "sac": train_off_policy,
     "td3": train_off_policy,
     "ppo": train_plain_ppo,

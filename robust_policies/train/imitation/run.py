@@ -62,7 +62,7 @@ class ImitationRun(Updates):
         stage = Stage(recipe.task, recipe.task.num_envs, device)
         self.teacher = teacher_of(settings.teacher, teacher, stage.env, device)
         student = new_actor(recipe.policy, stage.observation_size, stage.action_space, recipe.seed).to(device)
-        self.model, self.why_no_model = _linear_model(recipe, stage)
+        self.model, self.why_no_model = linear_model(recipe, stage)
         margin = None
         if settings.closed_loop_weight:
             if self.model is None:
@@ -151,17 +151,9 @@ class ImitationRun(Updates):
             rho = radius(copied.A)
             content["teacher_radius"], content["teacher_gain"] = rho, hinf_norm(copied) if rho < 1.0 else None
         write_json(run.imitation, content)
-        write_json(run.closed_loop, {"schema": SCHEMA, **self._closed_loop()})
-
-    def _closed_loop(self) -> dict[str, Any]:
-        """Return what is proven of the student in feedback with the task's linear model."""
-        model = self.model
-        if model is None:
-            return {"claim": f"Closed loop: no bound follows: {self.why_no_model}."}
-        bound = closed_loop_bound(self.learning.deployed(), model)
-        numbers = {name: value for name, value in asdict(bound).items() if value != math.inf}
-        said = {"claim": bound.claim(model), "model": model.origin, "exact": model.exact, "proven": bound.proven}
-        return {**said, **numbers}
+        write_json(
+            run.closed_loop, {"schema": SCHEMA, **closed_loop(self.learning.deployed(), self.model, self.why_no_model)}
+        )
 
     def _teach(self) -> None:
         """Let the teacher play the episodes that are held out, and those of the evaluations."""
@@ -202,7 +194,17 @@ def train_imitation(job: Job) -> TrainResult:
     return trained(job, make, run_updates, "task.num_envs", "algorithm.horizon", "algorithm.batch_size")
 
 
-def _linear_model(recipe: Recipe[ImitationSection], stage: Stage) -> tuple[LinearModel | None, str]:
+def closed_loop(policy: DeployedPolicy, model: LinearModel | None, why_no_model: str) -> dict[str, Any]:
+    """Return what is proven of a policy in feedback with the task's linear model, as JSON data."""
+    if model is None:
+        return {"claim": f"Closed loop: no bound follows: {why_no_model}."}
+    bound = closed_loop_bound(policy, model)
+    numbers = {name: value for name, value in asdict(bound).items() if value != math.inf}
+    said = {"claim": bound.claim(model), "model": model.origin, "exact": model.exact, "proven": bound.proven}
+    return {**said, **numbers}
+
+
+def linear_model(recipe: Recipe, stage: Stage) -> tuple[LinearModel | None, str]:
     """Return the task's linear model, or None and why there is none."""
     inner = stage.env.unwrapped
     if recipe.task.perturbations:

@@ -325,11 +325,19 @@ class TensorRecurrentPPO(RecurrentPPO):
         assert self.ep_info_buffer is not None
         self.ep_info_buffer.extend(self._episodes.ended(buffer.rewards, buffer.dones, self._stats_window_size))
         scale = self._scales.get("reward")
-        rewards = buffer.rewards.clone() if scale is None else scale(buffer.rewards, buffer.dones)
+        given = self.rewards_of(buffer)
+        rewards = given.clone() if scale is None else scale(given, buffer.dones)
         for step, rows, latent in cut_off:
             rewards[step] += torch.where(rows, self.gamma * tensors.values(latent), 0.0)
         buffer.estimate(rewards, tensors.values(acting.latent(last_observations)), self.gamma, self.gae_lambda)
         self.seconds["advantages"] += time.perf_counter() - began
+
+    def rewards_of(self, buffer: TensorRolloutBuffer) -> Tensor:
+        """Return the rewards (n_steps, n_envs) that are learnt from in a rollout: the environment's.
+
+        A subclass may learn from others; the episodes' returns that are logged stay the environment's.
+        """
+        return buffer.rewards
 
     def _check(self, found: str | None) -> None:
         if found is not None:

@@ -41,8 +41,17 @@ from robust_policies.train.run.resources import memory_of
 from robust_policies.train.run.stop import StopRequest
 
 
-def make_model(recipe: Recipe, env: VecEnv, device: str = "cpu", ranks: Ranks = ALONE) -> OnPolicyAlgorithm:
-    """Return the untrained model that the recipe describes, on `env`, this rank's share of its environments."""
+def make_model(
+    recipe: Recipe,
+    env: VecEnv,
+    device: str = "cpu",
+    ranks: Ranks = ALONE,
+    on_device: type[TensorRecurrentPPO] = TensorRecurrentPPO,
+) -> OnPolicyAlgorithm:
+    """Return the untrained model that the recipe describes, on `env`, this rank's share of its environments.
+
+    `on_device` makes it where the rollouts are to stay tensors.
+    """
     policy, algorithm = recipe.policy, recipe.algorithm
     policy_kwargs: dict[str, Any] = {
         "cell": policy.cell,
@@ -58,8 +67,8 @@ def make_model(recipe: Recipe, env: VecEnv, device: str = "cpu", ranks: Ranks = 
     }
     options: dict[str, Any] = {}
     kind = RecurrentPPO
-    if algorithm.name == "tensor_ppo":
-        kind = TensorRecurrentPPO
+    if algorithm.on_device:
+        kind = on_device
         options["normalize_observation"] = algorithm.normalize_observation
         options["spread_episodes"], options["ranks"] = algorithm.spread_episodes, ranks
         options["normalize_reward"] = algorithm.normalize_reward and not isinstance(env, VecNormalize)
@@ -175,10 +184,10 @@ class PpoRun(Learner):
 
 def train_ppo(job: Job) -> TrainResult:
     """Return the result of training by recurrent PPO; see `train`."""
-    return trained(job, PpoRun, _learn, "task.num_envs", "algorithm.n_steps", "algorithm.batch_size")
+    return trained(job, PpoRun, learn_ppo, "task.num_envs", "algorithm.n_steps", "algorithm.batch_size")
 
 
-def _learn(training: Training, learner: PpoRun) -> None:
+def learn_ppo(training: Training, learner: PpoRun) -> None:
     """Let Stable-Baselines3 learn until the training is finished; raises as `run_updates`."""
     learn(training, learner, lambda stop: RunCallback(training, learner, stop))
 

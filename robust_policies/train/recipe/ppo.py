@@ -63,6 +63,11 @@ class PpoSection(ClippedSection):
         description="tensor_ppo: the first episodes end at different times, for rollouts shorter than one",
     )
 
+    @property
+    def on_device(self) -> bool:
+        """Whether the rollouts stay tensors on the device."""
+        return self.name == "tensor_ppo"
+
     @model_validator(mode="after")
     def _fits_its_name(self) -> PpoSection:
         for option in ("normalize_observation", "spread_episodes"):

@@ -13,6 +13,7 @@ from robust_policies.files.assets import recipe_path
 from robust_policies.files.settings import Strict, one_line
 from robust_policies.files.yaml_text import dump_yaml, parse_yaml, read_yaml
 from robust_policies.train.recipe.apg import ApgSection
+from robust_policies.train.recipe.gail import GailSection
 from robust_policies.train.recipe.imitation import ImitationSection
 from robust_policies.train.recipe.ppo import PpoSection
 from robust_policies.train.recipe.recurrent_sac import RecurrentSacSection
@@ -33,6 +34,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "tensor_ppo": PpoSection,
     "apg": ApgSection,
     "imitation": ImitationSection,
+    "gail": GailSection,
     "sac": SacSection,
     "td3": Td3Section,
     "ppo": PlainPpoSection,

@@ -117,6 +117,11 @@ class Algorithm(Strict):
     checkpoints: ClassVar[Mapping[str, Any]] = {}
     windowed: ClassVar[bool] = False
 
+    @property
+    def on_device(self) -> bool:
+        """Whether PPO's rollouts stay tensors on the device."""
+        return False
+
     def check_fit(self, task: TaskSection, policy: PolicySection, youla: YoulaSection | None) -> None:
         """Raise `ValueError` where another section asks for what this algorithm does not do."""
 

@@ -22,6 +22,7 @@ RECIPES = {
     "tensor_ppo": lambda: load_recipe("pendulum_r2dn_gamma6", ["algorithm.name=tensor_ppo"]),
     "apg": lambda: load_recipe("pendulum_r2dn_apg"),
     "imitation": lambda: imitation_recipe("lqg", "robust_policies/DoubleIntegrator-v0"),
+    "gail": lambda: imitation_recipe("lqg", "robust_policies/DoubleIntegrator-v0", method="gail"),
 }
 
 
