@@ -1,6 +1,7 @@
 """Values and learnt rewards of bounded gain against unbounded ones: three tasks, five seeds.
 
-usage: OMP_NUM_THREADS=1 python -m results.critics.make [--parts critic reward] [--seeds 0 1 2 3 4] [--runs FOLDER]
+usage: OMP_NUM_THREADS=1 python -m results.critics.make [--parts critic reward] [--tasks NAME ...] [--seeds 0 1 2]
+       [--runs FOLDER]
 
 Writes a row a training into critics.json and the tables into README.md here, after each training. Rows that are there
 are not made again; with --seeds and no number only the tables are written. The return is that of the last policy,
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from results.critics.study import TASKS, measure, teach, variants
+from robust_policies.files.atomic import write_atomic
 from robust_policies.sweep.table import interval, interval_text
 
 RESULTS = Path(__file__).resolve().parent
@@ -63,14 +65,15 @@ def write(rows: list[dict[str, Any]]) -> None:
     """Write the rows and the page."""
     rows.sort(key=lambda row: (row["part"], row["task"], row["variant"], row["seed"]))
     text = "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n"
-    (RESULTS / "critics.json").write_text(text)
-    (RESULTS / "README.md").write_text(page(rows))
+    for name, content in (("critics.json", text), ("README.md", page(rows))):
+        write_atomic(RESULTS / name, lambda file, content=content: file.write(content.encode()))
 
 
 def main() -> None:
     """Train what is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4])
     parser.add_argument("--runs", type=Path, default=RESULTS / "runs")
     arguments = parser.parse_args()
@@ -84,7 +87,7 @@ def main() -> None:
         for part in arguments.parts:
             if part == "reward":
                 teach(arguments.runs)
-            for task in TASKS:
+            for task in arguments.tasks:
                 for variant in variants(part):
                     key = (part, task, variant, seed)
                     if key in {(row["part"], row["task"], row["variant"], row["seed"]) for row in kept()}:

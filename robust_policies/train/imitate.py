@@ -123,8 +123,9 @@ def imitation_recipe(
 
 def _for_ppo(task: Mapping[str, Any], cell: str) -> dict[str, Any]:
     """Return scales and exploration that a task's spaces suggest, and a value without a memory."""
-    spec_of(task.get("id"))
-    env = make_one(str(task.get("id")), task.get("kwargs"))
+    env_id = str(task.get("id"))
+    spec_of(env_id)
+    env = make_one(env_id, task.get("kwargs"))
     try:
         suggested = suggested_policy("tensor_ppo", cell, None, env)
     finally:

@@ -78,7 +78,9 @@ def read_minari(path: Path, stage: Stage, settings: GailSection) -> Shown:
     sizes = (stage.observation_size, stage.action_size)
     try:
         with h5py.File(path, "r") as file:
-            names = sorted((name for name in file if name.startswith("episode_")), key=lambda name: int(name[8:]))
+            names = sorted(
+                (name for name in map(str, file) if name.startswith("episode_")), key=lambda name: int(name[8:])
+            )
             for name in names[: settings.demonstrations]:
                 episode: Any = file[name]
                 parts = [episode[part] for part in ("observations", "actions", "rewards")]
