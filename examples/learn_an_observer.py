@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from robust_policies.control.observers import find_output_injection
-from robust_policies.errors import InvalidValueError
 from robust_policies.identification import (
     ObserverTraining,
     fit_observer,
@@ -41,13 +40,13 @@ def main() -> None:
     observer = fit_observer(samples, "r2dn", 0.9, training=training)
     try:
         find_output_injection(observer.plant, REGION)
-    except InvalidValueError as error:
+    except ValueError as error:
         print(f"no exact observer: {error}")
 
     start = [0.1 * half for half in REGION]
     try:
         residual = interval_residual(observer, REGION, INPUTS, boxes=given.boxes)
-    except InvalidValueError as error:
+    except ValueError as error:
         print(error)
         residual = statistical_residual(observer, *runs(observer.plant, samples.states[:200], 10))
     bound = observer_bound(observer, residual, start)
