@@ -168,8 +168,8 @@ def main() -> None:
             print("  ".join(f"{name} {value:,}" for name, value in row.items()))
         return
     torch.set_num_threads(1)
-    there = given.output is not None and given.output.is_file()
-    content: dict[str, Any] = json.loads(given.output.read_text()) if there else {}
+    output: Path | None = given.output
+    content: dict[str, Any] = {} if output is None or not output.is_file() else json.loads(output.read_text())
     content["machine"] = machine()
     for part in given.parts:
         work = {"training": lambda: training(given.folder), "evaluation": lambda: evaluation(given.folder, given.suite)}

@@ -159,19 +159,23 @@ def records(task: Task, seed: int, folder: Path) -> list[str]:
     if all(path.is_file() for path in paths):
         return [str(path) for path in paths]
     env, rng = gymnasium.make(task.env_id), np.random.default_rng(seed)
-    low, high = env.action_space.low, env.action_space.high
+    space = env.action_space
+    assert isinstance(space, gymnasium.spaces.Box)
     for k, path in enumerate(paths):
         observation, _ = env.reset(seed=10_000 * seed + k)
         inputs, outputs, ended, t, drive = [], [], False, 0, 0.0
         while not ended:
             drive = rng.uniform(-task.excitation, task.excitation) if t % task.held == 0 else drive
-            action = np.clip(drive - np.dot(task.feedback, observation), low, high).astype(np.float32)
+            action = np.clip(drive - np.dot(task.feedback, observation), space.low, space.high).astype(np.float32)
             # A model's output at a time is of its inputs until then: what is seen before the action acts.
-            inputs.append(action), outputs.append(observation)
+            inputs.append(action)
+            outputs.append(observation)
             observation, _, terminated, truncated, _ = env.step(action)
             ended, t = terminated or truncated, t + 1
         u, y = np.asarray(inputs, float), np.asarray(outputs, float)
-        columns = {n: u[:, i] for i, n in enumerate(task.inputs)} | {n: y[:, i] for i, n in enumerate(task.outputs)}
+        columns: dict[str, Any] = {n: u[:, i] for i, n in enumerate(task.inputs)} | {
+            n: y[:, i] for i, n in enumerate(task.outputs)
+        }
         write_atomic(path, lambda file, columns=columns: np.savez(file, **columns))
     return [str(path) for path in paths]
 
@@ -198,7 +202,9 @@ def settings_of(name: str, kind: str, files: list[str], seed: int) -> Any:
 def task_folder(task: Task, model: Path, folder: Path) -> Path:
     """Return the folder of a task.yaml with the true cost's weights, in the model's scales."""
     signals, (q, r, setpoint) = load_model(model).signals, task.weights
-    high = [float(end) for end in gymnasium.make(task.env_id).action_space.high]
+    space = gymnasium.make(task.env_id).action_space
+    assert isinstance(space, gymnasium.spaces.Box)
+    high = [float(end) for end in space.high]
     content = {
         "schema": 1,
         "plant": "robust_policies.identification.plant:IdentifiedPlant",

@@ -106,7 +106,7 @@ def fit(method: str, seed: int, epochs: int, folder: Path) -> None:
 
     start = np.zeros(samples.states.shape[1])
     options = {**SHAPES[how["cell"]], "init": "long_memory"}
-    fit_observer(samples, how["cell"], how["rate"], options, training, start=start, scaled=False, each=each)
+    fit_observer(samples, how["cell"], how["rate"], options, training, start=start.tolist(), scaled=False, each=each)
 
 
 if __name__ == "__main__":

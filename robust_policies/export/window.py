@@ -103,7 +103,9 @@ def _multipliers(cell: WindowCell, count: int) -> list[Array]:
     """Return multipliers (count,) to start from: the cell's own in each step, then the perceptron's."""
     inner = running_neurons(cell.inner)
     layers = [
-        layer.weight.detach().cpu().double().numpy() for layer in cell.perceptron.layers if hasattr(layer, "weight")
+        np.asarray(layer.weight.detach().cpu().double())  # pyright: ignore[reportCallIssue]
+        for layer in cell.perceptron.layers
+        if hasattr(layer, "weight")
     ]
     outer = chain_neurons(tuple(layers), cell.perceptron.activation.name).theta if len(layers) > 1 else np.zeros(0)
     if inner is None or len(inner.theta) * cell.window + len(outer) != count:

@@ -134,8 +134,13 @@ def plant_samples(
     with torch.no_grad():
         y, following = plant.observe(x, params), plant.advance(x, u, params)
     return Samples(
-        *(part.numpy() for part in (x, y, u, following)),
-        *(tuple(map(plain_name, names)) for names in (plant.state_names, plant.output_names, plant.action_names)),
+        x.numpy(),
+        y.numpy(),
+        u.numpy(),
+        following.numpy(),
+        tuple(map(plain_name, plant.state_names)),
+        tuple(map(plain_name, plant.output_names)),
+        tuple(map(plain_name, plant.action_names)),
         sample_time=plant.time_step,
         task=task,
     )

@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import carray
+from numba import carray  # pyright: ignore[reportPrivateImportUsage]
 from numba.core import types
 from numba.extending import intrinsic
 
@@ -31,7 +31,7 @@ def norm(slopes):
     """Return the length of all numbers of float32 that lie at addresses, slopes (n, 2) address and count each."""
     total = 0.0
     for k in range(len(slopes)):
-        x = carray(_pointer(slopes[k, 0]), (slopes[k, 1],), np.float32)
+        x = carray(_pointer(slopes[k, 0]), (slopes[k, 1],), np.float32)  # pyright: ignore[reportCallIssue]
         for i in range(len(x)):
             total += np.float64(x[i]) * np.float64(x[i])
     return math.sqrt(total)
@@ -57,7 +57,7 @@ def step(table, slopes, counts, divisor, lr, beta1, beta2, decay, eps, maximize)
     one, other, scale = f(1.0 - beta1), f(1.0 - beta2), f((-1.0 if maximize else 1.0) / divisor)
     for k in range(len(table)):
         count = table[k, 3]
-        p = carray(_pointer(table[k, 0]), (count,), np.float32)
+        p = carray(_pointer(table[k, 0]), (count,), np.float32)  # pyright: ignore[reportCallIssue]
         m = carray(_pointer(table[k, 1]), (count,), np.float32)
         v = carray(_pointer(table[k, 2]), (count,), np.float32)
         g = carray(_pointer(slopes[k, 0]), (count,), np.float32)

@@ -173,7 +173,8 @@ class FmuEnv(gymnasium.Env, EzPickle):
         if not self._sure:
             self._check_states()
         held, instance = self.unit.take_state(), self.unit.instance
-        state = FmuState(held, instance, self._steps, self._now.copy(), self.np_random.bit_generator.state)
+        generator = dict(self.np_random.bit_generator.state)
+        state = FmuState(held, instance, self._steps, self._now.copy(), generator)
         weakref.finalize(state, self.unit.free_state, held, instance)
         return state
 
@@ -250,7 +251,7 @@ class FmuEnv(gymnasium.Env, EzPickle):
             self.unit.set_state(held)
         back = np.array(self.unit.get(self.outputs))
         self.unit.free_state(held, self.unit.instance)
-        if not (np.array_equal(*ends) and np.array_equal(back, self._now)):
+        if not (np.array_equal(*ends) and self._now is not None and np.array_equal(back, self._now)):
             raise InvalidValueError(
                 f"{self.unit.path.name} does not come back to a state that it gave: the same step ends elsewhere."
             )

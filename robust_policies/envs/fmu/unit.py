@@ -217,8 +217,8 @@ def _variable(given: Any) -> Variable | None:
     """Return a real scalar, None of another variable."""
     if given.type not in _REAL or getattr(given, "dimensions", None):
         return None
-    numbers = [None if part is None else float(part) for part in (given.min, given.max, _start(given.start))]
-    return Variable(given.name, int(given.valueReference), given.causality, given.type, *numbers, given.unit)
+    low, high, start = (None if part is None else float(part) for part in (given.min, given.max, _start(given.start)))
+    return Variable(given.name, int(given.valueReference), given.causality, given.type, low, high, start, given.unit)
 
 
 def _start(text: Any) -> Any:
