@@ -133,7 +133,7 @@ checkpoints: {{evaluate_episodes: 2}}
     done = answer("evaluate", folder, "--episodes", "2", "--seeds", "0", "--suite", SUITE)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (folder / "evaluation.json").is_file()
-    with pytest.raises(UnknownNameError, match="r2dn"):
+    with pytest.raises(UnknownNameError, match=r"register_step\('filters', make\) first"):
         load(folder)
 
 

@@ -45,7 +45,7 @@ def cloned(tmp_path_factory):
     """The run folder of a double integrator's LQG, learnt with a penalty on unproven loops."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("cloned") / "run"
-    imitate("lqg", MASS, folder, gamma=5.0, algorithm={"rounds": 3, "updates": 100, "closed_loop_weight": 0.1},
+    imitate("lqg", MASS, folder, gamma=5.0, algorithm={"rounds": 3, "updates": 150, "closed_loop_weight": 0.1},
             checkpoints={"certify_every": 0, "evaluate_episodes": 16})  # fmt: skip
     return folder
 

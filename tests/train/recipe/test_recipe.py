@@ -33,7 +33,7 @@ NOT_RUN = ("half_cheetah_sac_mlp", "half_cheetah_sac_r2dn", "hopper_sac_mlp", "h
 
 @pytest.mark.parametrize("name", some_soak(assets.recipe_names(), *EACH_KIND))
 def test_every_recipe_that_ships_trains_and_acts(name, tmp_path):
-    tiny = ["task.num_envs=2", "checkpoints.evaluate_episodes=2", "task.kwargs={max_episode_steps: 20}"]
+    tiny = ["checkpoints.evaluate_episodes=2", "task.kwargs={max_episode_steps: 20}"]
     recipe = in_small(load_recipe(name, tiny))
     assert train(recipe, tmp_path / "run").num_timesteps > 0
     env = make_env(recipe, 2, 0, "cpu", training=False)
