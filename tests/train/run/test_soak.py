@@ -10,7 +10,13 @@ import pytest
 from tiny_recipe import TINY
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
-SMALL = [*TINY, "algorithm.name=tensor_ppo", "algorithm.learning_rate=lin_1e-3", "checkpoints.evaluate_every=2000"]
+SMALL = [
+    *TINY,
+    "algorithm.name=tensor_ppo",
+    "algorithm.total_steps=4000",
+    "algorithm.learning_rate=lin_1e-3",
+    "checkpoints.evaluate_every=2000",
+]
 
 
 @pytest.fixture(scope="module")
