@@ -40,6 +40,11 @@ class Enclosure:
     def __getattr__(self, name: str) -> Any:
         raise UnknownOperationError(name)
 
+    def __gt__(self, other: Any) -> Any:
+        raise UnknownOperationError("a comparison")
+
+    __lt__ = __ge__ = __le__ = __gt__
+
     def to(self, *_: Any) -> Enclosure:
         """Return itself: the arithmetic is float64, rounded outwards."""
         return self
