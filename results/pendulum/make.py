@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 
 from results.pendulum.tables import write_tables
+from results.training import finished, train_missing
 from robust_policies.evaluation import certify_run, evaluate_run, suite_named
 from robust_policies.files.atomic import read_json
-from robust_policies.train import RunFolder, load_recipe, train
 
 RESULTS = Path(__file__).resolve().parent
 RECIPE = "pendulum_r2dn_adversarial"
@@ -58,20 +58,6 @@ def folder_of(runs: Path, method: str, seed: int, plain: bool) -> Path:
     return runs / (f"{method}_plain" if plain else method) / f"seed={seed}"
 
 
-def trained(run: RunFolder) -> bool:
-    """Return whether training in this folder came to its end."""
-    return (run.path / "policy.json").is_file() and run.provenance.is_file()
-
-
-def train_missing(folder: Path, method: str, seed: int, plain: bool) -> None:
-    """Train a method with a seed unless that is done."""
-    if trained(RunFolder(folder)):
-        return
-    result = train(load_recipe(RECIPE, overrides(method, plain), seed), folder, resume=folder.exists())
-    best = "" if result.best_reward is None else f", best mean return {result.best_reward:.1f}"
-    print(f"{folder}: {result.num_timesteps} steps, {result.seconds:.0f} s{best}", flush=True)
-
-
 def evaluate_missing(folder: Path) -> None:
     """Certify and evaluate a run unless that is done."""
     if not (folder / "tightness.json").is_file():
@@ -97,8 +83,8 @@ def main() -> None:
         for method in given.methods:
             folder = folder_of(given.runs, method, seed, plain)
             if given.only in (None, "train"):
-                train_missing(folder, method, seed, plain)
-            if given.only in (None, "evaluate") and trained(RunFolder(folder)):
+                train_missing(RECIPE, overrides(method, plain), seed, folder)
+            if given.only in (None, "evaluate") and finished(folder):
                 evaluate_missing(folder)
     if given.only in (None, "tables"):
         write_tables(given.runs, RESULTS, json.loads(json.dumps(METHODS)))
