@@ -15,7 +15,7 @@ from torch.nn import functional
 from robust_policies.networks.program import transformed
 
 # Fewer steps are not worth the second in which numba is loaded; wider ones gain less and less.
-_ENOUGH, _WIDEST = 1024, 128
+_ENOUGH, _WIDEST = 256, 128
 
 
 class GatedMatrices(NamedTuple):

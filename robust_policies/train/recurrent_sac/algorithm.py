@@ -14,8 +14,6 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Mapping
-from itertools import chain
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,12 +35,12 @@ _MEASURED = ("train/critic_loss", "train/actor_loss", "train/ent_coef", "train/e
 
 
 class Networks(nn.Module):
-    """All that is trained, and the targets: what a checkpoint and the best policy are made of."""
+    """All that is trained, and the target: what a checkpoint and the best policy are made of."""
 
-    def __init__(self, actor: StochasticActor, critics: list[SequenceCritic], weight: float) -> None:
+    def __init__(self, actor: StochasticActor, critic: SequenceCritic, weight: float) -> None:
         super().__init__()
-        self.actor, self.critics = actor, nn.ModuleList(critics)
-        self.targets = copy.deepcopy(self.critics).requires_grad_(False)
+        self.actor, self.critic = actor, critic
+        self.target = copy.deepcopy(critic).requires_grad_(False)
         self.log_weight = nn.Parameter(torch.tensor(weight).log())
 
 
@@ -58,16 +56,13 @@ class RecurrentSAC:
 
     def __init__(self, stage: Stage, networks: Networks, settings: RecurrentSacSection, seed: int) -> None:
         self.stage, self.networks, self.settings = stage, networks, settings
-        self.actor = networks.actor
-        # A ModuleList says Module of what it holds.
-        self.critics: list[Any] = list(networks.critics)
-        self.targets: list[Any] = list(networks.targets)
+        self.actor, self.critic = networks.actor, networks.critic
         self.learns_entropy = entropy_weight(settings.ent_coef)[1]
         wanted = settings.target_entropy
         self.target_entropy = -float(stage.action_size) if wanted == "auto" else float(wanted)
         self.parameters = {
             "actor": list(self.actor.parameters()),
-            "critic": list(networks.critics.parameters()),
+            "critic": list(self.critic.parameters()),
             "entropy": [networks.log_weight],
         }
         self.optimizers = {name: FusedAdam(parameters) for name, parameters in self.parameters.items()}
@@ -141,13 +136,12 @@ class RecurrentSAC:
         """Return what is before the first step: (n, ...) tensors by name."""
         stage, count = self.stage, self.stage.count
         ones = torch.ones(count, dtype=torch.bool, device=stage.device)
-        states = {f"critic_{i}": critic.body.cell.initial_state(count) for i, critic in enumerate(self.critics)}
         return {
             "observation": stage.reset(),
             "start": ones,
             "previous": torch.zeros(count, stage.action_size, device=stage.device),
             "actor": self.actor.actor.cell.initial_state(count),
-            **{name: state.detach() for name, state in states.items()},
+            "critic": self.critic.body.cell.initial_state(count).detach(),
             "gained": torch.zeros(count, dtype=torch.float64, device=stage.device),
             "age": torch.zeros(count, dtype=torch.int64, device=stage.device),
         }
@@ -162,10 +156,7 @@ class RecurrentSAC:
             action = torch.rand(size, generator=self.generator, device=stage.device) * 2.0 - 1.0
         else:
             action = self.actor.sample(outputs, self._normal(*size))[0]
-        states = {
-            f"critic_{i}": critic.follow(now["observation"], now["previous"], now[f"critic_{i}"])
-            for i, critic in enumerate(self.critics)
-        }
+        critic = self.critic.follow(now["observation"], now["previous"], now["critic"])
         observation, reward, terminated, ended = stage.step(action)
         if found := in_rollout(action=action[None], observation=observation[None], reward=reward[None]):
             raise self._diverged(found)
@@ -176,7 +167,7 @@ class RecurrentSAC:
         for i in ended.nonzero().flatten().tolist():
             self.episodes.append((float(gained[i]), int(age[i])))
         # The initial state is zero.
-        after = {"previous": action, "actor": actor, **states}
+        after = {"previous": action, "actor": actor, "critic": critic}
         self.now = {
             "observation": observation,
             "start": ended,
@@ -200,26 +191,19 @@ class RecurrentSAC:
         drawn, density = self.actor.sample(outputs, self._normal(*outputs.shape[:2], self.stage.action_size))
         weight = networks.log_weight.detach().exp()
         with torch.no_grad():
-            values = [
-                target.value(target.features(observed, previous, states[f"target_{i}"], later)[0][1:], drawn[1:])
-                for i, target in enumerate(self.targets)
-            ]
-            soft = torch.stack(values).amin(0) - weight * density[1:]
+            # In one run, from the stored state through the burn-in.
+            target = networks.target.features(seen["observation"], seen["previous"], seen["critic"][0], starts)[0]
+            values = networks.target.value(target[burnt + 1 :], drawn[1:])
+            soft = values.amin(0) - weight * density[1:]
             wanted = reward + settings.discount * soft.masked_fill(seen["terminated"][burnt:-1], 0.0)
             # A time limit: the row after it is another episode's.
             counts = (~seen["ended"] | seen["terminated"])[burnt:-1].to(wanted.dtype)
             counts = counts / counts.sum().clamp_min(1.0)
-        features = [
-            critic.features(observed[:-1], previous[:-1], states[f"critic_{i}"], None if later is None else later[:-1])[
-                0
-            ]
-            for i, critic in enumerate(self.critics)
-        ]
-        pairs = list(zip(self.critics, features, strict=True))
-        loss = sum((0.5 * (critic.value(f, action) - wanted).square() * counts).sum() for critic, f in pairs)
-        assert isinstance(loss, Tensor)
+        begun = None if later is None else later[:-1]
+        features, _ = self.critic.features(observed[:-1], previous[:-1], states["critic"], begun)
+        loss = (0.5 * (self.critic.value(features, action) - wanted).square() * counts).sum()
         critic_norm = self._take("critic", loss)
-        least = torch.stack([critic.value(f.detach(), drawn[:-1]) for critic, f in pairs]).amin(0)
+        least = self.critic.value(features.detach(), drawn[:-1]).amin(0)
         actor_loss = (weight * density[:-1] - least).mean()
         actor_norm = self._take("actor", actor_loss)
         surplus = density.detach().mean() + self.target_entropy
@@ -227,7 +211,7 @@ class RecurrentSAC:
         if self.learns_entropy:
             self._take("entropy", entropy_loss)
         with torch.no_grad():
-            for slow, fast in zip(networks.targets.parameters(), networks.critics.parameters(), strict=True):
+            for slow, fast in zip(networks.target.parameters(), self.critic.parameters(), strict=True):
                 slow.lerp_(fast, settings.tau)
         shown = (loss, actor_loss, weight, entropy_loss, self.target_entropy - surplus)
         return torch.stack([value.detach() for value in shown]), critic_norm + actor_norm
@@ -236,19 +220,13 @@ class RecurrentSAC:
     def _burnt_in(self, seen: Mapping[str, Tensor], starts: Tensor | None) -> dict[str, Tensor]:
         """Return the states after the burn-in, by the name of the network: the stored ones brought up to date."""
         burnt = self.settings.burn_in
-        found = {name: seen[name][0] for name in seen if name == "actor" or name.startswith("critic_")}
-        found |= {f"target_{i}": seen[f"critic_{i}"][0] for i in range(len(self.targets))}
+        found = {name: seen[name][0] for name in ("actor", "critic")}
         if not burnt:
             return found
         observed, previous = seen["observation"][:burnt], seen["previous"][:burnt]
         early = None if starts is None else starts[:burnt]
         found["actor"] = self.actor.actor.body.run(observed, found["actor"], early)[1]
-        named = chain(
-            ((f"critic_{i}", critic) for i, critic in enumerate(self.critics)),
-            ((f"target_{i}", target) for i, target in enumerate(self.targets)),
-        )
-        for name, critic in named:
-            found[name] = critic.features(observed, previous, found[name], early)[1]
+        found["critic"] = self.critic.features(observed, previous, found["critic"], early)[1]
         return found
 
     def _take(self, name: str, loss: Tensor) -> Tensor:

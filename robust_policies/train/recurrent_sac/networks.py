@@ -1,4 +1,4 @@
-"""A stochastic actor around a cell, and a critic with a cell of its own."""
+"""A stochastic actor around a cell, and two critics on a cell of their own."""
 
 from __future__ import annotations
 
@@ -47,10 +47,31 @@ class StochasticActor(nn.Module):
         return before.tanh(), (normal - stretch).sum(-1)
 
 
-class SequenceCritic(nn.Module):
-    """Q of everything observed and done so far, and of the next action.
+class Twins(nn.Module):
+    """Two perceptrons of the same widths with a number each, ReLU between their layers, as one batched product a layer.
 
-    A cell reads the scaled observation and the action before it; a perceptron reads the cell's output, the scaled
+    They begin as PyTorch's `nn.Linear` does.
+    """
+
+    def __init__(self, inputs: int, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        for before, after in pairwise([inputs, *widths, 1]):
+            self.weights.append((torch.rand(2, before, after) * 2.0 - 1.0) / math.sqrt(before))
+            self.biases.append((torch.rand(2, 1, after) * 2.0 - 1.0) / math.sqrt(before))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the numbers (2, ...) of inputs (..., n)."""
+        values = inputs.reshape(-1, inputs.shape[-1]).expand(2, -1, -1)
+        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            values = torch.baddbmm(bias, values if i == 0 else values.relu(), weight)
+        return values.reshape(2, *inputs.shape[:-1])
+
+
+class SequenceCritic(nn.Module):
+    """Two estimates of Q of everything observed and done so far, and of the next action.
+
+    One cell reads the scaled observation and the action before it; two perceptrons read the cell's output, the scaled
     observation and the next action.
 
     Args:
@@ -59,7 +80,10 @@ class SequenceCritic(nn.Module):
         cell: name of the cell.
         cell_kwargs: its options.
         output_size: of the cell.
-        net_arch: widths of the perceptron's hidden layers.
+        net_arch: widths of the perceptrons' hidden layers.
+
+    Source for one cell under both: T. Ni et al., "Recurrent Model-Free RL Can Be a Strong Baseline for Many POMDPs"
+    (ICML 2022).
     """
 
     def __init__(
@@ -78,11 +102,7 @@ class SequenceCritic(nn.Module):
         self.body = ScaledCell(
             make_cell(cell, observations + actions, output_size, **cell_kwargs), Scaling(observations + actions)
         )
-        layers: list[nn.Module] = []
-        for before, after in pairwise([output_size + observations + actions, *net_arch]):
-            layers += [nn.Linear(before, after), nn.ReLU()]
-        width = net_arch[-1] if net_arch else output_size + observations + actions
-        self.layers = nn.Sequential(*layers, nn.Linear(width, 1))
+        self.twins = Twins(output_size + observations + actions, net_arch)
 
     def features(
         self, observations: Tensor, previous: Tensor, state: Tensor, starts: Tensor | None
@@ -97,5 +117,5 @@ class SequenceCritic(nn.Module):
         return self.body.step(torch.cat((self.scaling(observations), previous), -1), state)[1]
 
     def value(self, features: Tensor, actions: Tensor) -> Tensor:
-        """Return Q (...) of features (..., n) and actions (..., na)."""
-        return self.layers(torch.cat((features, actions), -1)).squeeze(-1)
+        """Return both estimates (2, ...) of Q of features (..., n) and actions (..., na)."""
+        return self.twins(torch.cat((features, actions), -1))

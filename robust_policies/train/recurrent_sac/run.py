@@ -52,8 +52,8 @@ def make_networks(recipe: Recipe[RecurrentSacSection], stage: Stage) -> Networks
         widths = given.pop("net_arch", _WIDTHS)
         given = given if "cell" in given else {**_CRITIC, **given}
         kind, width = given.pop("cell"), given.pop("output_size", 32)
-        critics = [SequenceCritic(*sizes, scaling, kind, given, width, widths) for _ in range(2)]
-        return Networks(actor, critics, entropy_weight(recipe.algorithm.ent_coef)[0]).to(stage.device)
+        critic = SequenceCritic(*sizes, scaling, kind, given, width, widths)
+        return Networks(actor, critic, entropy_weight(recipe.algorithm.ent_coef)[0]).to(stage.device)
 
 
 class RecurrentSacRun(Updates):
@@ -86,7 +86,7 @@ class RecurrentSacRun(Updates):
 
     @property
     def module(self) -> nn.Module:
-        """Actor, critics and their targets."""
+        """Actor, critics and their target."""
         return self.networks
 
     def update(self, progress: Progress) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from robust_policies.envs import make_sb3_vec_env
 from robust_policies.errors import UserError
 from robust_policies.policies import load_policy
 from robust_policies.train import RunFolder, parse_recipe, train
+from robust_policies.train.recurrent_sac.networks import Twins
 from robust_policies.train.recurrent_sac.replay import SequenceReplay
 from robust_policies.train.recurrent_sac.run import RecurrentSacRun
 from robust_policies.train.run.checkpoints import Progress
@@ -72,10 +73,21 @@ def test_with_the_weights_of_then_the_burn_in_leads_to_the_stored_states(learner
     # Episodes of 11 steps: some end within the burn-in.
     assert bool(seen["start"][1:burnt].any())
     found = algorithm._burnt_in(seen, seen["start"])
-    for name in ("actor", "critic_0", "critic_1"):
+    for name in ("actor", "critic"):
         begun = seen["start"][burnt].unsqueeze(-1)
         torch.testing.assert_close(found[name].masked_fill(begun, 0.0), seen[name][burnt], rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(found["target_1"], found["critic_1"])
+
+
+def test_two_critics_in_one_product_are_two_perceptrons():
+    twins, inputs = Twins(3, [5, 4]), torch.randn(7, 2, 3)
+    for i in range(2):
+        values = inputs
+        for weight, bias in zip(twins.weights, twins.biases, strict=True):
+            values = torch.nn.functional.linear(
+                values.relu() if weight is not twins.weights[0] else values, weight[i].T, bias[i, 0]
+            )
+        torch.testing.assert_close(twins(inputs)[i], values.squeeze(-1))
+    assert not torch.equal(twins(inputs)[0], twins(inputs)[1])
 
 
 def test_an_update_changes_what_it_should(learner):
@@ -88,11 +100,11 @@ def test_an_update_changes_what_it_should(learner):
     assert {"train/critic_loss", "train/actor_loss", "train/ent_coef", "train/ent_coef_loss"} <= set(found)
     after = learner.networks.state_dict()
     moved = {name.split(".")[0] for name, value in after.items() if not torch.equal(before[name], value)}
-    assert moved == {"actor", "critics", "targets", "log_weight"}
+    assert moved == {"actor", "critic", "target", "log_weight"}
     tau = learner.recipe.algorithm.tau
-    name = "0.layers.0.weight"
-    first = (after[f"targets.{name}"] - before[f"targets.{name}"]).abs().max()
-    assert 0 < first <= 2 * tau * (after[f"critics.{name}"] - before[f"critics.{name}"]).abs().max() + 1e-6
+    name = "twins.weights.0"
+    first = (after[f"target.{name}"] - before[f"target.{name}"]).abs().max()
+    assert 0 < first <= 2 * tau * (after[f"critic.{name}"] - before[f"critic.{name}"]).abs().max() + 1e-6
 
 
 @pytest.mark.parametrize("outputs", [None, 4])
