@@ -204,7 +204,8 @@ def _of_environments(env: SB3VecEnv) -> str | None:
     if inner._steps.reuses_tensors:
         return "compile=True makes a graph of each step"
     while wrapper is not inner:
-        if not isinstance(wrapper, TensorWrapper | Wrapper):
+        ours = type(wrapper).__module__.startswith("robust_policies.")
+        if not (ours and isinstance(wrapper, TensorWrapper | Wrapper)):
             return f"a {type(wrapper).__name__} around the environments may keep numbers of its own"
         wrapper = wrapper.env
     return None
