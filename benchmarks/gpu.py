@@ -6,8 +6,8 @@
 (`compile=True`), and the plant's step alone replayed as a CUDA graph. `mujoco`: the MuJoCo tasks by MuJoCo-Warp in
 8,192 worlds, against MuJoCo's C on this machine's cores. `cells`: forward and backward of R2DN and REN against
 torch.nn.LSTM (cuDNN's) of as many parameters, milliseconds. `training`: TensorRecurrentPPO with 4,096 and 65,536
-environments. `jax`: the loop of benchmarks/peers/jax_ppo.py with as many. `attacks`: attacked and smoothed steps per
-second.
+environments, with rollout and update as a CUDA graph each and call by call. `jax`: the loop of
+benchmarks/peers/jax_ppo.py with as many. `attacks`: attacked and smoothed steps per second.
 
 Every part has a limit of time, 400 seconds together, and stands in the file with `seconds` and the most GPU memory that
 PyTorch held; one that cannot run says why (`skipped`), and the others go on. `--device cpu --tiny` runs all of it on
@@ -27,6 +27,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ from robust_policies.envs import TorchVectorEnv
 from robust_policies.errors import UserError
 from robust_policies.evaluation.episodes import run_episodes
 from robust_policies.files.atomic import write_json
+from robust_policies.graphs import Graph, Place
 from robust_policies.networks import R2DN, REN, Lipschitz
 from robust_policies.policies import DeployedPolicy, smoothed_return
 from robust_policies.policies.actor import Actor, MeanHead, ScaledCell, Scaling
@@ -109,18 +111,19 @@ def graphed(env: TorchVectorEnv) -> Callable[[], object]:
     if env.device.type != "cuda":
         raise SkippedError("a CUDA graph needs a CUDA device")
     env.reset(seed=0)
-    state, params = env.state, env.prepared
-    action = torch.zeros(env.num_envs, env.plant.action_size, dtype=state.dtype, device=env.device)
-    other = torch.cuda.Stream(env.device)
-    other.wait_stream(torch.cuda.current_stream(env.device))
-    with torch.no_grad(), torch.cuda.stream(other):
-        for _ in range(3):
-            env.plant.advance(state, action, params)
-    torch.cuda.current_stream(env.device).wait_stream(other)
-    graph = torch.cuda.CUDAGraph()
-    with torch.no_grad(), torch.cuda.graph(graph):
-        state.copy_(env.plant.advance(state, action, params))
-    return graph.replay
+    params, held = env.prepared, {"state": env.state}
+    action = torch.zeros(env.num_envs, env.plant.action_size, dtype=held["state"].dtype, device=env.device)
+
+    def advanced() -> None:
+        with torch.no_grad():
+            held["state"] = env.plant.advance(held["state"], action, params)
+
+    graph = Graph("A step", advanced, lambda: {"state": Place(held, "state")}, lambda: None, env.device)
+    for _ in range(3):
+        graph()
+    if graph.why_not is not None:
+        raise SkippedError(graph.why_not)
+    return graph
 
 
 def envs(device: torch.device, tiny: bool) -> list[dict[str, Any]]:
@@ -200,8 +203,11 @@ def training(device: torch.device, tiny: bool) -> list[dict[str, Any]]:
     rows = []
     for size in (4,) if tiny else (4096, 65536):
         steps = 8 if tiny else 64
-        found = tried(lambda: timed({"r2dn": lambda: on_device("r2dn", size, str(device), steps)}, 1 if tiny else 3))  # noqa: B023
-        rows.append({"num_envs": size, "n_steps": steps, **found.get("r2dn", found)})
+        for graphs in ("auto", "never"):
+            side = partial(on_device, "r2dn", size, str(device), steps, graphs)
+            # Two rounds are played as they are and the third is recorded.
+            found = tried(lambda: timed({"r2dn": side}, 1 if tiny else 3, 1 if tiny else 3))  # noqa: B023
+            rows.append({"num_envs": size, "n_steps": steps, "graphs": graphs, **found.get("r2dn", found)})
     return rows
 
 

@@ -11,9 +11,9 @@ libraries, and of an empty part after that, with the data that a part of the eva
     python benchmarks/scale.py --plan benchmarks/scale.json [--policies 1000] [--cores 16]
 
 measures nothing: it places the measured parts of so many policies on 1, 10 and 100 machines of so many cores, each
-part where a core is free first (trainings, then each stage of the evaluations after the one before), and prints the
-hours. That the cores are as fast as the measured one and that the machines share a file system that costs nothing is
-assumed, not measured.
+part where a core is free first (trainings, then each stage of the evaluations after the one before), and prints a table
+of the hours and from how many machines on more do not help. That the cores are as fast as the measured one and that the
+machines share a file system that costs nothing is assumed, not measured.
 """
 
 from __future__ import annotations
@@ -127,29 +127,63 @@ def placed(stages: Iterable[list[float]], cores: int, floor: float) -> float:
     return now
 
 
-def plan(found: Mapping[str, Any], policies: int, cores: int) -> list[dict[str, Any]]:
-    """Return for each number of machines the hours that `policies` cost, and where the time goes."""
+def stages_of(found: Mapping[str, Any], policies: int) -> list[list[float]]:
+    """Return the seconds of all parts of so many policies, stage by stage: trainings, then those of `measure_apart`."""
     jobs = found["evaluation"]["cpu_seconds"]
-    overhead, loading = found["ray"]["driver_cpu_seconds_a_part"], found["ray"]["loading_seconds"]
     trained = found["training"]["cpu_seconds"] + found["training"]["certificate_cpu_seconds"]
     kinds = [
         [seconds for job, seconds in jobs.items() if job == "nominal"],
         [seconds for job, seconds in jobs.items() if job != "nominal" and not job.startswith(CRITICAL)],
         [seconds for job, seconds in jobs.items() if job.startswith(CRITICAL)],
     ]
-    stages = [[trained] * policies, *([*kind] * policies for kind in kinds)]
-    work = sum(map(sum, stages))
+    return [[trained] * policies, *(kind * policies for kind in kinds)]
+
+
+def plan(found: Mapping[str, Any], policies: int, cores: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return for each number of machines the hours that `policies` cost; and how many machines are too many, and why.
+
+    That is the least number with which all takes at most 5% longer than with any number of them. Where Ray was not
+    measured it takes no time.
+    """
+    ray = found.get("ray", {})
+    overhead, loading = ray.get("driver_cpu_seconds_a_part", 0.0), ray.get("loading_seconds", 0.0)
+    stages = stages_of(found, policies)
+    parts, work = sum(map(len, stages)), sum(map(sum, stages))
+
+    def seconds_of(machines: int) -> float:
+        # A process of each core loads the libraries once.
+        return loading + placed(stages, machines * cores, overhead)
+
     rows = []
     for machines in MACHINES:
-        # A process of each core loads the libraries once.
-        seconds = loading + placed(stages, machines * cores, overhead)
-        rows.append({
-            "machines": machines, "cores": machines * cores, "hours": round(seconds / 3600, 3),
-            "cpu_hours": round(work / 3600, 2), "busy": round(work / seconds / machines / cores, 3),
-            "longest_part_seconds": max(map(max, filter(None, stages))),
-            "handing_out_seconds": round(overhead * sum(map(len, stages)), 1),
-        })  # fmt: skip
-    return rows
+        seconds = seconds_of(machines)
+        busy = work / seconds / machines / cores
+        rows.append({"machines": machines, "cores": machines * cores, "hours": seconds / 3600, "busy": busy})
+    most = -(-max(map(len, stages)) // cores)
+    least, low, high = seconds_of(most), 0, most
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if seconds_of(middle) <= 1.05 * least else (middle, high)
+    chain = sum(max(stage, default=0.0) for stage in stages)
+    end = {
+        "parts": parts, "cpu_hours": work / 3600, "enough_machines": high, "least_hours": least / 3600,
+        "chain_seconds": chain, "handing_out_seconds": overhead * parts if ray else None,
+    }  # fmt: skip
+    return rows, end
+
+
+def said(rows: Iterable[Mapping[str, Any]], end: Mapping[str, Any], policies: int) -> str:
+    """Return a plan as a table and a sentence about its end, in Markdown."""
+    lines = ["| machines | cores | hours | cores busy |", "|--:|--:|--:|--:|"]
+    handing = end["handing_out_seconds"]
+    rest = "; Ray's own time is not in it" if handing is None else f" and handing out all parts {handing / 60:.3g}"
+    lines += [f"| {row['machines']:,} | {row['cores']:,} | {row['hours']:.3g} | {row['busy']:.0%} |" for row in rows]
+    return "\n".join(lines) + (
+        f"\n\n{policies:,} policies are {end['cpu_hours']:.3g} CPU hours in {end['parts']:,} parts. From "
+        f"{end['enough_machines']:,} machines on, more of them save less than 5%: {60 * end['least_hours']:.3g} minutes"
+        f" are left, of which the longest part of each stage, one after the other, takes "
+        f"{end['chain_seconds'] / 60:.3g}{rest}."
+    )
 
 
 def main() -> None:
@@ -164,8 +198,7 @@ def main() -> None:
     parser.add_argument("--cores", type=int, default=16)
     given = parser.parse_args()
     if given.plan is not None:
-        for row in plan(json.loads(given.plan.read_text()), given.policies, given.cores):
-            print("  ".join(f"{name} {value:,}" for name, value in row.items()))
+        print(said(*plan(json.loads(given.plan.read_text()), given.policies, given.cores), given.policies))
         return
     torch.set_num_threads(1)
     output: Path | None = given.output

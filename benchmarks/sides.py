@@ -67,7 +67,9 @@ def policy_options(cell: str, critic: str | None = None, **options: Any) -> dict
     }
 
 
-def on_device(cell: str, num_envs: int, device: str, n_steps: int = 128, **options: Any) -> TensorRecurrentPPO:
+def on_device(
+    cell: str, num_envs: int, device: str, n_steps: int = 128, graphs: str = "auto", **options: Any
+) -> TensorRecurrentPPO:
     return TensorRecurrentPPO(
         RecurrentCellPolicy,
         make_sb3_vec_env(PENDULUM, num_envs, seed=0, device=device),
@@ -75,19 +77,21 @@ def on_device(cell: str, num_envs: int, device: str, n_steps: int = 128, **optio
         batch_size=n_steps * num_envs // math.gcd(MINIBATCHES, num_envs),
         policy_kwargs=policy_options(cell, **options),
         device=device,
+        graphs=graphs,
         seed=0,
     )
 
 
-def timed(makers: dict[str, Callable[[], RecurrentPPO]], rounds: int) -> dict[str, dict[str, Any]]:
+def timed(makers: dict[str, Callable[[], RecurrentPPO]], rounds: int, warm: int = 1) -> dict[str, dict[str, Any]]:
     """Return environment steps per second, of the wall and of the CPU, and the shares of the phases.
 
     Each round is a rollout and its update, of one side after another, so that a busy machine slows all sides; the first
-    warms up. Sums over the others, no medians: sb3-contrib's update is far faster after rollouts without a new episode.
+    `warm` of them warm up. Sums over the others, no medians: sb3-contrib's update is far faster after rollouts without
+    a new episode.
     """
     models = {name: make() for name, make in makers.items()}
     totals: dict[str, Counter] = {name: Counter() for name in models}
-    for this in range(rounds + 1):
+    for this in range(rounds + warm):
         for name, model in models.items():
             steps, phases = model.n_steps * model.n_envs, Phases()
             before = dict(getattr(model, "seconds", {}))
@@ -97,7 +101,7 @@ def timed(makers: dict[str, Callable[[], RecurrentPPO]], rounds: int) -> dict[st
                 torch.cuda.synchronize()
             spent = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu, "steps": steps}
             inner = {key: value - before[key] for key, value in getattr(model, "seconds", {}).items()}
-            if this:
+            if this >= warm:
                 totals[name].update(spent | (inner or phases.seconds))
     return {
         name: {

@@ -11,7 +11,7 @@ import pytest
 import robust_policies
 
 PACKAGE = Path(robust_policies.__file__).parent
-FOUNDATION = {"errors", "checks", "files", "mujoco_names"}
+FOUNDATION = {"errors", "checks", "files", "graphs", "mujoco_names"}
 MAY_IMPORT = {
     "networks": set(),
     "certificates": {"networks"},
@@ -72,6 +72,7 @@ def test_the_foundation_imports_only_itself():
     for path in (
         PACKAGE / "errors.py",
         PACKAGE / "checks.py",
+        PACKAGE / "graphs.py",
         PACKAGE / "mujoco_names.py",
         *(PACKAGE / "files").rglob("*.py"),
     ):

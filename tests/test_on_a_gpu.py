@@ -1,10 +1,10 @@
-"""What tests/test_without_a_gpu.py cannot see: the real device, its own random numbers and waits, and CUDA graphs."""
+"""What `cuda_without_one` cannot show: the real device, its own random numbers and waits, and CUDA graphs."""
 
 import copy
 
 import pytest
 import torch
-from test_without_a_gpu import CELLS, build_cell, ppo
+from card_cases import CELLS, build_cell, ppo
 
 from robust_policies.envs import TorchVectorEnv
 from robust_policies.networks import ACTIVATIONS, make_cell
@@ -105,3 +105,31 @@ def test_ppo_trains(task, cell):
     after = list(model.policy.parameters())
     assert all(bool(torch.isfinite(one).all()) for one in after)
     assert any(bool((one != other).any()) for one, other in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize(("task", "cell", "critic"), [("pendulum", "r2dn", "mlp"), ("cartpole", "ren", "own")])
+def test_a_recorded_training_gives_the_numbers_of_one_call_by_call(task, cell, critic):
+    def learnt(graphs):
+        # Float32 holds the rate, which a recorded step reads from a tensor.
+        return ppo("cuda", task, cell, critic, graphs=graphs, learning_rate=2.0**-10).learn(120 * 6)
+
+    expected, found = learnt("never"), learnt("auto")
+    assert found.why_no_graph == {"rollout": None, "update": None}
+    assert found._recorded_rollout.graph.replays == found._recorded_update.graph.replays == 4
+    weights = expected.policy.state_dict()
+    for name, value in found.policy.state_dict().items():
+        torch.testing.assert_close(value, weights[name], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.rollout_buffer.observations, expected.rollout_buffer.observations)
+
+
+def test_a_recorded_rollout_and_update_wait_for_nothing_and_allocate_nothing(waiting_raises):
+    model = ppo("cuda", graphs="auto").learn(120 * 4)
+    rollout, update = model._recorded_rollout, model._recorded_update
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_stats()["allocation.all.allocated"]
+    with waiting_raises:
+        for _ in range(3):
+            rollout.graph()
+            update.graph()
+    assert rollout.graph.replays == update.graph.replays == 5
+    assert torch.cuda.memory_stats()["allocation.all.allocated"] == before

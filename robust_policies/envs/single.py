@@ -217,7 +217,7 @@ class TaskEnv(gymnasium.Env):
         observation = np.array(observed, np.float32)
         seen[:], acted[:], gained[0] = observation, action, reward
         elapsed[0] = steps = elapsed.item() + 1
-        batch._steps_surely_running -= 1
+        batch.clock.pass_one()
         truncated = steps >= batch.max_episode_steps
         batch._ended = self._only if terminated or truncated else None
         if self.render_mode == "human":
@@ -241,7 +241,7 @@ class TaskEnv(gymnasium.Env):
         state[:], observed = found
         observation = np.array(observed, dtype=np.float32)
         seen[:], acted[:], elapsed[0] = observation, 0.0, 0
-        batch._steps_surely_running = batch.max_episode_steps
+        batch.clock.begun()
         batch._ended = None
         self._show()
         return observation, {}
@@ -261,7 +261,7 @@ class TaskEnv(gymnasium.Env):
     def _look(self) -> tuple[np.ndarray, ...]:
         """Return the batch's row of states, observations and actions, its step count and its reward, sharing memory."""
         batch, viewed = self._batch, self._viewed
-        held = batch._state, batch._observation, batch._action, batch._elapsed, batch._reward
+        held = batch._state, batch._observation, batch._action, batch.clock.elapsed, batch._reward
         if not all(map(operator.is_, held, viewed)):
             self._viewed = held
             self._views = tuple([tensor.numpy() if tensor.ndim == 1 else tensor[0].numpy() for tensor in held])
@@ -308,7 +308,7 @@ class TaskEnv(gymnasium.Env):
         """Let the N = 1 environment draw from `np_random`, which a user may have replaced."""
         self._batch_is_behind = False
         self._batch._streams.load([0], [self.np_random.bit_generator])
-        self._batch._seeds = [self._np_random_seed or 0]
+        self._batch._streams.seeds = [self._np_random_seed or 0]
 
     def _show(self) -> None:
         if self.render_mode == "human":

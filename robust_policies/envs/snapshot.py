@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from robust_policies.envs.bridges.sb3 import SB3VecEnv
+from robust_policies.envs.clock import Clock
 from robust_policies.envs.parameters import PhysicalParameters
 from robust_policies.envs.perturb.core import Perturbation
 from robust_policies.envs.perturb.physics import Ledger
@@ -19,6 +20,7 @@ from robust_policies.envs.streams import Streams
 from robust_policies.envs.vector import TorchVectorEnv
 from robust_policies.envs.wrappers import Changing, RunningMoments, TensorWrapper
 from robust_policies.errors import InvalidValueError
+from robust_policies.graphs import Place
 
 _HOLDERS = (
     SB3VecEnv,
@@ -29,12 +31,20 @@ _HOLDERS = (
     Perturbation,
     Randomness,
     Streams,
+    Clock,
     PhysicalParameters,
     Ledger,
     RunningMoments,
 )
 """What is looked into for numbers that change; plants, spaces and specifications are constants."""
 _NUMBERS = (bool, int, float, type(None))
+_MOVED = {
+    "_elapsed": "clock/elapsed",
+    "_steps_surely_running": "clock/_surely_running",
+    "_limits_after": "clock/_limits_after",
+    "_seeds": "_streams/seeds",
+}
+"""What a `TorchVectorEnv` itself held once, and where that is now."""
 
 
 class Snapshot(NamedTuple):
@@ -48,20 +58,6 @@ class Snapshot(NamedTuple):
     """Paths at which the very tensor of another path stands."""
 
 
-class _Place(NamedTuple):
-    owner: Any
-    key: str
-
-    def get(self) -> Any:
-        return self.owner[self.key] if isinstance(self.owner, dict) else getattr(self.owner, self.key)
-
-    def set(self, value: Any) -> None:
-        if isinstance(self.owner, dict):
-            self.owner[self.key] = value
-        else:
-            setattr(self.owner, self.key, value)
-
-
 def capture(**roots: Any) -> Snapshot:
     """Return a copy of all numbers in `roots`, objects by name: an `SB3VecEnv`, a `TorchVectorEnv`, wrappers of one.
 
@@ -72,7 +68,7 @@ def capture(**roots: Any) -> Snapshot:
     values: dict[str, Any] = {}
     same: dict[str, str] = {}
     seen: dict[int, str] = {}
-    for path, place in _places(roots):
+    for path, place in numeric_places(roots):
         value = place.get()
         if isinstance(value, Tensor | np.ndarray):
             if id(value) in seen:
@@ -91,7 +87,9 @@ def restore(snapshot: Snapshot, **roots: Any) -> None:
     Raises:
         InvalidValueError: it was taken of other objects, or of another number of environments.
     """
-    places = dict(_places(roots))
+    places = dict(numeric_places(roots))
+    parts: Any = ({_moved(path, places): value for path, value in part.items()} for part in snapshot)
+    snapshot = Snapshot(*parts)
     _check(snapshot, places)
     count: dict[int, int] = {}
     for place in places.values():
@@ -115,17 +113,17 @@ def restore(snapshot: Snapshot, **roots: Any) -> None:
             holder.forget()
 
 
-def _places(roots: Mapping[str, Any]) -> Iterator[tuple[str, _Place]]:
-    """Yield the path and the place of everything numeric, each object's once."""
+def numeric_places(roots: Mapping[str, Any]) -> Iterator[tuple[str, Place]]:
+    """Yield the path and the place of everything numeric in `roots`, objects by name; each object's once."""
     seen: set[int] = set()
 
-    def walk(prefix: str, owner: Any, entries: Mapping[str, Any]) -> Iterator[tuple[str, _Place]]:
+    def walk(prefix: str, owner: Any, entries: Mapping[str, Any]) -> Iterator[tuple[str, Place]]:
         for name, value in list(entries.items()):
             path = f"{prefix}/{name}"
             if isinstance(value, (Tensor, np.ndarray, *_NUMBERS)) or (
                 isinstance(value, list) and all(isinstance(item, _NUMBERS) for item in value)
             ):
-                yield path, _Place(owner, name)
+                yield path, Place(owner, name)
             elif isinstance(value, dict) and all(isinstance(key, str) for key in value):
                 yield from walk(path, value, value)
             elif isinstance(value, _HOLDERS) and id(value) not in seen:
@@ -137,13 +135,19 @@ def _places(roots: Mapping[str, Any]) -> Iterator[tuple[str, _Place]]:
         yield from walk(name, root, root if isinstance(root, dict) else vars(root))
 
 
+def _moved(path: str, places: Mapping[str, Place]) -> str:
+    """Return where that stands now which an earlier version kept at a path."""
+    parent, _, name = path.rpartition("/")
+    return f"{parent}/{_MOVED[name]}" if name in _MOVED and f"{parent}/clock/elapsed" in places else path
+
+
 def _holders(roots: Mapping[str, Any]) -> list[Any]:
     found = {id(root): root for root in roots.values()}
-    found |= {id(place.owner): place.owner for _, place in _places(roots)}
+    found |= {id(place.owner): place.owner for _, place in numeric_places(roots)}
     return list(found.values())
 
 
-def _place(path: str, roots: Mapping[str, Any], places: Mapping[str, _Place]) -> _Place:
+def _place(path: str, roots: Mapping[str, Any], places: Mapping[str, Place]) -> Place:
     """Return the place of a path, making the attributes and mappings that are not there yet."""
     if path in places:
         return places[path]
@@ -153,12 +157,12 @@ def _place(path: str, roots: Mapping[str, Any], places: Mapping[str, _Place]) ->
         inner = owner.get(name) if isinstance(owner, dict) else getattr(owner, name, None)
         if inner is None:
             inner = {}
-            _Place(owner, name).set(inner)
+            Place(owner, name).set(inner)
         owner = inner
-    return _Place(owner, names[-1])
+    return Place(owner, names[-1])
 
 
-def _check(snapshot: Snapshot, places: Mapping[str, _Place]) -> None:
+def _check(snapshot: Snapshot, places: Mapping[str, Place]) -> None:
     """Raise unless the numbers of environments, and what there is to step, are those of the snapshot."""
     taken = {path: value for path, value in snapshot.values.items() if path.endswith("/num_envs")}
     now = {path: place.get() for path, place in places.items() if path.endswith("/num_envs")}

@@ -100,8 +100,9 @@ class Streams:
         self.state = torch.zeros((2, count), dtype=torch.int64, device=device)
         self.increment = torch.zeros((2, count), dtype=torch.int64, device=device)
         self._unsigned = _Unsigned(signed=device.type != "cpu")
-        self._offsets: dict[int, torch.Tensor] = {}
         self._powers: dict[int, torch.Tensor] = {}
+        self._sums: dict[int, torch.Tensor] = {}
+        self._offsets: dict[int, torch.Tensor] = {}
 
     def seed(self, rows: Sequence[int], seeds: Sequence[int]) -> None:
         """Restart the generators `rows` from `seeds`, as `numpy.random.default_rng(seed)` does."""
@@ -116,7 +117,7 @@ class Streams:
         index = torch.tensor(list(rows), dtype=torch.int64, device=self.device)
         self.state[:, index] = _split([number["state"] for number in numbers], self.device)
         self.increment[:, index] = _split([number["inc"] for number in numbers], self.device)
-        self._offsets.clear()
+        self.forget()
 
     def store(self, row: int, generator: np.random.BitGenerator) -> None:
         """Set a NumPy PCG64 bit generator to the state of `row`."""
@@ -126,8 +127,9 @@ class Streams:
         generator.state = {"bit_generator": "PCG64", "state": state, "has_uint32": 0, "uinteger": 0}
 
     def forget(self) -> None:
-        """Drop what was computed from `increment`, which has been set from outside."""
-        self._offsets.clear()
+        """Compute anew, in place, what was computed from `increment`, which has been set from outside."""
+        for size, offsets in self._offsets.items():
+            offsets.copy_(self._offsets_of(size))
 
     def uniform(self, size: int, rows: torch.Tensor | None = None) -> torch.Tensor:
         """Return the next `size` numbers in [0, 1) of each generator (or of `rows`): float64 (n, size)."""
@@ -154,16 +156,58 @@ class Streams:
                 power = power * _MULTIPLIER % _MODULUS
                 powers.append(power)
                 sums.append(total)
-            self._powers[size] = _split(powers, self.device)[..., None]
-            factors, increments = _split(sums, self.device)[..., None], self.increment
-            self._offsets[size] = torch.stack(
-                _multiply((increments[0], increments[1]), (factors[0], factors[1]), _INT64)
-            )
+            # To be written again later, outside of an inference mode too.
+            with torch.inference_mode(False), torch.no_grad():
+                self._powers[size] = _split(powers, self.device)[..., None]
+                self._sums[size] = _split(sums, self.device)[..., None]
+                self._offsets[size] = self._offsets_of(size)
         return self._powers[size], self._offsets[size]
+
+    def _offsets_of(self, size: int) -> torch.Tensor:
+        factors, increments = self._sums[size], self.increment
+        return torch.stack(_multiply((increments[0], increments[1]), (factors[0], factors[1]), _INT64))
 
     def _native(self, words: torch.Tensor) -> Any:
         """Return words as what this device computes with: int64 tensors, or NumPy's uint64 on the CPU."""
         return words if self._unsigned.signed else words.numpy().view(np.uint64)
+
+
+class SeededStreams(Streams):
+    """`Streams` that know their seeds, and get random ones where nobody gave them any.
+
+    Attributes:
+        seeds: of each generator, None before there are any.
+    """
+
+    def __init__(self, count: int, device: torch.device) -> None:
+        super().__init__(count, device)
+        self.seeds: list[int] | None = None
+
+    def reseed(self, seeds: Sequence[int | None], rows: torch.Tensor | None = None) -> None:
+        """Seed generator i with seeds[i] where that is not None: all of them, or those of `rows` (n,)."""
+        if rows is not None or any(one is None for one in seeds):
+            self.ensure_seeded()
+        chosen = [row for row in (range(self.count) if rows is None else rows.tolist()) if seeds[row] is not None]
+        values = [int(seeds[row] or 0) for row in chosen]
+        self.seed(chosen, values)
+        self.seeds = self.seeds or [0] * self.count
+        for row, value in zip(chosen, values, strict=True):
+            self.seeds[row] = value
+
+    def ensure_seeded(self) -> None:
+        """Seed the generators at random if nobody has."""
+        if self.seeds is None:
+            seeds: list[int] = np.random.default_rng().integers(0, 2**63, self.count).tolist()
+            self.seed(range(self.count), seeds)
+            self.seeds = seeds
+
+    def generators(self) -> tuple[np.random.Generator, ...]:
+        """Return NumPy's generators in the same states; drawing from them changes nothing here."""
+        self.ensure_seeded()
+        found = tuple(np.random.Generator(np.random.PCG64(0)) for _ in range(self.count))
+        for row, generator in enumerate(found):
+            self.store(row, generator.bit_generator)
+        return found
 
 
 def draw(state: torch.Tensor, powers: torch.Tensor, offsets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

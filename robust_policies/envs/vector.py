@@ -13,11 +13,12 @@ from gymnasium.vector.utils import batch_space
 
 from robust_policies import checks
 from robust_policies.envs import arguments
+from robust_policies.envs.clock import Clock
 from robust_policies.envs.compiled import Batch, steps_of, write, write_where
 from robust_policies.envs.parameters import PhysicalParameters, checked_ranges
 from robust_policies.envs.plant import Params, Plant
 from robust_policies.envs.rendering import Renderer
-from robust_policies.envs.streams import Streams
+from robust_policies.envs.streams import SeededStreams
 from robust_policies.envs.task import load_plant
 from robust_policies.errors import InvalidValueError, UnknownNameError
 
@@ -44,10 +45,11 @@ class TorchVectorEnv(VectorEnv):
     episode and resets it then; DISABLED expects `reset(options={"reset_mask": ...})`, a NumPy or torch bool array. On a
     GPU, SAME_STEP does not wait to learn whether an episode ended: where one may have, info has these keys.
 
-    `plant` holds the equations, `params` the physical parameters: assign one value for all or one per environment
-    (`PhysicalParameters`), or give `randomize`, factors of the nominal values drawn at every reset (True: the ranges of
-    the task file). `prepared` is what the plant's functions take. `disturbance` (num_envs, channels), in the units of
-    `plant.disturbance_names`, acts in every step until it is set again; None: nothing.
+    `clock` counts the steps of episodes, `plant` holds the equations, `params` the physical parameters: assign one
+    value for all or one per environment (`PhysicalParameters`), or give `randomize`, factors of the nominal values
+    drawn at every reset (True: the ranges of the task file). `prepared` is what the plant's functions take.
+    `disturbance` (num_envs, channels), in the units of `plant.disturbance_names`, acts in every step until it is set
+    again; None: nothing.
 
     `backend` chooses what computes a MuJoCo task's physics: "c", "warp" or "auto" (Warp on CUDA); `compile` fuses
     the other tasks' steps and starts into C++ kernels, or into a CUDA graph on a GPU. `model` is the folder of an
@@ -95,8 +97,7 @@ class TorchVectorEnv(VectorEnv):
         self._compile = compile
         self._steps = steps_of(self.plant, compile, self.device, self.state_dtype)
         self._disturbance: torch.Tensor | None = None
-        self._streams = Streams(self.num_envs, self.device)
-        self._seeds: list[int] | None = None
+        self._streams = SeededStreams(self.num_envs, self.device)
         # Column by column in memory, as the plants compute.
         self._state = torch.zeros(self.plant.state_size, self.num_envs, dtype=self.state_dtype, device=self.device).T
         size = self.plant.observation_size
@@ -105,19 +106,16 @@ class TorchVectorEnv(VectorEnv):
             self._observation = torch.zeros((size, self.num_envs), dtype=self.dtype, device=self.device).T
         self._action = torch.zeros((self.num_envs, self.plant.action_size), dtype=self.state_dtype, device=self.device)
         self._reward = torch.zeros(self.num_envs, dtype=self.state_dtype, device=self.device)
-        self._elapsed = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
         self._ended: torch.Tensor | None = None
-        self._steps_surely_running = 0
-        # The distinct numbers of steps, from the last look at the device, after which time limits are reached.
-        self._limits_after: list[int] = []
         # A MuJoCo task's starts are too much work for those that go on.
         self._unasked = (
             self.device.type != "cpu" and self.plant.differentiable and self.autoreset_mode is AutoresetMode.SAME_STEP
         )
+        self.clock = Clock(self.num_envs, self.max_episode_steps, self.device, foresees=self._unasked)
         self._started = False
         self._renderers: list[Any] = []
         if seed is not None:
-            self._seed(arguments.seed_list(seed, self.num_envs), None)
+            self._streams.reseed(arguments.seed_list(seed, self.num_envs))
 
     def __getstate__(self) -> dict[str, Any]:
         """Compiled functions cannot be copied; a copy compiles its own."""
@@ -172,19 +170,11 @@ class TorchVectorEnv(VectorEnv):
     @property
     def elapsed(self) -> torch.Tensor:
         """A copy of the numbers of steps since each episode began, (num_envs,) int64; assign to spread the ends."""
-        return self._elapsed.clone()
+        return self.clock.elapsed.clone()
 
     @elapsed.setter
     def elapsed(self, value: Any) -> None:
-        steps = torch.as_tensor(value, dtype=torch.int64, device=self.device)
-        checks.shape("elapsed", steps, (self.num_envs,))
-        if bool(((steps < 0) | (steps >= self.max_episode_steps)).any()):
-            raise InvalidValueError(
-                f"elapsed goes from {int(steps.min())} to {int(steps.max())}; expected 0 to "
-                f"{self.max_episode_steps - 1}, below the time limit."
-            )
-        self._elapsed.copy_(steps)
-        self._count_running()
+        self.clock.set(value)
 
     @property
     def some_ended(self) -> bool:
@@ -194,17 +184,13 @@ class TorchVectorEnv(VectorEnv):
     @property
     def np_random_seed(self) -> tuple[int, ...]:
         """The seed of each environment's generator."""
-        self._ensure_seeded()
-        return tuple(self._seeds or ())
+        self._streams.ensure_seeded()
+        return tuple(self._streams.seeds or ())
 
     @property
     def np_random(self) -> tuple[np.random.Generator, ...]:
         """Copies of the environments' generators; drawing from them does not change the environments."""
-        self._ensure_seeded()
-        generators = tuple(np.random.Generator(np.random.PCG64(0)) for _ in range(self.num_envs))
-        for row, generator in enumerate(generators):
-            self._streams.store(row, generator.bit_generator)
-        return generators
+        return self._streams.generators()
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: Mapping[str, Any] | None = None
@@ -235,10 +221,10 @@ class TorchVectorEnv(VectorEnv):
         if rows is not None and not self._started:
             raise InvalidValueError("reset_mask was given before the first reset; call reset() once without it.")
         if seed is not None:
-            self._seed(arguments.seed_list(seed, self.num_envs), rows)
+            self._streams.reseed(arguments.seed_list(seed, self.num_envs), rows)
         if randomize is not None:
             self._randomize(randomize)
-        self._ensure_seeded()
+        self._streams.ensure_seeded()
         with torch.no_grad():
             self._begin(rows, wanted, start, values)
         if rows is None or self._ended is None:
@@ -283,8 +269,7 @@ class TorchVectorEnv(VectorEnv):
         )
         self._keep(following)
         self._observation.copy_(observation)
-        self._elapsed += 1
-        self._steps_surely_running -= 1
+        self.clock.count()
         reward = gained.to(self.dtype, copy=True)
         self._reward = gained
         if ended is not None:
@@ -294,9 +279,9 @@ class TorchVectorEnv(VectorEnv):
         info: dict[str, Any] = {}
         if self._steps.reuses_tensors or ended is not None:
             terminated = terminated.clone()
-        if self._steps_surely_running > 0 and not plant.terminates:
+        if self.clock.surely_running and not plant.terminates:
             return self._observation.clone(), reward, terminated, torch.zeros_like(terminated), info
-        truncated = self._elapsed >= self.max_episode_steps
+        truncated = self.clock.over()
         if ended is not None:
             terminated[ended] = False
         done = terminated | truncated
@@ -311,7 +296,7 @@ class TorchVectorEnv(VectorEnv):
         elif rows.shape[0]:
             self._ended = rows
             if not plant.terminates:
-                self._count_running()
+                self.clock.look()
         return self._observation.clone(), reward, terminated, truncated, info
 
     def _keep(self, following: torch.Tensor) -> None:
@@ -329,7 +314,7 @@ class TorchVectorEnv(VectorEnv):
         values: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         """Begin new episodes in `rows` (None: all)."""
-        batch = Batch(self._state, self._observation, self._elapsed, self._action)
+        batch = Batch(self._state, self._observation, self.clock.elapsed, self._action)
         if rows is not None and not (self._ranges or options or values) and start is None:
             self._steps.restart(self.params.prepared, self._streams, rows, batch)
         else:
@@ -345,7 +330,7 @@ class TorchVectorEnv(VectorEnv):
             start = start if start is None or rows is None else start[rows]
             write(batch, rows, *self._steps.start(params, uniform, options, start))
         if not self.plant.terminates:
-            self._count_running(rows is None)
+            self.clock.begun() if rows is None else self.clock.look()
 
     def _begin_where(self, ended: torch.Tensor) -> None:
         """Begin new episodes where `ended` (num_envs,) bool is true, without asking the device how many."""
@@ -353,22 +338,10 @@ class TorchVectorEnv(VectorEnv):
         uniform = self._streams.uniform_where(drawn + len(self._ranges), ended)
         if self._ranges:
             self.params.draw_where(self._ranges, uniform[:, drawn:], ended)
-        batch = Batch(self._state, self._observation, self._elapsed, self._action)
+        batch = Batch(self._state, self._observation, self.clock.elapsed, self._action)
         write_where(batch, ended, *self._steps.start(self.params.prepared, uniform))
         if not self.plant.terminates:
-            passed, *others = self._limits_after
-            self._limits_after = [after - passed for after in others] + [self.max_episode_steps]
-            self._steps_surely_running = self._limits_after[0]
-
-    def _count_running(self, fresh: bool = False) -> None:
-        """Note for how many steps no time limit can be reached, so that those steps need not ask the device."""
-        if self._unasked:
-            ages = [0] if fresh else self._elapsed.unique().tolist()
-            self._limits_after = [self.max_episode_steps - age for age in reversed(ages)]
-            longest = ages[-1]
-        else:
-            longest = 0 if fresh else int(self._elapsed.max())
-        self._steps_surely_running = self.max_episode_steps - longest
+            self.clock.passed()
 
     def _noise(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Return this step's process and measurement noise, None where the plant has none."""
@@ -380,7 +353,7 @@ class TorchVectorEnv(VectorEnv):
 
         Standard normal numbers (num_envs, n) each, None where there is none; they hold while no episode begins anew.
         """
-        self._ensure_seeded()
+        self._streams.ensure_seeded()
         kept = self._streams.state.clone()
         noise = [self._noise() for _ in range(steps)]
         self._streams.state.copy_(kept)
@@ -400,22 +373,6 @@ class TorchVectorEnv(VectorEnv):
         checks.shape("options['state']", start, (self.num_envs, self.plant.state_size))
         return checks.finite_tensor("options['state']", start)
 
-    def _seed(self, seeds: list[int | None], rows: torch.Tensor | None) -> None:
-        self._ensure_seeded(fresh=all(one is not None for one in seeds) and rows is None)
-        chosen = [row for row in (range(self.num_envs) if rows is None else rows.tolist()) if seeds[row] is not None]
-        values = [int(seeds[row] or 0) for row in chosen]
-        self._streams.seed(chosen, values)
-        self._seeds = self._seeds or [0] * self.num_envs
-        for row, value in zip(chosen, values, strict=True):
-            self._seeds[row] = value
-
-    def _ensure_seeded(self, fresh: bool = False) -> None:
-        """Seed the generators at random if nobody has; `fresh`: the caller is about to seed every one."""
-        if self._seeds is None and not fresh:
-            seeds: list[int] = np.random.default_rng().integers(0, 2**63, self.num_envs).tolist()
-            self._streams.seed(range(self.num_envs), seeds)
-            self._seeds = seeds
-
     def render(self) -> tuple[np.ndarray | None, ...] | None:
         """Return one picture (height, width, 3) uint8 for each environment; see `render_one` for many of them."""
         return None if self.render_mode is None else tuple(self.render_one(row) for row in range(self.num_envs))
@@ -431,7 +388,7 @@ class TorchVectorEnv(VectorEnv):
                 Renderer(self.plant, self.render_mode, self.metadata["render_fps"]) for _ in range(self.num_envs)
             ]
         numbers = (values[row].double().cpu().numpy() for values in (self._state, self._action, self._observation))
-        return self._renderers[row].draw(*numbers, steps=int(self._elapsed[row]), params=self.params.of(row))
+        return self._renderers[row].draw(*numbers, steps=int(self.clock.elapsed[row]), params=self.params.of(row))
 
     def close_extras(self, **kwargs: Any) -> None:
         """Close the windows, and what the plant holds: threads, device memory."""

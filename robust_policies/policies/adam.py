@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -84,6 +85,21 @@ class FusedAdam(torch.optim.Adam):
             self.step()
         finally:
             self.grad_scale = None  # pyright: ignore[reportAttributeAccessIssue]
+
+    @contextmanager
+    def at_rate(self, rate: Tensor, recording: bool) -> Iterator[None]:
+        """Let steps in the block read the learning rate from `rate`, () on the parameters' device.
+
+        `recording`: they are recorded as a CUDA graph, which PyTorch wants to be told.
+        """
+        before = [(group["lr"], group["capturable"]) for group in self.param_groups]
+        for group in self.param_groups:
+            group["lr"], group["capturable"] = rate, recording
+        try:
+            yield
+        finally:
+            for group, kept in zip(self.param_groups, before, strict=True):
+                group["lr"], group["capturable"] = kept
 
     def addresses(self, gradients: Sequence[Tensor | None]) -> np.ndarray | None:
         """Return address and count (n, 2) of gradients of any shapes; None where `adam_kernels` is not to read them."""

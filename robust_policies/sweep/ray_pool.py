@@ -151,7 +151,8 @@ def connected(address: str, resource: str = "CPU") -> tuple[Any, int]:
             include_dashboard=False if address == "local" else None,
             logging_level="error",
         )
-    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+    # Ray raises a bare one where its own processes are not there within half a minute.
+    except Exception as error:
         raise _no_cluster(address, error) from error
     return ray, int(ray.cluster_resources().get(resource, 0))
 
@@ -168,9 +169,14 @@ def _reach(address: str) -> None:
 
 
 def _no_cluster(address: str, error: Exception) -> InvalidValueError:
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    if address == "local":
+        return InvalidValueError(
+            f"Ray did not begin on this machine ({reason}); try again with less beside it, or leave --address out."
+        )
     return InvalidValueError(
-        f"No Ray cluster answers at --address {address} ({type(error).__name__}: {error}); start one with "
-        "`ray start --head`, or leave --address out to use this machine alone."
+        f"No Ray cluster answers at --address {address} ({reason}); start one with `ray start --head`, or leave "
+        "--address out to use this machine alone."
     )
 
 

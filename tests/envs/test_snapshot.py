@@ -148,3 +148,24 @@ def test_a_snapshot_of_something_else_is_refused():
         restore(taken, env=make_sb3_vec_env("robust_policies/CartPole-v0", 3, 1))
     with pytest.raises(InvalidValueError, match="expected one of"):
         restore(taken, env=make_sb3_vec_env(PENDULUM, 3, 1, perturbations=[{"ObservationDelay": 1}]))
+
+
+def test_what_an_earlier_version_kept_elsewhere_finds_its_place():
+    first, second = (TorchVectorEnv("pendulum", ENVS, seed=seed, **SHORT) for seed in (1, 99))
+    first.reset()
+    for _ in range(BEFORE):
+        first.step(torch.zeros(ENVS, 1))
+    names = {"clock/elapsed": "_elapsed", "clock/_surely_running": "_steps_surely_running",
+             "clock/_limits_after": "_limits_after", "_streams/seeds": "_seeds"}  # fmt: skip
+
+    def before(part):
+        return {f"env/{names.get(path.removeprefix('env/'), path.removeprefix('env/'))}": v for path, v in part.items()}
+
+    taken = Snapshot(*map(before, as_on_disk(capture(env=first))))
+    assert {f"env/{name}" for name in names.values()} <= taken.tensors.keys() | taken.values.keys()
+    restore(taken, env=second)
+    assert not any(hasattr(second, name) for name in names.values())
+    assert torch.equal(second.elapsed, first.elapsed) and second.np_random_seed == first.np_random_seed
+    for _ in range(AFTER):
+        expected, found = (env.step(torch.ones(ENVS, 1)) for env in (first, second))
+        assert all(torch.equal(one, other) for one, other in zip(expected[:4], found[:4], strict=True))

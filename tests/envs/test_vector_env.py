@@ -17,7 +17,7 @@ IDS = ["robust_policies/Pendulum-v0", "robust_policies/Linear-v0"]
 
 
 def snapshot(env):
-    return [value.clone() for value in (env._state, env._observation, env._elapsed, env._streams.state)]
+    return [value.clone() for value in (env._state, env._observation, env.clock.elapsed, env._streams.state)]
 
 
 def unchanged(env, before):

@@ -4,10 +4,14 @@ import importlib.util
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from in_process import one_line
 from sweep_command import begin, parent, rows, sweep, trial_process, wait_for
+
+from robust_policies.errors import InvalidValueError
+from robust_policies.sweep import ray_pool
 
 # Looked for and not imported: Ray takes a second, of every process that collects the tests.
 HAS_RAY = importlib.util.find_spec("ray") is not None
@@ -52,3 +56,13 @@ def test_no_cluster_is_one_line_and_nothing_is_written(address, tmp_path):
 def test_without_ray_it_says_how_to_get_it(tmp_path):
     assert "pip install 'robust-policies[sweep]'" in one_line(sweep("--address", "auto", cwd=tmp_path))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_cluster_that_does_not_begin_here_is_one_line(monkeypatch):
+    def init(**_):
+        raise Exception("The current node timed out during startup.\nThis could happen")
+
+    monkeypatch.setattr(ray_pool, "import_ray", lambda: SimpleNamespace(init=init))
+    with pytest.raises(InvalidValueError, match=r"Ray did not begin on this machine .*timed out") as caught:
+        ray_pool.connected("local")
+    assert "\n" not in str(caught.value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,30 +17,21 @@ from torch import Tensor
 from robust_policies.envs.bridges.sb3 import SB3VecEnv
 from robust_policies.errors import InvalidValueError
 from robust_policies.networks.linalg import full_precision
-from robust_policies.policies.adam import FusedAdam, forget_gradients, gradient_norm, take_step
-from robust_policies.train.ppo.buffer import Pieces, TensorRolloutBuffer, minibatch_count
+from robust_policies.train.ppo.buffer import TensorRolloutBuffer, minibatch_count
 from robust_policies.train.ppo.episodes import EpisodeTotals
-from robust_policies.train.ppo.fused import fused
 from robust_policies.train.ppo.losses import Terms
 from robust_policies.train.ppo.minibatches import merge_remainders
 from robust_policies.train.ppo.normalization import ObservationScale, RewardScale, from_json, to_json
 from robust_policies.train.ppo.on_demand import OnDemand
-from robust_policies.train.ppo.policy import Apart, RolloutPolicy, TensorPolicy, unsupported
+from robust_policies.train.ppo.policy import TensorPolicy, unsupported
+from robust_policies.train.ppo.recorded import GRAPHS, RecordedRollout, RecordedUpdate
+from robust_policies.train.ppo.rollout import Now, Played, Stage, Step
+from robust_policies.train.ppo.update import Settings, Taken, Update
 from robust_policies.train.run.guard import diverged, in_buffer, in_update
 from robust_policies.train.run.ranks import ALONE, Ranks
 
 _DEVICE_ONLY = ("normalize_observation", "normalize_reward")
 PHASES = ("policy", "environment", "advantages", "update")
-# What a CPU differentiates at once: more samples at a time are no faster there and take more memory.
-_CPU_ROWS_AT_ONCE = 2**13
-
-
-class _Truncation(NamedTuple):
-    """Episodes that their time limit cut off in step `step`: which (env,), and their last observations' latents."""
-
-    step: int
-    rows: Tensor
-    latent: Tensor
 
 
 class TensorRecurrentPPO(RecurrentPPO):
@@ -57,6 +48,8 @@ class TensorRecurrentPPO(RecurrentPPO):
         normalize_observation: the policy's fixed observation scale is set, between updates, to the mean and deviation
             of the observations so far. `predict` and certificate take raw observations.
         normalize_reward: divide rewards by the running deviation of the discounted return.
+        graphs: auto: on a GPU a rollout, and an update, is one CUDA graph where it does the same every time; callbacks
+            are told of the steps of such a rollout when it has ended. never: call by call, as on a CPU.
         spread_episodes: after a reset, count the first episodes as begun at different times, so that rollouts shorter
             than an episode hold all its parts.
         ranks: the processes that train this model together, each in its share of the environments; `batch_size` counts
@@ -64,7 +57,8 @@ class TensorRecurrentPPO(RecurrentPPO):
 
     Attributes:
         why_numpy: why training does not stay on the device; None if it does.
-        seconds: time spent in each of `PHASES` since the model was made; on a GPU, until the work was queued.
+        seconds: time spent in each of `PHASES` since the model was made; on a GPU, until the work was queued. A
+            rollout that is one graph counts as the policy's.
 
     Raises:
         InvalidValueError: `batch_size` does not divide the environments evenly, or one of the options above is given
@@ -82,14 +76,18 @@ class TensorRecurrentPPO(RecurrentPPO):
         normalize_observation: bool = False,
         normalize_reward: bool = False,
         spread_episodes: bool = False,
+        graphs: str = "auto",
         ranks: Ranks = ALONE,
         **kwargs: Any,
     ) -> None:
         self.ranks = ranks
+        if graphs not in GRAPHS:
+            raise InvalidValueError(f"graphs is {graphs!r}; expected one of {', '.join(GRAPHS)}.")
+        self.graphs = graphs
         self.normalize_observation, self.normalize_reward = normalize_observation, normalize_reward
         self.spread_episodes = spread_episodes
         self.why_numpy: str | None = None
-        self.seconds = dict.fromkeys(PHASES, 0.0)
+        self.seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
         self._logged_seconds = dict(self.seconds)
         self._scales: dict[str, Any] = {}
         # A model that `load` makes may evaluate in any number of environments; what does not fit is refused by `learn`.
@@ -167,8 +165,25 @@ class TensorRecurrentPPO(RecurrentPPO):
         if not discrete:
             # A Box where actions are no choices.
             low, high = env.action_space.low, env.action_space.high  # pyright: ignore[reportAttributeAccessIssue]
-            self._bounds = tuple(torch.as_tensor(bound, device=self.device) for bound in (low, high))
+            self._bounds = torch.as_tensor(low, device=self.device), torch.as_tensor(high, device=self.device)
         self._make_scales()
+        self._stage = Stage(self._tensors, env, self.rollout_buffer, self._bounds, self.ranks, self.seconds)
+        self._update = Update(self._tensors, self.rollout_buffer, self.ranks)
+        # A reward of a subclass's may be learnt in between.
+        self._judged_at_once = type(self).rewards_of is TensorRecurrentPPO.rewards_of
+        judge = self._judge if self._judged_at_once else self._stage.value
+        roots = {f"{name}_scale": scale for name, scale in self._scales.items()}
+        self._recorded_rollout = RecordedRollout(
+            self._stage, judge, roots, lambda: (self.gamma, self.gae_lambda), self.graphs
+        )
+        self._recorded_update = RecordedUpdate(self._update, self.graphs)
+
+    @property
+    def why_no_graph(self) -> dict[str, str | None]:
+        """Why "rollout" and "update" are not one CUDA graph each; None: one is, or will be after a few calls."""
+        if self.why_numpy is not None:
+            return dict.fromkeys(("rollout", "update"), self.why_numpy)
+        return {"rollout": self._recorded_rollout.graph.why_not, "update": self._recorded_update.graph.why_not}
 
     def _set_minibatches(self) -> None:
         self.minibatches = minibatch_count(self._every, self.n_steps, self.batch_size)
@@ -221,6 +236,10 @@ class TensorRecurrentPPO(RecurrentPPO):
             "_episodes",
             "_states",
             "_bounds",
+            "_stage",
+            "_update",
+            "_recorded_rollout",
+            "_recorded_update",
             "_numpy_buffer",
             "_last_obs",
             "_last_episode_starts",
@@ -254,57 +273,36 @@ class TensorRecurrentPPO(RecurrentPPO):
             env.inner.trusts_actions = before
 
     def _collect(
-        self, env: SB3VecEnv, callback: BaseCallback, rollout_buffer: TensorRolloutBuffer, n_rollout_steps: int
+        self, env: SB3VecEnv, callback: BaseCallback, buffer: TensorRolloutBuffer, n_rollout_steps: int
     ) -> bool:
-        clock, seconds = time.perf_counter, self.seconds
-        observations, starts = self._begin(env)
-        buffer, vector = rollout_buffer, env.env
-        buffer.actor_state.copy_(self._states.actor)
-        buffer.critic_state.copy_(self._states.critic)
-        acting = RolloutPolicy(self._tensors, self._states, n_rollout_steps, self.ranks)
-        acting.begin(starts)
-        cut_off: list[_Truncation] = []
-        nobody = torch.zeros_like(starts)
-        buffer.dones.zero_()
-        buffer.starts[0] = starts
         fixed = {"self": self, "env": env, "rollout_buffer": buffer, "n_rollout_steps": n_rollout_steps}
-        before = clock()
-        for n_steps in range(n_rollout_steps):
-            actions = acting.act(observations, n_steps)
-            buffer.observations[n_steps] = observations
-            buffer.actions[n_steps] = actions
-            clipped_actions = actions if self._bounds is None else actions.clamp(*self._bounds)
-            middle = clock()
-            observations, rewards, terminated, truncated, info = vector.step(clipped_actions)
-            after = clock()
-            seconds["policy"] += middle - before
-            seconds["environment"] += after - middle
-            before = after
-            dones = info.get("_final_obs", nobody)
-            buffer.rewards[n_steps] = rewards
+
+        def told(n_steps: int, step: Step) -> bool:
             self.num_timesteps += self._every
-            seen = {"actions": actions, "clipped_actions": clipped_actions, "rewards": rewards, "dones": dones}
-            callback.update_locals(
-                {**fixed, "n_steps": n_steps, "info": info, **{k: OnDemand(value) for k, value in seen.items()}}
-            )
-            if not callback.on_step():
-                # The environments have gone on without the buffer: `learn` resets them if it is called again.
-                self._last_obs = None
-                return False
-            if dones is not nobody:
-                buffer.dones[n_steps] = dones
-                cut_off.append(_Truncation(n_steps, truncated & ~terminated, acting.latent(info["final_obs"])))
-                acting.begin(dones)
-        buffer.starts[1:] = buffer.dones[:-1]
-        seconds["policy"] += clock() - before
+            seen = {name: OnDemand(value) for name, value in step._asdict().items() if name != "info"}
+            callback.update_locals({**fixed, "n_steps": n_steps, "info": step.info, **seen})
+            return callback.on_step()
+
+        now, recorded = self._begin(env), self._recorded_rollout
+        at_once = env.inner.clock.alike = recorded.possible
+        if at_once:
+            steps, played = recorded(now)
+            # Those that a callback does not want to hear of any more have been played.
+            played = played if all(told(n, step) for n, step in enumerate(steps)) else None
+        else:
+            played = self._stage.play(now, told)
+        if played is None:
+            # The environments have gone on without the buffer: `learn` resets them if it is called again.
+            self._last_obs = None
+            return False
         # Tensors in the place of the base class's arrays.
-        self._last_obs, self._last_episode_starts, self._states = observations, buffer.dones[-1].clone(), acting.states  # pyright: ignore[reportAttributeAccessIssue]
-        self._finish(acting, observations, cut_off)
+        self._last_obs, self._last_episode_starts, self._states = played.now  # pyright: ignore[reportAttributeAccessIssue]
+        self._finish(played, judged=at_once)
         callback.on_rollout_end()
         return True
 
-    def _begin(self, env: SB3VecEnv) -> tuple[Tensor, Tensor]:
-        """Return observations and starts to go on from, whether SB3 has just reset the environments or not."""
+    def _begin(self, env: SB3VecEnv) -> Now:
+        """Return what to go on from, whether SB3 has just reset the environments or not."""
         observations, starts = self._last_obs, self._last_episode_starts
         if isinstance(observations, np.ndarray):
             self._episodes = EpisodeTotals(self.n_envs, self.device)
@@ -314,23 +312,31 @@ class TensorRecurrentPPO(RecurrentPPO):
                 limit = env.inner.max_episode_steps
                 env.inner.elapsed = self.ranks.mine(torch.randint(limit, (self._every,), device=self.device), 0)
                 self._episodes.skip_running()
-        return torch.as_tensor(observations, device=self.device), torch.as_tensor(starts, device=self.device)
+        observations, starts = (torch.as_tensor(one, device=self.device) for one in (observations, starts))
+        return Now(observations, starts, self._states)
 
-    def _finish(self, acting: RolloutPolicy, last_observations: Tensor, cut_off: list[_Truncation]) -> None:
+    def _finish(self, played: Played, judged: bool) -> None:
+        """Look at what was played; `judged` if `_recorded_rollout` has done on the device what follows."""
         began = time.perf_counter()
-        buffer, tensors = self.rollout_buffer, self._tensors
+        buffer = self.rollout_buffer
         self._check(self.ranks.first_said(in_buffer(buffer)))
-        buffer.values.copy_(acting.all_values(buffer.observations))
-        buffer.log_probs.copy_(acting.all_log_probs())
         assert self.ep_info_buffer is not None
         self.ep_info_buffer.extend(self._episodes.ended(buffer.rewards, buffer.dones, self._stats_window_size))
-        scale = self._scales.get("reward")
+        if not judged:
+            self._stage.value(played)
+        if not (judged and self._judged_at_once):
+            self._estimate(played)
+        self.seconds["advantages"] += time.perf_counter() - began
+
+    def _judge(self, played: Played) -> None:
+        self._stage.value(played)
+        self._estimate(played)
+
+    def _estimate(self, played: Played) -> None:
+        buffer, scale = self.rollout_buffer, self._scales.get("reward")
         given = self.rewards_of(buffer)
         rewards = given.clone() if scale is None else scale(given, buffer.dones)
-        for step, rows, latent in cut_off:
-            rewards[step] += torch.where(rows, self.gamma * tensors.values(latent), 0.0)
-        buffer.estimate(rewards, tensors.values(acting.latent(last_observations)), self.gamma, self.gae_lambda)
-        self.seconds["advantages"] += time.perf_counter() - began
+        self._stage.estimate(played, rewards, self.gamma, self.gae_lambda)
 
     def rewards_of(self, buffer: TensorRolloutBuffer) -> Tensor:
         """Return the rewards (n_steps, n_envs) that are learnt from in a rollout: the environment's.
@@ -355,91 +361,31 @@ class TensorRecurrentPPO(RecurrentPPO):
         clip_range = self.clip_range(self._current_progress_remaining)  # pyright: ignore[reportCallIssue]
         # Stable-Baselines3 made it a function.
         clip_range_vf = self.clip_range_vf and self.clip_range_vf(self._current_progress_remaining)  # pyright: ignore[reportCallIssue]
-        optimizer, parameters = self.policy.optimizer, list(self.policy.parameters())
-        at_once = _CPU_ROWS_AT_ONCE if self.device.type == "cpu" else None
         terms = Terms(clip_range, clip_range_vf, self.vf_coef, self.ent_coef)
-        quick = fused(self._tensors, self.rollout_buffer, max(1, self.n_envs // self.minibatches))
-        if isinstance(optimizer, FusedAdam):
-            optimizer.quick = quick is not None
-        if self._tensors.cut:
-            self.rollout_buffer.find_begins()
-        steps: list[Tensor] = []
-        norms: list[Tensor] = []
-        divergences: list[Tensor] = []
-        stop = False
+        settings = Settings(
+            self.n_epochs, self.minibatches, self.normalize_advantage, terms, self.max_grad_norm, self.target_kl
+        )
+        differentiates, recorded, taken = self._update.ready(settings), self._recorded_update, Taken()
         try:
-            for epoch in range(self.n_epochs):
-                divergences = []
-                for pieces in self.rollout_buffer.minibatches(self.minibatches, self.normalize_advantage, at_once):
-                    differentiate = self._differentiate if quick is None else quick.differentiate
-                    found = differentiate(pieces, terms)
-                    if not self.ranks.alone:
-                        found = torch.stack(self.ranks.sum_gradients(parameters, found.unbind()))
-                    divergence = found[5]
-                    steps.append(found[:5])
-                    divergences.append(divergence)
-                    if self.target_kl is not None and float(divergence) > 1.5 * self.target_kl:
-                        stop = True
-                        if self.verbose >= 1 and self.ranks.first:
-                            print(f"Early stopping at step {epoch} due to reaching max kl: {float(divergence):.2f}")
-                        break
-                    norms.append(gradient_norm(parameters, optimizer))
-                    take_step(optimizer, parameters, norms[-1], self.max_grad_norm)
-                self._n_updates += 1
-                if stop:
-                    break
+            if recorded.possible(settings):
+                taken = recorded(settings)
+            else:
+                self._update.take(settings, differentiates, taken)
         finally:
-            forget_gradients(parameters)
             # A library that refuses to go on is not the cause, and what follows from NaN is not saved.
-            self._check(in_update(steps, norms))
+            self._check(in_update(taken.steps, taken.norms))
+        self._n_updates += taken.epochs
+        if taken.stopped_at is not None and self.verbose >= 1 and self.ranks.first:
+            print(f"Early stopping at step {taken.epochs - 1} due to reaching max kl: {taken.stopped_at:.2f}")
         if "observation" in self._scales:
             self._scales["observation"].update(self.rollout_buffer.observations, self.policy)
         self.seconds["update"] += time.perf_counter() - began
-        norms = norms or [torch.zeros((), device=self.device)]
-        self._log(torch.stack(steps), torch.stack(norms), torch.stack(divergences), clip_range, clip_range_vf)
+        self._log(self._update.summary(taken), clip_range, clip_range_vf)
 
-    def _differentiate(self, pieces: Pieces, terms: Terms) -> Tensor:
-        """Leave the gradient of a minibatch's loss in the parameters, in place of what was there.
-
-        Returns loss, policy loss, clip fraction, value loss, entropy loss and approximate divergence, (6,).
-        """
-        forget_gradients(self.policy.parameters())
-        arrays, begins = self._tensors.arrays(), self.rollout_buffer.begins
-        apart = None if pieces.whole else Apart(arrays)
-        sums: list[Tensor] = []
-        for batch, share in pieces:
-            used = arrays if apart is None else apart.arrays
-            loss, found, entropy = self._tensors.loss(batch, used, terms, begins)
-            (loss if apart is None else share * loss).backward()
-            parts = (loss.detach(), *found[:3], -entropy, found.divergence)
-            if apart is not None:
-                parts = [share * part for part in parts]
-                parts = [before + part for before, part in zip(sums, parts, strict=True)] if sums else parts
-            sums = list(parts)
-        if apart is not None:
-            apart.backward()
-        return torch.stack(sums)
-
-    def _log(
-        self, steps: Tensor, norms: Tensor, divergences: Tensor, clip_range: float, clip_range_vf: float | None
-    ) -> None:
-        buffer = self.rollout_buffer
-        spread = self.ranks.variance(buffer.returns)
-        unexplained = self.ranks.variance(buffer.returns - buffer.values) / spread
-        deviation = self.policy.log_std.detach().exp().mean() if self._tensors.gaussian else torch.zeros_like(spread)
-        sums = (*steps.mean(0)[1:], divergences.mean(), steps[-1, 0], 1 - unexplained, deviation, norms.mean())
-        policy_loss, fraction, value_loss, entropy_loss, kl, loss, explained, std, norm = torch.stack(sums).tolist()
+    def _log(self, summary: dict[str, float], clip_range: float, clip_range_vf: float | None) -> None:
         record = self.logger.record
-        record("train/entropy_loss", entropy_loss)
-        record("train/policy_gradient_loss", policy_loss)
-        record("train/value_loss", value_loss)
-        record("train/approx_kl", kl)
-        record("train/clip_fraction", fraction)
-        record("train/loss", loss)
-        record("train/gradient_norm", norm)
-        record("train/explained_variance", explained if np.isfinite(explained) else np.nan)
-        if self._tensors.gaussian:
-            record("train/std", std)
+        for name, value in summary.items():
+            record(f"train/{name}", value)
         record("train/n_updates", self._n_updates, exclude="tensorboard")
         record("train/clip_range", clip_range)
         for name, spent in self.seconds.items():

@@ -128,18 +128,25 @@ class TensorRolloutBuffer:
         """Ask the device, once a rollout, in which steps episodes begin."""
         self.begins = self.starts.any(1).nonzero().flatten().tolist()
 
-    def minibatches(self, count: int, normalize: bool = False, rows_at_once: int | None = None) -> Iterator[Pieces]:
-        """Yield `count` minibatches of as many environments each, drawn anew; sequences stay whole.
+    def drawn(self, count: int) -> Tensor | None:
+        """Return a random order (n,) int64 of the environments of all ranks for `count` minibatches; None of one."""
+        return None if count == 1 else torch.randperm(self.n_envs * self.ranks.size, device=self.device)
+
+    def minibatches(
+        self, count: int, normalize: bool = False, rows_at_once: int | None = None, order: Tensor | None = None
+    ) -> Iterator[Pieces]:
+        """Yield `count` minibatches of as many environments each; sequences stay whole.
 
         Args:
             count: of minibatches; over several ranks, of all environments.
             normalize: give the advantages of each minibatch with mean 0 and deviation 1, as Stable-Baselines3 does;
                 one advantage alone has no deviation and stays.
             rows_at_once: samples of a piece, at most; None: a minibatch is one piece.
+            order: of the environments (n,), from `drawn`; None: drawn here.
         """
+        order = self.drawn(count) if order is None else order
         every = self.n_envs * self.ranks.size
         each = every // count
-        order = None if count == 1 else torch.randperm(every, device=self.device)
         self.counted = self.advantages
         if not self.ranks.alone:
             yield from self._of_mine(order, count, each, normalize, rows_at_once)

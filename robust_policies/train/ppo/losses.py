@@ -27,7 +27,7 @@ class Parts(NamedTuple):
 
 
 def clipped_loss(
-    values: Tensor, log_probs: Tensor, batch: Minibatch, clip: float, clip_values: float | None, weight: float
+    values: Tensor, log_probs: Tensor, batch: Minibatch, clip: Any, clip_values: Any, weight: float
 ) -> tuple[Tensor, Parts]:
     """Return policy loss + `weight` value loss, (), and its parts, with the clip fraction and approximate divergence.
 
@@ -35,8 +35,8 @@ def clipped_loss(
         values: (time, batch), of the present weights.
         log_probs: (time, batch), of the present weights.
         batch: what was done, with advantages as they count.
-        clip: limit of the probability ratio's distance from 1.
-        clip_values: limit of what the values may move, None: no limit.
+        clip: limit of the probability ratio's distance from 1, a number or a float64 tensor ().
+        clip_values: limit of what the values may move, as `clip`; None: no limit.
         weight: of the values' mean squared error.
 
     Source: J. Schulman et al., "Proximal Policy Optimization Algorithms" (arXiv 1707.06347), equation 7, as
@@ -49,8 +49,8 @@ def clipped_loss(
 class Terms(NamedTuple):
     """What a loss is made of besides the data: see `clipped_loss`; `entropy` is the weight of the actions' entropy."""
 
-    clip: float
-    clip_values: float | None
+    clip: Any
+    clip_values: Any
     weight: float
     entropy: float
 
@@ -118,8 +118,8 @@ class _ClippedLoss(torch.autograd.Function):
         values: Tensor,
         log_probs: Tensor,
         batch: Minibatch,
-        clip: float,
-        clip_values: float | None,
+        clip: Any,
+        clip_values: Any,
         weight: float,
     ) -> tuple[Tensor, ...]:
         log_ratio = log_probs - batch.log_probs

@@ -173,13 +173,16 @@ class Apart:
 
 
 class RolloutPolicy:
-    """A policy whose weights stay as they are for one rollout: its explicit arrays are computed here, once."""
+    """A policy whose weights stay as they are for one rollout, with `TensorPolicy.arrays` of them (None: made here)."""
 
-    def __init__(self, tensors: TensorPolicy, states: States, n_steps: int, ranks: Ranks = ALONE) -> None:
+    def __init__(
+        self, tensors: TensorPolicy, states: States, n_steps: int, ranks: Ranks = ALONE, arrays: Arrays | None = None
+    ) -> None:
         self.tensors, self.policy, self.ranks = tensors, tensors.policy, ranks
         self.actor, self.critic = tensors.actor, tensors.critic
-        self._act = _stepping(self.actor.cell, self.actor.explicit())
-        self._judge = None if self.critic is None else _stepping(self.critic.cell, self.critic.explicit())
+        arrays = tensors.arrays() if arrays is None else arrays
+        self._act = _stepping(self.actor.cell, arrays.actor)
+        self._judge = None if self.critic is None else _stepping(self.critic.cell, arrays.critic)
         self.states = states
         self.latents: list[Tensor] = []
         self._values: list[Tensor] = []

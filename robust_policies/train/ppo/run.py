@@ -69,7 +69,7 @@ def make_model(
     kind = RecurrentPPO
     if algorithm.on_device:
         kind = on_device
-        options["normalize_observation"] = algorithm.normalize_observation
+        options["normalize_observation"], options["graphs"] = algorithm.normalize_observation, algorithm.graphs
         options["spread_episodes"], options["ranks"] = algorithm.spread_episodes, ranks
         options["normalize_reward"] = algorithm.normalize_reward and not isinstance(env, VecNormalize)
     model = kind(

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from robust_policies.files.settings import Strict
 from robust_policies.train.recipe.imitation import LQG
-from robust_policies.train.recipe.ppo import ClippedSection
+from robust_policies.train.recipe.ppo import GRAPHS_TEXT, ClippedSection, Graphs
 from robust_policies.train.recipe.sections import PolicySection, TaskSection
 from robust_policies.train.recipe.youla import YoulaSection
 
@@ -65,6 +65,7 @@ class GailSection(ClippedSection):
     n_epochs: int = Field(default=5, ge=1)
     learning_rate: float | str = Field(default="lin_1e-3", description="a number, or lin_NUMBER to fall linearly to 0")
     spread_episodes: bool = True
+    graphs: Graphs = Field(default="auto", description=GRAPHS_TEXT)
 
     @property
     def on_device(self) -> bool:

@@ -10,6 +10,9 @@ from robust_policies.train.recipe.rates import schedule
 from robust_policies.train.recipe.sections import Algorithm, PolicySection, TaskSection
 from robust_policies.train.recipe.youla import YoulaSection
 
+Graphs = Literal["auto", "never"]
+GRAPHS_TEXT = "auto: on a GPU a rollout, and an update, is one CUDA graph where that is possible; never: not"
+
 
 class ClippedSection(Algorithm):
     """PPO's settings under Stable-Baselines3's names, except `discount`, which it calls gamma."""
@@ -62,6 +65,7 @@ class PpoSection(ClippedSection):
         default=False,
         description="tensor_ppo: the first episodes end at different times, for rollouts shorter than one",
     )
+    graphs: Graphs = Field(default="auto", description=f"tensor_ppo: {GRAPHS_TEXT}")
 
     @property
     def on_device(self) -> bool:
@@ -70,7 +74,11 @@ class PpoSection(ClippedSection):
 
     @model_validator(mode="after")
     def _fits_its_name(self) -> PpoSection:
-        for option in ("normalize_observation", "spread_episodes"):
-            if getattr(self, option) and self.name != "tensor_ppo":
-                raise ValueError(f"algorithm.{option} is true and algorithm.name {self.name}; expected name tensor_ppo")
+        for option in ("normalize_observation", "spread_episodes", "graphs"):
+            value = getattr(self, option)
+            if value != type(self).model_fields[option].default and self.name != "tensor_ppo":
+                given = str(value).lower()
+                raise ValueError(
+                    f"algorithm.{option} is {given} and algorithm.name {self.name}; expected name tensor_ppo"
+                )
         return self

@@ -7,7 +7,7 @@ import torch
 from test_tensor_ppo import make_env, make_model, scattered
 
 from robust_policies.networks import compiled, gated, perceptron
-from robust_policies.train.ppo import algorithm, fused
+from robust_policies.train.ppo import fused, update
 from robust_policies.train.ppo.losses import Terms
 
 pytest.importorskip("numba")
@@ -51,7 +51,7 @@ def test_loss_and_gradient_are_the_graphs(cell, critic, clip_values):
     quick = fused.fused(model._tensors, model.rollout_buffer, 3)
     assert quick is not None
     terms = Terms(0.1, clip_values, 0.5, 0.01)
-    expected, wanted = gradients(model, model._differentiate, terms)
+    expected, wanted = gradients(model, model._update.differentiate, terms)
     for at_once in (None, 45):
         parts, found = gradients(model, quick.differentiate, terms, at_once)
         for one, other in zip(parts, expected, strict=True):
@@ -67,7 +67,7 @@ def test_loss_and_gradient_are_the_graphs(cell, critic, clip_values):
 def test_an_update_is_the_one_of_the_graph(cell, monkeypatch):
     ways = []
     for quick in (fused.fused, lambda *_: None):
-        monkeypatch.setattr(algorithm, "fused", quick)
+        monkeypatch.setattr(update, "fused", quick)
         model = filled(cell)
         torch.manual_seed(5)
         model.train()
@@ -82,7 +82,7 @@ def test_frozen_parameters_stay():
     body = model.policy.lstm_actor.cell.requires_grad_(False)
     quick = fused.fused(model._tensors, model.rollout_buffer, 3)
     _, found = gradients(
-        model, (quick or model).differentiate if quick else model._differentiate, Terms(0.1, None, 0.5, 0.0)
+        model, (quick or model).differentiate if quick else model._update.differentiate, Terms(0.1, None, 0.5, 0.0)
     )
     assert found["log_std"] is None and found["value_net.weight"] is not None
     assert all(parameter.grad is None for parameter in body.parameters())

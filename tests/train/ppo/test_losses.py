@@ -8,7 +8,7 @@ from test_tensor_ppo import CELLS, make_env, make_model
 from torch.distributions import Normal
 from torch.nn import functional
 
-from robust_policies.train.ppo import algorithm, losses
+from robust_policies.train.ppo import losses, update
 from robust_policies.train.ppo.buffer import Minibatch
 from robust_policies.train.ppo.losses import GaussianLogProb, Terms, clipped_loss, gaussian_entropy, gaussian_loss
 
@@ -110,10 +110,10 @@ def test_an_update_in_pieces_is_the_one_of_whole_minibatches(monkeypatch, cell, 
     pieces = make_model(make_env(task), cell, critic, batch_size=60, ent_coef=0.01)
     pieces.policy.load_state_dict(whole.policy.state_dict())
     pieces.set_logger(whole.logger)
-    pieces.rollout_buffer = copy.deepcopy(whole.rollout_buffer)
+    pieces.rollout_buffer = pieces._update.buffer = copy.deepcopy(whole.rollout_buffer)
     logged = []
     for model, at_once in ((whole, 2**14), (pieces, 45)):
-        monkeypatch.setattr(algorithm, "_CPU_ROWS_AT_ONCE", at_once)
+        monkeypatch.setattr(update, "_CPU_ROWS_AT_ONCE", at_once)
         torch.manual_seed(5)
         model.train()
         logged.append({tag: value for tag, value in model.logger.name_to_value.items() if tag.startswith("train/")})
