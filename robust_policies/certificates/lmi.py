@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import scipy.linalg
+import scipy
 
 from robust_policies.errors import NonFiniteError, ShapeError
 

@@ -255,9 +255,9 @@ def _mean(units: list[np.ndarray]) -> Callable[[list[np.ndarray]], np.ndarray]:
 def _trimmed(units: list[np.ndarray]) -> Callable[[list[np.ndarray]], np.ndarray]:
     """Return the mean without the lowest and highest `_CUT` of what was drawn, from how often each unit was.
 
-    All scores are sorted once, and cut into buckets: how many drawn scores are below the end of a bucket, and their sum,
-    are products with the counts, and only the two buckets in which a resample's quarters end are looked at score by
-    score.
+    All scores are sorted once, and cut into buckets: how many drawn scores are below the end of a bucket, and their
+    sum, are products with the counts, and only the two buckets in which a resample's quarters end are looked at score
+    by score.
     """
     scores, number = np.concatenate([unit.ravel() for unit in units]), sum(map(len, units))
     owner = np.repeat(np.arange(number), np.concatenate([np.full(len(unit), unit.shape[1]) for unit in units]))
@@ -362,6 +362,4 @@ def _counted(sizes: tuple[int, ...], resamples: int, seed: int) -> list[list[np.
     """Return in batches how often each unit is drawn, (resamples in the batch, units) of each stratum."""
     # Of one unit two are drawn, the same for means and ranks alike, and one is counted.
     drawn = _draws.__wrapped__(tuple(max(size, 2) for size in sizes), resamples, seed)
-    return [
-        [_counts(rows[:, :size] % size) for rows, size in zip(batch, sizes, strict=True)] for batch in drawn
-    ]
+    return [[_counts(rows[:, :size] % size) for rows, size in zip(batch, sizes, strict=True)] for batch in drawn]

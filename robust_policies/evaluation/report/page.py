@@ -88,9 +88,7 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def _written(
-    folders: Sequence[str | Path] | str | Path, output: str | Path | None, limits: str | Path | None
-) -> Path:
+def _written(folders: Sequence[str | Path] | str | Path, output: str | Path | None, limits: str | Path | None) -> Path:
     paths = [Path(folders)] if isinstance(folders, str | Path) else [Path(folder) for folder in folders]
     runs = load_runs(find_runs(paths))
     if all(run.evaluation is run.certificate is run.returns is None for run in runs):
