@@ -220,7 +220,7 @@ def _png(figure: Figure, file: Any, dpi: int) -> None:
     figure.set_dpi(dpi)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    image = Image.frombuffer("RGBA", canvas.get_width_height(physical=True), canvas.buffer_rgba(), "raw", "RGBA", 0, 1)
+    image = Image.fromarray(np.asarray(canvas.buffer_rgba()))
     image.convert("RGB").save(file, "png", dpi=(dpi, dpi), compress_level=3)
 
 
