@@ -108,8 +108,10 @@ def running_map(model: Any) -> Map:
     def run(inputs: Tensor) -> Tensor:
         return after(inner.run(explicit, before(inputs), inner.initial_state(inputs.shape[1]), None)[0])
 
+    fixed = inner.fixed_step(explicit)
+
     def step(inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        output, state = inner.step(explicit, before(inputs), state)
+        output, state = fixed(before(inputs), state)
         return after(output), state
 
     return Map(run, step, cell.input_size, cell.state_size)

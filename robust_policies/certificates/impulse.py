@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-import scipy.linalg
+import scipy
 
 from robust_policies.certificates.lmi import Array, Matrices, signal_maps
 from robust_policies.certificates.multipliers import SlopeMultiplier

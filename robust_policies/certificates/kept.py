@@ -19,6 +19,7 @@ import numpy as np
 
 from robust_policies.certificates.lmi import Array, Matrices
 from robust_policies.files.atomic import write_atomic
+from robust_policies.files.npz import Npz
 
 _NAMES = ("A", "B1", "B2", "C1", "D12", "C2", "D21", "D22", "D11")
 
@@ -48,10 +49,9 @@ class Book:
         """Return what is kept in `path`; an empty book where there is no such file or it cannot be read."""
         given: dict[str, dict[str, Array]] = {}
         try:
-            with np.load(path, allow_pickle=False) as file:
-                for name in file.files:
-                    key, _, part = name.partition(".")
-                    given.setdefault(key, {})[part] = np.asarray(file[name], np.float64)
+            for name, array in Npz(path).items():
+                key, _, part = name.partition(".")
+                given.setdefault(key, {})[part] = np.asarray(array, np.float64)
         # Of whatever kind the damage is: the searches then run.
         except Exception:
             return cls()

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import scipy.linalg
+import scipy
 
 from robust_policies.errors import NonFiniteError, ShapeError
 
@@ -167,20 +167,20 @@ def signal_maps(model: Matrices, with_input: bool, eye: float = 1.0) -> tuple[Ar
 
     `eye` is 0 for a model of errors: what is not a matrix of the model has none.
     """
-    nx, nv, nu, _ = model.sizes
+    nx, nv, nu, ny = model.sizes
+    nu, ny = (nu, ny) if with_input else (0, 0)
+    F_x, F_r = np.zeros((2 * nx, nx + nv + nu)), np.zeros((2 * nv + ny + nu, nx + nv + nu))
+    x, w, u = (slice(begin, begin + size) for begin, size in ((0, nx), (nx, nv), (nx + nv, nu)))
+    F_x[:nx, x].flat[:: nx + 1] = eye
+    F_x[nx:, x], F_x[nx:, w] = model.A, model.B1
+    F_r[:nv, x], F_r[:nv, w] = model.C1, model.D11
+    F_r[nv : 2 * nv, w].flat[:: nv + 1] = eye
     if with_input:
-        F_x = np.block([[eye * np.eye(nx), np.zeros((nx, nv + nu))], [model.A, model.B1, model.B2]])
-        F_r = np.block(
-            [
-                [model.C1, model.D11, model.D12],
-                [np.zeros((nv, nx)), eye * np.eye(nv), np.zeros((nv, nu))],
-                [model.C2, model.D21, model.D22],
-                [np.zeros((nu, nx + nv)), eye * np.eye(nu)],
-            ]
-        )
-        return F_x, F_r
-    F_x = np.block([[eye * np.eye(nx), np.zeros((nx, nv))], [model.A, model.B1]])
-    return F_x, np.block([[model.C1, model.D11], [np.zeros((nv, nx)), eye * np.eye(nv)]])
+        F_x[nx:, u], F_r[:nv, u] = model.B2, model.D12
+        y = slice(2 * nv, 2 * nv + ny)
+        F_r[y, x], F_r[y, w], F_r[y, u] = model.C2, model.D21, model.D22
+        F_r[2 * nv + ny :, u].flat[:: nu + 1] = eye
+    return F_x, F_r
 
 
 def assemble(

@@ -15,8 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.linalg
-import scipy.sparse
+import scipy
 
 from robust_policies.certificates.lmi import Array, Matrices, signal_maps
 from robust_policies.certificates.multipliers import Multiplier, Pairs

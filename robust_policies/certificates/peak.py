@@ -21,7 +21,7 @@ import math
 from typing import Any
 
 import numpy as np
-import scipy.linalg
+import scipy
 
 from robust_policies.certificates import kept
 from robust_policies.certificates.decay import least_decay

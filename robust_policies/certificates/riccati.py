@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-import scipy.linalg
+import scipy
 
 from robust_policies.certificates.lmi import Array, Matrices, signal_maps
 

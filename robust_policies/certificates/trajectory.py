@@ -32,8 +32,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 import numpy as np
-import scipy.linalg
-from scipy.linalg import get_lapack_funcs
+import scipy
 
 from robust_policies.certificates.ball import NORMS
 from robust_policies.certificates.descent import descend
@@ -44,8 +43,6 @@ from robust_policies.certificates.optimum import Candidate, contraction, small_e
 from robust_policies.certificates.peak import metric_at
 from robust_policies.errors import InvalidValueError, ShapeError, UnknownNameError
 
-# LAPACK's Cholesky factor and solution; SciPy's functions around them cost as much as the small matrices here.
-_factor, _solve = get_lapack_funcs(("potrf", "potrs"), dtype=np.float64)
 # What is added to a bound, relative, for the rounding of its recursion.
 MARGIN = 1e-6
 # How far the supremum may differ, relative, from the value at the point that attains it.
@@ -298,17 +295,19 @@ class Along:
         gains: list[Array] = [P] * steps
         offsets: list[Array] = [P] * steps
         N = np.zeros_like(self.zz)
+        # SciPy's functions around LAPACK's cost as much as the small matrices here.
+        factored, solution = scipy.linalg.lapack.dpotrf, scipy.linalg.lapack.dpotrs
         for t in range(steps - 1, -1, -1):
             if len(theta) > 1 or t == steps - 1:
                 N = (a * (c * theta[t if len(theta) > 1 else 0][variable])[:, None]).T @ b
                 N = self.zz + N + N.T
             H = N + self.F.T @ (P @ self.F)
             H[inputs, inputs] -= mu[t if len(mu) > 1 else 0] @ groups
-            factor, failed = _factor(-H[nx:, nx:], lower=1)
+            factor, failed = factored(-H[nx:, nx:], lower=1)
             if failed:
                 return None
             drive = self.nominal[t] @ self.z + p @ self.F
-            solved, _ = _solve(factor, np.hstack((H[nx:, :nx], drive[:, nx:].T)), lower=1)
+            solved, _ = solution(factor, np.hstack((H[nx:, :nx], drive[:, nx:].T)), lower=1)
             gains[t], offsets[t] = solved[:, :nx], solved[:, nx:].T
             kappa += (drive[:, nx:] * offsets[t]).sum(1)
             p = drive[:, :nx] + offsets[t] @ H[nx:, :nx]

@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
 from robust_policies.errors import CorruptFileError, MissingFileError
+from robust_policies.files.npz import Npz
 
 Witness = TypeVar("Witness")
 
@@ -24,7 +23,6 @@ def read_witness(path: str | Path, made_of: Callable[[Mapping[str, Any]], Witnes
     if not Path(path).is_file():
         raise MissingFileError(f"{path} does not exist; expected a witness written by `certify`.")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return made_of(file)
+        return made_of(Npz(path))
     except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise CorruptFileError(f"{path} is not a witness ({error}); write it again with `certify`.") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from scipy.linalg import block_diag
+import scipy
 
 from robust_policies import checks
 from robust_policies.control.linear_model import Array, LinearModel
@@ -72,9 +72,9 @@ def with_integral_action(model: LinearModel, outputs: tuple[int, ...] | list[int
             "The model has D != 0; expected D = 0 before integral action: use with_input_delay first."
         )
     n, k = model.n, len(chosen)
-    A = np.asarray(block_diag(model.A, np.eye(k)))
+    A = np.asarray(scipy.linalg.block_diag(model.A, np.eye(k)))
     A[n:, :n] = model.time_step * model.C[chosen]
-    C = block_diag(model.C, np.eye(k))
+    C = scipy.linalg.block_diag(model.C, np.eye(k))
     noise = None if model.V is None else model.time_step**2 * model.V[np.ix_(chosen, chosen)]
     names = [model.output_names[i] for i in chosen]
     integrals = tuple(f"integral of {name}" for name in names)
@@ -87,8 +87,8 @@ def with_integral_action(model: LinearModel, outputs: tuple[int, ...] | list[int
         Bw=None if model.Bw is None else np.vstack((model.Bw, np.zeros((k, model.Bw.shape[1])))),
         x0=np.concatenate((model.x0, np.zeros(k))),
         y0=np.concatenate((model.y0, np.zeros(k))),
-        W=None if model.W is None else block_diag(model.W, np.zeros((k, k)) if noise is None else noise),
-        V=None if noise is None else block_diag(model.V, noise),
+        W=None if model.W is None else scipy.linalg.block_diag(model.W, np.zeros((k, k)) if noise is None else noise),
+        V=None if noise is None else scipy.linalg.block_diag(model.V, noise),
         Q=_padded(model.Q, k),
         state_names=(*model.state_names, *integrals),
         output_names=(*model.output_names, *integrals),
@@ -98,4 +98,4 @@ def with_integral_action(model: LinearModel, outputs: tuple[int, ...] | list[int
 
 
 def _padded(weight: Array | None, size: int) -> Array | None:
-    return None if weight is None else np.asarray(block_diag(weight, np.zeros((size, size))))
+    return None if weight is None else np.asarray(scipy.linalg.block_diag(weight, np.zeros((size, size))))

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike
-from scipy.linalg import expm
 
 from robust_policies import checks
 from robust_policies.errors import InvalidValueError, NonFiniteError
@@ -162,7 +162,7 @@ def from_matrices(
     block = np.zeros((given.n + inputs.shape[1],) * 2)
     block[: given.n] = np.hstack((given.A, inputs))
     with np.errstate(over="ignore", invalid="ignore"):
-        held = expm(block * time_step)[: given.n]
+        held = scipy.linalg.expm(block * time_step)[: given.n]
     if not np.isfinite(held).all():
         raise NonFiniteError(f"A grows beyond all numbers within time_step = {time_step:g} s; expected a slower plant.")
     B_end = given.n + given.m

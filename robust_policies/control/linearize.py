@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
 import numpy as np
+import scipy
 import torch
 from numpy.typing import ArrayLike
-from scipy.sparse import csr_matrix
-from scipy.sparse.csgraph import connected_components
 from torch.autograd.functional import hessian as torch_hessian
 from torch.autograd.functional import jacobian as torch_jacobian
 
@@ -271,7 +270,8 @@ def _held(A: Array, B: Array) -> Array:
     reached = B.any(axis=1)
     for _ in range(n):
         reached = reached | (A[:, reached] != 0).any(axis=1)
-    count, labels = connected_components(csr_matrix(A != 0), directed=True, connection="strong")
+    graph = scipy.sparse.csr_matrix(A != 0)
+    count, labels = scipy.sparse.csgraph.connected_components(graph, directed=True, connection="strong")
     alone = np.bincount(labels, minlength=count)[labels] == 1
     return ~reached & alone & (np.abs(np.diag(A) - 1.0) < 1e-9)
 

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike
-from scipy.linalg import block_diag, solve_discrete_lyapunov
 
 from robust_policies import checks
 from robust_policies.control.linear_model import LinearModel
@@ -247,7 +247,7 @@ def stationary_cost(
         raise InvalidValueError(
             f"The closed loop has spectral radius {rho:.6g}; expected one below 1: other gains, or a closer model."
         )
-    S = solve_discrete_lyapunov(F, H @ block_diag(W, V) @ H.T)
+    S = scipy.linalg.solve_discrete_lyapunov(F, H @ scipy.linalg.block_diag(W, V) @ H.T)
     return float(np.trace(Q @ S[:n, :n]) + np.trace(R @ (U @ S @ U.T + D @ V @ D.T)))
 
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.linalg
+import scipy
 
 from robust_policies.certificates.lmi import Array, Matrices, prove_positive, signal_maps
 from robust_policies.control.linear_model import LinearModel

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.linalg import matrix_balance, solve_discrete_are
+import scipy
 
 from robust_policies.errors import InvalidValueError
 
@@ -73,7 +73,7 @@ def solve(
             f"{words.nearly} {where} (singular value {margin:.1e}): expect huge gains; {words.advice}.", stacklevel=3
         )
     try:
-        X = solve_discrete_are(A, B, Q, R)
+        X = scipy.linalg.solve_discrete_are(A, B, Q, R)
         K = np.linalg.solve(R + B.T @ X @ B, B.T @ X @ A)
     except (np.linalg.LinAlgError, ValueError) as error:
         raise InvalidValueError(
@@ -98,7 +98,7 @@ def pbh_margin(A: Array, B: Array) -> tuple[float, complex, Array]:
     scaled to norm 1, so that units hardly matter; infinite where every mode decays. The direction (n,) is in the
     states' own units: what cannot be moved is its product with the state.
     """
-    balanced, (scale, _) = matrix_balance(A, permute=False, separate=True)
+    balanced, (scale, _) = scipy.linalg.matrix_balance(A, permute=False, separate=True)
     reach = B / scale[:, None]
     size, width = np.linalg.norm(balanced, 2) or 1.0, np.linalg.norm(reach, 2) or 1.0
     worst: tuple[float, complex, Array] = (np.inf, 0.0, np.zeros(len(A)))

@@ -15,7 +15,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import solve_discrete_lyapunov
+import scipy
 
 from robust_policies.control.linear_model import LinearModel
 from robust_policies.control.lqg import LQGDesign
@@ -102,7 +102,7 @@ def saturation_budget(model: LinearModel, design: LQGDesign, limit: Array, reser
         raise InvalidValueError(f"A - B K has spectral radius {rho:.6g}; expected one below 1.")
     rates = [math.sqrt(rho * rho + (1 - rho * rho) * share) for share in np.linspace(0.02, 0.98, 20)]
     budgets = [
-        _at(model, design, limit, reserve, rate, solve_discrete_lyapunov((closed / rate).T, np.eye(n)))
+        _at(model, design, limit, reserve, rate, scipy.linalg.solve_discrete_lyapunov((closed / rate).T, np.eye(n)))
         for rate in rates
     ]
     return max(budgets, key=lambda budget: budget.innovation)

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-import scipy.linalg
+import scipy
 
 from robust_policies.certificates.lmi import Array, Matrices, prove_positive, signal_maps
 from robust_policies.control.linear_model import LinearModel

@@ -215,13 +215,15 @@ def _interval(
     units = [matrix.T if single else matrix for matrix in strata]
     value = float(statistic(np.concatenate([matrix.ravel() for matrix in strata])))
 
-    counted = None if weighted is None else weighted(units)
+    sizes = tuple(map(len, units))
+    if weighted is not None and max(sizes) > 1:
+        mean, drawn = weighted(units), _kept(_counted, sizes, resamples)
+        low, high = _ends(np.concatenate([mean(counts) for counts in drawn(sizes, resamples, seed)]))
+        return Interval(value, float(low), float(high), EPISODES if single else SEEDS)
 
     def resampled(*rows: np.ndarray, axis: int = -1) -> np.ndarray:
         # A stratum of one row was doubled and must not weigh twice.
         drawn = [row[..., : len(unit)] for unit, row in zip(units, rows, strict=True)]
-        if counted is not None and drawn[0].ndim == 2:
-            return counted([_counts(row) for row in drawn])
         chosen = [unit[row] for unit, row in zip(units, drawn, strict=True)]
         return statistic(np.concatenate([c.reshape(*c.shape[:-2], -1) for c in chosen], axis=-1))
 
@@ -253,37 +255,54 @@ def _mean(units: list[np.ndarray]) -> Callable[[list[np.ndarray]], np.ndarray]:
 def _trimmed(units: list[np.ndarray]) -> Callable[[list[np.ndarray]], np.ndarray]:
     """Return the mean without the lowest and highest `_CUT` of what was drawn, from how often each unit was.
 
-    All scores are sorted once, and cut into buckets: sums of whole buckets are products with the counts, and only the
-    two buckets in which a resample's quarters end are looked at score by score.
+    All scores are sorted once, and cut into buckets: how many drawn scores are below the end of a bucket, and their
+    sum, are products with the counts, and only the two buckets in which a resample's quarters end are looked at score
+    by score.
     """
     scores, number = np.concatenate([unit.ravel() for unit in units]), sum(map(len, units))
     owner = np.repeat(np.arange(number), np.concatenate([np.full(len(unit), unit.shape[1]) for unit in units]))
     order = np.argsort(scores, kind="stable")
-    width = max(1, math.isqrt(len(scores)))
+    width = max(1, math.isqrt(len(scores)) // 2)
     buckets = -(-len(scores) // width)
     # What is beyond the last score belongs to a unit that is never drawn.
     empty = buckets * width - len(scores)
     ordered = np.pad(scores[order], (0, empty), mode="edge").reshape(buckets, width)
     owners = np.pad(owner[order], (0, empty), constant_values=number).reshape(buckets, width)
-    held, sums = np.zeros((2, number + 1, buckets))
-    np.add.at(held, (owners, np.arange(buckets)[:, None]), 1.0)
-    np.add.at(sums, (owners, np.arange(buckets)[:, None]), ordered)
+    held, sums = np.zeros((2, number + 1, buckets + 1))
+    np.add.at(held, (owners, np.arange(1, buckets + 1)[:, None]), 1.0)
+    np.add.at(sums, (owners, np.arange(1, buckets + 1)[:, None]), ordered)
+    # Of each unit, below the beginning of each bucket and in all; the steps from score to score within each.
+    held, below = np.cumsum(held, axis=1), np.ascontiguousarray(np.cumsum(sums, axis=1).T)
+    last, rises = ordered[:, -1], np.diff(ordered, axis=1, append=ordered[:, -1:])
     low = int(_CUT * len(scores))
-    high = len(scores) - low
 
-    def lowest(count: int, drawn: np.ndarray, ranks: np.ndarray, totals: np.ndarray) -> np.ndarray:
-        """Return the sum of the `count` lowest scores of each resample."""
-        place, rows = (ranks < count).sum(axis=1), np.arange(len(drawn))
-        before = place > 0
-        left = count - np.where(before, ranks[rows, place - 1], 0.0)
-        here = np.cumsum(np.take_along_axis(drawn, owners[place], axis=1), axis=1)
-        taken = np.diff(np.minimum(here, left[:, None]), axis=1, prepend=0.0)
-        return np.where(before, totals[rows, place - 1], 0.0) + (taken * ordered[place]).sum(axis=1)
+    def lowest(count: int) -> Callable[[np.ndarray], np.ndarray]:
+        """Return a function of what was drawn: the sum of the `count` lowest scores of each resample."""
+        # Between these buckets the lowest end in the resamples so far.
+        span = [0, buckets]
+
+        def of(drawn: np.ndarray) -> np.ndarray:
+            first, final = span
+            ranks = drawn @ held[:, first : final + 1]
+            if (ranks[:, 0] >= count).any() or (ranks[:, -1] < count).any():
+                first, ranks = 0, drawn @ held
+            place = np.maximum((ranks < count).sum(axis=1) - 1, 0)
+            rows = np.arange(len(drawn))
+            left, place = count - ranks[rows, place], place + first
+            known = (int(place.min()), int(place.max()) + 1)
+            span[:] = known if span == [0, buckets] else (min(span[0], known[0]), max(span[1], known[1]))
+            here = np.cumsum(drawn.ravel()[owners[place] + drawn.shape[1] * rows[:, None]], axis=1)
+            taken = np.minimum(here, left[:, None], out=here)
+            inside = left * last[place] - np.einsum("ij,ij->i", taken, rises[place])
+            return np.einsum("ij,ij->i", drawn, below[place]) + inside
+
+        return of
+
+    lower, upper = lowest(low), lowest(len(scores) - low)
 
     def mean(counts: list[np.ndarray]) -> np.ndarray:
         drawn = np.concatenate([*counts, np.zeros((len(counts[0]), 1))], axis=1)
-        ranks, totals = np.cumsum(drawn @ held, axis=1), np.cumsum(drawn @ sums, axis=1)
-        return (lowest(high, drawn, ranks, totals) - lowest(low, drawn, ranks, totals)) / (high - low)
+        return (upper(drawn) - lower(drawn)) / (len(scores) - 2 * low)
 
     return mean
 
@@ -304,13 +323,22 @@ def _bootstrap(
     padded = [np.repeat(s, 2, axis=axis) if s.shape[axis] == 1 else s for s in samples]
     ordered = [np.moveaxis(sample, axis, -1) for sample in padded]
     sizes = tuple(sample.shape[-1] for sample in ordered)
-    drawn = _draws if resamples * sum(sizes) <= _KEPT else _draws.__wrapped__
     found = [
         statistic(*(sample[..., rows] for sample, rows in zip(ordered, batch, strict=True)), axis=-1)
-        for batch in drawn(sizes, resamples, seed)
+        for batch in _kept(_draws, sizes, resamples)(sizes, resamples, seed)
     ]
-    values = np.sort(np.concatenate(found, axis=-1), axis=-1)
-    return tuple(_quantile(values, share) for share in ((1.0 - LEVEL) / 2, 1.0 - (1.0 - LEVEL) / 2))
+    return _ends(np.concatenate(found, axis=-1))
+
+
+def _ends(values: np.ndarray) -> tuple[Any, Any]:
+    """Return the ends of the 95% percentile interval of values (..., n)."""
+    ordered = np.sort(values, axis=-1)
+    return tuple(_quantile(ordered, share) for share in ((1.0 - LEVEL) / 2, 1.0 - (1.0 - LEVEL) / 2))
+
+
+def _kept(drawing: Any, sizes: tuple[int, ...], resamples: int) -> Callable[..., list[Any]]:
+    """Return a function with a cache, without the cache where it would keep too much."""
+    return drawing if resamples * sum(sizes) <= _KEPT else drawing.__wrapped__
 
 
 def _quantile(values: np.ndarray, share: float) -> Any:
@@ -327,3 +355,11 @@ def _draws(sizes: tuple[int, ...], resamples: int, seed: int) -> list[tuple[np.n
     generator = np.random.default_rng(seed)
     batches = [min(_BATCH, resamples - first) for first in range(0, resamples, _BATCH)]
     return [tuple(generator.integers(0, size, (count, size)) for size in sizes) for count in batches]
+
+
+@lru_cache(maxsize=8)
+def _counted(sizes: tuple[int, ...], resamples: int, seed: int) -> list[list[np.ndarray]]:
+    """Return in batches how often each unit is drawn, (resamples in the batch, units) of each stratum."""
+    # Of one unit two are drawn, the same for means and ranks alike, and one is counted.
+    drawn = _draws.__wrapped__(tuple(max(size, 2) for size in sizes), resamples, seed)
+    return [[_counts(rows[:, :size] % size) for rows, size in zip(batch, sizes, strict=True)] for batch in drawn]

@@ -16,7 +16,7 @@ import math
 from dataclasses import replace
 
 import numpy as np
-import scipy.linalg
+import scipy
 
 from robust_policies.certificates.impulse import lag_forms
 from robust_policies.certificates.lmi import Array, Matrices, prove_positive, signal_maps

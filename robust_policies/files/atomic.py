@@ -44,8 +44,10 @@ def write_json(path: str | Path, content: Any) -> Path:
     return write_atomic(path, lambda file: file.write(text.encode()))
 
 
-def read_json(path: str | Path, kind: str, newest_schema: int) -> dict[str, Any]:
-    """Return the JSON object in `path`, a `kind` of at most `newest_schema`.
+def read_json(
+    path: str | Path, kind: str, newest_schema: int, parsed: Callable[[bytes], Any] = json.loads
+) -> dict[str, Any]:
+    """Return the JSON object in `path`, a `kind` of at most `newest_schema`, as `parsed` makes it of the file's bytes.
 
     Raises:
         MissingFileError: There is no such file.
@@ -56,7 +58,7 @@ def read_json(path: str | Path, kind: str, newest_schema: int) -> dict[str, Any]
     if not path.is_file():
         raise MissingFileError(f"{path} does not exist; expected a {kind} file.")
     try:
-        content = json.loads(path.read_bytes())
+        content = parsed(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise CorruptFileError(f"{path} is not JSON ({error}); expected a {kind} file. Write it again.") from error
     schema = content.get("schema") if isinstance(content, dict) else None

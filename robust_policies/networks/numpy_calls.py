@@ -12,15 +12,16 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
-from scipy.linalg import lapack
+import scipy
 
 Write = Callable[[Sequence[str], dict[str, str], Sequence[Any]], str]
 _PREFIX = {np.dtype(np.float32): "s", np.dtype(np.float64): "d"}
-_LAPACK = {
-    (name, dtype): getattr(lapack, prefix + name)
-    for dtype, prefix in _PREFIX.items()
-    for name in ("potrf", "trtrs", "getrf", "getrs", "getri")
-}
+
+
+@cache
+def _lapack(name: str, dtype: np.dtype) -> Callable[..., Any]:
+    """Return a routine, with SciPy's linear algebra, which is loaded where something asks for it."""
+    return getattr(scipy.linalg.lapack, _PREFIX[dtype] + name)
 
 
 def _odd(found: np.ndarray) -> int:
@@ -30,7 +31,7 @@ def _odd(found: np.ndarray) -> int:
 
 def cholesky(matrix: np.ndarray) -> tuple[np.ndarray, int]:
     """Return the lower factor (n, n) and what LAPACK says of it."""
-    factor, info = _LAPACK["potrf", matrix.dtype](matrix.T, lower=1, clean=1)
+    factor, info = _lapack("potrf", matrix.dtype)(matrix.T, lower=1, clean=1)
     return factor, info or _odd(factor)
 
 
@@ -43,17 +44,17 @@ def triangular(matrix: np.ndarray, right: np.ndarray, upper: bool, left: bool, u
     if not left:
         return triangular(matrix.T, right.T, not upper, True, unit).T
     # What stands on the other side of the diagonal is not read, so that a transposed view needs no copy.
-    found, info = _LAPACK["trtrs", matrix.dtype](matrix.T, right, lower=int(upper), trans=1, unitdiag=int(unit))
+    found, info = _lapack("trtrs", matrix.dtype)(matrix.T, right, lower=int(upper), trans=1, unitdiag=int(unit))
     check(info)
     return found
 
 
 def inverse(matrix: np.ndarray) -> tuple[np.ndarray, int]:
     """Return the inverse (n, n) and what LAPACK says of it."""
-    factor, pivots, info = _LAPACK["getrf", matrix.dtype](matrix.T)
+    factor, pivots, info = _lapack("getrf", matrix.dtype)(matrix.T)
     if info:
         return factor, info
-    found, info = _LAPACK["getri", matrix.dtype](factor, pivots)
+    found, info = _lapack("getri", matrix.dtype)(factor, pivots)
     return found.T, info or _odd(found)
 
 
@@ -64,11 +65,11 @@ def solved(
 
     The factors are those of the matrix, or of its transpose. Unless `left`, X (m, n) with X matrix = right (m, n).
     """
-    factor, pivots, info = _LAPACK["getrf", matrix.dtype](matrix.T if of_transposed else matrix)
+    factor, pivots, info = _lapack("getrf", matrix.dtype)(matrix.T if of_transposed else matrix)
     if info:
         return right, factor, pivots, info
     trans = int(of_transposed == left)
-    found, info = _LAPACK["getrs", matrix.dtype](factor, pivots, right if left else right.T, trans=trans)
+    found, info = _lapack("getrs", matrix.dtype)(factor, pivots, right if left else right.T, trans=trans)
     return found if left else found.T, factor, pivots, info or _odd(found)
 
 
@@ -82,7 +83,7 @@ def solved_again(factor: Any, pivots: Any, right: np.ndarray, left: bool, adjoin
     """
     if not left:
         return solved_again(factor, pivots, right.T, True, not adjoint).T
-    found, info = _LAPACK["getrs", right.dtype](factor, pivots, right, trans=int(adjoint))
+    found, info = _lapack("getrs", right.dtype)(factor, pivots, right, trans=int(adjoint))
     check(info)
     return found
 

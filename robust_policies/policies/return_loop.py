@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-import scipy.linalg
+import scipy
 
 from robust_policies.certificates.lmi import Matrices
 from robust_policies.certificates.neurons import Neurons

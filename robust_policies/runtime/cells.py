@@ -84,8 +84,8 @@ def _r2dn(config: Mapping[str, Any], e: Arrays) -> RunningCell:
         both = np.concatenate((state, input), axis=1)
         h = both
         for W, b in weights:
-            h = act(h @ W + b)
-        found = both @ known + h @ hidden + shift
+            h = act(h.dot(W) + b)
+        found = both.dot(known) + h.dot(hidden) + shift
         return found[:, :ny], found[:, ny:]
 
     return RunningCell(nx, step)
@@ -99,12 +99,12 @@ def _ren(config: Mapping[str, Any], e: Arrays) -> RunningCell:
     known = np.vstack((np.hstack((e["C2"], e["D22"])), np.hstack((e["A"], e["B2"])))).T.copy()
     hidden = np.vstack((e["D21"], e["B1"])).T.copy()
     shift, ny = np.concatenate((e["by"], e["bx"])).astype(kind), len(e["by"])
-    rows = [np.ascontiguousarray(row[:i]) for i, row in enumerate(e["D11"])]
+    rows, bv = [np.ascontiguousarray(row[:i]) for i, row in enumerate(e["D11"])], e["bv"]
 
     def step(input: Array, state: Array) -> tuple[Array, Array]:
         both = np.concatenate((state, input), axis=1)
-        w = solved(both @ before + e["bv"], rows, name)
-        found = both @ known + w @ hidden + shift
+        w = solved(both.dot(before) + bv, rows, name)
+        found = both.dot(known) + w.dot(hidden) + shift
         return found[:, :ny], found[:, ny:]
 
     return RunningCell(nx, step)
@@ -117,15 +117,16 @@ def _layers_of_neurons(config: Mapping[str, Any], e: Arrays) -> RunningCell:
     known = np.vstack((np.hstack((e["C2"], e["D22"])), np.hstack((e["A"], e["B2"])))).T.copy()
     hidden = np.vstack((e["D21"], e["B1"])).T.copy()
     shift, ny = np.concatenate((e["by"], e["bx"])).astype(kind), len(e["by"])
+    bv = e["bv"]
     passes = int(config.get("passes") or config.get("layers") or 1 + (config.get("method") == "rk2"))
 
     def step(input: Array, state: Array) -> tuple[Array, Array]:
         both = np.concatenate((state, input), axis=1)
-        v = both @ before + e["bv"]
+        v = both.dot(before) + bv
         w = act(v)
         for _ in range(passes - 1):
-            w = act(v + w @ inside)
-        found = both @ known + w @ hidden + shift
+            w = act(v + w.dot(inside))
+        found = both.dot(known) + w.dot(hidden) + shift
         return found[:, :ny], found[:, ny:]
 
     return RunningCell(nx, step)
@@ -144,25 +145,25 @@ def _l2ru(config: Mapping[str, Any], e: Arrays) -> RunningCell:
         at += count
 
     def step(input: Array, state: Array) -> tuple[Array, Array]:
-        h, following = input @ inward + entering, np.empty_like(state)
+        h, following = input.dot(inward) + entering, np.empty_like(state)
         for begin, end, c, s, B, known, b, onward in units:
-            x, drive = state[:, begin:end], h @ B
+            x, drive = state[:, begin:end], h.dot(B)
             following[:, begin:end:2] = c * x[:, 0::2] - s * x[:, 1::2] + drive[:, 0::2]
             following[:, begin + 1 : end : 2] = s * x[:, 0::2] + c * x[:, 1::2] + drive[:, 1::2]
-            h = act(np.concatenate((x, h), axis=1) @ known + b) @ onward
-        return h @ outward + leaving, following
+            h = act(np.concatenate((x, h), axis=1).dot(known) + b).dot(onward)
+        return h.dot(outward) + leaving, following
 
     return RunningCell(at, step)
 
 
 def _mlp(config: Mapping[str, Any], e: Arrays) -> RunningCell:
     act = _between(config)
-    layers = [(W.T.copy(), b) for W, b in zip(e["weights"], e["biases"], strict=True)]
+    *layers, (last, bias) = [(W.T.copy(), b) for W, b in zip(e["weights"], e["biases"], strict=True)]
 
     def step(input: Array, state: Array) -> tuple[Array, Array]:
-        for W, b in layers[:-1]:
-            input = act(input @ W + b)
-        return input @ layers[-1][0] + layers[-1][1], state
+        for W, b in layers:
+            input = act(input.dot(W) + b)
+        return input.dot(last) + bias, state
 
     return RunningCell(0, step)
 
@@ -177,8 +178,8 @@ def _lbdn(config: Mapping[str, Any], e: Arrays) -> RunningCell:
     def step(input: Array, state: Array) -> tuple[Array, Array]:
         h = input * scale
         for inward, b, outward in layers:
-            h = h @ inward + b
-            h = h if outward is None else act(h) @ outward
+            h = h.dot(inward) + b
+            h = h if outward is None else act(h).dot(outward)
         return h * scale, state
 
     return RunningCell(0, step)
@@ -190,11 +191,11 @@ def _lstm(config: Mapping[str, Any], e: Arrays) -> RunningCell:
     C, by = e["C"].T.copy(), e["by"]
 
     def step(input: Array, state: Array) -> tuple[Array, Array]:
-        gates = np.concatenate((input, state[:, :size]), axis=1) @ weights + bias
+        gates = np.concatenate((input, state[:, :size]), axis=1).dot(weights) + bias
         i, f, g, o = (gates[:, k * size : (k + 1) * size] for k in range(4))
         c = sigmoid(f) * state[:, size:] + sigmoid(i) * np.tanh(g)
         h = sigmoid(o) * np.tanh(c)
-        return h @ C + by, np.concatenate((h, c), axis=1)
+        return h.dot(C) + by, np.concatenate((h, c), axis=1)
 
     return RunningCell(2 * size, step)
 
@@ -204,12 +205,12 @@ def _gru(config: Mapping[str, Any], e: Arrays) -> RunningCell:
     inward, onward, C, by = e["weight_ih"].T.copy(), e["weight_hh"].T.copy(), e["C"].T.copy(), e["by"]
 
     def step(input: Array, state: Array) -> tuple[Array, Array]:
-        given, kept = input @ inward + e["bias_ih"], state @ onward + e["bias_hh"]
+        given, kept = input.dot(inward) + e["bias_ih"], state.dot(onward) + e["bias_hh"]
         both = sigmoid(given[:, : 2 * size] + kept[:, : 2 * size])
         r, z = both[:, :size], both[:, size:]
         n = np.tanh(given[:, 2 * size :] + r * kept[:, 2 * size :])
         h = (1.0 - z) * n + z * state
-        return h @ C + by, h
+        return h.dot(C) + by, h
 
     return RunningCell(size, step)
 

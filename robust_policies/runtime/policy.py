@@ -107,7 +107,7 @@ class _Actor:
             x = x / self.scale
         y, state = self.cell.step(x, state)
         if self.weight is not None:
-            y = y @ self.weight + self.bias
+            y = y.dot(self.weight) + self.bias
         if self.squash:
             y = np.tanh(y)
         if self.size is not None:
@@ -150,11 +150,14 @@ def youla_policy(
     innovation_scale, input_scale = base["innovation_scale"].T.copy(), base["input_scale"].T.copy()
     low, high, youla_high, idle = base["low"], base["high"], base["youla_high"], base["idle"]
     u0, y0, measured, exogenous, angle = (base[name] for name in ("u0", "y0", "measured", "exogenous", "angle"))
+    observed = space_of(content["observation_space"])
+    places = np.arange(sum(part.size for part in observed.parts.values()))
+    whole = np.array_equal(places[measured], places)
     youla_space = space_of(inner["action_space"]).alone
     turning, policy = (
         bool(angle.any()),
         RuntimePolicy(
-            space_of(content["observation_space"]),
+            observed,
             space_of(content["action_space"]).alone,
             own + actor.cell.state_size,
             np.dtype(np.float64),
@@ -164,25 +167,27 @@ def youla_policy(
 
     def act(observations: Array, state: Array, deterministic: bool) -> tuple[Array, Array]:
         estimate, hidden = state[:, :n], state[:, own:].astype(actor.dtype)
-        innovation = observations[:, measured] - y0 - estimate @ C
+        innovation = (observations if whole else observations[:, measured]) - y0 - estimate.dot(C)
         if turning:
             turns = np.round(innovation / (2.0 * math.pi))
             innovation = np.where(angle, innovation - 2.0 * math.pi * turns, innovation)
-        seen = (innovation @ innovation_scale).astype(numbers)
+        seen = innovation.dot(innovation_scale).astype(numbers)
         if len(exogenous):
             seen = np.concatenate((seen, observations[:, exogenous].astype(numbers)), axis=1)
         found, hidden = actor.step(seen, hidden)
         youla = choose(youla_space, found, log_std, deterministic, draw).astype(np.float64)
         youla = np.minimum(np.maximum(youla, -youla_high), youla_high)
-        u = np.minimum(np.maximum(u0 - (estimate + innovation @ M) @ K + youla @ input_scale, low), high)
+        u = u0 - (estimate + innovation.dot(M)).dot(K) + youla.dot(input_scale)
+        u = np.minimum(np.maximum(u, low), high)
         if quantum:
             u = np.minimum(np.maximum(quantum * np.round(u / quantum), low), high)
         sent = u.astype(sent_as)
-        exact = sent.astype(np.float64)
-        line = np.concatenate((state[:, n:own], exact - idle), axis=1)
-        applied = idle + line[:, :m] if delay else exact
-        following = estimate @ A + (applied - u0) @ B + innovation @ L
-        return sent, np.concatenate((following, line[:, m:] if delay else line[:, :0], hidden), axis=1)
+        applied, waiting = sent.astype(np.float64), ()
+        if delay:
+            line = np.concatenate((state[:, n:own], applied - idle), axis=1)
+            applied, waiting = idle + line[:, :m], (line[:, m:],)
+        following = estimate.dot(A) + (applied - u0).dot(B) + innovation.dot(L)
+        return sent, np.concatenate((following, *waiting, hidden), axis=1)
 
     policy._act = act
     return policy

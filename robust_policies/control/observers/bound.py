@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.linalg import block_diag, solve_discrete_lyapunov
+import scipy
 
 from robust_policies.certificates.lmi import prove_positive
 from robust_policies.control.linear_model import Array
@@ -89,12 +89,12 @@ def error_bound(
             f"rate is {al:.6g}; expected one between the spectral radius {rho:.6g} of A - L C and 1."
         )
     # P = sum (F/al)'^k (F/al)^k: al^2 P - F'P F = al^2 I.
-    P = solve_discrete_lyapunov((F / al).T, np.eye(len(F)))
+    P = scipy.linalg.solve_discrete_lyapunov((F / al).T, np.eye(len(F)))
     P = 0.5 * (P + P.T)
     n = len(F)
     rounding = 4.0 * np.finfo(float).eps * (np.abs(A) + len(C) * np.abs(L) @ np.abs(C))
     rows, error = np.vstack((F, np.eye(n))), np.vstack((rounding, np.zeros((n, n))))
-    if not prove_positive(rows, np.asarray(block_diag(-P, al**2 * P)), error).holds:
+    if not prove_positive(rows, np.asarray(scipy.linalg.block_diag(-P, al**2 * P)), error).holds:
         raise InvalidValueError(f"The rate {al:.6g} could not be proven; expected a larger one.")
     return ErrorBound(P, al, box_size(P, start), largest_size(P) * disturbance / (1.0 - al) * _UP)
 

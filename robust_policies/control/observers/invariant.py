@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
-from scipy.linalg import solve_discrete_lyapunov
 
 from robust_policies.control.enclosure import Enclosure, UnknownOperationError, enclosed
 from robust_policies.control.interval import Interval, Jet
@@ -72,7 +72,7 @@ def invariant_ellipsoid(plant: Any, model: LinearModel, design: LQGDesign, regio
     if not (rho := radius(F)) < 1:
         raise InvalidValueError(f"The feedback leaves A - B K a spectral radius of {rho:.6g}; expected one below 1.")
     scaled = np.diag(1.0 / half**2)
-    P = solve_discrete_lyapunov((F / (0.5 * (1.0 + rho))).T, scaled)
+    P = scipy.linalg.solve_discrete_lyapunov((F / (0.5 * (1.0 + rho))).T, scaled)
     P = 0.5 * (P + P.T)
     # The box that {x'P x <= 1} touches has half widths sqrt((P^-1)_ii).
     reach = np.sqrt(np.diag(np.linalg.inv(P)))

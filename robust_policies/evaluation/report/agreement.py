@@ -177,7 +177,7 @@ def _readable(items: Any) -> list[tuple[dict[str, Any], float, np.ndarray]]:
             mean, returns = float(item["mean"]), np.asarray(item["returns"], dtype=np.float64)
         except (KeyError, TypeError, ValueError, OverflowError):
             continue
-        if returns.ndim == 1 and returns.size and np.isfinite([mean, *returns]).all():
+        if math.isfinite(mean) and returns.ndim == 1 and returns.size and np.isfinite(returns).all():
             found.append((item, mean, returns))
     return found
 

@@ -16,12 +16,15 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis, XAxis
+from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
+from matplotlib.path import Path
 from matplotlib.text import Text
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FixedFormatter, FixedLocator
+from matplotlib.transforms import Affine2D
 
 # In points. A tick with the space to its number, a line of words over the size of its letters, and the edge of a panel.
 TICK, LINE, EDGE, LABEL = 7.0, 1.25, 5.0, 4.0
@@ -60,15 +63,30 @@ class Words(Artist):
         self.words = words
 
     def draw(self, renderer: Any) -> None:
-        """Draw all words with one of matplotlib's renderers."""
+        """Draw all words with one of matplotlib's renderers: as pixels their outlines at once, elsewhere as text."""
         scale, height = renderer.points_to_pixels(1.0), renderer.get_canvas_width_height()[1]
         context = renderer.new_gc()
         context.set_foreground("black")
-        for x, y, text, size, angle in self.words:
+        if isinstance(renderer, RendererAgg):
+            context.set_linewidth(0.0)
+            renderer.draw_path(context, _outlines(self.words), Affine2D().scale(scale), (0.0, 0.0, 0.0))
+        for x, y, text, size, angle in () if isinstance(renderer, RendererAgg) else self.words:
             up = height - y * scale if renderer.flipy() else y * scale
             renderer.draw_text(context, x * scale, up, text, _font(size), angle)
         context.restore()
         self.stale = False
+
+
+def _outlines(words: Sequence[Word]) -> Path:
+    """Return the outlines of all letters, in points from the lower left corner of the figure."""
+    corners, codes = [np.zeros((0, 2))], [np.zeros(0, np.uint8)]
+    for x, y, text, size, angle in words:
+        own, kinds = _outline(text)
+        turn = complex(math.cos(math.radians(angle)), math.sin(math.radians(angle)))
+        turned = [(turn.real, turn.imag), (-turn.imag, turn.real)]
+        corners.append(own * (size / text_to_path.FONT_SCALE) @ turned + (x, y))
+        codes.append(kinds)
+    return Path(np.concatenate(corners), np.concatenate(codes))
 
 
 def settle(figure: Figure, axes: Sequence[Axes], columns: int, above: float) -> None:
@@ -251,3 +269,10 @@ def _ascent(size: float) -> tuple[float, float]:
 @lru_cache(maxsize=64)
 def _font(size: float) -> FontProperties:
     return FontProperties(size=size)
+
+
+@lru_cache(maxsize=4096)
+def _outline(text: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return corners (n, 2) and matplotlib's codes (n,) of the outline of a text, in letters of FONT_SCALE points."""
+    corners, codes = text_to_path.get_text_path(_font(text_to_path.FONT_SCALE), text)
+    return np.reshape(corners, (-1, 2)), np.asarray(codes, np.uint8)

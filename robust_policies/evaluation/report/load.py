@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from robust_policies.errors import CorruptFileError, InvalidValueError, MissingF
 from robust_policies.evaluation.report.agreement import Agreement, agreement
 from robust_policies.evaluation.report.loop_charts import read_loop
 from robust_policies.evaluation.report.training import training_curve
+from robust_policies.files.npz import Npz
 from robust_policies.files.yaml_text import read_yaml
 from robust_policies.policies.return_certificate import ReturnCertificate
 from robust_policies.policies.smoothed import SmoothedReturn
@@ -32,6 +34,8 @@ RUN_FILES = (
     "recipe.yaml",
     "provenance.json",
 )
+# Half a character, in JSON.
+_HALF = re.compile(rb"\\u[dD]")
 SIGNALS = ("observations", "perturbed", "actions", "rewards")
 
 Array = NDArray[np.float64]
@@ -243,7 +247,7 @@ def _name_method(run: Run, files: RunFolder) -> None:
 def _evaluation(files: RunFolder) -> dict[str, Any]:
     content = files.read_evaluation()
     # Half a character (a lone surrogate) is valid JSON and cannot be drawn or written.
-    return _whole_characters(content) if b"\\ud" in files.evaluation.read_bytes().lower() else content
+    return _whole_characters(content) if _HALF.search(files.evaluation.read_bytes()) else content
 
 
 def _whole_characters(value: Any) -> Any:
@@ -281,8 +285,8 @@ def _row(raw: Any) -> Row | None:
         gain = None if gain is None else float(gain)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return None
-    factors = [size, *(value for _, value in point)]
-    if returns.ndim != 1 or not returns.size or not np.isfinite(returns).all() or not np.isfinite(factors).all():
+    whole = math.isfinite(size) and all(math.isfinite(value) for _, value in point)
+    if not whole or returns.ndim != 1 or not returns.size or not np.isfinite(returns).all():
         return None
     group, norm = str(raw.get("group") or "noise"), str(raw.get("norm") or "")
     gain = gain if gain is not None and math.isfinite(gain) and gain > 0 else None
@@ -298,23 +302,23 @@ def _recordings(path: Path, evaluation: dict[str, Any]) -> list[Recording]:
         raise MissingFileError(f"{path} does not exist; the evaluation names trajectories in it.")
     found = []
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            for item in index:
-                key = str(item["key"])
-                signals = {name: _signal(arrays, key, name) for name in SIGNALS}
-                kept = {name: value for name, value in signals.items() if value is not None}
-                what = (str(item["task"]), str(item.get("perturbation") or ""), str(item.get("norm") or ""))
-                if kept:
-                    found.append(Recording(*what, float(item["size"]), kept))
+        arrays = Npz(path)
+        for item in index:
+            key = str(item["key"])
+            signals = {name: _signal(arrays, key, name) for name in SIGNALS}
+            kept = {name: value for name, value in signals.items() if value is not None}
+            what = (str(item["task"]), str(item.get("perturbation") or ""), str(item.get("norm") or ""))
+            if kept:
+                found.append(Recording(*what, float(item["size"]), kept))
     except (KeyError, TypeError, ValueError, OverflowError, EOFError, zipfile.BadZipFile) as error:
         what = f"{path} cannot be read ({error}); write it again with `robust-policies evaluate`."
         raise CorruptFileError(what) from error
     return found
 
 
-def _signal(arrays: Any, key: str, name: str) -> Array | None:
+def _signal(arrays: Npz, key: str, name: str) -> Array | None:
     """Return the array `name` of a recording, (time, episodes, n) or of rewards (time, episodes); None without one."""
-    if f"{key}_{name}" not in arrays.files:
+    if f"{key}_{name}" not in arrays:
         return None
     value = np.asarray(arrays[f"{key}_{name}"], dtype=np.float64)
     return value if value.ndim == (2 if name == "rewards" else 3) and value.size else None

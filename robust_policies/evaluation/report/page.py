@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import gc
 import gzip
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 
@@ -70,6 +72,23 @@ def write_report(
         MissingFileError: a folder does not exist. InvalidValueError: a folder holds no run, or nothing can be shown.
         UserError: the file of limits is wrong.
     """
+    with _uncollected():
+        return _written(folders, output, limits)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Let Python not look for cycles: it would go through all that was read and imported, again and again."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _written(folders: Sequence[str | Path] | str | Path, output: str | Path | None, limits: str | Path | None) -> Path:
     paths = [Path(folders)] if isinstance(folders, str | Path) else [Path(folder) for folder in folders]
     runs = load_runs(find_runs(paths))
     if all(run.evaluation is run.certificate is run.returns is None for run in runs):

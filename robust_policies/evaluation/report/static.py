@@ -220,8 +220,8 @@ def _png(figure: Figure, file: Any, dpi: int) -> None:
     figure.set_dpi(dpi)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    image = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
-    image.save(file, "png", dpi=(dpi, dpi), compress_level=3)
+    image = Image.fromarray(np.asarray(canvas.buffer_rgba()))
+    image.convert("RGB").save(file, "png", dpi=(dpi, dpi), compress_level=3)
 
 
 def _svg(figure: Figure) -> str:
