@@ -81,7 +81,7 @@ def _transfer(rows: Rows) -> str:
                 "none" if row["gain"] is None else numbers.upper(row["gain"]),
             ]
         )
-    head = ["plant", "seed", "trained on", "model's fit, test", "model", "return on the plant", "of the true plant's"]
+    head = ["plant", "seed", "trained on", "model's fit", "model", "return on the plant", "of the true plant's"]
     return table([*head, "policy", "policy's gain, proven"], body)
 
 

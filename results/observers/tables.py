@@ -14,7 +14,8 @@ from robust_policies.files.atomic import write_atomic
 NAMES = {
     "r2dn": "R2DN, published training",
     "ren": "REN, published training",
-    "r2dn_cosine": "R2DN, cosine over 15 epochs",
+    "r2dn_cosine": "R2DN, cosine over 100 epochs",
+    "ren_cosine": "REN, cosine over 100 epochs",
     "r2dn_rate": "R2DN of rate 0.98, cosine over 15 epochs",
 }
 # Training losses of the paper, means of ten seeds, read off the vector paths of its figure.
