@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,31 +139,36 @@ def main() -> None:
     """Do what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--models", nargs="+", help="cells of the models, in place of all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--runs", type=Path, default=RESULTS / "runs" / "transfer")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    path = RESULTS / "transfer.json"
-    rows = {_key(row): row for row in (read_json(path, "results", 1)["rows"] if path.is_file() else [])}
     for seed in given.seeds:
         for name in given.tasks:
-            for row in measured(name, seed, given.runs / name):
-                rows[_key(row)] = row
+            for row in measured(name, seed, given.runs / name, given.models):
                 print(json.dumps(row), flush=True)
-                ordered = [rows[key] for key in sorted(rows)]
-                text = json.dumps({"schema": 1, "rows": ordered}, allow_nan=False, indent=1) + "\n"
-                write_atomic(path, lambda file, text=text: file.write(text.encode()))
+                _store(row)
+
+
+def _store(row: Mapping[str, Any]) -> None:
+    """Put a row in the place of its like."""
+    path = RESULTS / "transfer.json"
+    rows = {_key(one): one for one in (read_json(path, "results", 1)["rows"] if path.is_file() else [])}
+    rows[_key(row)] = dict(row)
+    text = json.dumps({"schema": 1, "rows": [rows[key] for key in sorted(rows)]}, allow_nan=False, indent=1) + "\n"
+    write_atomic(path, lambda file: file.write(text.encode()))
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return row["task"], row["trained_on"], row["seed"]
+    return row["task"], row["seed"], row["trained_on"] != "plant", row["trained_on"]
 
 
-def measured(name: str, seed: int, runs: Path) -> Any:
+def measured(name: str, seed: int, runs: Path, models: Sequence[str] | None = None) -> Any:
     """Yield a row of each policy: what it was trained on, its mean return on the true plant, its certificate."""
     task = TASKS[name]
     files = records(task, seed, runs / "data" / f"seed={seed}")
-    for kind in ("plant", *task.cells):
+    for kind in ("plant", *(cell for cell in task.cells if models is None or cell in models)):
         model = runs / "models" / kind / f"seed={seed}"
         changes = [f"algorithm.total_steps={task.steps}", "target=null", "checkpoints.certify_every=0"]
         row: dict[str, Any] = {"task": name, "trained_on": kind, "seed": seed}

@@ -18,7 +18,7 @@ from robust_policies.errors import CorruptFileError, InvalidValueError
 from robust_policies.identification.model import IdentifiedModel, load_model
 
 STATES = "states.safetensors"
-"""Of a model's folder: "states" (n, nx) that it came through in its training, and "begins" (records, nx), for starts."""
+"""Of a model's folder, for starts: "states" (n, nx) of its training, "begins" (records, nx) where its records begin."""
 _STARTS = {"anywhere": "states", "beginnings": "begins"}
 # Where the training's range of an input is not known, actions reach so many deviations from its mean.
 _REACH = 3.0

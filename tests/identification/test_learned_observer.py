@@ -57,7 +57,7 @@ def residual(observer):
     return interval_residual(observer, REGION, tolerance=0.3, boxes=20_000)
 
 
-class Interrupted(Exception):
+class EndedError(Exception):
     """Stands for whatever ends a process."""
 
 
@@ -71,11 +71,11 @@ def test_a_fit_goes_on_from_its_checkpoint_as_if_it_had_not_ended(tmp_path, orde
 
     def stop(epoch, loss, model):
         if epoch == 4:
-            raise Interrupted
+            raise EndedError
         epochs.append(epoch)
 
     whole = fit_observer(samples, "r2dn", RATE, SMALL, how, each=lambda epoch, loss, model: losses.append(loss))
-    with pytest.raises(Interrupted):
+    with pytest.raises(EndedError):
         fit_observer(samples, "r2dn", RATE, SMALL, how, each=stop, checkpoint=kept)
     assert epochs == [1, 2, 3]
     later = []
