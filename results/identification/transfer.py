@@ -110,8 +110,8 @@ TASKS = {
         steps=400_000,
         weights=((1.0,), (0.01,), (0.0,)),
     ),
-    # A contracting model cannot fall over: beside it a GRU, of which nothing is proven. What falls over is not foreseen
-    # for long, so models are judged by short pieces.
+    # A contracting model cannot fall over, so the model is a GRU, of which nothing is proven. What falls over is not
+    # foreseen for long, so it is judged by short pieces.
     "pendulum": Task(
         "Pendulum",
         "robust_policies/Pendulum-v0",
@@ -123,10 +123,7 @@ TASKS = {
         recordings=(Recording((0.0, 0.0, 0.0)), Recording((0.0, 0.0, 0.0)), Recording((0.0, 12.0, 3.0), (0.3, 1.0))),
         excitation=2.0,
         held=10,
-        cells={
-            "r2dn": {"name": "r2dn", "state_size": 8, "features": 16, "hidden_sizes": [32]},
-            "gru": {"name": "gru", "state_size": 32},
-        },
+        cells={"gru": {"name": "gru", "state_size": 32}},
         algorithm={"total_steps": 5000, "batch": 64, "window": 20, "burn_in": 4, "initial_state": "encoded"},
         steps=400_000,
         plant="results.identification.transfer:SwingUp",
