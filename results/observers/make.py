@@ -90,8 +90,13 @@ def fit(method: str, seed: int, epochs: int, folder: Path) -> None:
     training = ObserverTraining(epochs=epochs, batch=batch, seed=seed, **how["training"])
     test = simulated(TEST_STEPS, 1.0, 0.5, 1000 + seed)
     checkpoint = folder / "checkpoint.safetensors"
-    stored = path.is_file() and checkpoint.is_file()
-    rows: list[dict[str, Any]] = read_json(path, "curve", 1)["rows"] if stored else []
+    known = read_json(path, "curve", 1) if path.is_file() and checkpoint.is_file() else {}
+    # Along a cosine every epoch depends on how many there will be.
+    if training.decay == "cosine" and known.get("planned") != epochs:
+        known = {}
+    if not known:
+        checkpoint.unlink(missing_ok=True)
+    rows: list[dict[str, Any]] = known.get("rows", [])
     begun, away = time.process_time(), 0.0
     before = {row["epoch"]: row["cpu_seconds"] for row in rows}
     first: int | None = None
@@ -108,7 +113,7 @@ def fit(method: str, seed: int, epochs: int, folder: Path) -> None:
             observer.save(folder)
         rows.append(row)
         parameters = sum(p.numel() for p in model.parameters())
-        write_json(path, {"schema": 1, "epochs": epoch, "parameters": parameters, "rows": rows})
+        write_json(path, {"schema": 1, "epochs": epoch, "planned": epochs, "parameters": parameters, "rows": rows})
         print(method, seed, json.dumps(row), flush=True)
         away += time.process_time() - at
 

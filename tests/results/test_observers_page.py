@@ -80,6 +80,11 @@ def test_an_interrupted_run_goes_on_with_the_rows_it_has(tmp_path, monkeypatch):
     assert [row["loss"] for row in cut] == [row["loss"] for row in whole]
     seconds = [row["cpu_seconds"] for row in cut]
     assert seconds == sorted(seconds)
+    for epochs in (2, 3):
+        make.fit("r2dn_cosine", 0, epochs, tmp_path / "cosine")
+        made = json.loads((tmp_path / "cosine" / "curve.json").read_text())
+        assert [row["epoch"] for row in made["rows"]] == list(range(1, epochs + 1))
+        assert made["epochs"] == made["planned"] == epochs
 
 
 def test_the_sizes_are_the_papers_and_one_epoch_runs():
