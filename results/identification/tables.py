@@ -22,6 +22,8 @@ NAMES = {
     "l2ru": "L2RU, contracting",
     "lstm": "LSTM",
 }
+WANTED = 95
+"""Percent of the return of a policy that was trained on the true plant."""
 Rows = Sequence[dict[str, Any]]
 
 
@@ -62,27 +64,48 @@ def _transfer(rows: Rows) -> str:
     """Return the table of policies by what they were trained on."""
     if not rows:
         return "Nothing has been measured yet."
+    true = {(row["task"], row["seed"]): row["return"] for row in rows if row["trained_on"] == "plant"}
     body = []
-    for row in rows:
-        true = [one["return"] for one in rows if (one["task"], one["seed"]) == (row["task"], row["seed"])
-                and one["trained_on"] == "plant"]  # fmt: skip
-        on_plant = row["trained_on"] == "plant"
-        share = "-" if on_plant or not true or row["return"] >= 0 else f"{100 * true[0] / row['return']:.1f}%"
+    for task, kind in sorted(
+        {(row["task"], row["trained_on"]) for row in rows}, key=lambda k: (k[0], k[1] != "plant", k)
+    ):
+        own = [row for row in rows if (row["task"], row["trained_on"]) == (task, kind)]
+        returns = [row["return"] for row in own]
+        proven = [row["gain"] for row in own if row["gain"] is not None]
+        policy = [numbers.upper(max(proven)) if proven else "none", _counted("PASS", own, "status")]
+        if kind == "plant":
+            body.append([task, "true plant", str(len(own)), "-", "-", shown(returns), "-", "-", *policy])
+            continue
+        pairs = [(true[task, row["seed"]], row["return"]) for row in own if (task, row["seed"]) in true]
+        shares = [100 * best / found for best, found in pairs if found < 0]
+        reached = sum(share >= WANTED for share in shares)
         body.append(
             [
-                row["task"],
-                str(row["seed"]),
-                "true plant" if on_plant else f"model, {NAMES.get(row['trained_on'], row['trained_on'])}",
-                "-" if on_plant else f"{row['fit']:.1f}%",
-                "-" if on_plant else row["model_status"],
-                f"{row['return']:.3g}",
-                share,
-                row["status"],
-                "none" if row["gain"] is None else numbers.upper(row["gain"]),
+                task,
+                f"model, {NAMES.get(kind, kind.upper())}",
+                str(len(own)),
+                f"{shown([row['fit'] for row in own])}%",
+                _counted("PASS", own, "model_status"),
+                shown(returns),
+                f"{shown(shares)}%" if shares else "-",
+                f"{reached} of {len(shares)}",
+                *policy,
             ]
         )
-    head = ["plant", "seed", "trained on", "model's fit, test", "model", "return on the plant", "of the true plant's"]
-    return table([*head, "policy", "policy's gain, proven"], body)
+    head = [
+        "plant",
+        "trained on",
+        "seeds",
+        "model's fit",
+        "models proven",
+        "return on the plant",
+        "of the true plant's",
+    ]
+    return table([*head, f"at least {WANTED}%", "policy's gain, proven (largest)", "policies proven"], body)
+
+
+def _counted(status: str, rows: Rows, key: str) -> str:
+    return f"{sum(row[key] == status for row in rows)} of {len(rows)}"
 
 
 def of(rows: Rows, method: str) -> list[dict[str, Any]]:

@@ -4,7 +4,8 @@
     OMP_NUM_THREADS=1 python -m results.observers.make --methods ren --epochs 40
     python -m results.observers.make --only page                            # from observers.json
 
-Runs lie in results/observers/runs/METHOD/seed=N: curve.json, an entry an epoch, and the observer of the last one.
+Runs lie in results/observers/runs/METHOD/seed=N: curve.json, an entry an epoch, the observer of the last one, and a
+checkpoint after each epoch, from which an interrupted run goes on.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 METHODS: dict[str, dict[str, Any]] = {
     "r2dn": {"cell": "r2dn", "rate": 1.0, "epochs": 200, "training": PUBLISHED},
     "ren": {"cell": "ren", "rate": 1.0, "epochs": 200, "training": PUBLISHED},
-    "r2dn_cosine": {"cell": "r2dn", "rate": 1.0, "epochs": 15, "training": {**PUBLISHED, "decay": "cosine"}},
+    "r2dn_cosine": {"cell": "r2dn", "rate": 1.0, "epochs": 100, "training": {**PUBLISHED, "decay": "cosine"}},
+    "ren_cosine": {"cell": "ren", "rate": 1.0, "epochs": 100, "training": {**PUBLISHED, "decay": "cosine"}},
     "r2dn_rate": {"cell": "r2dn", "rate": 0.98, "epochs": 15, "training": {**PUBLISHED, "decay": "cosine"}},
 }
 
@@ -79,7 +81,7 @@ def collected(runs: Path) -> list[dict[str, Any]]:
 
 
 def fit(method: str, seed: int, epochs: int, folder: Path) -> None:
-    """Learn one observer into a folder, unless it is there with as many epochs."""
+    """Learn one observer into a folder, unless it is there with as many epochs; one that was interrupted goes on."""
     path, how = folder / "curve.json", METHODS[method]
     if path.is_file() and read_json(path, "curve", 1)["epochs"] >= epochs:
         return
@@ -87,26 +89,38 @@ def fit(method: str, seed: int, epochs: int, folder: Path) -> None:
     batch = round(len(samples.states) / CHUNKS)
     training = ObserverTraining(epochs=epochs, batch=batch, seed=seed, **how["training"])
     test = simulated(TEST_STEPS, 1.0, 0.5, 1000 + seed)
-    rows: list[dict[str, Any]] = []
+    checkpoint = folder / "checkpoint.safetensors"
+    known = read_json(path, "curve", 1) if path.is_file() and checkpoint.is_file() else {}
+    # Along a cosine every epoch depends on how many there will be.
+    if training.decay == "cosine" and known.get("planned") != epochs:
+        known = {}
+    if not known:
+        checkpoint.unlink(missing_ok=True)
+    rows: list[dict[str, Any]] = known.get("rows", [])
     begun, away = time.process_time(), 0.0
+    before = {row["epoch"]: row["cpu_seconds"] for row in rows}
+    first: int | None = None
 
     def each(epoch: int, loss: float, model: IdentifiedModel) -> None:
-        nonlocal away
+        nonlocal away, first
         at = time.process_time()
-        row = {"epoch": epoch, "loss": loss, "cpu_seconds": at - begun - away}
+        first = epoch if first is None else first
+        del rows[epoch - 1 :]
+        row = {"epoch": epoch, "loss": loss, "cpu_seconds": before.get(first - 1, 0.0) + at - begun - away}
         if epoch <= 5 or epoch % 5 == 0 or epoch == epochs:
             observer = LearnedObserver(model, 2, (0.0,) * samples.states.shape[1])
             row |= free_run(observer, *test)
             observer.save(folder)
         rows.append(row)
         parameters = sum(p.numel() for p in model.parameters())
-        write_json(path, {"schema": 1, "epochs": epoch, "parameters": parameters, "rows": rows})
+        write_json(path, {"schema": 1, "epochs": epoch, "planned": epochs, "parameters": parameters, "rows": rows})
         print(method, seed, json.dumps(row), flush=True)
         away += time.process_time() - at
 
     start = np.zeros(samples.states.shape[1])
     options = {**SHAPES[how["cell"]], "init": "long_memory"}
-    fit_observer(samples, how["cell"], how["rate"], options, training, start=start.tolist(), scaled=False, each=each)
+    more: dict[str, Any] = {"start": start.tolist(), "scaled": False, "each": each, "checkpoint": checkpoint}
+    fit_observer(samples, how["cell"], how["rate"], options, training, **more)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ from robust_policies.files.atomic import write_atomic
 NAMES = {
     "r2dn": "R2DN, published training",
     "ren": "REN, published training",
-    "r2dn_cosine": "R2DN, cosine over 15 epochs",
-    "r2dn_rate": "R2DN of rate 0.98, cosine over 15 epochs",
+    "r2dn_cosine": "R2DN, cosine",
+    "ren_cosine": "REN, cosine",
+    "r2dn_rate": "R2DN of rate 0.98, cosine",
 }
 # Training losses of the paper, means of ten seeds, read off the vector paths of its figure.
 PUBLISHED: dict[str, dict[int, float]] = {
@@ -34,7 +35,7 @@ def write_page(content: Mapping[str, Any], results: Path) -> None:
 def page(content: Mapping[str, Any], results: Path) -> str:
     """Return README.md."""
     runs = content["runs"]
-    parts = {"CURVES": _curves(runs), "MODELS": _models(runs)}
+    parts = {"CURVES": _curves(runs), "MODELS": _models(runs), "AIM": _aim(runs)}
     text = (results / "page.md").read_text()
     for name, part in parts.items():
         text = text.replace(f"[[{name}]]", part)
@@ -65,6 +66,22 @@ def _curves(runs: Runs) -> str:
         if method in PUBLISHED:
             body.append([f"{name.split(',')[0]}, the paper's curve", *(f"{PUBLISHED[method][e]:.3g}" for e in epochs)])
     return table(["training loss at epoch", *map(str, epochs)], body)
+
+
+def _aim(runs: Runs) -> str:
+    """Return which runs come to the paper's last loss in half its epochs."""
+    body = []
+    for method, name in NAMES.items():
+        curve = PUBLISHED[method.split("_")[0]]
+        last = max(curve)
+        for run in of(runs, method):
+            rows = run["rows"][: last // 2]
+            best = min(rows, key=lambda row: row["loss"])
+            met = "reached" if best["loss"] <= curve[last] else "not reached"
+            body.append(
+                [name, str(run["seed"]), str(len(rows)), f"{best['loss']:.3g}", f"{curve[last]:.3g}", met],
+            )
+    return table(["observer", "seed", f"epochs, of {last // 2}", "least loss", f"paper's at {last}", "aim"], body)
 
 
 def _models(runs: Runs) -> str:

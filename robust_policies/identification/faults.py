@@ -33,9 +33,10 @@ def check_split(split: Split, inputs: Sequence[str], outputs: Sequence[str], bur
     for name, pieces in split.parts().items():
         for one in pieces:
             if len(one) < burn_in + _FEWEST:
+                lower = "lower algorithm.burn_in, or " if burn_in > 1 else ""
                 raise InvalidValueError(
                     f"{one.label} of the {name} has {len(one)} samples and the burn-in is {burn_in}; expected at least "
-                    f"{burn_in + _FEWEST}: lower algorithm.burn_in, or give longer pieces."
+                    f"{burn_in + _FEWEST}: {lower}give longer pieces."
                 )
     return [*_constant(split, inputs, outputs), *_repeated(split)]
 

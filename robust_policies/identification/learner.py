@@ -215,9 +215,8 @@ def simulated(model: IdentifiedModel, one: Experiment) -> Array:
     with torch.no_grad():
         state, first = model.begin(u.to(device), y.to(device))
         found, _ = model.cell(u[first:].to(device), state)
-    scale, offset = (torch.as_tensor(v) for v in (model.signals.output_scale, model.signals.output_offset))
     outputs = one.outputs.copy()
-    outputs[first:] = (found[:, 0].double().cpu() * scale + offset).numpy()
+    outputs[first:] = found[:, 0].double().cpu().numpy() * model.signals.output_scale + model.signals.output_offset
     return outputs
 
 

@@ -9,18 +9,23 @@ one-step loss, the batches of consecutive pairs and the learning rate that falls
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from robust_policies import checks
 from robust_policies.envs import load_plant
-from robust_policies.errors import DivergedError, InvalidValueError, NonFiniteError, ShapeError
+from robust_policies.errors import CorruptFileError, DivergedError, InvalidValueError, NonFiniteError, ShapeError
+from robust_policies.files.atomic import write_atomic
+from robust_policies.files.tensors import load_optimizer, optimizer_tensors, packed, read_tensors, under
 from robust_policies.identification.model import DTYPES, IdentifiedModel, Signals
 from robust_policies.identification.observer import LearnedObserver, observed, plain_name
 from robust_policies.identification.records import Array
@@ -156,6 +161,7 @@ def fit_observer(
     start: Sequence[float] | None = None,
     scaled: bool = True,
     each: Callable[[int, float, IdentifiedModel], None] | None = None,
+    checkpoint: str | Path | None = None,
 ) -> LearnedObserver:
     """Return a contracting observer fitted to samples.
 
@@ -168,9 +174,12 @@ def fit_observer(
         start: (n,) the estimate at the beginning of episodes; None: the samples' mean.
         scaled: the cell runs between signals without mean, of deviation 1; False: between those that are given.
         each: called after each epoch with its number (from 1), its mean loss and the model.
+        checkpoint: a file that is written after each epoch; where there is one, the fit goes on from it as if it had
+            not been interrupted. A finished one of decay "plateau" goes on to more epochs.
 
     Raises:
-        InvalidValueError: an option of the cell. DivergedError: the loss became NaN or infinite.
+        InvalidValueError: an option of the cell, or the checkpoint is of another training. CorruptFileError: the
+            checkpoint cannot be read. DivergedError: the loss became NaN or infinite.
     """
     how = training or ObserverTraining()
     n, y_u = samples.states.shape[1], np.hstack((samples.outputs, samples.inputs))
@@ -183,7 +192,7 @@ def fit_observer(
         torch.manual_seed(how.seed)
         made = make_cell(cell, len(names), given["state_size"], **given, output="state").to(DTYPES[how.precision])
     model = IdentifiedModel(made, signals)
-    _fit(model, samples, y_u, how, each)
+    _fit(model, samples, y_u, how, each, None if checkpoint is None else Path(checkpoint))
     first = samples.states.mean(0) if start is None else np.asarray(start, float)
     return LearnedObserver(model.eval(), samples.outputs.shape[1], tuple(map(float, first)), samples.task)
 
@@ -194,6 +203,7 @@ def _fit(
     y_u: Array,
     how: ObserverTraining,
     each: Callable[[int, float, IdentifiedModel], None] | None,
+    checkpoint: Path | None,
 ) -> None:
     u, x = (torch.as_tensor(part, dtype=model.dtype) for part in model.signals.scaled(y_u, samples.states))
     (following,) = (torch.as_tensor(p, dtype=model.dtype) for p in model.signals.scaled(outputs=samples.following))
@@ -202,10 +212,15 @@ def _fit(
     once = rng.permutation(count)
     optimizer = FusedAdam(model.parameters(), lr=how.learning_rate)
     plateau = _Plateau(how.learning_rate)
-    weight, done = torch.eye(x.shape[1], dtype=model.dtype), 0
+    weight, begun = torch.eye(x.shape[1], dtype=model.dtype), 0
+    if checkpoint is not None and checkpoint.is_file():
+        begun, weight = _go_on(checkpoint, _same(how, len(x)), model, optimizer, plateau)
+    done = begun * count
     for epoch in range(how.epochs):
         if how.order == "random":
             pieces = np.array_split(rng.permutation(len(x)), count)
+        if epoch < begun:
+            continue
         losses = []
         for k in once:
             rows = torch.as_tensor(pieces[k])
@@ -229,6 +244,54 @@ def _fit(
         plateau.note(mean)
         if each is not None:
             each(epoch + 1, mean, model)
+        if checkpoint is not None:
+            _keep(checkpoint, _same(how, len(x)), model, optimizer, plateau, epoch + 1, weight)
+
+
+def _same(how: ObserverTraining, samples: int) -> bytes:
+    """Return what has to be the same for a training to go on."""
+    settings = {**asdict(how), "samples": samples}
+    if how.decay == "plateau":
+        del settings["epochs"]
+    return json.dumps(settings, sort_keys=True).encode()
+
+
+def _keep(
+    path: Path,
+    settings: bytes,
+    model: IdentifiedModel,
+    optimizer: FusedAdam,
+    plateau: _Plateau,
+    epochs: int,
+    weight: Tensor,
+) -> None:
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    tensors |= {f"optimizer.{name}": value for name, value in optimizer_tensors(optimizer).items()}
+    course = [epochs, plateau.rate, plateau.best, plateau.worse]
+    tensors |= {"weight": weight, "course": torch.tensor(course, dtype=torch.float64)}
+    tensors["settings"] = torch.frombuffer(bytearray(settings), dtype=torch.uint8)
+    data = packed(tensors)
+    write_atomic(path, lambda file: file.write(data))
+
+
+def _go_on(
+    path: Path, settings: bytes, model: IdentifiedModel, optimizer: FusedAdam, plateau: _Plateau
+) -> tuple[int, Tensor]:
+    """Return the epochs that are done and the metric's weight (nx, nx), model and optimizer as they were then."""
+    try:
+        tensors = read_tensors(path)
+        stored = bytes(tensors["settings"].tolist())
+        if stored != settings:
+            raise InvalidValueError(
+                f"{path} is of another training ({stored.decode()}); give another checkpoint, or remove it."
+            )
+        model.load_state_dict(under("model", tensors))
+        load_optimizer(optimizer, under("optimizer", tensors))
+        epochs, plateau.rate, plateau.best, worse = tensors["course"].tolist()
+        plateau.worse = int(worse)
+        return int(epochs), tensors["weight"]
+    except (KeyError, RuntimeError, TypeError, UnicodeDecodeError, SafetensorError) as error:
+        raise CorruptFileError(f"{path} holds no checkpoint of this observer ({error}); remove it.") from error
 
 
 def _weight(model: IdentifiedModel) -> Tensor:

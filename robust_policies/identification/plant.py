@@ -18,7 +18,8 @@ from robust_policies.errors import CorruptFileError, InvalidValueError
 from robust_policies.identification.model import IdentifiedModel, load_model
 
 STATES = "states.safetensors"
-"""Of a model's folder: states (n, nx) that it came through in its training, for starts."""
+"""Of a model's folder, for starts: "states" (n, nx) of its training, "begins" (records, nx) where its records begin."""
+_STARTS = {"anywhere": "states", "beginnings": "begins"}
 # Where the training's range of an input is not known, actions reach so many deviations from its mean.
 _REACH = 3.0
 
@@ -47,6 +48,9 @@ class IdentifiedTask(TaskFile):
     time_step: PositiveNumber | None = None  # pyright: ignore[reportIncompatibleVariableOverride, reportGeneralTypeIssues]
     member: Literal["mean", "each"] = Field(
         default="mean", description="mean: outputs are the members' mean; each: an episode is of one member"
+    )
+    starts: Literal["anywhere", "beginnings"] = Field(
+        default="anywhere", description="in the training's records, or where they begin"
     )
     limits: Limits = Limits()
     cost: Cost = Cost()
@@ -106,7 +110,7 @@ class IdentifiedPlant(Plant):
         )
         self.setpoint = self._sized("cost.setpoint", task.cost.setpoint, ny, first.output_offset)
         self.spread_weight = task.cost.band
-        self.starts = self._starts(task.model)
+        self.starts = self._starts(task.model, task.starts)
         self._ready: dict[tuple[torch.dtype, torch.device], list[Any]] = {}
 
     def _limits(self, limits: Limits) -> tuple[np.ndarray, np.ndarray]:
@@ -126,15 +130,17 @@ class IdentifiedPlant(Plant):
             raise InvalidValueError(f"{name} has {len(given)} number(s); expected {size}.")
         return np.broadcast_to(np.asarray(default if given is None else given, float), (size,)).copy()
 
-    def _starts(self, folders: Sequence[str]) -> torch.Tensor:
+    def _starts(self, folders: Sequence[str], where: str) -> torch.Tensor:
         """Return starts (n, states of all members): of their trainings, or the one of no measurement."""
-        parts = []
+        parts, name = [], _STARTS[where]
         for folder, model in zip(folders, self.models, strict=True):
             path = Path(folder) / STATES
             try:
-                found = safetensors.torch.load(path.read_bytes())["states"].double() if path.is_file() else None
+                found = safetensors.torch.load(path.read_bytes())[name].double() if path.is_file() else None
             except (SafetensorError, KeyError) as error:
-                raise CorruptFileError(f"{path} cannot be read ({error}); identify the model again.") from error
+                raise CorruptFileError(
+                    f"{path} has no {name!r} that can be read ({error}); identify the model again."
+                ) from error
             with torch.no_grad():
                 parts.append(model.default_state(1).double() if found is None else found)
         count = min(len(part) for part in parts)
@@ -234,13 +240,21 @@ class IdentifiedPlant(Plant):
 
 def states_of(
     model: IdentifiedModel, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray], count: int = 256
-) -> Tensor:
-    """Return states (n, nx), n <= `count`, that a model comes through in records (time, nu), (time, ny)."""
-    found = []
+) -> dict[str, Tensor]:
+    """Return what a model comes through in records (time, nu), (time, ny): `STATES`.
+
+    Those of "states" lie evenly over all records, at most `count`; one of "begins" is that of a record's first sample
+    after the burn-in.
+    """
+    found, begins = [], []
     for u, y in zip(inputs, outputs, strict=True):
         scaled = [torch.as_tensor(part, dtype=model.dtype)[:, None] for part in model.signals.scaled(u, y)]
         with torch.no_grad():
             state, first = model.begin(*scaled)
-            found.append(model.cell.trajectory(scaled[0][first:], state)[1][:, 0])
+            states = model.cell.trajectory(scaled[0][first:], state)[1][:, 0]
+        later = 0 if model.measures_state else max(0, model.burn_in - first)
+        found.append(states)
+        begins.append(torch.cat((state, states))[min(later, len(states))])
     states = torch.cat(found)
-    return states[torch.linspace(0, len(states) - 1, min(count, len(states))).long()].double()
+    chosen = states[torch.linspace(0, len(states) - 1, min(count, len(states))).long()]
+    return {"states": chosen.double(), "begins": torch.stack(begins).double()}

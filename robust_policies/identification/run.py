@@ -105,6 +105,8 @@ def _new_cell(options: dict[str, Any], nu: int, ny: int) -> Cell:
         raise UnknownNameError.among("cell", str(name), CELLS)
     taken = inspect.signature(CELLS[name]).parameters
     defaults = {key: value for key, value in _SIZES.items() if key in taken}
+    if name == "convex":  # which takes convex activations alone
+        del defaults["activation"]
     if given.get("output") == "state":
         defaults["state_size"] = ny
     cell = make_cell(name, nu, ny, **{**defaults, **given})
@@ -188,8 +190,8 @@ def write_result(model: IdentifiedModel, prepared: Prepared, run: Identification
     }
     certificate.to_json(run.certificate)
     train = prepared.parts.train
-    states = states_of(model, [one.inputs for one in train], [one.outputs for one in train])
-    data = safetensors.torch.save({"states": states.contiguous()})
+    found = states_of(model, [one.inputs for one in train], [one.outputs for one in train])
+    data = safetensors.torch.save({name: states.contiguous() for name, states in found.items()})
     write_atomic(run.path / STATES, lambda file: file.write(data))
     write_json(run.result, content)
     write_atomic(run.simulation, lambda file: np.savez_compressed(file, **arrays))

@@ -3,10 +3,12 @@
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 
 import gymnasium
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import yaml
 from gymnasium.utils.env_checker import check_env
@@ -16,7 +18,7 @@ from robust_policies.control.linearize import linearize_plant
 from robust_policies.envs import load_plant
 from robust_policies.envs.batch import make_batch, ours, plant_of
 from robust_policies.envs.registration import IDENTIFIED
-from robust_policies.errors import InvalidValueError, MissingFileError, UserError
+from robust_policies.errors import CorruptFileError, InvalidValueError, MissingFileError, UserError
 from robust_policies.identification import IdentifiedModel, identify, load_model, parse_settings
 from robust_policies.identification.plant import IdentifiedPlant
 from robust_policies.policies import load_policy
@@ -153,6 +155,25 @@ def test_each_episode_may_be_of_one_member(ensemble, tmp_path):
     state = plant.advance(plant.initial(uniform, {}), torch.ones(2, 1, dtype=torch.float64), {})
     members = plant.members(state)
     assert torch.equal(plant.observe(state, {})[:, 0], torch.stack((members[0, 0, 0], members[1, 1, 0])))
+
+
+def test_episodes_begin_where_the_records_did_if_that_is_asked_for(ensemble, tmp_path):
+    plant = load_plant(task_of(tmp_path / "begin", ensemble, starts="beginnings"))
+    anywhere = load_plant(task_of(tmp_path / "any", ensemble))
+    assert plant.starts.shape == (1, 6) and len(anywhere.starts) == 120
+    u, y = np.loadtxt(Path(ensemble[0]).parent / "r0.csv", delimiter=",", skiprows=1)[:, 1:].T
+    for model, begun in zip(map(load_model, ensemble), plant.starts.split(3, 1), strict=True):
+        # The ten samples of the burn-in have passed.
+        assert np.allclose(begun[0].numpy(), model.encode(u[:10], y[:10]), rtol=1e-6, atol=1e-7)
+    state = plant.initial(torch.rand(5, 1, dtype=torch.float64), {})
+    assert torch.equal(state[:, :6], plant.starts.expand(5, -1))
+    (older := tmp_path / "older").mkdir()
+    for name in ("model.json", "model.safetensors"):
+        (older / name).write_bytes((Path(ensemble[0]) / name).read_bytes())
+    (older / "states.safetensors").write_bytes(safetensors.torch.save({"states": anywhere.starts[:, :3].contiguous()}))
+    load_plant(task_of(tmp_path / "wrong", str(older)))
+    with pytest.raises(CorruptFileError, match="'begins'"):
+        load_plant(task_of(tmp_path / "wrong", str(older), starts="beginnings"))
 
 
 def test_the_cost_and_the_limits_are_those_of_the_task(ensemble, tmp_path):

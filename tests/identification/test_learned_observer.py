@@ -57,6 +57,56 @@ def residual(observer):
     return interval_residual(observer, REGION, tolerance=0.3, boxes=20_000)
 
 
+class EndedError(Exception):
+    """Stands for whatever ends a process."""
+
+
+@pytest.mark.parametrize("order", ["random", "consecutive"])
+@pytest.mark.parametrize("decay", ["cosine", "plateau"])
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_a_fit_goes_on_from_its_checkpoint_as_if_it_had_not_ended(tmp_path, order, decay, precision):
+    samples, kept = plant_samples(TASK, REGION, 512), tmp_path / "kept.safetensors"
+    how = ObserverTraining(epochs=6, batch=100, order=order, decay=decay, precision=precision)
+    epochs, losses = [], []
+
+    def stop(epoch, loss, model):
+        if epoch == 4:
+            raise EndedError
+        epochs.append(epoch)
+
+    whole = fit_observer(samples, "r2dn", RATE, SMALL, how, each=lambda epoch, loss, model: losses.append(loss))
+    with pytest.raises(EndedError):
+        fit_observer(samples, "r2dn", RATE, SMALL, how, each=stop, checkpoint=kept)
+    assert epochs == [1, 2, 3]
+    later = []
+    again = fit_observer(
+        samples, "r2dn", RATE, SMALL, how, each=lambda epoch, loss, model: later.append((epoch, loss)), checkpoint=kept
+    )
+    assert later == list(enumerate(losses, 1))[3:]
+    one, other = whole.model.state_dict(), again.model.state_dict()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    # A finished one is not made again.
+    fit_observer(samples, "r2dn", RATE, SMALL, how, each=stop, checkpoint=kept)
+    assert epochs == [1, 2, 3]
+
+
+def test_a_checkpoint_of_another_training_is_refused_and_a_plateau_goes_further(tmp_path):
+    samples, kept = plant_samples(TASK, REGION, 256), tmp_path / "kept.safetensors"
+    short, long = (ObserverTraining(epochs=n, batch=64, decay="plateau", order="consecutive") for n in (2, 4))
+    fit_observer(samples, "r2dn", RATE, SMALL, short, checkpoint=kept)
+    further = fit_observer(samples, "r2dn", RATE, SMALL, long, checkpoint=kept)
+    whole = fit_observer(samples, "r2dn", RATE, SMALL, long)
+    found = [one.model.state_dict() for one in (further, whole)]
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    with pytest.raises(InvalidValueError, match="another training"):
+        fit_observer(samples, "r2dn", RATE, SMALL, ObserverTraining(epochs=4, batch=32), checkpoint=kept)
+    with pytest.raises(CorruptFileError, match="no checkpoint"):
+        fit_observer(samples, "r2dn", RATE, {**SMALL, "features": 5}, long, checkpoint=kept)
+    kept.write_bytes(b"none")
+    with pytest.raises(CorruptFileError, match="no checkpoint"):
+        fit_observer(samples, "r2dn", RATE, SMALL, long, checkpoint=kept)
+
+
 def runs(plant, count, steps, seed=0, torque=2.0, keep=REGION):
     """Return states (steps + 1, count, n), outputs and inputs of the plant, put back where it leaves `keep`."""
     rng, params = np.random.default_rng(seed), plant.prepare(plant.nominal())

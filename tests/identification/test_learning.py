@@ -1,19 +1,22 @@
 """Losses, batches, early stops, and a run that is continued as if it had not been interrupted."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from small_data import TIME_STEP, write_csv
 
+from robust_policies.certificates.certificate import array_hashes
 from robust_policies.errors import InvalidValueError, UnknownNameError
 from robust_policies.identification import IdentificationFolder, IdentifiedModel, Signals, identify, load_model
 from robust_policies.identification.batches import Batches
 from robust_policies.identification.learner import Identification, free_run_error, one_step_error, simulated
 from robust_policies.identification.records import Experiment
-from robust_policies.identification.run import new_model
-from robust_policies.networks import R2DN, StateEncoder
+from robust_policies.identification.run import new_model, prepare
+from robust_policies.networks import CELLS, R2DN, StateEncoder
 from robust_policies.train import StopRequest
 from robust_policies.train.run.checkpoints import Progress
 from robust_policies.train.run.job import TrainingInterruptedError
@@ -134,13 +137,52 @@ def test_an_update_lowers_the_error(settings, experiment, options):
     assert learner.evaluate()["validation/nrmse_std"] < before
 
 
-def test_both_precisions_train(settings, experiment):
+@pytest.mark.parametrize("cell", sorted(set(CELLS) - {"mlp", "lbdn"}))
+@pytest.mark.parametrize("initial", ["learned", "encoded"])
+def test_both_precisions_train(settings, experiment, cell, initial):
     for precision, dtype in (("float32", torch.float32), ("float64", torch.float64)):
-        made = settings().model_copy(update={"precision": precision})
+        made = settings(cell={"name": cell, "state_size": 4}, initial_state=initial)
+        made = made.model_copy(update={"precision": precision})
         model = new_model(made, SIGNALS)
         learner = Identification(model, made, [experiment(0)], [experiment(1)], lambda model, run: None)
-        learner.update(Progress())
+        assert np.isfinite(learner.update(Progress())["train/loss"])
         assert model.dtype == dtype and all(p.dtype == dtype for p in model.parameters())
+        kept = {name: value.dtype for name, value in learner.tensors().items() if not name.endswith(".step")}
+        assert set(kept.values()) == {dtype}
+
+
+def test_float64_means_float64_from_the_data_to_the_certificate(settings, tmp_path):
+    files = [write_csv(tmp_path / f"r{k}.csv", k, 200) for k in range(3)]
+    made = settings(files, initial_state="learned")
+    wide = made.model_copy(update={"precision": "float64"})
+    losses = {}
+    for name, each in (("narrow", made), ("wide", wide)):
+        identify(each, tmp_path / name, page=False)
+        prepared = prepare(each)
+        learner = Identification(
+            new_model(prepared.settings, prepared.signals), prepared.settings, prepared.parts.train,
+            prepared.parts.validation, lambda model, run: None
+        )  # fmt: skip
+        losses[name] = learner.update(Progress())["train/loss"]
+    # The same numbers to what float32 holds, and no nearer: nothing on the way was rounded to it.
+    assert losses["wide"] == pytest.approx(losses["narrow"], rel=1e-4)
+    assert losses["wide"] != float(np.float32(losses["wide"]))
+    assert losses["narrow"] == float(np.float32(losses["narrow"]))
+    run = tmp_path / "wide"
+    stored = safetensors.torch.load((run / "model.safetensors").read_bytes())
+    assert {value.dtype for value in stored.values()} == {torch.float64}
+    assert all(bool((value != value.float().double()).any()) for value in stored.values())
+    model = load_model(run)
+    assert model.dtype == torch.float64 and torch.equal(model.state_dict()["cell.X"], stored["cell.X"])
+    certificate = json.loads((run / "certificate.json").read_text())
+    assert certificate["status"] == "PASS" and certificate["rate"] == model.certificate().rate
+    hashes = array_hashes({name: value for name, value in model.cell.state_dict().items()})
+    assert hashes.items() <= certificate["arrays_sha256"].items()
+    narrow = json.loads((tmp_path / "narrow" / "certificate.json").read_text())
+    assert not hashes.items() <= narrow["arrays_sha256"].items()
+    found = np.load(run / "simulation.npz")["2.model"]
+    rows = np.loadtxt(files[2], delimiter=",", skiprows=1)
+    assert np.abs(found - model.simulate(rows[:, 1])[0]).max() < 1e-14 * np.abs(found).max()
 
 
 def test_it_ends_when_the_validation_is_no_better_for_a_while(settings, experiment):

@@ -5,11 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from results.identification import make, tables, transfer
 from results.identification.benchmarks import BENCHMARKS, files_of
+from robust_policies.envs import load_plant
 from robust_policies.errors import MissingFileError
+from robust_policies.identification import IdentifiedModel, Signals
 from robust_policies.identification.records import Experiment, split
+from robust_policies.networks import make_cell
 
 RESULTS = Path(__file__).resolve().parents[2] / "results" / "identification"
 LENGTHS = {
@@ -86,5 +90,31 @@ def test_the_table_of_policies_has_the_share_of_the_true_plants_return():
     assert {row["task"] for row in rows} <= set(transfer.TASKS)
     plant = {"task": "dc_motor", "seed": 0, "trained_on": "plant", "return": -1.0, "status": "PASS", "gain": 2.0}
     model = {**plant, "trained_on": "r2dn", "return": -1.25, "gain": None, "fit": 90.0, "model_status": "PASS"}
-    text = tables._transfer([plant, model])
-    assert "80.0%" in text and "true plant" in text
+    better = {**model, "seed": 1, "return": -0.5, "gain": 3.0}
+    text = tables._transfer([{**plant, "seed": 1}, plant, model, better])
+    first, second = text.splitlines()[2:]
+    assert "true plant" in first and "140 (80 to 200)%" in second and "1 of 2" in second and "2 of 2" in second
+
+
+def test_pieces_that_judge_a_pendulum_are_no_part_of_what_it_learns_from():
+    files = [f"episode{k}.npz" for k in range(20)]
+    data = transfer.settings_of("pendulum", "gru", files, 0).data
+    records = [
+        Experiment(f"episode{k}", np.zeros((transfer.STEPS, 1)), np.zeros((transfer.STEPS, 3))) for k in range(20)
+    ]
+    parts = split(records, {"train": data.train, "validation": data.validation, "test": data.test})
+    assert [len(part) for part in parts.parts().values()] == [14, 18, 18]
+    assert {len(one) for one in (*parts.validation, *parts.test)} == {32}
+    assert not transfer.settings_of("dc_motor", "r2dn", files, 0).data.train
+
+
+def test_the_pendulums_cost_on_a_model_is_the_true_one(tmp_path):
+    torch.manual_seed(0)
+    signals = Signals(("torque",), ("cos", "sin", "speed"), 0.05, (0.1,), (1.2,), (0.0, 0.0, 0.5), (0.7, 0.7, 3.0))
+    IdentifiedModel(make_cell("gru", 1, 3, state_size=4), signals).save(tmp_path / "model")
+    plant = load_plant(transfer.task_folder(transfer.TASKS["pendulum"], tmp_path / "model", tmp_path / "task"))
+    state = plant.advance(torch.zeros(5, plant.state_size, dtype=torch.float64), torch.ones(5, 1).double(), {})
+    action = torch.tensor([-5.0, -1.0, 0.0, 1.0, 9.0]).double()[:, None]
+    cos, sin, speed = plant.observe(state, {}).T
+    expected = -(torch.atan2(sin, cos) ** 2 + 0.1 * speed**2 + 0.001 * action[:, 0].clamp(-2, 2) ** 2)
+    assert torch.allclose(plant.reward(state, action, state, {}), expected)

@@ -65,6 +65,28 @@ def test_the_free_run_of_a_zero_estimate_has_an_error_of_one():
     assert found["nrmse"] == pytest.approx(1.0) and found["nrmse_settled"] == pytest.approx(1.0)
 
 
+def test_an_interrupted_run_goes_on_with_the_rows_it_has(tmp_path, monkeypatch):
+    monkeypatch.setattr(make, "STEPS", 300)
+    monkeypatch.setattr(make, "TEST_STEPS", 600)
+    monkeypatch.setattr(make, "CHUNKS", 2)
+    shapes = {"r2dn": {"features": 4, "hidden_sizes": (6,), "activation": "relu"}}
+    monkeypatch.setattr(make, "SHAPES", shapes)
+    make.fit("r2dn", 0, 5, tmp_path / "whole")
+    make.fit("r2dn", 0, 3, tmp_path / "cut")
+    make.fit("r2dn", 0, 5, tmp_path / "cut")
+    make.fit("r2dn", 0, 5, tmp_path / "cut")
+    whole, cut = (json.loads((tmp_path / name / "curve.json").read_text())["rows"] for name in ("whole", "cut"))
+    assert [row["epoch"] for row in cut] == [1, 2, 3, 4, 5]
+    assert [row["loss"] for row in cut] == [row["loss"] for row in whole]
+    seconds = [row["cpu_seconds"] for row in cut]
+    assert seconds == sorted(seconds)
+    for epochs in (2, 3):
+        make.fit("r2dn_cosine", 0, epochs, tmp_path / "cosine")
+        made = json.loads((tmp_path / "cosine" / "curve.json").read_text())
+        assert [row["epoch"] for row in made["rows"]] == list(range(1, epochs + 1))
+        assert made["epochs"] == made["planned"] == epochs
+
+
 def test_the_sizes_are_the_papers_and_one_epoch_runs():
     samples = process.samples_of(200, 0)
     how = ObserverTraining(epochs=1, batch=100, **make.PUBLISHED)
