@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from results.cells.policies import EPISODES, STEPS
 from results.cells.study import BATCH, CELLS, RATE, TEST, TIME, UPDATES
 from results.youla.tables import table
 from robust_policies.evaluation.report.chart import Look
@@ -45,6 +46,10 @@ def page(rows: Rows, results: Path) -> str:
     parts = {
         "FITS": _fits(rows),
         "PROOFS": _proofs(rows),
+        "POLICIES": _policies(rows),
+        "STEPS": f"{STEPS:,}",
+        "EPISODES": str(EPISODES),
+        "POLICY_SEEDS": _policy_seeds(rows),
         "CHOICE": table(["cell", "good for"], [[CELLS[name].title, GOOD_FOR[name]] for name in _cells(rows)]),
         "SEEDS": _seeds(rows),
         "SETTINGS": settings,
@@ -99,6 +104,23 @@ def _fits(rows: Rows) -> str:
         )
     head = ["cell", "parameters", "modes: error", "speed: error", "CPU s of a fit", "CPU us of a step"]
     return table(head, body)
+
+
+def _policies(rows: Rows) -> str:
+    body = []
+    for name in CELLS:
+        if not (own := of(rows, name, "policy")):
+            continue
+        half = [row["evaluations"][len(row["evaluations"]) // 2 - 1][1] for row in own]
+        kinds = {"return": ".4g", "train_seconds": ".2g", "gain": ".3g", "found_gain": ".3g"}
+        columns = [(half, ".4g"), *(([row[key] for row in own], digits) for key, digits in kinds.items())]
+        body.append([CELLS[name].title, str(len(own)), *(shown(values, digits) for values, digits in columns)])
+    return table(["cell", "seeds", "return after half", "return", "CPU s", "gain, proven", "found"], body)
+
+
+def _policy_seeds(rows: Rows) -> str:
+    counts = [len(of(rows, name, "policy")) for name in CELLS]
+    return f"{min(counts)} each" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
 
 
 def _proofs(rows: Rows) -> str:

@@ -30,7 +30,7 @@ def shown(values: list[float]) -> str:
 
 
 def above(group: list[dict[str, Any]], rows: list[dict[str, Any]]) -> str:
-    """Return on how many seeds a variant ended above the first one, of those that both have: text, empty of the first."""
+    """Return on how many of the seeds that both have a variant ended above the first one; empty of the first."""
     first = next(iter(variants(group[0]["part"])))
     if group[0]["variant"] == first:
         return ""
