@@ -68,10 +68,10 @@ def test_a_cell_that_forgets_slowly_runs_as_many_rounds_as_it_takes():
 def test_a_cell_that_forgets_soon_runs_a_part_of_its_pieces_again():
     given = torch.randn(1024, 1, 3).double()
     rounds = []
-    for rate in (0.8, 0.999):
+    for options in ({"rate": 0.8}, {"rate": 0.999, "init": "long_memory"}):
         way = parallel.Chunks(16, 1e-8)
         with torch.no_grad():
-            made("r2dn", rate=rate).run_now(given, torch.zeros(1, 4).double(), None, way)
+            made("r2dn", **options).run_now(given, torch.zeros(1, 4).double(), None, way)
         rounds.append(way.rounds)
     assert 1 < rounds[0] < 2 < rounds[1] <= 16
 
