@@ -13,6 +13,7 @@ from results.cells.study import BATCH, CELLS, RATE, TEST, TIME, UPDATES
 from results.youla.tables import table
 from robust_policies.evaluation.report.chart import Look
 from robust_policies.evaluation.report.static import MARKERS
+from robust_policies.evaluation.statistics import FEW
 from robust_policies.files.atomic import write_atomic
 from robust_policies.sweep.table import interval, interval_text
 
@@ -49,7 +50,7 @@ def page(rows: Rows, results: Path) -> str:
         "POLICIES": _policies(rows),
         "STEPS": f"{STEPS:,}",
         "EPISODES": str(EPISODES),
-        "POLICY_SEEDS": _policy_seeds(rows),
+        "UNTRAINED": _untrained(rows),
         "CHOICE": table(["cell", "good for"], [[CELLS[name].title, GOOD_FOR[name]] for name in _cells(rows)]),
         "SEEDS": _seeds(rows),
         "SETTINGS": settings,
@@ -118,9 +119,14 @@ def _policies(rows: Rows) -> str:
     return table(["cell", "seeds", "return after half", "return", "CPU s", "gain, proven", "found"], body)
 
 
-def _policy_seeds(rows: Rows) -> str:
-    counts = [len(of(rows, name, "policy")) for name in CELLS]
-    return f"{min(counts)} each" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+def _untrained(rows: Rows) -> str:
+    """Return what is missing of five seeds of every cell, empty where nothing is."""
+    counts = {name: len(of(rows, name, "policy")) for name in CELLS}
+    none = [CELLS[name].title for name, count in counts.items() if not count]
+    text = f"Not trained yet: {'; '.join(none)}. " if none else ""
+    if min(counts.values()) < FEW:
+        text += f"Planned are {FEW} seeds of every cell; `--only policy` goes on. With fewer a row is an example."
+    return text.strip()
 
 
 def _proofs(rows: Rows) -> str:

@@ -78,8 +78,8 @@ def test_a_policy_is_trained_once_and_its_row_joins_the_others(tmp_path, monkeyp
 
 
 def test_a_training_gives_the_row_of_its_last_policy(tmp_path):
-    row = policies.learn("mlp", 0, tmp_path, steps=8192)
-    assert row["return"] == row["evaluations"][-1][1] < 0 and row["evaluations"][-1][0] == 8192
+    row = policies.learn("mlp", 0, tmp_path, steps=16384)
+    assert row["return"] == row["evaluations"][-1][1] < 0 and row["evaluations"][-1][0] == 16384
     assert 0 < row["found_gain"] <= row["gain"] * (1 + 1e-9)
 
 
