@@ -2,7 +2,8 @@
 
 Run `OMP_NUM_THREADS=1 python benchmarks/parallel.py [--time 4096] [--updates 0 200] [--output FILE.json]`: medians of
 the CPU time of one thread, in turns. The cell is trained to follow a resonant nonlinear filter; h1 is the H-infinity
-norm of its linear part from phi's output to phi's input.
+norm of its linear part from phi's output to phi's input. "Loops" are those alone: the scan's, one run of 32 pieces from
+given beginnings, and all that the pieces take; without parametrization and PyTorch.
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ import torch
 from torch import Tensor
 
 from robust_policies.control.norms import StateSpace, hinf_norm
-from robust_policies.networks import R2DN, Cell, Lipschitz
+from robust_policies.networks import R2DN, Cell, Lipschitz, rows
+from robust_policies.networks.parallel import Chunks
+from robust_policies.networks.whole_run import arrays_of
 
 MODES = ("scan", "chunks", "auto")
+PIECES = 32
 
 
 def filtered(inputs: Tensor) -> Tensor:
@@ -51,6 +55,28 @@ def loop_norm(cell: R2DN) -> float:
     e = cell.explicit64()
     A, B, C = (one.detach().numpy() for one in (e.A, e.B1, e.C1))
     return hinf_norm(StateSpace(A, B, C, np.zeros((len(C), B.shape[1]))))
+
+
+def loops(cell: R2DN, inputs: Tensor, repeats: int) -> dict[str, float]:
+    """Return medians of the loops alone, in milliseconds: scan, one run of the pieces, and all that the pieces take."""
+    sizes, kind = cell.step_sizes(), rows.kind_of(cell.activation.name, np.dtype(np.float32))
+    with torch.no_grad():
+        F = rows.flat(*arrays_of(cell.collapsed(cell.explicit()))).numpy()
+    u, x = inputs.numpy(), np.zeros((1, sizes.nx), np.float32)
+    pieces = np.ascontiguousarray(u.reshape(PIECES, -1, 1).swapaxes(0, 1))
+    beginnings, way = x.repeat(PIECES, 0), Chunks(PIECES, 1e-6)
+    ways = {
+        "scan": lambda: rows.forward(kind, sizes, F, u, x, None),
+        "round": lambda: rows.forward(kind, sizes, F, pieces, beginnings, None),
+        "chunks": lambda: way.forward(kind, sizes, F, u, x, None),
+    }
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(3 * repeats):
+        for name, run in ways.items():
+            begin = time.process_time()
+            run()
+            found[name].append(1e3 * (time.process_time() - begin))
+    return {f"{name}_loop_ms": statistics.median(values) for name, values in found.items()} | {"rounds": way.rounds}
 
 
 def measure(cell: Cell, inputs: Tensor, repeats: int) -> dict[str, float]:
@@ -89,7 +115,8 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     records = []
-    print("milliseconds: scan, chunks, auto of forward, then of forward and backward; arrays; difference")
+    print("milliseconds: scan, chunks, auto of forward, then of forward and backward; arrays; difference;")
+    print("loops: scan, one run of the pieces, all runs; how often the pieces ran")
     for name, state, options in (
         ("long memory, rate 0.99", 8, {"rate": 0.99, "init": "long_memory"}),
         ("long memory, rate 0.999", 16, {"rate": 0.999, "init": "long_memory"}),
@@ -101,11 +128,14 @@ def main() -> None:
             trained(cell, updates - done)
             done = updates
             for steps in given.time:
-                record = measure(cell, torch.randn(steps // 8, 1, 1).repeat_interleave(8, 0), given.repeats)
+                inputs = torch.randn(steps // 8, 1, 1).repeat_interleave(8, 0)
+                record = measure(cell, inputs, given.repeats) | loops(cell, inputs, given.repeats)
                 h1 = loop_norm(cell)
                 records.append({"cell": name, "updates": updates, "time": steps, "h1": h1, **record})
                 times = [f"{record[f'{mode}_{what}_ms']:8.2f}" for what in ("forward", "both") for mode in MODES]
                 times += [f"{record['arrays_ms']:8.2f}  {record['difference']:.0e}"]
+                times += [f"{record[f'{name}_loop_ms']:8.2f}" for name in ("scan", "round", "chunks")]
+                times.append(f"{record['rounds']:6.1f}")
                 print(f"{name:26s}{updates:6d}{steps:7d}{h1:6.2f}{''.join(times)}")
     if given.output:
         given.output.write_text(json.dumps(records, indent=1) + "\n")

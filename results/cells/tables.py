@@ -8,10 +8,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from results.cells.policies import EPISODES, STEPS
 from results.cells.study import BATCH, CELLS, RATE, TEST, TIME, UPDATES
 from results.youla.tables import table
 from robust_policies.evaluation.report.chart import Look
 from robust_policies.evaluation.report.static import MARKERS
+from robust_policies.evaluation.statistics import FEW
 from robust_policies.files.atomic import write_atomic
 from robust_policies.sweep.table import interval, interval_text
 
@@ -45,6 +47,10 @@ def page(rows: Rows, results: Path) -> str:
     parts = {
         "FITS": _fits(rows),
         "PROOFS": _proofs(rows),
+        "POLICIES": _policies(rows),
+        "STEPS": f"{STEPS:,}",
+        "EPISODES": str(EPISODES),
+        "UNTRAINED": _untrained(rows),
         "CHOICE": table(["cell", "good for"], [[CELLS[name].title, GOOD_FOR[name]] for name in _cells(rows)]),
         "SEEDS": _seeds(rows),
         "SETTINGS": settings,
@@ -99,6 +105,28 @@ def _fits(rows: Rows) -> str:
         )
     head = ["cell", "parameters", "modes: error", "speed: error", "CPU s of a fit", "CPU us of a step"]
     return table(head, body)
+
+
+def _policies(rows: Rows) -> str:
+    body = []
+    for name in CELLS:
+        if not (own := of(rows, name, "policy")):
+            continue
+        half = [row["evaluations"][len(row["evaluations"]) // 2 - 1][1] for row in own]
+        kinds = {"return": ".4g", "train_seconds": ".2g", "gain": ".3g", "found_gain": ".3g"}
+        columns = [(half, ".4g"), *(([row[key] for row in own], digits) for key, digits in kinds.items())]
+        body.append([CELLS[name].title, str(len(own)), *(shown(values, digits) for values, digits in columns)])
+    return table(["cell", "seeds", "return after half", "return", "CPU s", "gain, proven", "found"], body)
+
+
+def _untrained(rows: Rows) -> str:
+    """Return what is missing of five seeds of every cell, empty where nothing is."""
+    counts = {name: len(of(rows, name, "policy")) for name in CELLS}
+    none = [CELLS[name].title for name, count in counts.items() if not count]
+    text = f"Not trained yet: {'; '.join(none)}. " if none else ""
+    if min(counts.values()) < FEW:
+        text += f"Planned are {FEW} seeds of every cell; `--only policy` goes on. With fewer a row is an example."
+    return text.strip()
 
 
 def _proofs(rows: Rows) -> str:

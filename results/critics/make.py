@@ -29,12 +29,23 @@ def shown(values: list[float]) -> str:
     return interval_text(interval(values), lambda value: f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}")
 
 
+def above(group: list[dict[str, Any]], rows: list[dict[str, Any]]) -> str:
+    """Return on how many of the seeds that both have a variant ended above the first one; empty of the first."""
+    first = next(iter(variants(group[0]["part"])))
+    if group[0]["variant"] == first:
+        return ""
+    task = group[0]["task"]
+    other = {row["seed"]: row["evaluations"][-1][1] for row in rows if (row["task"], row["variant"]) == (task, first)}
+    pairs = [(row["evaluations"][-1][1], other[row["seed"]]) for row in group if row["seed"] in other]
+    return f"{sum(mine > theirs for mine, theirs in pairs)} of {len(pairs)}"
+
+
 def table(rows: list[dict[str, Any]], part: str) -> str:
     """Return the table of a part: a line a task and variant."""
     chosen = [row for row in rows if row["part"] == part]
     extra = " teacher | proven gain | found gain |" if part == "reward" else ""
-    lines = [f"| task | {part} | seeds | return after half | return | CPU s |{extra}"]
-    lines.append("|---|---|--:|--:|--:|--:|" + ("--:|--:|--:|" if extra else ""))
+    lines = [f"| task | {part} | seeds | return after half | return | above | CPU s |{extra}"]
+    lines.append("|---|---|--:|--:|--:|--:|--:|" + ("--:|--:|--:|" if extra else ""))
     for task in TASKS:
         for variant in variants(part):
             group = [row for row in chosen if (row["task"], row["variant"]) == (task, variant)]
@@ -42,7 +53,7 @@ def table(rows: list[dict[str, Any]], part: str) -> str:
                 continue
             half = [row["evaluations"][len(row["evaluations"]) // 2 - 1][1] for row in group]
             last = [row["evaluations"][-1][1] for row in group]
-            cells = [task, variant, str(len(group)), shown(half), shown(last)]
+            cells = [task, variant, str(len(group)), shown(half), shown(last), above(group, chosen)]
             cells.append(f"{sum(row['cpu_seconds'] for row in group) / len(group):.0f}")
             if part == "reward":
                 proven = [row["proven"] for row in group]

@@ -167,10 +167,13 @@ class Chunks:
     Args:
         count: of chunks; steps beyond whole ones come first.
         tolerance: by how much states may differ from the scan's, relative to the largest; rounding is added.
+
+    Attributes:
+        rounds: how often the last `forward` ran the chunks, a part of their steps as that part.
     """
 
     def __init__(self, count: int, tolerance: float) -> None:
-        self.count, self.tolerance = count, tolerance
+        self.count, self.tolerance, self.rounds = count, tolerance, 0.0
 
     def forward(
         self, kind: int, sizes: rows.Sizes, F: Array, inputs: Array, state: Array, keep: Array | None
@@ -203,6 +206,7 @@ class Chunks:
         beginning, ends = x[0].copy(), x[steps]
         given = kind, kept.reshape(-1), steps, lanes, nu, nx, ny, np.array(widths), F, S.reshape(-1), H
         run(*given, 0, steps)
+        done = steps
         limit = _limit(self.tolerance, dtype) * max(1.0, _largest(x))
         M = _chunk_kernels().jacobians(*given[:9], H)
         for _ in range(chunks - 1):
@@ -216,12 +220,14 @@ class Chunks:
             for begin, end in _blocks(steps):
                 following = x[end].copy()
                 run(*given, begin, end)
+                done += end - begin
                 if end < steps:
                     # A reset there has touched what the next block began with before.
                     reached = x[end] * kept[end][:, None] if len(kept) else x[end]
                     if _largest(reached - following) <= limit:
                         x[end] = following
                         break
+        self.rounds = done / steps
         return _in_a_row(S[1:, :, nu + nx :], chunks), ends[-batch:].copy(), (given, M, batch)
 
     def backward(self, kept: Any, outputs: Array, final: Array, asked: bool) -> tuple[Array | None, Array, Array]:

@@ -41,8 +41,9 @@ def run_with_parameters(
 ) -> tuple[Tensor, Tensor] | None:
     """Return (outputs (time, batch, ny), final state (batch, nx)) of a cell as its parameters are now, by one node.
 
-    None where that is not to be used: without a graph or numba, of few or wide steps, in forward mode or `torch.func`,
-    and where the parametrization cannot be recorded or a matrix has no factor.
+    None where that is not to be used: without numba, of few or wide steps, in forward mode or `torch.func`, where the
+    parametrization cannot be recorded or a matrix has no factor, and without a graph by `rows`, whose last digits are
+    then those of PyTorch's arrays.
 
     Args:
         module: the cell.
@@ -55,7 +56,8 @@ def run_with_parameters(
         way: what runs it forward and backward, `rows` or a `parallel.Chunks`.
     """
     dtype = inputs.dtype
-    if not torch.is_grad_enabled() or not fits(inputs) or not sizes.fit() or transformed((inputs, state)):
+    wanted = torch.is_grad_enabled() or (way is not rows and not torch.is_inference_mode_enabled())
+    if not wanted or not fits(inputs) or not sizes.fit() or transformed((inputs, state)):
         return None
     if not rows.works(name, str(dtype).removeprefix("torch.")):
         return None

@@ -3,6 +3,7 @@
 import json
 import sys
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -12,6 +13,8 @@ from robust_policies.errors import DivergedError
 from robust_policies.train import RunFolder, load_recipe, train
 from robust_policies.train.imitate import imitation_recipe
 from robust_policies.train.imitation.adversary import Adversary
+from robust_policies.train.imitation.demonstrations import shown
+from robust_policies.train.imitation.rollout import Stage
 from robust_policies.train.recipe.gail import RewardSection
 
 MASS = "robust_policies/MassSpringDamper-v0"
@@ -116,16 +119,21 @@ def test_a_reward_that_diverges_ends_the_run(tmp_path, monkeypatch):
 
 
 def minari(folder, steps=12, observations=1, actions=1, extra=1, value=0.1):
-    """Write a Minari data set of two episodes by its HDF5 layout."""
+    """Write a Minari data set of two episodes in the layout that Minari 0.5.4 gives its HDF5."""
     h5py = pytest.importorskip("h5py")
     (folder / "data").mkdir(parents=True)
+    (folder / "data" / "metadata.json").write_text(json.dumps({"data_format": "hdf5", "total_episodes": 2}))
     draw = np.random.default_rng(0)
     with h5py.File(folder / "data" / "main_data.hdf5", "w") as file:
         for number in range(2):
             group = file.create_group(f"episode_{number}")
-            group["observations"] = value * draw.standard_normal((steps + extra, observations))
-            group["actions"] = draw.uniform(-0.1, 0.1, (steps, actions))
+            group.attrs.update({"id": number, "seed": number, "total_steps": steps, "rewards_sum": -steps - number})
+            group.create_group("infos")
+            group["observations"] = (value * draw.standard_normal((steps + extra, observations))).astype(np.float32)
+            group["actions"] = draw.uniform(-0.1, 0.1, (steps, actions)).astype(np.float32)
             group["rewards"] = np.full(steps, -1.0 - number)
+            group["terminations"] = np.zeros(steps, bool)
+            group["truncations"] = np.arange(steps) == steps - 1
     return str(folder)
 
 
@@ -134,6 +142,43 @@ def test_a_minari_data_set_is_learnt_from(command, tmp_path):
     assert status == 0, lines
     said = json.loads((tmp_path / "run" / "imitation.json").read_text())
     assert (said["demonstrations"], said["steps"], said["teacher_return"]) == (2, 24, -18.0)
+
+
+def test_steps_beyond_the_horizon_are_neither_learnt_nor_counted(command, tmp_path):
+    few = ["algorithm.horizon=5", "algorithm.demonstrations=1"]
+    status, _, lines = command(minari(tmp_path / "data-v0"), "--task", MASS, "--set", *QUICK, *few)
+    assert status == 0, lines
+    said = json.loads((tmp_path / "run" / "imitation.json").read_text())
+    assert (said["demonstrations"], said["steps"], said["teacher_return"]) == (1, 5, -5.0)
+
+
+# Of authors and descriptions that are not given.
+@pytest.mark.filterwarnings("ignore::UserWarning:minari")
+def test_what_minari_itself_writes_is_read_as_minari_reads_it(tmp_path, monkeypatch):
+    minari = pytest.importorskip("minari")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    collector = minari.DataCollector(gymnasium.make("Pendulum-v1", max_episode_steps=9), data_format="hdf5")
+    # Twelve episodes, so that episode_10 comes before episode_2 by name; the last is left in the middle.
+    for number in range(12):
+        collector.reset(seed=number)
+        for _ in range(9 if number < 11 else 4):
+            collector.step(collector.action_space.sample())
+    written = collector.create_dataset("mine/pendulum-v0")
+    folder, settings = str(tmp_path / "mine" / "pendulum-v0"), [*QUICK, "algorithm.demonstrations=12"]
+    recipe = imitation_recipe(folder, "robust_policies/Pendulum-v0", None, settings, method="gail")
+    found = shown(recipe, Stage(recipe.task, 1, "cpu"), 0, None, "cpu")
+    episodes = sorted(written.iterate_episodes(), key=lambda episode: episode.id)
+    np.testing.assert_array_equal(found.observations, np.concatenate([one.observations[:-1] for one in episodes]))
+    np.testing.assert_array_equal(found.actions, np.concatenate([one.actions for one in episodes]))
+    assert found.episodes == 12 and len(found.actions) == 11 * 9 + 4
+    assert found.mean_return == pytest.approx(np.mean([one.rewards.sum() for one in episodes]))
+
+
+def test_a_minari_data_set_of_another_format_is_refused(command, tmp_path):
+    (tmp_path / "set" / "data" / "0").mkdir(parents=True)
+    (tmp_path / "set" / "data" / "metadata.json").write_text(json.dumps({"data_format": "arrow"}))
+    status, _, lines = command(str(tmp_path / "set"), "--task", MASS, "--set", *QUICK)
+    assert status == 2 and "data_format='hdf5'" in lines[-1] and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -41,12 +41,39 @@ def test_chunks_equal_the_scan_with_gradients(name, resets, time, batch):
             assert float((one - other).abs().max()) <= 10 * tolerance * max(1.0, float(one.abs().max()))
 
 
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_without_a_graph_chunks_equal_the_scan(context):
+    cell, inputs = made("r2dn"), torch.randn(523, 2, 3).double()
+    with context():
+        scan, found = (cell(inputs, parallel=mode, tolerance=1e-12) for mode in ("scan", "chunks"))
+        with torch.no_grad():
+            cell.by.add_(1.0)
+        moved, now = (cell(inputs, parallel=mode, tolerance=1e-12)[0] for mode in ("scan", "chunks"))
+    for one, other in zip(scan, found, strict=True):
+        assert not other.requires_grad
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+    # The parameters are those of the call.
+    torch.testing.assert_close(moved, now, rtol=1e-10, atol=1e-10)
+    assert float((moved - scan[0]).detach().abs().min()) > 0.5
+
+
 def test_a_cell_that_forgets_slowly_runs_as_many_rounds_as_it_takes():
     cell = made("r2dn", rate=1.0, init="long_memory")
     inputs, state = torch.randn(1056, 1, 3).double(), 100 * torch.randn(1, 4).double()
     scan, found = (values(cell, inputs, state, None, parallel=mode, tolerance=1e-12) for mode in ("scan", "chunks"))
     for one, other in zip(scan, found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9 * float(one.abs().max()))
+
+
+def test_a_cell_that_forgets_soon_runs_a_part_of_its_pieces_again():
+    given = torch.randn(1024, 1, 3).double()
+    rounds = []
+    for options in ({"rate": 0.8}, {"rate": 0.999, "init": "long_memory"}):
+        way = parallel.Chunks(16, 1e-8)
+        with torch.no_grad():
+            made("r2dn", **options).run_now(given, torch.zeros(1, 4).double(), None, way)
+        rounds.append(way.rounds)
+    assert 1 < rounds[0] < 2 < rounds[1] <= 16
 
 
 def test_a_second_derivative_is_that_of_the_scan():

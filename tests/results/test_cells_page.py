@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from results.cells import make, study, tables
+from results.cells import make, policies, study, tables
 
 RESULTS = Path(__file__).resolve().parents[2] / "results" / "cells"
 
@@ -36,6 +36,51 @@ def test_nothing_that_was_found_exceeds_what_is_proven(rows):
             assert fitted[designed] <= bound * (1 + 1e-3)
         assert (fitted["gain"] is None) == (row["cell"] in ("lstm", "gru")) or row["cell"] == "lipschitz_rnn"
     assert proven > 10
+
+
+def test_nothing_that_was_found_of_a_policy_exceeds_what_is_proven(rows):
+    trained = [row for row in rows if "policy" in row]
+    assert {row["cell"] for row in trained} == set(study.CELLS)
+    for row in trained:
+        learnt, bound = row["policy"], study.CELLS[row["cell"]].gamma
+        assert [done for done, _ in learnt["evaluations"]][-1] >= policies.STEPS
+        if learnt["gain"] is not None:
+            assert 0 < learnt["found_gain"] <= learnt["gain"] * (1 + 1e-9), (row["cell"], row["seed"])
+        if bound is not None and row["cell"] != "nemon":
+            # Times the torque limit.
+            assert learnt["gain"] <= 2 * bound * (1 + 1e-3)
+
+
+def test_the_trainings_differ_by_the_cell_alone():
+    recipes = [policies.recipe_of(name, 3) for name in study.CELLS]
+    for recipe, entry in zip(recipes, study.CELLS.values(), strict=True):
+        assert recipe.policy.cell == entry.cell and recipe.policy.gamma == entry.gamma
+        same = ("task", "algorithm", "checkpoints", "seed")
+        assert all(getattr(recipe, part) == getattr(recipes[0], part) for part in same)
+
+
+def test_a_policy_is_trained_once_and_its_row_joins_the_others(tmp_path, monkeypatch):
+    made = []
+
+    def learn(name, seed, folder, steps):
+        made.append((name, seed, folder, steps))
+        return {"return": -200.0, "train_seconds": 1.0}
+
+    monkeypatch.setattr(make, "learn", learn)
+    folder = tmp_path / "gru" / "seed=7"
+    for _ in range(2):
+        make.learn_missing("gru", 7, folder)
+    assert made == [("gru", 7, folder / "policy", policies.STEPS)]
+    now = make.collected(tmp_path)
+    assert now == [{"cell": "gru", "seed": 7, "policy": {"return": -200.0, "train_seconds": 1.0}}]
+    before = [{"cell": "gru", "seed": 7, "speed": {}}, {"cell": "r2dn", "seed": 9, "speed": {}}]
+    assert make.merged(before, now) == [before[1], {**before[0], **now[0]}]
+
+
+def test_a_training_gives_the_row_of_its_last_policy(tmp_path):
+    row = policies.learn("mlp", 0, tmp_path, steps=16384)
+    assert row["return"] == row["evaluations"][-1][1] < 0 and row["evaluations"][-1][0] == 16384
+    assert 0 < row["found_gain"] <= row["gain"] * (1 + 1e-9)
 
 
 def test_a_fit_is_made_once_and_its_numbers_are_the_cells(tmp_path):

@@ -30,6 +30,15 @@ def test_a_row_is_a_whole_training_of_the_study(rows):
         assert len(steps) >= 4 and steps == sorted(steps) and steps[-1] >= study.TASKS[row["task"]]
 
 
+def test_seeds_are_compared_in_pairs():
+    rows = [
+        {"part": "critic", "task": "DCMotor", "variant": variant, "seed": seed, "evaluations": [[1, value]]}
+        for variant, values in (("unbounded", (-3.0, -1.0)), ("gamma 1", (-2.0, -2.0, 0.0)))
+        for seed, value in enumerate(values)
+    ]
+    assert (make.above(rows[:2], rows), make.above(rows[2:], rows)) == ("", "1 of 2")
+
+
 def test_a_bounded_reward_kept_its_bound(rows):
     bounded = [row for row in rows if row["part"] == "reward" and row["variant"] == "gamma 1"]
     assert bounded

@@ -43,9 +43,14 @@ def shown(recipe: Recipe[GailSection], stage: Stage, seed: int, given: Any, devi
         UserError: there is no such teacher or data set, it does not fit the task, or there is no time limit.
     """
     settings = recipe.algorithm
-    path = Path(settings.teacher) / "data" / "main_data.hdf5"
-    if given is None and path.is_file():
-        return read_minari(path, stage, settings)
+    data = Path(settings.teacher) / "data"
+    if given is None and (data / "main_data.hdf5").is_file():
+        return read_minari(data / "main_data.hdf5", stage, settings)
+    if given is None and (data / "metadata.json").is_file():
+        raise InvalidValueError(
+            f"algorithm.teacher is {settings.teacher!r}, a Minari data set without data/main_data.hdf5; expected its "
+            "HDF5: collect it with data_format='hdf5'."
+        )
     horizon = settings.horizon or stage.limit
     if horizon is None:
         raise InvalidValueError("algorithm.horizon is null and the task has no time limit; expected a number.")
@@ -96,7 +101,7 @@ def read_minari(path: Path, stage: Stage, settings: GailSection) -> Shown:
                 # The last observation is the one after the last action.
                 observations.append(seen[:-1][:steps])
                 actions.append(done[:steps])
-                returns.append(float(rewards.sum()))
+                returns.append(float(rewards[:steps].sum()))
     except UserError:
         raise
     except (OSError, KeyError, ValueError) as error:

@@ -19,6 +19,8 @@ class RecurrentSacSection(NamedSection):
     task: ClassVar[Mapping[str, Any]] = {"num_envs": 8}
     checkpoints: ClassVar[Mapping[str, Any]] = {"certify_every": 500}
 
+    bounded: ClassVar[bool] = True
+
     name: Literal["recurrent_sac"] = "recurrent_sac"
     total_steps: int = Field(ge=1, description="environment steps, all environments together")
     learning_rate: float | str = Field(default=3e-4, description="a number; lin_, cos_ or drop_NUMBER to let it fall")
@@ -60,10 +62,18 @@ class RecurrentSacSection(NamedSection):
     def check_fit(self, task: TaskSection, policy: PolicySection, youla: YoulaSection | None) -> None:
         """Raise `ValueError` for critics without a memory, and a buffer that holds no sequence."""
         super().check_fit(task, policy, youla)
-        if policy.critic != "own":
-            raise ValueError(f"policy.critic is {policy.critic} with algorithm.name recurrent_sac; expected own")
-        if "net_arch" in policy.critic_kwargs:
-            check_widths("policy.critic_kwargs.net_arch", policy.critic_kwargs["net_arch"])
+        if policy.critic in ("shared", "mlp"):
+            raise ValueError(
+                f"policy.critic is {policy.critic} with algorithm.name recurrent_sac; expected own, or {{cell: lbdn, "
+                "gamma: ...}"
+            )
+        if (widths := policy.critic_kwargs.get("net_arch")) is not None:
+            check_widths("policy.critic_kwargs.net_arch", widths)
+            if policy.critic != "own":
+                raise ValueError(
+                    f"policy.critic_kwargs.net_arch is {widths} with a bounded policy.critic, which has hidden_sizes "
+                    "of its own; expected none"
+                )
         if self.buffer_size < self.rows * task.num_envs:
             raise ValueError(
                 f"algorithm.buffer_size is {self.buffer_size}; expected at least {self.rows * task.num_envs}, one "

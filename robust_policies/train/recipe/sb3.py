@@ -34,7 +34,8 @@ class NamedSection(Algorithm):
         name = f"algorithm.name {getattr(self, 'name', '')}"
         if not (self.bounded or isinstance(policy.critic, str)):
             raise ValueError(
-                f"policy.critic is a bounded value with {name}; expected sac, td3, recurrent_ppo or tensor_ppo"
+                f"policy.critic is a bounded value with {name}; expected sac, td3, recurrent_sac, recurrent_ppo or "
+                "tensor_ppo"
             )
         if youla is not None:
             raise ValueError(f"youla is given with {name}; expected recurrent_ppo, tensor_ppo or apg")

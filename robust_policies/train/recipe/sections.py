@@ -30,7 +30,10 @@ class TaskSection(Strict):
 
 
 class BoundedCritic(Strict):
-    """A value of bounded gain: an LBDN of the scaled observation (apg: its features; sac, td3: and the action)."""
+    """A value of bounded gain: an LBDN of the scaled observation.
+
+    Of apg: of its features; of sac, td3 and recurrent_sac: of the action too, and of the last one's cell's output.
+    """
 
     cell: Literal["lbdn"]
     gamma: float = Field(gt=0, description="bound of the value's gain from what it reads, scaled, Euclidean norm")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robust_policies.networks import make_cell
+from robust_policies.networks import LBDN, make_cell
 from robust_policies.policies.actor import Actor, ScaledCell, Scaling
 
 # Logarithms of the smallest and the largest deviation, before the tanh.
@@ -68,11 +68,35 @@ class Twins(nn.Module):
         return values.reshape(2, *inputs.shape[:-1])
 
 
+class BoundedTwins(nn.Module):
+    """Two LBDNs with a number each: each differs by at most gamma times the Euclidean distance of its inputs.
+
+    Args:
+        inputs: how many numbers each reads.
+        options: an LBDN's gamma, hidden_sizes, activation.
+    """
+
+    def __init__(self, inputs: int, options: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.both = nn.ModuleList(LBDN(inputs, output_size=1, **options) for _ in range(2))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the numbers (2, ...) of inputs (..., n)."""
+        return torch.stack([one(inputs).squeeze(-1) for one in self.both])
+
+
 class SequenceCritic(nn.Module):
     """Two estimates of Q of everything observed and done so far, and of the next action.
 
-    One cell reads the scaled observation and the action before it; two perceptrons read the cell's output, the scaled
-    observation and the next action.
+    One cell reads the scaled observation and the action before it; two perceptrons, or LBDNs if `bounded`, read the
+    cell's output, the scaled observation and the next action.
+
+    Of LBDNs, Q_t differs by at most gamma times the Euclidean distance of what they read at t. If the cell has the
+    incremental l2 gain g, then over any time from equal states, a_-1 being the action before the first,
+
+        sum |dQ_t|^2 <= gamma^2 (1 + g^2) (sum |do_t|^2 + sum |da_t|^2 + |da_-1|^2),   o scaled, a in -1 to 1,
+
+    for the squares of what the cell gives sum to at most g^2 times those of what it reads, o_t and a_(t-1).
 
     Args:
         observations, actions: nu, na.
@@ -81,6 +105,7 @@ class SequenceCritic(nn.Module):
         cell_kwargs: its options.
         output_size: of the cell.
         net_arch: widths of the perceptrons' hidden layers.
+        bounded: options of LBDNs in place of the perceptrons: gamma, hidden_sizes, activation.
 
     Source for one cell under both: T. Ni et al., "Recurrent Model-Free RL Can Be a Strong Baseline for Many POMDPs"
     (ICML 2022).
@@ -95,6 +120,7 @@ class SequenceCritic(nn.Module):
         cell_kwargs: Mapping[str, Any],
         output_size: int,
         net_arch: Sequence[int],
+        bounded: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.scaling = scaling
@@ -102,7 +128,8 @@ class SequenceCritic(nn.Module):
         self.body = ScaledCell(
             make_cell(cell, observations + actions, output_size, **cell_kwargs), Scaling(observations + actions)
         )
-        self.twins = Twins(output_size + observations + actions, net_arch)
+        read = output_size + observations + actions
+        self.twins = Twins(read, net_arch) if bounded is None else BoundedTwins(read, bounded)
 
     def features(
         self, observations: Tensor, previous: Tensor, state: Tensor, starts: Tensor | None

@@ -52,7 +52,8 @@ def make_networks(recipe: Recipe[RecurrentSacSection], stage: Stage) -> Networks
         widths = given.pop("net_arch", _WIDTHS)
         given = given if "cell" in given else {**_CRITIC, **given}
         kind, width = given.pop("cell"), given.pop("output_size", 32)
-        critic = SequenceCritic(*sizes, scaling, kind, given, width, widths)
+        bounded = None if isinstance(policy.critic, str) else policy.critic.model_dump(exclude={"cell"})
+        critic = SequenceCritic(*sizes, scaling, kind, given, width, widths, bounded)
         return Networks(actor, critic, entropy_weight(recipe.algorithm.ent_coef)[0]).to(stage.device)
 
 

@@ -5,10 +5,13 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 import torch
+from lbdn_chain import chain
 
 from robust_policies import runtime
+from robust_policies.certificates import verify, verify_layers
 from robust_policies.envs import make_sb3_vec_env
 from robust_policies.errors import UserError
+from robust_policies.networks import LBDN
 from robust_policies.policies import load_policy
 from robust_policies.train import RunFolder, parse_recipe, train
 from robust_policies.train.recurrent_sac.networks import Twins
@@ -36,11 +39,14 @@ def recipe_of(task=None, policy=None, algorithm=None):
     return parse_recipe({**data, "algorithm": {**ALGORITHM, **(algorithm or {})}}, "test")
 
 
+def learner_of(recipe, stack):
+    return RecurrentSacRun(Job(recipe, RunFolder("unused"), "cpu", False, Silent(), StopRequest(), 7), stack)
+
+
 @pytest.fixture
 def learner():
     with ExitStack() as stack:
-        job = Job(recipe_of(), RunFolder("unused"), "cpu", False, Silent(), StopRequest(), 7)
-        yield RecurrentSacRun(job, stack)
+        yield learner_of(recipe_of(), stack)
 
 
 def test_sequences_are_consecutive_steps_of_one_environment():
@@ -107,6 +113,71 @@ def test_an_update_changes_what_it_should(learner):
     assert 0 < first <= 2 * tau * (after[f"critic.{name}"] - before[f"critic.{name}"]).abs().max() + 1e-6
 
 
+CELL = {"cell": "r2dn", "state_size": 4, "features": 4, "hidden_sizes": [4], "gamma": 1.5, "output_size": 3}
+HEADS = {"cell": "lbdn", "gamma": 2.0, "hidden_sizes": [8, 6]}
+
+
+def q_of(critic, observed, actions):
+    """Return both Qs (2, time, batch) of observations (time, batch, 2) and actions (time + 1, batch, 1)."""
+    state = critic.body.cell.initial_state(observed.shape[1])
+    return critic.value(critic.features(observed, actions[:-1], state, None)[0], actions[1:])
+
+
+def distance(before, after):
+    """Return how far sequences (..., time, batch, n) lie apart, (..., batch)."""
+    return (before - after).square().sum((-3, -1)).sqrt()
+
+
+def sequence_gain(critic, *, seed=0):
+    """Return the largest gain from sequences of scaled observations and actions to those of a Q that ascent finds."""
+    generator = torch.Generator().manual_seed(seed)
+    observed, actions = (2 * torch.randn(30 + i, 16, 2 - i, generator=generator) for i in (0, 1))
+    others = [(one + 0.5 * torch.randn(one.shape, generator=generator)).requires_grad_() for one in (observed, actions)]
+    optimizer = torch.optim.Adam(others, 3e-2)
+    best = 0.0
+    for _ in range(60):
+        apart = (distance(observed, others[0]).square() + distance(actions, others[1]).square()).sqrt()
+        gains = distance(*(q_of(critic, *pair).unsqueeze(-1) for pair in ((observed, actions), others))) / apart
+        best = max(best, float(gains.detach().max()))
+        optimizer.zero_grad()
+        (-gains.sum()).backward()
+        optimizer.step()
+    return best
+
+
+def after_updates(critic, cell):
+    """Return the networks of a training whose steps are long."""
+    settings = {"learning_rate": 3e-2, "max_grad_norm": 1e6, "tau": 0.5, "discount": 0.9, "gradient_steps": 4}
+    with ExitStack() as stack:
+        learner = learner_of(recipe_of(policy={"critic": critic, "critic_kwargs": cell}, algorithm=settings), stack)
+        for _ in range(9):
+            learner.update(Progress())
+        return learner.networks
+
+
+def test_critics_of_bounded_gain_keep_it_at_a_step_and_over_time():
+    networks = after_updates(HEADS, CELL)
+    bound = HEADS["gamma"] * (1.0 + CELL["gamma"] ** 2) ** 0.5
+    for critic in (networks.critic, networks.target):
+        assert verify(critic.body.cell.double_copy()).gamma <= CELL["gamma"] * (1 + 1e-6)
+        assert sequence_gain(critic) <= bound
+        read = 3 * torch.randn(64, 6, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            values = critic.value(read[:, :5], read[:, 5:]).unsqueeze(-1)
+        assert (torch.cdist(values, values) <= HEADS["gamma"] * torch.cdist(read, read) + 1e-5).all()
+        assert values.std() > 0.1
+        for one in critic.twins.both:
+            assert isinstance(one, LBDN) and one.hidden_sizes == (8, 6)
+            assert verify_layers(chain(one), "relu").gamma <= HEADS["gamma"] * (1 + 1e-6)
+    first, second = networks.critic.twins.both
+    assert not torch.equal(first.layers[0].XY, second.layers[0].XY)
+
+
+def test_the_search_finds_more_than_that_bound_of_a_free_critic():
+    critic = after_updates("own", {**CELL, "net_arch": [8, 6]}).critic
+    assert sequence_gain(critic) > HEADS["gamma"] * (1.0 + CELL["gamma"] ** 2) ** 0.5
+
+
 @pytest.mark.parametrize("outputs", [None, 4])
 def test_the_policy_that_is_kept_keeps_its_state_and_its_gain(outputs, tmp_path):
     train(recipe_of(policy={"cell_output_size": outputs, "observation_scale": [1.0, 0.5]}), tmp_path)
@@ -136,7 +207,10 @@ def test_other_packages_environments_are_stepped_in_numpy(tmp_path):
 @pytest.mark.parametrize(
     ("task", "policy", "algorithm", "words"),
     [
-        ({}, {"critic": "mlp"}, {}, "expected own"),
+        ({}, {"critic": "mlp"}, {}, "expected own, or {cell: lbdn"),
+        ({}, {"critic": {"cell": "lbdn", "gamma": 2.0}}, {}, "hidden_sizes of its own; expected none"),
+        ({}, {"critic": {"cell": "lbdn", "gamma": 0.0}}, {}, "greater than 0"),
+        ({}, {"critic": {"cell": "lbdn", "gamma": 2.0, "activation": "rleu"}, "critic_kwargs": {}}, {}, "softsign"),
         ({}, {"window": 4}, {}, "keep a state"),
         ({}, {}, {"buffer_size": 40}, "at least 42"),
         ({}, {}, {"burnin": 3}, r"Did you mean 'algorithm\.burn_in'"),
