@@ -33,7 +33,7 @@ def running_cell(config: Mapping[str, Any], arrays: Arrays) -> RunningCell:
     Raises UnknownNameError where there is no such cell.
     """
     kind = str(config.get("type"))
-    make = _MAKERS.get(kind) or _OWN.get(kind)
+    make = _MAKERS.get(kind) or OWN_STEPS.get(kind)
     if make is None:
         raise UnknownNameError(
             f"No step in NumPy is known of the cell {kind!r}; one of your own needs "
@@ -56,7 +56,7 @@ def register_step(name: str, make: Callable[[Mapping[str, Any], Arrays], Running
     if name in _MAKERS or not callable(make):
         why = "is a cell of this package" if name in _MAKERS else f"was given {make!r}; expected a function"
         raise InvalidValueError(f"Cell {name!r} {why}; register a step of a cell of your own.")
-    _OWN[name] = make
+    OWN_STEPS[name] = make
 
 
 def _r2dn(config: Mapping[str, Any], e: Arrays) -> RunningCell:
@@ -256,7 +256,7 @@ _MAKERS: dict[str, Callable[[Mapping[str, Any], Arrays], RunningCell]] = {
 }
 
 
-_OWN: dict[str, Callable[[Mapping[str, Any], Arrays], RunningCell]] = {}
+OWN_STEPS: dict[str, Callable[[Mapping[str, Any], Arrays], RunningCell]] = {}
 
 
 def _between(config: Mapping[str, Any]) -> Any:

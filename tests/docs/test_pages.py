@@ -9,6 +9,7 @@ import shutil
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from unittest import SkipTest
+from unittest.mock import patch
 
 import gymnasium
 import pytest
@@ -22,6 +23,8 @@ from robust_policies.envs.perturb import parse
 from robust_policies.evaluation.limits import parse_limits
 from robust_policies.evaluation.suite import parse_suite
 from robust_policies.files import assets
+from robust_policies.networks import CELLS
+from robust_policies.runtime.cells import OWN_STEPS
 from robust_policies.train import parse_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -81,14 +84,14 @@ def test_the_page_runs(page, demo, tmp_path, monkeypatch):
     if re.search("results/(demo|pendulum)", text):
         shutil.copytree(demo, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    known = set(gymnasium.registry)
     printed = Printed()
     checked = [CodeBlockParser("yaml", check_yaml), CodeBlockParser("output", printed.check)]
     sybil = Sybil([PythonCodeBlockParser(), SkipParser(), *checked])
     document = sybil.parse(ROOT / page)
     document.namespace["tasks_folder"] = assets.tasks_folder()
     torch.manual_seed(0)
-    try:
+    # What a page registers is known on that page alone.
+    with patch.dict(gymnasium.registry), patch.dict(CELLS), patch.dict(OWN_STEPS):
         for example in document.examples():
             with (
                 redirect_stdout(io.StringIO()) as text,
@@ -96,9 +99,6 @@ def test_the_page_runs(page, demo, tmp_path, monkeypatch):
             ):
                 example.evaluate()
             printed.text = text.getvalue()
-    finally:
-        for env_id in set(gymnasium.registry) - known:
-            del gymnasium.registry[env_id]
 
 
 def imported(source):

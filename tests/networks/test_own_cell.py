@@ -76,9 +76,6 @@ SHORT = ["task={id: robust_policies/MassSpringDamper-v0, num_envs: 2, kwargs: {m
 def package(tmp_path, monkeypatch):
     """Return what writes a package with a cell, registered by a call or an entry point, and names both."""
     made = []
-    # A page of the documentation that ran before in this process may have registered cells too.
-    others = {name: CELLS.pop(name) for name, cell in list(CELLS.items()) if not cell.__module__.startswith("robust_")}
-
     def write(name, by="call", proof=True):
         module = f"own_{name}_{tmp_path.name}"
         call = by == "call"
@@ -101,7 +98,6 @@ def package(tmp_path, monkeypatch):
     for name, module in made:
         CELLS.pop(name, None)
         sys.modules.pop(module, None)
-    CELLS.update(others)
 
 
 @pytest.mark.parametrize("by", ["call", "entry point"])

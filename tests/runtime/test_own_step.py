@@ -64,7 +64,7 @@ def lags(config, arrays):
 def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "CELLS", dict(registry.CELLS))
     register_cell(Lags)
-    monkeypatch.setattr(cells, "_OWN", {})
+    monkeypatch.setattr(cells, "OWN_STEPS", {})
     monkeypatch.setattr(parity, "STEPS", 1000)
     actor = Actor(ScaledCell(Lags(3, 2, 2), Scaling(3)), MeanHead(2, 1, True, 0.7))
     box, action = spaces.Box(-1, 1, (3,), np.float32), spaces.Box(-9, 9, (1,), np.float32)
