@@ -76,6 +76,7 @@ SHORT = ["task={id: robust_policies/MassSpringDamper-v0, num_envs: 2, kwargs: {m
 def package(tmp_path, monkeypatch):
     """Return what writes a package with a cell, registered by a call or an entry point, and names both."""
     made = []
+
     def write(name, by="call", proof=True):
         module = f"own_{name}_{tmp_path.name}"
         call = by == "call"
