@@ -151,9 +151,11 @@ CURVES: dict[str, Callable[[], Train]] = {
     f"curve_{seed}": lambda seed=seed: curve(seed) for seed in range(PENDULUM_SEEDS)
 }
 MEMORY: dict[str, Callable[[], Train]] = {
-    "memory_1_minibatch": lambda: tensor("r2dn", 4096, 4096 * 64, 1),
-    "memory_8_minibatches": lambda: tensor("r2dn", 4096, 4096 * 8, 1),
+    "memory_1_minibatch": lambda: tensor("r2dn", 4096, 4096 * 64),
+    "memory_8_minibatches": lambda: tensor("r2dn", 4096, 4096 * 8),
 }
+MEMORY_ROUNDS = 6
+"""Memory grows over the first rounds, by what the allocator cannot use again."""
 
 
 class Side:
@@ -183,7 +185,7 @@ def against(base: Path, rounds: int, names: Sequence[str] | None = None) -> list
     rows: list[dict[str, Any]] = []
     for name in names or (*SIDES, *MEMORY):
         sides = {key: Side(root, name) for key, root in roots.items()}
-        found = [{key: side.round() for key, side in sides.items()} for _ in range(2 if name in MEMORY else rounds + 1)]
+        found = [{key: side.round() for key, side in sides.items()} for _ in range(MEMORY_ROUNDS if name in MEMORY else rounds + 1)]
         for side in sides.values():
             side.close()
         row: dict[str, Any] = {"name": name}

@@ -102,6 +102,7 @@ class TensorRolloutBuffer:
         self.rewards, self.values, self.log_probs = zeros(*grid), zeros(*grid), zeros(*grid)
         self.advantages, self.returns = zeros(*grid), zeros(*grid)
         self.counted = self.advantages
+        self._scaled = zeros(*grid)
         self.begins: list[int] | None = None
         self.actor_state, self.critic_state = zeros(n_envs, state_sizes[0]), zeros(n_envs, state_sizes[1])
 
@@ -114,10 +115,11 @@ class TensorRolloutBuffer:
             discount: the factor of later rewards.
             gae_lambda: weight of longer estimates.
         """
+        # In place: as many more arrays as the rollout is large would be a training's peak of memory.
         running = (~self.dones).to(rewards.dtype)
-        following = torch.cat((self.values[1:], last_values.unsqueeze(0)))
-        deltas = rewards + discount * following * running - self.values
-        factors = (discount * gae_lambda * running).unbind()
+        deltas = torch.cat((self.values[1:], last_values.unsqueeze(0)))
+        deltas.mul_(discount).mul_(running).add_(rewards).sub_(self.values)
+        factors = running.mul_(discount * gae_lambda).unbind()
         rows = self.advantages.unbind()
         advantage = torch.zeros_like(last_values)
         for delta, factor, row in zip(reversed(deltas.unbind()), reversed(factors), reversed(rows), strict=True):
@@ -183,15 +185,15 @@ class TensorRolloutBuffer:
         return ((advantages - mean) / (deviation + 1e-8)).float()
 
     def _normalized(self, order: Tensor | None, count: int) -> Tensor:
-        """Return the advantages (n_steps, n_envs), those of each minibatch normalised."""
+        """Return the advantages (n_steps, n_envs), those of each minibatch normalised, in the same memory each time."""
         advantages = self.advantages
         if order is None:
             deviation, mean = torch.std_mean(advantages)
-            return (advantages - mean).div_(deviation + 1e-8)
+            return torch.sub(advantages, mean, out=self._scaled).div_(deviation + 1e-8)
         chosen = advantages.index_select(1, order).view(self.buffer_size, count, -1)
         deviation, mean = torch.std_mean(chosen, dim=(0, 2), keepdim=True)
-        normalized = ((chosen - mean) / (deviation + 1e-8)).flatten(1)
-        return torch.empty_like(advantages).index_copy_(1, order, normalized)
+        chosen.sub_(mean).div_(deviation + 1e-8)
+        return self._scaled.index_copy_(1, order, chosen.flatten(1))
 
     def take(self, rows: Tensor | slice) -> Minibatch:
         """Return the sequences of some environments, by number or a slice; advantages as the present epoch has them."""

@@ -30,23 +30,27 @@ class EpisodeTotals:
             dones: (time, env) bool, an episode ended with that step.
             limit: the number of episodes, at most.
         """
-        steps = torch.arange(len(rewards), device=rewards.device).unsqueeze(1)
+        # What is as large as the rollout is small or soon let go: this is where a training's memory may peak.
+        steps = torch.arange(len(rewards), dtype=torch.int32, device=rewards.device).unsqueeze(1)
+        latest = torch.where(dones, steps, -1)
+        for before, row in pairwise(latest.unbind()):
+            torch.maximum(row, before, out=row)
+        counted = dones
+        if self.partial is not None:
+            # In a first episode no step before ended one.
+            first = torch.cat((self.partial.unsqueeze(0), self.partial & (latest[:-1] < 0)))
+            counted = dones & ~first
+            self.partial = self.partial & (latest[-1] < 0)
         sums = rewards.to(torch.float64, copy=True)
         # Not cumsum, which has no deterministic algorithm on CUDA.
         for before, row in pairwise(sums.unbind()):
             row.add_(before)
-        latest = torch.where(dones, steps, -1).cummax(0).values
-        before = torch.cat((torch.full_like(latest[:1], -1), latest[:-1]))
-        counted = dones
-        if self.partial is not None:
-            counted = dones & ~(self.partial & (before < 0))
-            self.partial = self.partial & (latest[-1] < 0)
         # The only look at the device in a rollout.
         at, rows = counted.nonzero()[-limit:].unbind(1)
-        previous = before[at, rows]
+        previous = torch.where(at > 0, latest[at - 1, rows].long(), -1)
         lengths = at - previous + torch.where(previous < 0, self.lengths[rows], 0)
         returns = sums[at, rows] + torch.where(previous < 0, self.returns[rows], -sums[previous, rows])
-        last = latest[-1]
+        last = latest[-1].long()
         columns = torch.arange(len(last), device=last.device)
         self.returns = sums[-1] + torch.where(last < 0, self.returns, -sums[last, columns])
         self.lengths = len(rewards) - 1 - last + torch.where(last < 0, self.lengths, 0)

@@ -155,7 +155,7 @@ class _ClippedLoss(torch.autograd.Function):
 
 def gaussian_log_prob(noise: Tensor, log_std: Tensor) -> Tensor:
     """Return the log-probability (...) of actions mean + exp(log_std) noise, noise (..., na), log_std (na,)."""
-    return noise.square().sum(-1).mul(-0.5) - (log_std.sum() + _HALF_LOG_2PI * log_std.shape[0])
+    return noise.square().sum(-1).mul_(-0.5).sub_(log_std.sum() + _HALF_LOG_2PI * log_std.shape[0])
 
 
 def gaussian_entropy(log_std: Tensor) -> Tensor:

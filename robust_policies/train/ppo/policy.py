@@ -23,7 +23,7 @@ from robust_policies.train.ppo.buffer import Minibatch
 from robust_policies.train.ppo.losses import Parts, Terms, clipped_loss, gaussian_log_prob, gaussian_loss
 from robust_policies.train.run.ranks import ALONE, Ranks
 
-_ROWS_AT_ONCE = 2**13
+_ROWS_AT_ONCE = 2**11
 
 
 class Arrays(NamedTuple):
@@ -236,12 +236,14 @@ class RolloutPolicy:
         # As above.
         return self.policy.critic(observations)  # pyright: ignore[reportOptionalCall]
 
-    def all_values(self, observations: Tensor) -> Tensor:
-        """Return the values (time, env) of the rollout's observations (time, env, nu), after its last step."""
+    def write_values(self, observations: Tensor, values: Tensor) -> None:
+        """Write the values (time, env) of the rollout's observations (time, env, nu), after its last step."""
         self._value_latents()
-        if not self._values:
-            self._values = [self.tensors.values(self.latent(piece)) for piece in observations.split(self._length)]
-        return torch.cat(self._values)
+        if self._values:
+            torch.cat(self._values, out=values)
+            return
+        for piece, found in zip(observations.split(self._length), values.split(self._length), strict=True):
+            found.copy_(self.tensors.values(self.latent(piece)))
 
     def _keep(self, latent: Tensor) -> None:
         self.latents.append(latent)

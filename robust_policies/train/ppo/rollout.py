@@ -114,7 +114,7 @@ class Stage:
     def value(self, played: Played) -> None:
         """Write the values and log-probabilities of a rollout's steps into the buffer."""
         buffer = self.buffer
-        buffer.values.copy_(played.acting.all_values(buffer.observations))
+        played.acting.write_values(buffer.observations, buffer.values)
         buffer.log_probs.copy_(played.acting.all_log_probs())
 
     def estimate(self, played: Played, rewards: Tensor, discount: float, gae_lambda: float) -> None:
