@@ -185,7 +185,10 @@ def against(base: Path, rounds: int, names: Sequence[str] | None = None) -> list
     rows: list[dict[str, Any]] = []
     for name in names or (*SIDES, *MEMORY):
         sides = {key: Side(root, name) for key, root in roots.items()}
-        found = [{key: side.round() for key, side in sides.items()} for _ in range(MEMORY_ROUNDS if name in MEMORY else rounds + 1)]
+        found = [
+            {key: side.round() for key, side in sides.items()}
+            for _ in range(MEMORY_ROUNDS if name in MEMORY else rounds + 1)
+        ]
         for side in sides.values():
             side.close()
         row: dict[str, Any] = {"name": name}

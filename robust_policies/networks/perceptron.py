@@ -111,6 +111,7 @@ class Flat:
     Attributes:
         arguments: kind, last kind, widths, weights and biases of `perceptron_kernels.forward`, of the last `renew`.
         size: how many numbers weights and biases are.
+        room: how many numbers `perceptron_kernels.forward` writes for a sample, at most.
     """
 
     def __init__(self, shape: tuple[int, int, np.ndarray], weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
@@ -119,6 +120,7 @@ class Flat:
         self._flat = [np.concatenate(some) for some in self._arrays]
         self.arguments = (*shape, *self._flat)
         self.size = sum(len(one) for one in self._flat)
+        self.room = 2 * int(shape[2][1:].sum())
 
     def renew(self) -> None:
         """Take the parameters as they are."""

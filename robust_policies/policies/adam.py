@@ -75,10 +75,11 @@ class FusedAdam(torch.optim.Adam):
             torch.autograd.graph.increment_version(group["params"])
         return loss
 
-    def divided_step(self, divisor: Tensor) -> None:
+    def divided_step(self, divisor: Tensor | float) -> None:
         """Take a step with the gradient divided by `divisor`, ()."""
         if self._take(divisor):
             return
+        divisor = torch.as_tensor(divisor)
         # PyTorch's name of the number by which the kernel divides gradients; its gradient scaler sets the same.
         self.grad_scale = divisor  # pyright: ignore[reportAttributeAccessIssue]
         try:
@@ -115,7 +116,7 @@ class FusedAdam(torch.optim.Adam):
         return found
 
     @torch.no_grad()
-    def _take(self, divisor: Tensor | None) -> bool:
+    def _take(self, divisor: Tensor | float | None) -> bool:
         """Call the kernel alone, a third of PyTorch's step, and return whether PyTorch had nothing to look at first."""
         if divisor is None and getattr(self, "grad_scale", None) is not None:
             return False
@@ -144,7 +145,8 @@ class FusedAdam(torch.optim.Adam):
             _KERNELS._fused_adam_(
                 group["params"], some, known.means, known.squares, [], known.steps, lr=float(group["lr"]),
                 beta1=group["betas"][0], beta2=group["betas"][1], weight_decay=group["weight_decay"], eps=group["eps"],
-                amsgrad=False, maximize=group["maximize"], grad_scale=divisor, found_inf=None,
+                amsgrad=False, maximize=group["maximize"], found_inf=None,
+                grad_scale=None if divisor is None else torch.as_tensor(divisor),
             )  # fmt: skip
             torch.autograd.graph.increment_version(group["params"])
         return True
@@ -213,6 +215,6 @@ def take_step(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Paramete
         return
     # In float32, as PyTorch's gradient scaler has it; few calls for few numbers on a CPU.
     if optimizer.quick:
-        optimizer.divided_step(torch.tensor(max(1.0, (float(norm) + 1e-6) / limit)))
+        optimizer.divided_step(float(np.float32(max(1.0, (float(norm) + 1e-6) / limit))))
     else:
         optimizer.divided_step(((norm + 1e-6) / limit).clamp_min(1.0).float())

@@ -89,6 +89,7 @@ class Fused:
         self.given = seen, judged, array_of(buffer.starts), array_of(buffer.actor_state), tensors.shared
         self.head = scale, offset, array_of(policy.log_std)
         self.data = [array_of(one) for one in (buffer.actions, buffer.log_probs, buffer.values, buffer.returns)]
+        self._room, self._work = critic.room + actor.room, np.empty(0, np.float32)
         self.name = {Flat: "perceptron", Gated: "gated", Collapsed: "collapsed"}[type(actor)]
 
     def works(self) -> bool:
@@ -117,7 +118,7 @@ class Fused:
         for parameter, slope in (self.log_std, *self.critic.back(), *(pairs or ())):
             if parameter.requires_grad:
                 parameter.grad = slope
-        return torch.from_numpy(self.parts).float()
+        return torch.from_numpy(self.parts.astype(np.float32))
 
     def _run(self, places: Iterable[tuple[np.ndarray, float]], terms: Terms) -> None:
         """Fill parts and slopes with the sums over pieces: environments (b,) and their share each."""
@@ -127,7 +128,11 @@ class Fused:
         numbers = (float(terms.clip), float(limit), float(terms.weight), float(terms.entropy))
         kernel, data = getattr(_kernels(), self.name), (*self.data, array_of(self.buffer.counted))
         for rows, share in places:
+            needed = len(rows) * self.buffer.buffer_size * self._room
+            if len(self._work) < needed:
+                # By PyTorch, which begins where a line of the cache does.
+                self._work = torch.empty(needed).numpy()
             kernel(
                 rows, self.given, self.actor.arguments, self.head, self.critic.arguments, data, numbers, share,
-                self.parts, self.slopes,
+                self.parts, self.slopes, self._work,
             )  # fmt: skip

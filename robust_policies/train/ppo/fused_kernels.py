@@ -16,6 +16,20 @@ from robust_policies.train.ppo.loss_kernels import gaussian
 
 
 @compiled
+def _carved(work, at, time, size, b):
+    """Return numbers of `work` from its number `at` on as an array (time, size, b)."""
+    return work[at : at + time * size * b].reshape(time, size, b)
+
+
+@compiled
+def _layers_of(work, at, n, first, widths):
+    """Return where a perceptron keeps its layers for n samples in `work` from its number `at` on, and what it keeps."""
+    count = n * int(widths[1:].sum())
+    hidden = work[at : at + count]
+    return hidden, work[at + count : at + 2 * count] if first >= layers.SILU else hidden[:0]
+
+
+@compiled
 def _picked(grid, rows):
     """Return the columns `rows` (b,) of a grid (time, env), one time after another, (time * b,)."""
     time, b = len(grid), len(rows)
@@ -80,10 +94,10 @@ def _added(share, part, slopes, at):
 
 
 @compiled
-def _judged(rows, outputs, given, head, critic, data, terms, share, parts, slopes):
+def _judged(rows, outputs, given, head, critic, data, terms, share, parts, slopes, work, at):
     """Return the loss's gradient of outputs (n, ny), and which number of `slopes` the actor's first one is.
 
-    The other arguments are those of `collapsed`.
+    The other arguments are those of `collapsed`; `work` is free from its number `at` on.
     """
     n, ny = outputs.shape
     first, last, widths, weights, biases = critic
@@ -92,8 +106,7 @@ def _judged(rows, outputs, given, head, critic, data, terms, share, parts, slope
     for i in range(n):
         for k in range(ny):
             means[i, k] = outputs[i, k] * head[0][k] + head[1][k]
-    hidden = np.empty(n * int(widths[1:].sum()), latent.dtype)
-    kept = np.empty(len(hidden) if first >= layers.SILU else 0, latent.dtype)
+    hidden, kept = _layers_of(work, at, n, first, widths)
     layers.forward(first, last, latent, widths, weights, biases, hidden, kept)
     found, by_values, by_means, by_log_std = gaussian(
         means, head[2], _picked_vectors(actions, rows), _picked(log_probs, rows), _picked(advantages, rows),
@@ -114,7 +127,7 @@ def _judged(rows, outputs, given, head, critic, data, terms, share, parts, slope
 
 
 @compiled
-def _judged_run(rows, run, given, head, critic, data, terms, share, parts, slopes):
+def _judged_run(rows, run, given, head, critic, data, terms, share, parts, slopes, work, at):
     """Overwrite a run's outputs (time, ny, b) with the loss's gradient of them; all else is as for `_judged`."""
     time, ny, b = run.shape
     outputs = np.empty((time * b, ny), run.dtype)
@@ -122,7 +135,7 @@ def _judged_run(rows, run, given, head, critic, data, terms, share, parts, slope
         for k in range(ny):
             for i in range(b):
                 outputs[t * b + i, k] = run[t, k, i]
-    found, at = _judged(rows, outputs, given, head, critic, data, terms, share, parts, slopes)
+    found, at = _judged(rows, outputs, given, head, critic, data, terms, share, parts, slopes, work, at)
     for t in range(time):
         for k in range(ny):
             for i in range(b):
@@ -131,7 +144,7 @@ def _judged_run(rows, run, given, head, critic, data, terms, share, parts, slope
 
 
 @compiled
-def collapsed(rows, given, actor, head, critic, data, terms, share, parts, slopes):
+def collapsed(rows, given, actor, head, critic, data, terms, share, parts, slopes, work):
     """Add the loss's parts and its gradients of an R2DN or a REN.
 
     Args:
@@ -147,13 +160,17 @@ def collapsed(rows, given, actor, head, critic, data, terms, share, parts, slope
         share: by which all that is added is multiplied.
         parts: (6,) loss, policy loss, clip fraction, value loss, entropy loss, divergence.
         slopes: of log_std, the critic's weights and biases, and the actor's arrays, one after the other.
+        work: memory for what is needed until the call ends, `room` numbers a sample of both networks. Of its own it
+            would be taken from the system in each call, and each of its pages is a fault then.
     """
     kind, (P, c, B, Q, R, d, weights, biases, blocks), (PT, BT, QT, RT), neurons = actor
     inputs, keep, state = _sequences(rows, given[0], given[2], given[3])
     (time, nu, b), nx = inputs.shape, len(state)
-    S, H = np.empty((time, nx + nu, b), inputs.dtype), np.empty((time, neurons, b), inputs.dtype)
+    at = time * (nx + nu) * b
+    S, H = _carved(work, 0, time, nx + nu, b), _carved(work, at, time, neurons, b)
     run = kernels.forward(kind, keep, inputs, state, P, c, B, Q, R, d, weights, biases, blocks, S, H)
-    at = _judged_run(rows, run, given, head, critic, data, terms, share, parts, slopes)
+    at += H.size
+    at = _judged_run(rows, run, given, head, critic, data, terms, share, parts, slopes, work, at)
     state[:] = 0.0
     _, gP, gc, gB, gQ, gR, gd, gW, gb = kernels.backward(
         kind, keep, nu, run, state, PT, BT, QT, RT, weights, blocks, S, H
@@ -164,7 +181,7 @@ def collapsed(rows, given, actor, head, critic, data, terms, share, parts, slope
 
 
 @compiled
-def gated(rows, given, actor, head, critic, data, terms, share, parts, slopes):
+def gated(rows, given, actor, head, critic, data, terms, share, parts, slopes, work):
     """Add the loss's parts and its gradients of an LSTM or a GRU.
 
     The arguments are those of `collapsed`; `actor` is whether it is a GRU, the kinds of sigmoid and tanh, W, C and d of
@@ -173,28 +190,30 @@ def gated(rows, given, actor, head, critic, data, terms, share, parts, slopes):
     gru, sigmoid, tanh, W, C, d, WT, CT = actor
     inputs, keep, state = _sequences(rows, given[0], given[2], given[3])
     (time, nu, b), n = inputs.shape, C.shape[1]
-    S, Z = np.empty((time, n + 1 + nu, b), W.dtype), np.empty((time, 4 * n, b), W.dtype)
-    K = np.empty((time, n if gru else 3 * n, b), W.dtype)
+    S = _carved(work, 0, time, n + 1 + nu, b)
+    Z = _carved(work, S.size, time, 4 * n, b)
+    K = _carved(work, S.size + Z.size, time, n if gru else 3 * n, b)
     run = gated_kernels.forward(gru, sigmoid, tanh, keep, inputs, state[:n], state[n:], W, C, d, S, Z, K)
-    at = _judged_run(rows, run, given, head, critic, data, terms, share, parts, slopes)
+    at = S.size + Z.size + K.size
+    at = _judged_run(rows, run, given, head, critic, data, terms, share, parts, slopes, work, at)
     state[:] = 0.0
     _, gW, gC, gd = gated_kernels.backward(gru, keep, run, state[:n], state[n:], WT, CT, S, Z, K)
     _added(share, gd, slopes, _added(share, gC.ravel(), slopes, _added(share, gW.ravel(), slopes, at)))
 
 
 @compiled
-def perceptron(rows, given, actor, head, critic, data, terms, share, parts, slopes):
+def perceptron(rows, given, actor, head, critic, data, terms, share, parts, slopes, work):
     """Add the loss's parts and its gradients of an MLP.
 
     The arguments are those of `collapsed`; `actor` is a perceptron as `critic` is.
     """
     first, last, widths, weights, biases = actor
     inputs = _picked_vectors(given[0], rows)
-    hidden = np.empty(len(inputs) * int(widths[1:].sum()), inputs.dtype)
-    kept = np.empty(len(hidden) if first >= layers.SILU else 0, inputs.dtype)
+    hidden, kept = _layers_of(work, 0, len(inputs), first, widths)
     layers.forward(first, last, inputs, widths, weights, biases, hidden, kept)
     ny = widths[len(widths) - 1]
     outputs = hidden[len(hidden) - len(inputs) * ny :].reshape(len(inputs), ny)
-    found, at = _judged(rows, outputs, given, head, critic, data, terms, share, parts, slopes)
+    at = len(hidden) + len(kept)
+    found, at = _judged(rows, outputs, given, head, critic, data, terms, share, parts, slopes, work, at)
     _, gW, gb = layers.backward(first, last, inputs, widths, weights, hidden, kept, found, False)
     _added(share, gb, slopes, _added(share, gW, slopes, at))

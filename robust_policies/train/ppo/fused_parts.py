@@ -28,6 +28,8 @@ class Network(Protocol):
 
     arguments: tuple[Any, ...]
     size: int
+    room: int
+    """How many numbers of memory the kernels need for a sample."""
 
     def renew(self) -> None:
         """Take the parameters as they are."""
@@ -54,6 +56,7 @@ class Gated:
         self._turned = np.empty((n + 1 + nu, 4 * n), C.dtype), np.empty((n, ny), C.dtype)
         self.arguments = (self._gru, *gated.kinds(C.dtype), self._W, C, d, *self._turned)
         self.size = self._W.size + C.size + ny
+        self.room = (n + 1 + nu) + 4 * n + (n if self._gru else 3 * n)
 
     def renew(self) -> None:
         """Take the parameters as they are."""
@@ -91,6 +94,7 @@ class Collapsed:
         kind = compiled.kernels_of().kind_of(cell.activation.name, P.dtype)
         self.arguments = (kind, (P, c, B, Q, R, d, weights, biases, one.blocks), turned, one.neurons)
         self.size = sum(array.size for array in self._arrays)
+        self.room = P.shape[1] + one.neurons
 
     def renew(self) -> None:
         """Take the parameters as they are."""
