@@ -123,7 +123,7 @@ def forward(
             h = _activated(h, KIND)
         kept = hidden + at[:, None] * N + columns[None, :]
         tl.store(kept, h, mask=there)
-        for k in tl.static_range(1, L):
+        for k in tl.static_range(1, L):  # pyright: ignore[reportGeneralTypeIssues]
             h = _product(h, arrays + (k + 1) * N * N, square) + tl.load(biases + (k - 1) * N + columns)[None, :]
             h = _activated(h, KIND)
             kept += time * batch * N
@@ -156,7 +156,7 @@ def backward(
         g = tl.load(by_last + at[:, None] * last + columns[None, :], mask=of_last, other=0.0)
         g += _product(gx, arrays + (L + 1 + SERIAL) * N * N, square)
         place = at[:, None] * N + columns[None, :] + (L - 1) * layer
-        for k in tl.static_range(L - 1):
+        for k in tl.static_range(L - 1):  # pyright: ignore[reportGeneralTypeIssues]
             d = g * _slope(tl.load(hidden + place, mask=there, other=0.0), KIND)
             tl.store(deltas + place, d, mask=there)
             g = _product(d, arrays + (L - k) * N * N, square)
