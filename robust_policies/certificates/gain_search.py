@@ -70,12 +70,17 @@ class Budget(NamedTuple):
 
 
 class Map(NamedTuple):
-    """A causal map in float64: `run` inputs (time, batch, nu) -> outputs; `step` (input, state) -> (output, state)."""
+    """A causal map in float64: `run` inputs (time, batch, nu) -> outputs; `step` (input, state) -> (output, state).
+
+    Where the state is a window of past inputs, as a `WindowCell`'s is, `row` (..., nu) -> (..., nu) is what it keeps of
+    each input, entry by entry; None elsewhere.
+    """
 
     run: Callable[[Tensor], Tensor]
     step: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     input_size: int
     state_size: int
+    row: Callable[[Tensor], Tensor] | None = None
 
 
 def running_map(model: Any) -> Map:
@@ -114,7 +119,7 @@ def running_map(model: Any) -> Map:
         output, state = fixed(before(inputs), state)
         return after(output), state
 
-    return Map(run, step, cell.input_size, cell.state_size)
+    return Map(run, step, cell.input_size, cell.state_size, before if hasattr(cell, "window") else None)
 
 
 def _same(inputs: Tensor) -> Tensor:
@@ -282,12 +287,18 @@ def power_iteration(model: Map, base: Tensor, delta: Tensor, iterations: int) ->
 class Linearization:
     """The derivative of the outputs by the inputs along `base`, exact: the chain rule over the steps' Jacobians.
 
-    dx+ = A_t dx + B_t du, dy = C_t dx + D_t du from dx = 0.
+    dx+ = A_t dx + B_t du, dy = C_t dx + D_t du from dx = 0. Of a window, whose A_t moves it on by a row, only the slopes
+    of that row's entries are kept in place of A_t and B_t.
     """
 
     def __init__(self, model: Map, base: Tensor) -> None:
-        time, batch, _ = base.shape
+        time, batch, nu = base.shape
         nx = model.state_size
+        self.slopes = None
+        if model.row is not None:
+            there = base.detach().requires_grad_(True)
+            self.slopes = torch.autograd.grad(model.row(there).sum(), there)[0]
+            self._window = nx // (nu + 1)
         state, states = base.new_zeros(batch, nx), []
         with torch.no_grad():
             for inputs in base.unbind():
@@ -295,24 +306,39 @@ class Linearization:
                 _, state = model.step(inputs, state)
         point = torch.cat((torch.stack(states), base), dim=2).flatten(0, 1).requires_grad_(True)
         output, state = model.step(point[:, nx:], point[:, :nx])
-        values = torch.cat((state, output), dim=1)
+        values = torch.cat((output, state), dim=1) if self.slopes is None else output
         rows = [torch.autograd.grad(column.sum(), point, retain_graph=True)[0] for column in values.unbind(1)]
         jacobian = torch.stack(rows, dim=1).unflatten(0, (time, batch))
-        self.A, self.B = jacobian[:, :, :nx, :nx], jacobian[:, :, :nx, nx:]
-        self.C, self.D = jacobian[:, :, nx:, :nx], jacobian[:, :, nx:, nx:]
+        ny = output.shape[1]
+        self.C, self.D = jacobian[:, :, :ny, :nx], jacobian[:, :, :ny, nx:]
+        self.A, self.B = jacobian[:, :, ny:, :nx], jacobian[:, :, ny:, nx:]
 
     def push(self, direction: Tensor) -> Tensor:
         """Return the change (time, batch, ny) of the outputs along `direction` (time, batch, nu)."""
-        driven = self.B @ direction.unsqueeze(3)
-        dx, states = torch.zeros_like(driven[0]), []
-        for A, drive in zip(self.A.unbind(), driven.unbind(), strict=True):
-            states.append(dx)
-            dx = torch.baddbmm(drive, A, dx)
-        return (self.C @ torch.stack(states) + self.D @ direction.unsqueeze(3)).squeeze(3)
+        if self.slopes is not None:
+            # A row's last entry says whether there is one, which no input changes.
+            rows = torch.nn.functional.pad(self.slopes * direction, (0, 1))
+            past = torch.cat((rows.new_zeros(self._window, *rows.shape[1:]), rows)).unfold(0, self._window, 1)[:-1]
+            states = past.transpose(2, 3).flatten(2).unsqueeze(3)
+        else:
+            driven = self.B @ direction.unsqueeze(3)
+            dx, found = torch.zeros_like(driven[0]), []
+            for A, drive in zip(self.A.unbind(), driven.unbind(), strict=True):
+                found.append(dx)
+                dx = torch.baddbmm(drive, A, dx)
+            states = torch.stack(found)
+        return (self.C @ states + self.D @ direction.unsqueeze(3)).squeeze(3)
 
     def pull(self, covector: Tensor) -> Tensor:
         """Return the transpose of `push` on `covector` (time, batch, ny)."""
         driven = self.C.mT @ covector.unsqueeze(3)
+        if self.slopes is not None:
+            direct = (self.D.mT @ covector.unsqueeze(3)).squeeze(3)
+            for slot, part in enumerate(driven.squeeze(3).unflatten(2, (self._window, -1)).unbind(2)):
+                # The window's row `slot` is the input of so many steps before.
+                ago = self._window - slot
+                direct[:-ago] += self.slopes[:-ago] * part[ago:, :, :-1]
+            return direct
         costate, costates = torch.zeros_like(driven[0]), []
         for A, drive in zip(self.A.mT.flip(0).unbind(), driven.flip(0).unbind(), strict=True):
             costates.append(costate)

@@ -21,6 +21,7 @@ from robust_policies.certificates.gain_search import (
 from robust_policies.errors import DivergedError, InvalidValueError, NonFiniteError, ShapeError
 from robust_policies.networks import R2DN, REN, GRUCell, LBDNCell, Lipschitz, LSTMCell, MLPCell
 from robust_policies.policies.actor import Actor, FrozenNormalizer, MeanHead, ScaledCell, Scaling
+from robust_policies.policies.window import WindowCell
 
 QUICK = {"batch": 8, "power_iterations": 10, "adam_iterations": 20}
 
@@ -41,6 +42,11 @@ def unbounded(kind):
     return kind(3, (8, 8), 2) if kind is MLPCell else kind(3, 6, 2)
 
 
+def window(masked):
+    torch.manual_seed(1)
+    return WindowCell(random_cell(R2DN, 0.0, 0, nx=4, nv=5, nu=3), MLPCell(2, (4,), 2), 4, masked)
+
+
 def actor_around(cell):
     scaling = Scaling(cell.input_size, [2.0, 0.5, 10.0], [1.0, 0.0, -5.0])
     return Actor(ScaledCell(cell, scaling), MeanHead(cell.output_size, 2, linear=True, scale=3.0)).eval()
@@ -54,6 +60,8 @@ CELLS = [
     lambda: unbounded(LSTMCell),
     lambda: unbounded(GRUCell),
     lambda: actor_around(unbounded(GRUCell)),
+    lambda: actor_around(window(masked=True)),
+    lambda: actor_around(window(masked=False)),
 ]
 
 
