@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import math
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +20,8 @@ from numpy.typing import NDArray
 
 _SUFFIX = ".npy"
 _BEGINS = npy.magic(1, 0)
+# Numbers that were measured or computed shrink a few times, equal ones a thousand: no array of those is this large.
+_MOST_BYTES, _MOST_TIMES = 2**28, 100
 
 
 class Npz(Mapping[str, NDArray[Any]]):
@@ -32,14 +33,21 @@ class Npz(Mapping[str, NDArray[Any]]):
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._archive = zipfile.ZipFile(io.BytesIO(Path(path).read_bytes()))
+        try:
+            self._archive = zipfile.ZipFile(io.BytesIO(Path(path).read_bytes()))
+        except NotImplementedError as error:
+            raise zipfile.BadZipFile(str(error)) from error
         self._members = {info.filename.removesuffix(_SUFFIX): info for info in self._archive.infolist()}
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         info = self._members[name]
+        if info.file_size > max(_MOST_BYTES, _MOST_TIMES * info.compress_size):
+            raise ValueError(f"{name}: {info.compress_size} bytes would expand to {info.file_size}, as no array does")
         try:
             return _array(self._archive.read(info))
-        except (zlib.error, NotImplementedError, RuntimeError) as error:
+        except (ValueError, EOFError, MemoryError, zipfile.BadZipFile):
+            raise
+        except Exception as error:  # each compression, and Python's parser of what is before an array, has its own
             raise zipfile.BadZipFile(f"{name}: {error}") from error
 
     def __contains__(self, name: object) -> bool:
@@ -59,6 +67,8 @@ def _array(content: bytes) -> NDArray[Any]:
     shape, by_columns, kind = _header(content[len(_BEGINS) : begin])
     if kind.hasobject:
         raise ValueError("it holds Python's objects, which are not read")
+    if min(shape, default=0) < 0:
+        raise ValueError(f"its shape is {shape}")
     found = np.frombuffer(content, kind, math.prod(shape), begin) if math.prod(shape) else np.empty(shape[::-1], kind).T
     return found.reshape(shape[::-1]).T.copy("A") if by_columns else found.reshape(shape).copy()
 

@@ -229,8 +229,10 @@ def _words(message: str) -> str:
 
 
 def _union(field: Any, expected: str) -> str:
-    members = [getattr(m, "__name__", str(m)) for m in get_args(field.annotation) if m is not type(None)]
-    words = {"float": "a number", "str": "text", "list": "a list of numbers", "int": "a whole number"}
+    kinds = [m for m in get_args(field.annotation) if m is not type(None)]
+    members = [", ".join(map(str, get_args(m))) if get_origin(m) is Literal else getattr(m, "__name__", str(m))
+               for m in kinds]  # fmt: skip
+    words = {"float": "a finite number", "str": "text", "list": "a list of numbers", "int": "a whole number"}
     return " or ".join(words.get(name.split("[")[0], name) for name in members) if len(members) > 1 else expected
 
 

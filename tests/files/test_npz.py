@@ -1,5 +1,6 @@
 """Arrays in npz files are what NumPy reads, and damage is said, not read."""
 
+import struct
 import zipfile
 
 import numpy as np
@@ -45,3 +46,51 @@ def test_damage_and_pythons_objects_are_refused(tmp_path):
         Npz(path)
     with pytest.raises(FileNotFoundError):
         Npz(tmp_path / "none.npz")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': (",
+        "{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000000000000000000000,), }",
+        "{'descr': ('<f8',), 'fortran_order': False, 'shape': (2,), }",
+        "{'descr': ',f8', 'fortran_order': False, 'shape': (2,), }",
+        "{'descr': '<f8', 'fortran_order': False, 'shape': (True, 2), }",
+        "{'descr': '<f8', 'fortran_order': False, 'shape': (-1,), }",
+    ],
+)
+def test_what_is_no_header_is_refused(tmp_path, header):
+    path = tmp_path / "arrays.npz"
+    with zipfile.ZipFile(path, "w") as file:
+        content = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode() + bytes(16)
+        file.writestr("values.npy", content)
+    with pytest.raises((zipfile.BadZipFile, ValueError)):
+        Npz(path)["values"]
+
+
+def test_damage_of_other_compressions_and_versions_is_said(tmp_path):
+    path = tmp_path / "arrays.npz"
+    for kind in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        with zipfile.ZipFile(path, "w", kind) as file:
+            file.writestr("values.npy", np.random.default_rng(0).bytes(2000))
+        whole = path.read_bytes()
+        path.write_bytes(whole[:80] + bytes(1000) + whole[1080:])
+        with pytest.raises(zipfile.BadZipFile, match="values"):
+            Npz(path)["values"]
+    whole = bytearray(path.read_bytes())
+    whole[whole.index(b"PK\x01\x02") + 6] = 220
+    path.write_bytes(whole)
+    with pytest.raises(zipfile.BadZipFile, match="version"):
+        Npz(path)
+
+
+def test_what_would_fill_the_memory_is_not_expanded(tmp_path):
+    path = tmp_path / "arrays.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("values.npy", bytes(2000))
+    whole = bytearray(path.read_bytes())
+    at = whole.index(b"PK\x01\x02") + 24
+    whole[at : at + 4] = struct.pack("<I", 2**31)
+    path.write_bytes(whole)
+    with pytest.raises(ValueError, match="would expand to 2147483648"):
+        Npz(path)["values"]

@@ -113,7 +113,7 @@ class RecordedUpdate:
             "clip": torch.zeros((), dtype=torch.float64, device=device),
             "clip_values": torch.zeros((), dtype=torch.float64, device=device),
         }
-        self.graph = Graph("An update", self._take, self._places, lambda: self.settings, device, _unwanted(wanted))
+        self.graph = Graph("An update", self._take, self._places, self._decided, device, _unwanted(wanted))
         optimizer = update.optimizer
         reason = _of_ranks(update.ranks)
         if not isinstance(optimizer, FusedAdam):
@@ -158,6 +158,12 @@ class RecordedUpdate:
         with optimizer.at_rate(held["rate"], self.graph.recording):
             self.update.take(replace(settings, terms=Terms(*terms)), self.update, taken, orders)
         return taken
+
+    def _decided(self) -> Any:
+        """Return what the steps depend on besides the tensors: settings, the optimizer's, what is frozen."""
+        read = {"params", "lr", "capturable"}
+        groups = [{k: v for k, v in one.items() if k not in read} for one in self.update.optimizer.param_groups]
+        return self.settings, groups, [one.requires_grad for one in self.update.parameters]
 
     def _places(self) -> dict[str, Place]:
         update = self.update

@@ -67,7 +67,8 @@ class RecurrentSacSection(NamedSection):
                 f"policy.critic is {policy.critic} with algorithm.name recurrent_sac; expected own, or {{cell: lbdn, "
                 "gamma: ...}"
             )
-        if (widths := policy.critic_kwargs.get("net_arch")) is not None:
+        if "net_arch" in policy.critic_kwargs:
+            widths = policy.critic_kwargs["net_arch"]
             check_widths("policy.critic_kwargs.net_arch", widths)
             if policy.critic != "own":
                 raise ValueError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator
+from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator
 
 from robust_policies.checks import SEEDS
 from robust_policies.envs.perturb import describe, parse
@@ -87,6 +87,16 @@ class PolicySection(Strict):
         for name in _CELL_KEYS:
             if name in value:
                 raise ValueError(f"{name} has a key of its own; expected policy.{name}, not policy.cell_options.{name}")
+        return value
+
+    @field_validator("cell_options", "critic_kwargs")
+    @classmethod
+    def _of_a_cell(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        given = {"input_size"} if info.field_name == "critic_kwargs" else {"input_size", "output_size"}
+        if found := sorted(given & value.keys()):
+            raise ValueError(f"{found[0]} follows from the task; expected no policy.{info.field_name}.{found[0]}")
+        if not isinstance(value.get("cell", ""), str):
+            raise ValueError(f"its cell is {value['cell']!r}; expected a name such as gru")
         return value
 
 

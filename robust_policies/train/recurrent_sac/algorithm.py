@@ -125,6 +125,9 @@ class RecurrentSAC:
         for name, optimizer in self.optimizers.items():
             load_optimizer(optimizer, under(f"{name}_optimizer", tensors))
         self.replay.load_tensors(under("replay", tensors))
+        if not begun and self.replay.filled:
+            # Nothing tells what came after the last step, as where a time limit cuts an episode.
+            self.replay.arrays["ended"][self.replay.position - 1] = True
         if begun:
             self.now = {name: value.to(self.stage.device) for name, value in under("now", tensors).items()}
         self.generator.set_state(tensors["generator"])

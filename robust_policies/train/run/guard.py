@@ -45,9 +45,10 @@ def in_rollout(**quantities: Any) -> str | None:
     once.
     """
     found = {name: torch.as_tensor(value) for name, value in quantities.items()}
+    found = {name: value for name, value in found.items() if value.is_floating_point() and value.numel()}
     # Of NaN both are NaN; neither needs memory for an answer about each number.
     ends = [end.double() for value in found.values() for end in torch.aminmax(value)]
-    if bool(torch.isfinite(torch.stack(ends)).all()):
+    if not ends or bool(torch.isfinite(torch.stack(ends)).all()):
         return None
     bad: list[tuple[int, int, str, float]] = []
     for rank, (name, value) in enumerate(found.items()):

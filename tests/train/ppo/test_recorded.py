@@ -175,6 +175,9 @@ def test_settings_and_weights_that_others_change_are_followed():
             model.policy.load_state_dict({name: 0.5 * value for name, value in model.policy.state_dict().items()})
         if call == 6:
             model.env.inner.params["mass"] = 1.5
+        if call == 7:
+            model.policy.optimizer.param_groups[0]["eps"] = 0.1
+            model.policy.log_std.requires_grad_(False)
 
     with graphs_without_one():
         expected = state_of(learnt("never", between, 9))

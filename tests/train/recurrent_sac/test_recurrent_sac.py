@@ -84,6 +84,19 @@ def test_with_the_weights_of_then_the_burn_in_leads_to_the_stored_states(learner
         torch.testing.assert_close(found[name].masked_fill(begun, 0.0), seen[name][burnt], rtol=1e-5, atol=1e-6)
 
 
+def test_where_new_episodes_begin_after_an_interruption_the_last_step_has_no_successor(learner):
+    algorithm = learner.algorithm
+    for _ in range(7):
+        algorithm._step()
+    tensors = algorithm.tensors()
+    assert not bool(tensors["replay.ended"].any())
+    algorithm.load_tensors(tensors, begun=False)
+    assert algorithm.replay.arrays["ended"].any(1).nonzero().flatten().tolist() == [6]
+    assert not bool(algorithm.replay.arrays["terminated"].any())
+    algorithm.load_tensors({**tensors, "replay.ended": torch.zeros(7, 3, dtype=torch.bool)}, begun=True)
+    assert not bool(algorithm.replay.arrays["ended"].any())
+
+
 def test_two_critics_in_one_product_are_two_perceptrons():
     twins, inputs = Twins(3, [5, 4]), torch.randn(7, 2, 3)
     for i in range(2):
@@ -215,6 +228,11 @@ def test_other_packages_environments_are_stepped_in_numpy(tmp_path):
         ({}, {}, {"buffer_size": 40}, "at least 42"),
         ({}, {}, {"burnin": 3}, r"Did you mean 'algorithm\.burn_in'"),
         ({}, {"critic_kwargs": {"net_arch": [0]}}, {}, "widths"),
+        ({}, {"critic_kwargs": {"net_arch": None}}, {}, "widths"),
+        ({}, {"critic_kwargs": {"cell": ["gru"]}}, {}, "expected a name such as gru"),
+        ({}, {"critic_kwargs": {"input_size": 3}}, {}, r"expected no policy\.critic_kwargs\.input_size"),
+        ({}, {"cell_options": {"output_size": 3}}, {}, r"expected no policy\.cell_options\.output_size"),
+        ({}, {}, {"target_entropy": "autoo"}, "'autoo'; expected a finite number or auto"),
         ({"id": "robust_policies/CartPole-v0"}, {}, {}, "expected a Box"),
         ({}, {"critic_kwargs": {"cell": "gro"}}, {}, "Did you mean 'gru'"),
     ],

@@ -100,6 +100,9 @@ def test_the_first_quantity_that_is_not_finite_is_named():
     )
     # Finite numbers whose sum is not, in their own precision.
     assert in_rollout(observation=torch.full((5, 3), 3e38)) is None
+    # A depth image, and an environment that shows nothing.
+    assert in_rollout(observation=np.ones((5, 3, 2, 2), np.uint16), reward=good[..., 0]) is None
+    assert in_rollout(observation=torch.zeros(5, 3, 0), action=torch.ones(5, 3, dtype=torch.int64)) is None
     numbers = [torch.tensor(1.0), torch.tensor(float("nan"))]
     assert in_update(numbers, numbers[:1]) is None and in_update(numbers, []) is None
     assert in_update(numbers, numbers) == "the loss in gradient step 2 was nan"
