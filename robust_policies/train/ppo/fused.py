@@ -43,6 +43,8 @@ def fused(tensors: TensorPolicy, buffer: TensorRolloutBuffer, batch: int) -> Fus
     """Return what differentiates minibatches of `batch` environments of a rollout, None where PyTorch has to."""
     policy, head = tensors.policy, tensors.policy.action_net
     plain = tensors.gaussian and tensors.critic is None and head.linear is None and not head.squash
+    # Actions are vectors: (time, env, na).
+    plain = plain and buffer.actions.dim() == 3
     if not plain or buffer.device.type != "cpu" or any(one.dtype != torch.float32 for one in policy.parameters()):
         return None
     shape = perceptron.shape_of((*policy.mlp_extractor.value_net, policy.value_net))

@@ -101,6 +101,13 @@ def test_everything_else_is_left_to_the_graph(cell, critic, task):
     assert fused.fused(model._tensors, model.rollout_buffer, 3) is None
 
 
+def test_actions_that_are_no_vectors_are_left_to_the_graph():
+    model = filled("r2dn")
+    assert fused.fused(model._tensors, model.rollout_buffer, 3) is not None
+    model.rollout_buffer.actions = model.rollout_buffer.actions.unsqueeze(-1)
+    assert fused.fused(model._tensors, model.rollout_buffer, 3) is None
+
+
 def test_without_numba_the_graph_is_taken(monkeypatch):
     monkeypatch.setattr(fused, "_kernels", lambda: None)
     model = filled("r2dn")
