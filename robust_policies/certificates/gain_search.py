@@ -287,8 +287,8 @@ def power_iteration(model: Map, base: Tensor, delta: Tensor, iterations: int) ->
 class Linearization:
     """The derivative of the outputs by the inputs along `base`, exact: the chain rule over the steps' Jacobians.
 
-    dx+ = A_t dx + B_t du, dy = C_t dx + D_t du from dx = 0. Of a window, whose A_t moves it on by a row, only the slopes
-    of that row's entries are kept in place of A_t and B_t.
+    dx+ = A_t dx + B_t du, dy = C_t dx + D_t du from dx = 0. Of a window, whose A_t moves it on by a row, only the
+    slopes of that row's entries are kept in place of A_t and B_t.
     """
 
     def __init__(self, model: Map, base: Tensor) -> None:

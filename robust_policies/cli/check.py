@@ -67,7 +67,7 @@ def check(
     typer.echo(aligned(head, rows, numeric))
     for one in outcomes:
         if one.reason:
-            typer.echo(f"{one.requirement.asked}: {one.reason}.")
+            typer.echo(f"{one.requirement.asked}: {one.reason.rstrip('.')}.")
     for difference in loaded.agreement.differences:
         typer.echo(f"{folder}: {difference}", err=True)
     if junit is not None:

@@ -31,13 +31,15 @@ def exit_status(error: BaseException, given: Sequence[str]) -> int:
         return error.exit_code
     if isinstance(error, _UsageError):
         # `_UsageError` is found at run time, so its methods are not known before.
-        line = " ".join(error.format_message().split())  # pyright: ignore[reportAttributeAccessIssue]
+        line = " ".join(error.format_message().split()).replace(": Value error, ", ": ")  # pyright: ignore[reportAttributeAccessIssue]
         if not line:
             # The help was shown because no command was given.
             return 2
         context = getattr(error, "ctx", None)
         where = "" if context is None else f" See: {context.command_path} --help"
-        return _fail(f"{line}{_value_given(error, given)}{_option_hint(error)}{where}", 2)
+        value = _value_given(error, given)
+        line = line.rstrip(".") if value else line
+        return _fail(f"{line}{value}{_option_hint(error)}{where}", 2)
     if isinstance(error, RobustPoliciesError):
         return _fail(str(error), error.exit_status)
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):

@@ -80,7 +80,7 @@ class Comparison:
             if missing:
                 run, why = missing[0]
                 more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-                said.append(f"{asked}: {run}{more}: {why}.")
+                said.append(f"{asked}: {run}{more}: {why.rstrip('.')}.")
         return said if over else said[1:]
 
     def _shown(self, cell: Cell, asked: Asked, runs: int) -> str:
@@ -164,6 +164,9 @@ def _defaults(methods: Sequence[Method], task: str | None) -> list[Asked]:
     shared = set.intersection(*({row.size for row in rows} for rows in proven)) if proven else set()
     asked += [Asked("certified_return", None, size) for size in sorted(shared)[len(shared) // 2 :][:1]]
     kept = [one for one in asked if any(_cell(method, one, task).value is not None for method in methods)]
+    if task is not None and Asked("return") not in kept:
+        # That the task asked for was not evaluated is said, and not left out.
+        kept.append(Asked("return"))
     return kept or [Asked("gamma"), Asked("return")]
 
 

@@ -140,25 +140,35 @@ def _slowest(loop: LinearLoop) -> float:
 
 
 def _responses(found: PolicyLoop) -> list[dict[str, Any]]:
-    """Return how outputs and inputs move after a step at the first input, and of the first sensor."""
+    """Return how output and input move after a step at the first input, and of the sensor of that output."""
     model = found.model
+    place = _moved(model)
     rates = [np.abs(loop.poles).max(initial=0.0) for loop in (found.loop, found.base) if loop.stable]
     decay = min((-math.log(rate) for rate in rates if rate > 0), default=1.0)
     steps = int(np.clip(6.0 / max(decay, 1e-6), _LEAST_STEPS, _MOST_STEPS))
     reach = np.minimum(model.action_high - model.u0, model.u0 - model.action_low)[0]
     load = _SHARE * float(reach) if np.isfinite(reach) and reach > 0 else 1.0
-    spread = 1.0 if model.state_range is None else float(np.linalg.norm(model.C[0] * model.state_range))
+    spread = 1.0 if model.state_range is None else float(np.linalg.norm(model.C[place] * model.state_range))
     sensor = _SHARE * spread or 1.0
     kinds = (("load", load, f"{load:.3g} added to {model.input_names[0]} at the plant"),
-             ("sensor", sensor, f"{model.output_names[0]} read {sensor:.3g} too large"))  # fmt: skip
+             ("sensor", sensor, f"{model.output_names[place]} read {sensor:.3g} too large"))  # fmt: skip
     found_responses = []
     for kind, size, said in kinds:
         entry: dict[str, Any] = {"kind": kind, "size": size, "said": said, "steps": steps}
-        entry[POLICY] = _simulated(found, *_own(found), kind, size, steps)
-        entry[LINEAR] = _simulated(found, *_of(found.loop.controller), kind, size, steps, clip=False)
-        entry[LQG] = _simulated(found, *_of(found.base.controller), kind, size, steps)
+        entry["output"] = model.output_names[place]
+        entry[POLICY] = _simulated(found, *_own(found), kind, size, steps, place)
+        entry[LINEAR] = _simulated(found, *_of(found.loop.controller), kind, size, steps, place, clip=False)
+        entry[LQG] = _simulated(found, *_of(found.base.controller), kind, size, steps, place)
         found_responses.append(entry)
     return found_responses
+
+
+def _moved(model: LinearModel) -> int:
+    """Return the first output that the first input moves: at the upright that is not the cosine of the angle."""
+    x, moved = model.B[:, 0], np.zeros(len(model.C))
+    for _ in range(model.n):
+        moved, x = np.maximum(moved, np.abs(model.C @ x)), model.A @ x
+    return int(np.argmax(moved > 1e-6 * moved.max()))
 
 
 Step = Callable[[Array, Any], tuple[Array, Any]]
@@ -181,9 +191,9 @@ def _of(controller: StateSpace) -> tuple[Step, Any]:
 
 
 def _simulated(
-    found: PolicyLoop, step: Step, state: Any, kind: str, size: float, steps: int, clip: bool = True
+    found: PolicyLoop, step: Step, state: Any, kind: str, size: float, steps: int, place: int, clip: bool = True
 ) -> dict[str, Any]:
-    """Return the first output and input over time, differences from the equilibrium; None where they grow too large."""
+    """Return one output and the first input over time, less the equilibrium's; None where they grow too large."""
     model = found.model
     low, high = (limit - model.u0 - found.input for limit in (model.action_low, model.action_high))
     x = np.zeros(model.n)
@@ -192,12 +202,12 @@ def _simulated(
         y = model.C @ x
         seen, added = y.copy(), np.zeros(model.m)
         if kind == "sensor":
-            seen[0] += size
+            seen[place] += size
         else:
             added[0] = size
         u, state = step(seen, state)
         sent = np.clip(u, low, high) if clip else u
-        outputs.append(_finite(y[0]))
+        outputs.append(_finite(y[place]))
         inputs.append(_finite(sent[0]))
         x = model.A @ x + model.B @ (sent + added)
         if not np.abs(x).max() < 1e9:

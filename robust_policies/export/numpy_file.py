@@ -27,9 +27,11 @@ class Policy:
         if not deterministic:
             raise ValueError("This file gives the deterministic action; pass deterministic=True.")
         given = np.asarray(observation, DTYPE)
+        if given.ndim not in (1, 2) or given.shape[-1] != OBSERVATIONS:
+            raise ValueError(f"observation has shape {given.shape}; expected ({OBSERVATIONS},) or (n, {OBSERVATIONS}).")
+        if not np.isfinite(given).all():
+            raise ValueError("observation has numbers that are not finite.")
         rows = given.reshape(-1, OBSERVATIONS)
-        if given.shape not in ((OBSERVATIONS,), (len(rows), OBSERVATIONS)) or not np.isfinite(rows).all():
-            raise ValueError(f"observation has shape {given.shape}; expected ({OBSERVATIONS},), finite numbers.")
         state = self.initial_state(len(rows)) if state is None else np.asarray(state, DTYPE)
         if state.shape != (len(rows), STATES):
             raise ValueError(f"state has shape {state.shape}; expected {(len(rows), STATES)}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,7 @@ def export_policy(
         if format == "safetensors":
             save_policy(policy, made, _task(folder))
             source.to_json(made / "certificate.json")
+            _copy_search(folder, made, source)
             running = load(made) if running is None else running
             _compare(made, format, None, policy, running, source.gamma_raw, env)
         else:
@@ -119,6 +121,17 @@ def _certificate(folder: Path, policy: DeployedPolicy) -> Certificate:
         return policy.certificate()
     except NotCertifiableError as error:
         return not_certified(str(error), policy.running_arrays())
+
+
+def _copy_search(folder: Path, made: Path, certificate: Certificate) -> None:
+    """Copy what `certify` left that a searched certificate is checked with; names are of the task in the recipe."""
+    peak = None if certificate.peak is None else certificate.peak.get("witness")
+    beside = ["tightness.json", "proofs.npz", "recipe.yaml"]
+    searched = [] if certificate.witness is None else [certificate.witness, *beside]
+    for name in [*searched, *([] if peak is None else [str(peak)])]:
+        found = folder / Path(name).name
+        if found.is_file():
+            shutil.copyfile(found, made / found.name)
 
 
 def _write(

@@ -38,6 +38,10 @@ def write_atomic(path: str | Path, write: Callable[[BinaryIO], object]) -> Path:
     return path
 
 
+def _a(kind: str) -> str:
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+
+
 def write_json(path: str | Path, content: Any) -> Path:
     """Return `path` after writing `content` there as JSON without NaN or infinity (neither is JSON)."""
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
@@ -56,15 +60,15 @@ def read_json(
     """
     path = Path(path)
     if not path.is_file():
-        raise MissingFileError(f"{path} does not exist; expected a {kind} file.")
+        raise MissingFileError(f"{path} does not exist; expected {_a(kind)} file.")
     try:
         content = parsed(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise CorruptFileError(f"{path} is not JSON ({error}); expected a {kind} file. Write it again.") from error
+        raise CorruptFileError(f"{path} is not JSON ({error}); expected {_a(kind)} file. Write it again.") from error
     schema = content.get("schema") if isinstance(content, dict) else None
     if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
         raise CorruptFileError(
-            f"{path} has no whole-number 'schema' of at least 1; expected a {kind} file. Write it again."
+            f"{path} has no whole-number 'schema' of at least 1; expected {_a(kind)} file. Write it again."
         )
     if schema > newest_schema:
         raise SchemaError(

@@ -69,6 +69,8 @@ def composed(
     Raises:
         UserError: a name is unknown, or the parts do not fit one another.
     """
+    if not math.isfinite(steps):
+        raise InvalidValueError(f"--steps is {steps:g}; expected a number of environment steps, such as 1e5.")
     spec_of(env_id)
     name = algorithm or ("tensor_ppo" if ours(env_id) else "recurrent_ppo")
     known = [one for one in ALGORITHMS if one in _SETTINGS]

@@ -69,6 +69,8 @@ def test_it_trains(tmp_path):
         (["--env", PENDULUM, "--cell", "gru", "--gamma", "3"], "has no bound"),
         (["--env", PENDULUM, "--gamma", "-3"], "greater than 0"),
         (["--env", PENDULUM, "--steps", "1.5"], "algorithm.total_steps is 1.5"),
+        (["--env", PENDULUM, "--steps", "nan"], "--steps is nan; expected"),
+        (["--env", PENDULUM, "--steps", "inf"], "--steps is inf; expected"),
         (["--env", PENDULUM, "--env-kwargs", "limit"], "expected KEY=VALUE"),
         (["--env", PENDULUM, "--env-kwargs", "limit=3"], "does not take the options"),
         (["--env", "CartPole-v1", "--algo", "sac"], "has the actions"),

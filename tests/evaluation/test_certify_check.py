@@ -1,6 +1,7 @@
 """A certificate is computed again and compared: what was edited or broken is noticed."""
 
 import copy
+import dataclasses
 import hashlib
 import json
 
@@ -148,6 +149,15 @@ def test_edited_gains_against_length_are_noticed(run):
     ):
         path.write_text(json.dumps({**content, **edit}))
         assert any("tightness.json" in line for line in check_run(run))
+
+
+def test_a_certificate_without_a_search_needs_no_file_of_one(run):
+    searched = Certificate.from_json(run / "certificate.json")
+    dataclasses.replace(searched, empirical_lower=None, ratio=None, witness=None).to_json(run / "certificate.json")
+    assert any("tightness.json" in line for line in check_run(run))
+    for name in ("witness.npz", "tightness.json"):
+        (run / name).unlink()
+    assert check_run(run) == []
 
 
 def test_wrong_weights_and_folders_leave_nothing_behind(run, tmp_path):

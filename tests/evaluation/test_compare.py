@@ -61,6 +61,12 @@ def test_without_columns_there_is_what_the_runs_have(runs):
     assert shown == ["gamma", "found_gain", "rate", "return", "return@0.06", "return@0.3"]
 
 
+def test_a_task_that_was_not_evaluated_is_said_to_be(runs):
+    found = compare_runs([runs], task="robust_policies/Pendulm-v0")
+    assert "return" in map(str, found.columns)
+    assert any("Pendulm-v0 was not evaluated" in note for note in found.notes())
+
+
 def test_all_forms_hold_the_same_numbers(runs):
     found = compare_runs([runs], ["gamma", "return", "critical_size"], "gamma")
     content = json.loads(found.written("json"))

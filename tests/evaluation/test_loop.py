@@ -13,6 +13,7 @@ from robust_policies.envs import load_plant
 from robust_policies.errors import CorruptFileError, InvalidValueError
 from robust_policies.evaluation import loop_run
 from robust_policies.evaluation.limits import Limits, judge, requirement
+from robust_policies.evaluation.loop import _moved
 from robust_policies.evaluation.report.load import load_runs
 from robust_policies.evaluation.report.loop import loop_part, notes
 from robust_policies.evaluation.report.loop_charts import loop_charts, margin_rows, read_loop
@@ -78,6 +79,20 @@ def test_responses_settle_where_the_static_gains_say(content):
     assert found["sensor"] == pytest.approx(-sensor["size"] * open_loop / (1 + open_loop), rel=0.05)
     near = np.abs(np.array(load["policy"]["output"]) - np.array(load["its linear part"]["output"])).max()
     assert near < 0.5 * np.abs(load["policy"]["output"]).max()
+
+
+@pytest.mark.parametrize(("plant", "first"), [("mass_spring_damper", 0), ("pendulum", 1), ("cartpole_swingup", 0)])
+def test_responses_are_of_an_output_that_the_input_moves(plant, first):
+    assert _moved(linearize_plant(load_plant(plant))) == first
+
+
+def test_pictures_of_responses_name_their_output(content):
+    other = json.loads(json.dumps(content))
+    for entry in other["responses"]:
+        assert entry["output"] == content["outputs"][0]
+        entry["output"] = "another"
+    labels = [panel.y_label for panel in loop_charts(other, "loop", "mine")[0].panels]
+    assert labels == ["another", content["inputs"][0]] * 2
 
 
 def test_every_picture_has_its_lines(content):

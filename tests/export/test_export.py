@@ -3,6 +3,7 @@
 import ctypes
 import hashlib
 import json
+import runpy
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from robust_policies.errors import (
     RobustPoliciesError,
     UnknownNameError,
 )
+from robust_policies.evaluation.certify import certify_run, check_run
 from robust_policies.export import export_policy, parity, window
 from robust_policies.export import write as writing
 from robust_policies.export.onnx_file import TANH_ERROR, onnx_bytes
@@ -343,6 +345,29 @@ def test_safetensors_is_the_policy_itself(folders, tmp_path):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "policy.json", "policy.safetensors", "certificate.json", "parity.json",
     }  # fmt: skip
+
+
+def test_safetensors_of_a_certified_folder_can_be_checked(folders, tmp_path):
+    run = shutil.copytree(folders["r2dn"], tmp_path / "run")
+    recipe = {"task": {"id": "robust_policies/Pendulum-v0"}, "algorithm": {"total_steps": 1}}
+    recipe["policy"] = {"cell": "r2dn", **CELLS["r2dn"][1]}
+    (run / "recipe.yaml").write_text(json.dumps({"schema": 1, **recipe}))
+    export_policy(run, "safetensors", tmp_path / "before")
+    certified = certify_run(run, steps=5)
+    export_policy(run, "safetensors", tmp_path / "after")
+    assert check_run(tmp_path / "before") == check_run(tmp_path / "after") == []
+    assert Certificate.from_json(tmp_path / "after" / "certificate.json") == certified
+    assert certified.witness is not None and (tmp_path / "after" / certified.witness).is_file()
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_numpy_file_says_what_is_wrong_with_an_observation(folders, tmp_path):
+    export_policy(folders["mlp"], "numpy", tmp_path / "out")
+    policy = runpy.run_path(str(tmp_path / "out" / "policy.py"))["Policy"]()
+    with pytest.raises(ValueError, match=r"observation has shape \(4,\); expected \(3,\) or \(n, 3\)"):
+        policy.predict(np.zeros(4))
+    with pytest.raises(ValueError, match="numbers that are not finite"):
+        policy.predict(np.array([0.0, np.nan, 0.0]))
 
 
 @pytest.mark.usefixtures("quick")

@@ -45,6 +45,12 @@ def test_json_too_deep_too_long_or_of_no_schema_is_corrupt(text, tmp_path):
         read_json(path, "policy", 1)
 
 
+@pytest.mark.parametrize(("kind", "said"), [("policy", "a policy file"), ("evaluation", "an evaluation file")])
+def test_a_missing_file_is_named_with_its_kind(kind, said, tmp_path):
+    with pytest.raises(MissingFileError, match=f"does not exist; expected {said}"):
+        read_json(tmp_path / "nothing.json", kind, 1)
+
+
 def test_only_true_and_false_are_flags():
     assert checks.flag("squash", True) is True
     for value in ("perhaps", 1, None, [], {}):

@@ -78,7 +78,9 @@ def _values(pairs: Any) -> NDArray[np.complex128]:
 def _responses(content: Mapping[str, Any]) -> Any:
     for entry in content["responses"]:
         time = np.arange(entry["steps"]) * content["time_step"]
-        for signal, label in (("output", content["outputs"][0]), ("input", content["inputs"][0])):
+        # Files of older versions are of the first output.
+        output = entry.get("output", content["outputs"][0])
+        for signal, label in (("output", output), ("input", content["inputs"][0])):
             # The least important below, so that the policy is seen where lines agree.
             lines = [_line(name, time, _numbers(entry[name][signal])) for name in (LQG, POLICY, LINEAR)]
             where = {"load": "at the input", "sensor": "of the sensor"}[entry["kind"]]

@@ -92,7 +92,7 @@ def _written(folders: Sequence[str | Path] | str | Path, output: str | Path | No
     paths = [Path(folders)] if isinstance(folders, str | Path) else [Path(folder) for folder in folders]
     runs = load_runs(find_runs(paths))
     if all(run.evaluation is run.certificate is run.returns is None for run in runs):
-        why = "; ".join(dict.fromkeys(note for run in runs for note in run.notes))
+        why = "; ".join(dict.fromkeys(note.rstrip(".") for run in runs for note in run.notes))
         raise InvalidValueError(
             f"{', '.join(str(path) for path in paths)} holds neither a readable certificate.json nor evaluation.json "
             f"({why}); run `robust-policies certify` and `robust-policies evaluate` on it first."
