@@ -45,7 +45,7 @@ from robust_policies.policies import DeployedPolicy
 MOST_VARIABLES = 800
 # Of the blocks' multipliers, powers of ten; the rates that they are tried for, and a Riccati equation's slack.
 _WEIGHTS = (0.0, 1.0, -1.0, 2.0, -2.0)
-_RATES = (4.0, 1.5, 1.0)
+_RATES = (1.0, 1.5, 4.0)
 _SLACK = 1e-6
 # The search for a smaller rate ends after so many tries that failed, of a large loop (a try takes ten seconds) and of
 # another one, or this close, as a difference of logarithms.
@@ -241,17 +241,13 @@ def _contracting(loop: Neurons, blocks: Sequence[int], rho: float) -> list[Candi
 
 
 def _weighted(loop: Neurons, blocks: Sequence[int]) -> tuple[Candidate | None, float]:
-    """Return the first of the multipliers with weights for each block that proves the least of some rates."""
+    """Return the first of the multipliers with weights for each block that proves the least of some rates, and it."""
     exponents = sorted(itertools.product(_WEIGHTS, repeat=len(blocks) - 1), key=np.linalg.norm)
-    left = [loop.theta * np.repeat(np.power(10.0, [*one, 0.0]), blocks) for one in exponents]
-    best, reached = None, math.inf
-    for rate in _RATES:
-        found = [(theta, P) for theta in left if (P := _metric(loop, theta, rate)) is not None]
-        if not found:
-            break
-        left = [theta for theta, _ in found]
-        best, reached = Candidate(found[0][1], left[0]), rate
-    return best, reached
+    weighted = [loop.theta * np.repeat(np.power(10.0, [*one, 0.0]), blocks) for one in exponents]
+    for rate, theta in itertools.product(_RATES, weighted):
+        if (P := _metric(loop, theta, rate)) is not None:
+            return Candidate(P, theta), rate
+    return None, math.inf
 
 
 def _metric(loop: Neurons, theta: Array, rate: float) -> Array | None:
