@@ -64,11 +64,18 @@ def small_enough(model: Matrices, family: Multiplier) -> bool:
 
 
 def least_gain(
-    model: Matrices, family: Multiplier, rate: float, start: Candidate, inputs: Array, outputs: Array
+    model: Matrices,
+    family: Multiplier,
+    rate: float,
+    start: Candidate,
+    inputs: Array,
+    outputs: Array,
+    gap: float = _GAP,
 ) -> Candidate | None:
     """Return the candidate with the least gain, from one for which the inequality holds with some slack, or None.
 
-    `inputs` (nu,) and `outputs` (ny,) are the units of `gain_supply`.
+    `inputs` (nu,) and `outputs` (ny,) are the units of `gain_supply`, `gap` the relative distance from the least
+    gamma^2 at which the path ends.
     """
     assert start.gamma is not None
     nx, nv, _, ny = model.sizes
@@ -79,7 +86,7 @@ def least_gain(
     pairs = _stack([storage, _negative(family.pairs(F_r[:nv], F_r[nv : 2 * nv])), _squares(drive)])
     theta = np.concatenate([start.P[np.triu_indices(nx)], start.theta, [start.gamma**2]])
     path = _Path([(pairs, -out.T @ out)], theta.size)
-    found = path.follow(theta, len(theta) - 1)
+    found = path.follow(theta, len(theta) - 1, gap=gap)
     if found is None or found[-1] <= 0:
         return None
     return Candidate(_symmetric(found, nx), found[nx * (nx + 1) // 2 : -1], float(np.sqrt(found[-1])))

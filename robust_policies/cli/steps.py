@@ -62,6 +62,7 @@ def check_elsewhere(modes: list[str], given: list[str]) -> None:
 def certify_folder(folder: Path, weights: list[float] | None = None) -> bool:
     """Return whether something is proven of the policy in `folder`, after writing its certificate."""
     from robust_policies.evaluation import certify_run
+    from robust_policies.identification import certify_model_loop
 
     certificate = certify_run(folder, weights=weights)
     typer.echo(f"{certificate.status}: {certificate.claim}")
@@ -77,6 +78,8 @@ def certify_folder(folder: Path, weights: list[float] | None = None) -> bool:
         reached = f", {', '.join(map(numbers.shown, shares))} of the proven one" if shares else ""
         changes = ", ".join(map(numbers.lower, certificate.peak["found"]))
         typer.echo(f"Largest change of an action in one step found by search: {changes}{reached}.")
+    if (loop := certify_model_loop(folder)) is not None:
+        typer.echo(f"{loop['status']}: {loop['claim']}")
     return certificate.status == "PASS"
 
 

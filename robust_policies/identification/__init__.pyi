@@ -1,5 +1,8 @@
 from .certificate import ModelCertificate as ModelCertificate
+from .certify_loop import certify_model_loop as certify_model_loop
 from .folder import IdentificationFolder as IdentificationFolder
+from .loop import ModelLoop as ModelLoop
+from .loop import prove_model_loop as prove_model_loop
 from .model import IdentifiedModel as IdentifiedModel
 from .model import Signals as Signals
 from .model import load_model as load_model

@@ -53,6 +53,7 @@ class RunFolder:
         self.smoothed_return = self.path / "smoothed_return.json"
         self.limits = self.path / "limits.yaml"
         self.loop = self.path / "loop.json"
+        self.model_loop = self.path / "model_loop.json"
         self.witness = self.path / "witness.npz"
         self.tightness = self.path / "tightness.json"
         self.evaluation = self.path / "evaluation.json"
