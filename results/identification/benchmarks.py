@@ -85,6 +85,7 @@ BENCHMARKS = {
         factor=1.0,
         methods={
             "r2dn": {"name": "r2dn"},
+            "r2dn_gain3": {"name": "r2dn", "gamma": 3.0},
             "ren": {"name": "ren"},
             "l2ru": {"name": "l2ru", "state_size": 8, "features": 8, "activation": "tanh"},
             "lstm": {"name": "lstm", "state_size": 8},
@@ -102,6 +103,7 @@ BENCHMARKS = {
         factor=1000.0,
         methods={
             "r2dn": {"name": "r2dn", "state_size": 12, "features": 24},
+            "r2dn_gain3": {"name": "r2dn", "state_size": 12, "features": 24, "gamma": 3.0},
             "ren": {"name": "ren", "state_size": 12, "features": 24},
             "l2ru": {"name": "l2ru", "state_size": 24, "features": 12, "layers": 3, "activation": "tanh"},
             "lstm": {"name": "lstm", "state_size": 32},

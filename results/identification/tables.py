@@ -18,6 +18,7 @@ NAMES = {
     "r2dn": "R2DN, contracting",
     "r2dn_long": "R2DN, contracting, longer",
     "r2dn_gain30": "R2DN, gain at most 30",
+    "r2dn_gain3": "R2DN, gain at most 3",
     "ren": "REN, contracting",
     "l2ru": "L2RU, contracting",
     "lstm": "LSTM",
