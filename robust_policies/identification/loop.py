@@ -13,45 +13,25 @@ and a what the policy gives, in the model's scale. Everything holds for incremen
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
 from gymnasium import spaces
 
 from robust_policies import checks
-from robust_policies.certificates import optimum
 from robust_policies.certificates.certificate import PERCENT
-from robust_policies.certificates.decay import Decay, least_decay
-from robust_policies.certificates.lmi import Array, Matrices
+from robust_policies.certificates.decay import Decay
 from robust_policies.certificates.neurons import METHOD, Neurons
-from robust_policies.certificates.optimum import Candidate
 from robust_policies.certificates.phrases import OVER_ALL
-from robust_policies.certificates.riccati import recover_metric
-from robust_policies.certificates.search import Search
 from robust_policies.certificates.verify import running_neurons
 from robust_policies.control.bounded import Bounded, assembled, block, parts
-from robust_policies.control.norms import radius
 from robust_policies.errors import NotCertifiableError
 from robust_policies.files import numbers
+from robust_policies.identification.loop_search import proven
 from robust_policies.identification.model import IdentifiedModel, Signals
 from robust_policies.policies import DeployedPolicy
 
-# Entries of the metric and multipliers with which the interior-point method takes seconds; above it only the parts' own
-# multipliers are tried.
-MOST_VARIABLES = 800
-# Of the blocks' multipliers, powers of ten; the rates that they are tried for, and a Riccati equation's slack.
-_WEIGHTS = (0.0, 1.0, -1.0, 2.0, -2.0)
-_RATES = (1.0, 1.5, 4.0)
-_SLACK = 1e-6
-# The search for a smaller rate ends after so many tries that failed, of a large loop (a try takes ten seconds) and of
-# another one, or this close, as a difference of logarithms.
-_FAILURES, _CLOSE = (2, 5), 0.01
-# Relative distance from the least gain's square: nearer to it the path of a large loop loses its digits.
-_GAP = 1e-4
 _CELLS = ("r2dn", "ren")
 
 
@@ -90,7 +70,8 @@ def prove_model_loop(policy: DeployedPolicy, model: IdentifiedModel) -> ModelLoo
         ShapeError: the policy does not fit the model.
     """
     loop = model_loop(policy, model)
-    return _proven(loop.neurons, loop.blocks)
+    found = proven(loop.neurons, loop.blocks)
+    return _nothing(found.reason) if found.decay is None else _claimed(found.decay, found.gain)
 
 
 class Closed(NamedTuple):
@@ -195,141 +176,6 @@ def _closed(plant: Neurons, policy: Neurons, signals: Signals) -> Closed:
 def _top(matrix: Bounded, count: int) -> Bounded:
     """Return the first `count` rows."""
     return Bounded(matrix.value[:count], matrix.error[:count])
-
-
-def _proven(loop: Neurons, blocks: Sequence[int]) -> ModelLoop:
-    if not (rho := radius(loop.model.A)) < 1.0:
-        return _nothing(f"the loop without its neurons has spectral radius {rho:.6g}, not below 1")
-    found = _contracting(loop, blocks, rho)
-    search = Search(loop.model, loop.family, 1.0)
-    tried = (least_decay(search, one.theta, [one.P]) for one in reversed(found))
-    decay = next((one for one in tried if one is not None), None)
-    if decay is None:
-        why = "contraction was found in floating point and could not be proven"
-        return _nothing(why if found else "no metric and multipliers were found with which the loop contracts")
-    return _claimed(decay, _least_gain(loop, found))
-
-
-def _contracting(loop: Neurons, blocks: Sequence[int], rho: float) -> list[Candidate]:
-    """Return metrics and multipliers with which the loop seems to contract, the least rate last, [] if none are found.
-
-    The parts' own multipliers, weighted against each other, give a metric in which the loop may even expand; from it
-    the interior-point method goes to smaller rates.
-    """
-    best, reached = _weighted(loop, blocks)
-    kept = [best] if best is not None and reached <= 1.0 else []
-    if not _searched(loop):
-        return kept
-    if best is None:
-        best, reached = optimum.contraction(loop.model, loop.family, 1.0), 1.0
-        kept = [] if best is None else [best]
-    low, high, failed = math.log(max(rho, 1e-3)), math.log(reached), 0
-    most = _FAILURES[optimum.small_enough(loop.model, loop.family)]
-    while best is not None and failed < most and high - low > _CLOSE:
-        # Down to 1 by halves, which the method can follow; then towards the least there may be.
-        target = 0.5 * (high + low) if high <= 0.0 else 0.0 if high < 0.1 else 0.5 * high
-        scaled = _Scaled.by(loop, best)
-        found = None if scaled is None else optimum.contraction(scaled.model, loop.family, math.exp(target))
-        if scaled is not None and found is not None:
-            best, high = scaled.back(found), target
-            kept += [best] if target <= 0.0 else []
-        elif target >= 0.0:
-            return kept
-        else:
-            low, failed = target, failed + 1
-    return kept
-
-
-def _weighted(loop: Neurons, blocks: Sequence[int]) -> tuple[Candidate | None, float]:
-    """Return the first of the multipliers with weights for each block that proves the least of some rates, and it."""
-    exponents = sorted(itertools.product(_WEIGHTS, repeat=len(blocks) - 1), key=np.linalg.norm)
-    weighted = [loop.theta * np.repeat(np.power(10.0, [*one, 0.0]), blocks) for one in exponents]
-    for rate, theta in itertools.product(_RATES, weighted):
-        if (P := _metric(loop, theta, rate)) is not None:
-            return Candidate(P, theta), rate
-    return None, math.inf
-
-
-def _metric(loop: Neurons, theta: Array, rate: float) -> Array | None:
-    """Return a metric that proves the rate with these multipliers, None where none is found."""
-    inner = np.diag(theta) - theta[:, None] * loop.model.D11
-    try:
-        np.linalg.cholesky(inner + inner.T)
-    except np.linalg.LinAlgError:
-        return None
-    P = recover_metric(loop.model, rate, loop.family.matrix(theta), None, _SLACK)
-    shown = P is not None and Search(loop.model, loop.family, 1.0).prove(P, theta, rate, None).holds
-    return P if shown else None
-
-
-def _searched(loop: Neurons) -> bool:
-    nx = loop.model.sizes[0]
-    return nx * (nx + 1) // 2 + loop.family.size + 1 <= MOST_VARIABLES
-
-
-class _Scaled(NamedTuple):
-    """A loop in the state S x around neurons of d v and d w, d powers of two: those have slopes in [0, 1] too."""
-
-    model: Matrices
-    S: Array
-    d: Array
-
-    @classmethod
-    def by(cls, loop: Neurons, candidate: Candidate) -> _Scaled | None:
-        """Return the loop where a candidate's metric is the identity and its multipliers are near 1."""
-        try:
-            S = np.linalg.cholesky(candidate.P).T
-        except np.linalg.LinAlgError:
-            return None
-        made = loop.model.in_coordinates(S)
-        if made is None or made.error is None:
-            return None
-        theta = np.maximum(candidate.theta, 1e-12 * candidate.theta.max())
-        d = np.exp2(np.round(0.5 * np.log2(theta)))
-
-        def scaled(one: Matrices) -> Matrices:
-            # Without rounding.
-            rows = {name: d[:, None] * getattr(one, name) for name in ("C1", "D12")}
-            return replace(one, **rows, D11=d[:, None] * one.D11 / d, B1=one.B1 / d, D21=one.D21 / d)
-
-        return cls(replace(scaled(made), error=scaled(made.error)), S, d)
-
-    def back(self, found: Candidate) -> Candidate:
-        """Return what a candidate for this is for the loop."""
-        P = self.S.T @ found.P @ self.S
-        # A proof is one at every size.
-        size = np.exp2(-np.round(np.log2(np.abs(P).max())))
-        return Candidate(size * 0.5 * (P + P.T), size * found.theta * self.d**2)
-
-
-def _least_gain(loop: Neurons, proofs: Sequence[Candidate]) -> float | None:
-    """Return the least gain that is proven, from what proves contraction; None where none is."""
-    starts: list[tuple[float, Search, Candidate]] = []
-    for one in proofs:
-        if (scaled := _Scaled.by(loop, one)) is not None:
-            search = Search(scaled.model, loop.family, 1.0)
-            first = search.scaled(np.eye(len(one.P)), one.theta / scaled.d**2, 1.0, 1.0)
-            if first is not None and first.gamma is not None:
-                starts.append((first.gamma, search, first))
-    if not starts:
-        return None
-    gamma, search, first = min(starts, key=lambda start: start[0])
-    slack = Candidate(first.P * (1 + 1e-6), first.theta * (1 + 1e-6), 1.1 * gamma)
-    best = None
-    if _searched(loop):
-        args = search.model, loop.family, 1.0, slack, search.inputs, search.outputs
-        best = optimum.least_gain(*args, gap=_GAP)
-    for candidate, proven in _tried([best, first]):
-        if search.at(candidate, proven, 1.0) is not None:
-            return proven
-    return None
-
-
-def _tried(candidates: Sequence[Candidate | None]) -> Iterator[tuple[Candidate, float]]:
-    """Yield candidates with the gains to prove of them, a little above their own."""
-    for candidate, delta in itertools.product(candidates, (1e-7, 1e-5, 1e-3, 1e-1)):
-        if candidate is not None and candidate.gamma is not None and 0 < candidate.gamma < 1e9:
-            yield candidate, candidate.gamma * (1 + delta)
 
 
 def _nothing(reason: str) -> ModelLoop:
