@@ -101,7 +101,8 @@ def certify(
         typer.Option(metavar="W1,W2,...", help="size of one unit of each sensor, for a gain in these units: 1,1,0.1"),
     ] = None,
     check: Annotated[
-        bool, typer.Option("--check", help="prove again what certificate.json says, and change nothing")
+        bool,
+        typer.Option("--check", help="prove again what certificate.json and model_loop.json say, and change nothing"),
     ] = False,
     return_: Annotated[
         bool, typer.Option("--return", help="prove what its return in a linear task cannot fall below instead")
@@ -329,7 +330,8 @@ def _check_certificates(folders: Sequence[Path]) -> None:
     if found:
         typer.echo("Not confirmed; write the certificate again with `certify` if you trust the policy's files.")
         raise typer.Exit(1)
-    typer.echo("Confirmed: the arrays, the proof, the witness and every entry of certificate.json agree.")
+    loops = " and model_loop.json" if any((folder / "model_loop.json").exists() for folder in folders) else ""
+    typer.echo(f"Confirmed: the arrays, the proof, the witness and every entry of certificate.json{loops} agree.")
 
 
 def _wrappers(text: str) -> list[Any]:

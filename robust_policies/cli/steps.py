@@ -61,8 +61,7 @@ def check_elsewhere(modes: list[str], given: list[str]) -> None:
 
 def certify_folder(folder: Path, weights: list[float] | None = None) -> bool:
     """Return whether something is proven of the policy in `folder`, after writing its certificate."""
-    from robust_policies.evaluation import certify_run
-    from robust_policies.identification import certify_model_loop
+    from robust_policies.evaluation import certify_model_loop, certify_run
 
     certificate = certify_run(folder, weights=weights)
     typer.echo(f"{certificate.status}: {certificate.claim}")

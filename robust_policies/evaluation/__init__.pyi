@@ -11,6 +11,7 @@ from .compare import compare_runs as compare_runs
 from .episodes import run_episodes as run_episodes
 from .limits import check_limits as check_limits
 from .loop import loop_run as loop_run
+from .model_loop import certify_model_loop as certify_model_loop
 from .report.page import write_report as write_report
 from .run import evaluate_run as evaluate_run
 from .suite import SUITES as SUITES

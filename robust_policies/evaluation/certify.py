@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -20,21 +19,18 @@ from robust_policies.certificates.kept import Book, keeping
 from robust_policies.certificates.loop import NUMBERS
 from robust_policies.certificates.peak_search import PeakWitness, peak_secants, peak_witness
 from robust_policies.errors import CorruptFileError, MissingFileError, NotCertifiableError, UserError
+from robust_policies.evaluation.model_loop import check_model_loop
+from robust_policies.evaluation.recomputed import SENTENCE, TOLERANCE, differs, same, same_words
 from robust_policies.evaluation.task_numbers import task_numbers
 from robust_policies.networks.once import unchanging
 from robust_policies.policies import DeployedPolicy, load_policy
 from robust_policies.policies.storage import certificate_is_of, running_arrays_agree
 from robust_policies.train.run.folder import RunFolder
 
-# Recomputed on another machine, sums may round differently; margins are differences of such sums.
-_TOLERANCES = {"margin": 1e-3, "ratio": 1e-6}
-_TOLERANCE = 1e-6
-_NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?")
-# Four digits, rounded up or down.
-_PRINTED = 1.1e-3
+# Margins are differences of sums that may round differently on another machine.
+_TOLERANCES = {"margin": 1e-3}
 PEAK_WITNESS = "peak_witness.npz"
 PROOFS = "proofs.npz"
-SENTENCE = "the claim is not the sentence that these numbers make"
 _FIELDS = ("gamma_core", "gamma_raw", "gamma_weighted", "rate", "overshoot", "empirical_lower", "ratio", "margin")
 
 
@@ -103,7 +99,23 @@ def is_certified(folder: str | Path, weights: Sequence[float] | None = None) -> 
     return given == here and whole and certificate_is_of(stored, policy)
 
 
-def check_run(folder: str | Path, policy: DeployedPolicy | None = None) -> list[str]:
+def check_run(folder: str | Path) -> list[str]:
+    """Return what differs between the certificates in a run folder and what its files show, [] if nothing.
+
+    They are certificate.json (`check_certificate`) and, where there is one, model_loop.json
+    (`model_loop.check_model_loop`); one that cannot be checked is a difference too. A folder that does not exist raises
+    MissingFileError.
+    """
+    found = check_certificate(folder)
+    try:
+        loop = check_model_loop(folder, load_policy(folder)) if RunFolder(folder).model_loop.exists() else None
+    except UserError:
+        # Of which the certificate's check has said so.
+        return found
+    return found if loop is None else [*found, *loop.differences, *filter(None, [loop.reason])]
+
+
+def check_certificate(folder: str | Path, policy: DeployedPolicy | None = None) -> list[str]:
     """Return what differs between a run folder's certificate.json and what its policy and witness show, [] if nothing.
 
     The arrays' hashes, the proof, the gain of the witness and every number and sentence are computed again; where
@@ -177,11 +189,11 @@ def _peak_differences(stored: dict[str, Any] | None, expected: dict[str, Any] | 
     """Return what of the bound of every step is not what was computed again."""
     if stored is None or expected is None:
         return [] if stored is expected else ["peak is in one of the file and what was computed again only"]
-    same = set(stored) == set(expected) and all(stored[key] == expected[key] for key in ("units", "method"))
+    agrees = set(stored) == set(expected) and all(stored[key] == expected[key] for key in ("units", "method"))
     for name in ("gamma", "found"):
         given, again = stored.get(name, []), expected.get(name, [])
-        same = same and len(given) == len(again) and all(map(_near, given, again))
-    return [] if same else [f"peak is {stored!r} in the file and {expected!r} when computed again"]
+        agrees = agrees and len(given) == len(again) and all(map(_near, given, again))
+    return [] if agrees else [differs("peak", stored, expected)]
 
 
 def _near(given: float, again: float) -> bool:
@@ -206,30 +218,28 @@ def _differences(stored: Certificate, expected: Certificate) -> list[str]:
         found.append(f"the sha256 of {', '.join(changed)} is not that of the policy's arrays")
     for name in ("status", "method", "reason", "choices"):
         if (given := getattr(stored, name)) != (again := getattr(expected, name)):
-            found.append(f"{name} is {given!r} in the file and {again!r} when computed again")
+            found.append(differs(name, given, again))
     old = stored.closed_loop is None and stored.signals is None and expected.signals is not None
     for name in _FIELDS:
         given, again = getattr(stored, name), getattr(expected, name)
         if old and name in ("rate", "overshoot"):
             # A file of an older version has the rate of the design; what is proven now implies it.
             if name == "rate" and (given is None or again is None or not again <= given <= 1):
-                found.append(f"rate is {given!r} in the file and {again!r} when computed again")
-        elif not _same(given, again, _TOLERANCES.get(name, _TOLERANCE)):
-            found.append(f"{name} is {given!r} in the file and {again!r} when computed again")
+                found.append(differs("rate", given, again))
+        elif not same(given, again, _TOLERANCES.get(name, TOLERANCE)):
+            found.append(differs(name, given, again))
     if [(factor.name, factor.note) for factor in stored.factors] != [(f.name, f.note) for f in expected.factors]:
         found.append("the factors are not those of the policy's chain")
     else:
         for given, again in zip(stored.factors, expected.factors, strict=True):
-            if not _same(given.gain, again.gain, _TOLERANCE):
-                found.append(
-                    f"factor {given.name!r} is {given.gain!r} in the file and {again.gain!r} when computed again"
-                )
+            if not same(given.gain, again.gain):
+                found.append(differs(f"factor {given.name!r}", given.gain, again.gain))
     for name in () if old else ("signals", "forgets"):
         if (given := getattr(stored, name)) != (again := getattr(expected, name)):
-            found.append(f"{name} is {given!r} in the file and {again!r} when computed again")
+            found.append(differs(name, given, again))
     found += _peak_differences(stored.peak, expected.peak)
     found += _loop_differences(stored.closed_loop, expected.closed_loop)
-    if not _same_words(stored.claim, claim(stored)):
+    if not same_words(stored.claim, claim(stored)):
         found.append(SENTENCE)
     return found
 
@@ -242,13 +252,13 @@ def _loop_differences(stored: dict[str, Any] | None, expected: dict[str, Any] | 
     for name in sorted(set(stored) | set(expected)):
         given, again = stored.get(name), expected.get(name)
         if name in NUMBERS and all(isinstance(value, int | float | None) for value in (given, again)):
-            same = _same(given, again, _TOLERANCE)
+            agrees = same(given, again)
         elif isinstance(given, str) and isinstance(again, str):
-            same = _same_words(given, again)
+            agrees = same_words(given, again)
         else:
-            same = given == again
-        if not same:
-            found.append(f"closed_loop.{name} is {given!r} in the file and {again!r} when computed again")
+            agrees = given == again
+        if not agrees:
+            found.append(differs(f"closed_loop.{name}", given, again))
     return found
 
 
@@ -259,25 +269,10 @@ def _tightness_differences(content: dict[str, Any], expected: Certificate) -> li
     if not isinstance(gains, list) or not numbers or not gains or any(a > b for a, b in pairwise(gains)):
         return [f"the gains in tightness.json are {gains!r}; expected numbers that do not decrease"]
     found = []
-    if not isinstance(gamma, int | float | None) or not _same(gamma, expected.gamma_raw, _TOLERANCE):
+    if not isinstance(gamma, int | float | None) or not same(gamma, expected.gamma_raw):
         found.append(f"gamma_raw is {gamma!r} in tightness.json and {expected.gamma_raw!r} when computed again")
-    if not _same(gains[-1], expected.empirical_lower, _TOLERANCE):
+    if not same(gains[-1], expected.empirical_lower):
         found.append(
             f"the last gain in tightness.json is {gains[-1]!r} and the witness shows {expected.empirical_lower!r}"
         )
     return found
-
-
-def _same(given: float | None, again: float | None, tolerance: float) -> bool:
-    if given is None or again is None:
-        return given is again
-    # NumPy's isclose of two numbers takes as long as the product of two matrices.
-    return given == again or (math.isfinite(again) and abs(given - again) <= tolerance * abs(again))
-
-
-def _same_words(given: str, again: str) -> bool:
-    """Return whether two sentences are the same but for how many digits their numbers were rounded to."""
-    if _NUMBER.sub("#", given) != _NUMBER.sub("#", again):
-        return False
-    pairs = zip(_NUMBER.findall(given), _NUMBER.findall(again), strict=True)
-    return all(_same(float(a), float(b), _PRINTED) for a, b in pairs)

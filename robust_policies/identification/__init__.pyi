@@ -1,5 +1,4 @@
 from .certificate import ModelCertificate as ModelCertificate
-from .certify_loop import certify_model_loop as certify_model_loop
 from .folder import IdentificationFolder as IdentificationFolder
 from .loop import ModelLoop as ModelLoop
 from .loop import prove_model_loop as prove_model_loop

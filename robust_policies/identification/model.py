@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from robust_policies.certificates.certificate import array_hashes, digest
 from robust_policies.errors import CorruptFileError, InvalidValueError, MissingFileError, ShapeError
 from robust_policies.files.atomic import read_json, write_atomic, write_json
 from robust_policies.identification.certificate import ModelCertificate, certify
@@ -207,6 +208,16 @@ class IdentifiedModel(nn.Module):
         """Return what is proven of the arrays that run: contraction, and gains in raw units."""
         s = self.signals
         return certify(self.cell, s.inputs, s.outputs, np.asarray(s.input_scale), np.asarray(s.output_scale))
+
+    @property
+    def sha256(self) -> str:
+        """Of the numbers that it computes with: its arrays, and the scales and offsets of its signals."""
+        scales = {
+            f"{part}_{name}": np.asarray(getattr(self.signals, f"{part}_{name}"), np.float64)
+            for part in ("input", "output")
+            for name in ("scale", "offset")
+        }
+        return digest(array_hashes({**self.state_dict(), **scales}))
 
     def save(self, folder: str | Path, **entries: Any) -> Path:
         """Return `folder` after writing model.json, with further `entries` in it, and model.safetensors there."""

@@ -13,9 +13,12 @@ from pydantic import Field, field_validator
 from safetensors import SafetensorError
 from torch import Tensor
 
+from robust_policies.certificates.certificate import digest
 from robust_policies.envs.plant import NonNegativeNumber, Number, Params, Plant, PositiveNumber, Section, TaskFile
-from robust_policies.errors import CorruptFileError, InvalidValueError
+from robust_policies.errors import CorruptFileError, InvalidValueError, NotCertifiableError
+from robust_policies.identification.loop import ModelLoop, prove_model_loop
 from robust_policies.identification.model import IdentifiedModel, load_model
+from robust_policies.policies import DeployedPolicy
 
 STATES = "states.safetensors"
 """Of a model's folder, for starts: "states" (n, nx) of its training, "begins" (records, nx) where its records begin."""
@@ -112,6 +115,22 @@ class IdentifiedPlant(Plant):
         self.spread_weight = task.cost.band
         self.starts = self._starts(task.model, task.starts)
         self._ready: dict[tuple[torch.dtype, torch.device], list[Any]] = {}
+
+    @property
+    def sha256(self) -> str:
+        """Of the numbers that the models compute with."""
+        return digest({str(k): model.sha256 for k, model in enumerate(self.models)})
+
+    def prove_loop(self, policy: DeployedPolicy) -> ModelLoop:
+        """Return what is proven of a policy in the loop with the model; raises as `loop.prove_model_loop`.
+
+        An ensemble is refused, and a plant made of this class, which may step the model otherwise.
+        """
+        if type(self) is not IdentifiedPlant:
+            raise NotCertifiableError(f"the task's plant is {type(self).__name__}, which may step the model otherwise.")
+        if len(self.models) != 1:
+            raise NotCertifiableError(f"the task is an ensemble of {len(self.models)} models; expected one.")
+        return prove_model_loop(policy, self.models[0])
 
     def _limits(self, limits: Limits) -> tuple[np.ndarray, np.ndarray]:
         s, nu = self.signals, len(self.signals.inputs)

@@ -1,15 +1,11 @@
 """Small settings, models and data."""
 
-import numpy as np
 import pytest
-import torch
-from small_data import TIME_STEP, record
+from small_data import record
+from small_models import SMALL, small_model
 
-from robust_policies.identification import IdentifiedModel, Signals, parse_settings
+from robust_policies.identification import parse_settings
 from robust_policies.identification.records import Experiment
-from robust_policies.networks import make_cell
-
-SMALL = {"state_size": 4, "features": 6, "hidden_sizes": [8], "activation": "tanh"}
 
 
 @pytest.fixture
@@ -40,20 +36,4 @@ def experiment():
 @pytest.fixture
 def model():
     """Return a function that makes an untrained model of two inputs and two outputs with uneven scales."""
-
-    def make(name="r2dn", nu=2, ny=2, initial=None, dtype=torch.float64, **options):
-        torch.manual_seed(0)
-        sizes = {key: SMALL[key] for key in (SMALL if name == "r2dn" else ["state_size"])}
-        cell = make_cell(name, nu, ny, **{**sizes, **options}).to(dtype)
-        scales = [np.array([0.5, 20.0])[:nu], np.array([3.0, 0.01])[:ny]]
-        offsets = [np.array([1.0, -2.0])[:nu], np.array([-1.0, 5.0])[:ny]]
-        numbers = (offsets[0], scales[0], offsets[1], scales[1])
-        signals = Signals(
-            tuple(f"u{k}" for k in range(nu)),
-            tuple(f"y{k}" for k in range(ny)),
-            TIME_STEP,
-            *(tuple(map(float, v)) for v in numbers),
-        )
-        return IdentifiedModel(cell, signals, None if initial is None else initial(cell))
-
-    return make
+    return small_model

@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from gymnasium import spaces
+from small_models import LIMIT, policy_of
 from typer.testing import CliRunner
 
 from robust_policies.cli.app import app
@@ -15,34 +16,14 @@ from robust_policies.control.norms import radius
 from robust_policies.envs import load_plant
 from robust_policies.envs.registration import IDENTIFIED
 from robust_policies.errors import NotCertifiableError, ShapeError
-from robust_policies.identification import certify_model_loop, prove_model_loop
+from robust_policies.evaluation import certify_model_loop
+from robust_policies.identification import prove_model_loop
 from robust_policies.identification.loop import model_loop
 from robust_policies.networks import make_cell
 from robust_policies.policies import load_policy, policy_from_cell, save_policy
 from robust_policies.train import parse_recipe, train
 
-OPTIONS = {
-    "r2dn": {"state_size": 3, "features": 4, "hidden_sizes": [5, 3], "gamma": 0.3},
-    "ren": {"state_size": 3, "features": 4, "gamma": 0.3},
-    "lbdn": {"hidden_sizes": [4, 3], "gamma": 0.3},
-    "mlp": {"hidden_sizes": [4]},
-}
 MODEL = {"r2dn": {}, "ren": {"features": 4}}
-LIMIT = 0.2
-
-
-def policy_of(name="r2dn", ny=1, nu=1, gain=1.0, limit=LIMIT, dtype=torch.float64, **options):
-    """Return a policy, its output multiplied by `gain`."""
-    torch.manual_seed(1)
-    kind = np.float64 if dtype is torch.float64 else np.float32
-    cell = make_cell(name, ny, nu, **{**OPTIONS[name], **options}).to(dtype)
-    box = spaces.Box(-np.inf, np.inf, (ny,), kind), spaces.Box(-limit, limit, (nu,), kind)
-    # With an offset observations are read in their own precision.
-    scales = {"observation_scale": np.linspace(0.5, 1.5, ny), "observation_offset": np.zeros(ny)}
-    scales["action_scale"] = gain * np.linspace(1.0, 0.5, nu)
-    policy = policy_from_cell(cell, *box, **scales)
-    policy.actor.to(dtype)
-    return policy
 
 
 def centred(module):

@@ -15,7 +15,9 @@ from robust_policies.certificates import Certificate
 from robust_policies.certificates.certificate import VIOLATION_MARGIN, array_hashes, digest
 from robust_policies.envs.batch import ours
 from robust_policies.errors import UserError
-from robust_policies.evaluation.certify import SENTENCE, check_run
+from robust_policies.evaluation.certify import check_certificate
+from robust_policies.evaluation.model_loop import check_model_loop
+from robust_policies.evaluation.recomputed import SENTENCE
 from robust_policies.evaluation.task_numbers import task_numbers
 from robust_policies.files.yaml_text import read_yaml
 from robust_policies.policies import DeployedPolicy, load_policy
@@ -38,6 +40,8 @@ class Agreement:
         policy: sha256 of the arrays of the policy in the folder, None: it cannot be read.
         evaluated: sha256 of the policy's arrays that evaluation.json states, None: not stated.
         certificate: what in certificate.json is not so; None: it could not be checked.
+        model_loop: what in model_loop.json is not so; None: there is none, or it could not be checked.
+        why_no_loop: why it could not.
         others: what in the other files is not so.
         reason: why the certificate could not be checked.
         sentence: whether the certificate's sentence is another than its numbers make, though they are right.
@@ -46,6 +50,8 @@ class Agreement:
     policy: str | None = None
     evaluated: str | None = None
     certificate: list[str] | None = None
+    model_loop: list[str] | None = None
+    why_no_loop: str = ""
     others: list[str] = field(default_factory=list)
     reason: str = ""
     sentence: bool = False
@@ -53,7 +59,7 @@ class Agreement:
     @property
     def differences(self) -> list[str]:
         """All that does not agree."""
-        return [*(self.certificate or []), *self.others]
+        return [*(self.certificate or []), *(self.model_loop or []), *self.others]
 
     @property
     def weights(self) -> str | None:
@@ -69,6 +75,7 @@ def agreement(
     returns: ReturnCertificate | None = None,
     smoothed: SmoothedReturn | None = None,
     loop: Mapping[str, Any] | None = None,
+    model_loop: Mapping[str, Any] | None = None,
 ) -> Agreement:
     """Return what agrees in a run folder, given what could be read of its files ({} or None for nothing)."""
     stated = evaluation.get("policy_sha256")
@@ -81,6 +88,8 @@ def agreement(
         found.reason = f"the policy cannot be read: {error}"
     if certificate is not None:
         _certificate(folder, certificate, found, policy)
+    if model_loop is not None:
+        _model_loop(folder, found, policy)
     if found.policy is not None and found.evaluated not in (None, found.policy):
         found.others.append(
             "evaluation.json: its returns are of another policy; the sha256 it states is not this one's"
@@ -112,8 +121,15 @@ def _certificate(folder: Path, certificate: Certificate, found: Agreement, polic
     found.certificate = [*(found.certificate or []), *(f"certificate.json: {one}" for one in said if one != SENTENCE)]
 
 
+def _model_loop(folder: Path, found: Agreement, policy: DeployedPolicy | None) -> None:
+    if policy is None:
+        found.why_no_loop = found.reason
+    elif (checked := check_model_loop(folder, policy)) is not None:
+        found.model_loop, found.why_no_loop = None if checked.reason else checked.differences, checked.reason
+
+
 def _checked(folder: Path, policy: DeployedPolicy | None) -> list[str]:
-    """Return what `check_run` says; a folder with the same policy, certificate and witnesses is checked once."""
+    """Return what `check_certificate` says; a folder with the same policy, certificate and witnesses: once."""
     content = hashlib.sha256()
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
         if path.name.startswith(_NOT_CHECKED):
@@ -121,7 +137,7 @@ def _checked(folder: Path, policy: DeployedPolicy | None) -> list[str]:
         content.update(f"{path.name} {path.stat().st_size}\n".encode() + path.read_bytes())
     if (key := content.hexdigest()) in _AGREED:
         return []
-    said = check_run(folder, policy)
+    said = check_certificate(folder, policy)
     if not said:
         _AGREED.add(key)
     return said

@@ -13,15 +13,16 @@ from robust_policies.evaluation.task_numbers import task_numbers
 _SHORT = 16
 CHECKED = (
     "Computed again for this report, from the policy in each folder: the sha256 of its arrays, the proof, the gain of "
-    "the saved sequences, and every number of the certificate; and whether the evaluation is of these arrays. A sha256 "
-    "is a fingerprint: two are equal only for the same numbers; its first digits are shown. “Not stated”: the file "
-    "was written before such files held it."
+    "the saved sequences, and every number of the certificate; likewise of the loop with an identified model, where "
+    "one is stated; and whether the evaluation is of these arrays. A sha256 is a fingerprint: two are equal only for "
+    "the same numbers; its first digits are shown. “Not stated”: the file was written before such files held it."
 )
 
 
 def check_table(methods: Sequence[Method]) -> str:
     """Return what was found by computing again, a line for each run."""
-    rows = [_checked(run) for method in methods for run in method.runs]
+    runs = [run for method in methods for run in method.runs]
+    rows = [_checked(run) for run in runs]
     head = [
         "Run",
         "Policy's arrays (sha256)",
@@ -31,6 +32,9 @@ def check_table(methods: Sequence[Method]) -> str:
         "Working tree when trained",
         "Commit",
     ]
+    if any(run.model_loop is not None for run in runs):
+        head.insert(3, "Loop with the model")
+        rows = [[*row[:3], _model_loop(run), *row[3:]] for run, row in zip(runs, rows, strict=True)]
     content = table(head, rows, "The check of the files")
     return f"<p>{CHECKED}</p>" + (content if len(rows) <= 12 else details(f"The check of {len(rows)} runs", content))
 
@@ -56,6 +60,15 @@ def _checked(run: Run) -> list[str]:
     evaluated = _hash(found.evaluated) if run.evaluation is not None else "no evaluation"
     short = escape(commit[:12]) if isinstance(commit, str) else "not stated"
     return [escape(run.name), _hash(found.policy), certificate, evaluated, outcome, modified, short]
+
+
+def _model_loop(run: Run) -> str:
+    if run.model_loop is None:
+        return "none"
+    found = run.agreement
+    if found.model_loop is None:
+        return f"not checked: {escape(found.why_no_loop)}"
+    return "does not agree" if found.model_loop else "agrees"
 
 
 def _hash(value: str | None) -> str:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from robust_policies.certificates import Certificate
 from robust_policies.errors import CorruptFileError, InvalidValueError, MissingFileError, UserError
+from robust_policies.evaluation.model_loop import read_model_loop
 from robust_policies.evaluation.report.agreement import Agreement, agreement
 from robust_policies.evaluation.report.loop_charts import read_loop
 from robust_policies.evaluation.report.training import training_curve
@@ -93,6 +94,7 @@ class Run:
     returns: ReturnCertificate | None = None
     smoothed: SmoothedReturn | None = None
     loop: dict[str, Any] | None = None
+    model_loop: dict[str, Any] | None = None
     tightness: tuple[Array, Array, float | None] | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     training: tuple[Array, Array] | None = None
@@ -189,6 +191,8 @@ def _load(folder: Path, name: str, pictures: bool) -> Run:
         run.smoothed = _try(run, lambda: _smoothed_return(files.smoothed_return))
     if files.loop.exists():
         run.loop = _try(run, lambda: read_loop(files.loop))
+    if files.model_loop.exists():
+        run.model_loop = _try(run, lambda: read_model_loop(files.model_loop))
     if pictures and files.tightness.exists():
         run.tightness = _try(run, lambda: _tightness(files))
     if files.provenance.exists():
@@ -196,7 +200,14 @@ def _load(folder: Path, name: str, pictures: bool) -> Run:
     run.training = _try(run, lambda: training_curve(files)) if pictures else None
     _name_method(run, files)
     run.agreement = agreement(
-        folder, run.certificate, run.evaluation or {}, run.provenance, run.returns, run.smoothed, run.loop
+        folder,
+        run.certificate,
+        run.evaluation or {},
+        run.provenance,
+        run.returns,
+        run.smoothed,
+        run.loop,
+        run.model_loop,
     )
     return run
 

@@ -16,6 +16,14 @@ from robust_policies.evaluation.report.static import data_uri
 from robust_policies.files import numbers
 
 COLUMNS = 9
+STATUS_WORDS = {
+    "DISAGREES": "does not agree",
+    "VIOLATED": "refuted",
+    "MISSING": "no certificate",
+    "NOT_CERTIFIED": "not certified",
+    "NOT_PROVEN": "not proven",
+    "PASS": "proven",
+}
 
 
 def escape(value: Any) -> str:
@@ -60,6 +68,17 @@ def name_of(method: Method) -> str:
     """Return a method's name with its line and marker."""
     line = Series(method.name, method.look, [], [])
     return f"<span class='name'>{sample(line)}{escape(method.name)}</span>"
+
+
+def badges(states: Sequence[str]) -> str:
+    """Return what is proven of some runs: one word, and how many of how many where they differ."""
+    parts = []
+    for state, words in STATUS_WORDS.items():
+        count = states.count(state)
+        if count:
+            several = f"{count} of {len(states)} " if count < len(states) else ""
+            parts.append(f"<span class='badge {state}'>{several}{words}</span>")
+    return " ".join(parts)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "", numeric: Sequence[int] = ()) -> str:

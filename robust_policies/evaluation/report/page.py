@@ -32,6 +32,7 @@ from robust_policies.evaluation.report.methods import (
     main_worst,
     tasks_of,
 )
+from robust_policies.evaluation.report.model_loop import model_loop_part
 from robust_policies.evaluation.report.reproduce import reproduce
 from robust_policies.evaluation.report.returns import (
     curve_panel,
@@ -242,6 +243,8 @@ def _blocks(
             body += details(escape(chart.title), picture, opened=number == 0)
         yield slug("task", task), f"Returns in {task}", facts.task_table(here, task) + body
     yield "certificates", "What is proven", sections.certificates(methods)
+    if loops := model_loop_part(methods):
+        yield "model-loop", "Proven of the loop with the identified model", loops
     for run in _with_loop(methods):
         yield (
             slug("linear part", run.name),

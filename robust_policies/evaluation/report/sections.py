@@ -12,6 +12,7 @@ from robust_policies.certificates.certificate import Certificate, claim
 from robust_policies.evaluation.report.gains import found_gains, proven_gains
 from robust_policies.evaluation.report.load import Run
 from robust_policies.evaluation.report.markup import (
+    badges,
     details,
     escape,
     found,
@@ -40,13 +41,6 @@ from robust_policies.evaluation.report.verdict import effect_at
 from robust_policies.evaluation.statistics import FEW
 from robust_policies.files import numbers
 
-STATUS_WORDS = {
-    "DISAGREES": "does not agree",
-    "VIOLATED": "refuted",
-    "MISSING": "no certificate",
-    "NOT_CERTIFIED": "not certified",
-    "PASS": "proven",
-}
 READING = (
     "A certificate is about the policy alone (a Youla policy's: about the linear closed loop): the gain from the "
     "observations it reads to its mean actions (of choices: to their logits), in open "
@@ -102,14 +96,7 @@ def _listed(items: Sequence[tuple[Run, str]], kind: str = "note") -> str:
 
 def badge(runs: Sequence[Run]) -> str:
     """Return the status of the certificates of some runs: one word, and how many of how many where they differ."""
-    states = [_state(run) for run in runs]
-    parts = []
-    for state, words in STATUS_WORDS.items():
-        count = states.count(state)
-        if count:
-            several = f"{count} of {len(states)} " if count < len(states) else ""
-            parts.append(f"<span class='badge {state}'>{several}{words}</span>")
-    return " ".join(parts)
+    return badges(list(map(_state, runs)))
 
 
 def _state(run: Run) -> str:

@@ -22,6 +22,7 @@ from robust_policies.evaluation.report.methods import (
     main_worst,
     unit_of,
 )
+from robust_policies.evaluation.report.model_loop import model_loop_words
 from robust_policies.files import numbers
 
 _IN_VIEW = 6
@@ -42,11 +43,14 @@ class Worst:
 
 def verdict(methods: Sequence[Method]) -> str:
     """Return a sentence about what is proven and one about the worst found, for each method."""
-    said = [
-        f"<p class='verdict'>{_proven(method)} {certified_words(method)} {_found(method)}</p>" for method in methods
-    ]
+    said = [f"<p class='verdict'>{' '.join(_said(method))}</p>" for method in methods]
     rest = details(f"The same of {len(said) - _IN_VIEW} more", "".join(said[_IN_VIEW:])) if said[_IN_VIEW:] else ""
     return "".join(said[:_IN_VIEW]) + rest
+
+
+def _said(method: Method) -> list[str]:
+    words = [_proven(method), certified_words(method), model_loop_words(method), _found(method)]
+    return [one for one in words if one]
 
 
 def marks(methods: Sequence[Method]) -> str:

@@ -54,6 +54,7 @@ class RunFolder:
         self.limits = self.path / "limits.yaml"
         self.loop = self.path / "loop.json"
         self.model_loop = self.path / "model_loop.json"
+        self.model_loop_proof = self.path / "model_loop.npz"
         self.witness = self.path / "witness.npz"
         self.tightness = self.path / "tightness.json"
         self.evaluation = self.path / "evaluation.json"
