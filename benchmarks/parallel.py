@@ -2,8 +2,8 @@
 
 Run `OMP_NUM_THREADS=1 python benchmarks/parallel.py [--time 4096] [--updates 0 200] [--output FILE.json]`: medians of
 the CPU time of one thread, in turns. The cell is trained to follow a resonant nonlinear filter; h1 is the H-infinity
-norm of its linear part from phi's output to phi's input. "Loops" are those alone: the scan's, one run of 32 pieces from
-given beginnings, and all that the pieces take; without parametrization and PyTorch.
+norm of its linear part from phi's output to phi's input. "Loops" are those alone: the scan's, and all that 32 pieces
+take; without parametrization and PyTorch.
 """
 
 from __future__ import annotations
@@ -58,16 +58,14 @@ def loop_norm(cell: R2DN) -> float:
 
 
 def loops(cell: R2DN, inputs: Tensor, repeats: int) -> dict[str, float]:
-    """Return medians of the loops alone, in milliseconds: scan, one run of the pieces, and all that the pieces take."""
+    """Return medians of the loops alone, in milliseconds: the scan's, and all that the pieces take."""
     sizes, kind = cell.step_sizes(), rows.kind_of(cell.activation.name, np.dtype(np.float32))
     with torch.no_grad():
         F = rows.flat(*arrays_of(cell.collapsed(cell.explicit()))).numpy()
     u, x = inputs.numpy(), np.zeros((1, sizes.nx), np.float32)
-    pieces = np.ascontiguousarray(u.reshape(PIECES, -1, 1).swapaxes(0, 1))
-    beginnings, way = x.repeat(PIECES, 0), Chunks(PIECES, 1e-6)
+    way = Chunks(PIECES, 1e-6)
     ways = {
         "scan": lambda: rows.forward(kind, sizes, F, u, x, None),
-        "round": lambda: rows.forward(kind, sizes, F, pieces, beginnings, None),
         "chunks": lambda: way.forward(kind, sizes, F, u, x, None),
     }
     found: dict[str, list[float]] = {name: [] for name in ways}
@@ -116,7 +114,7 @@ def main() -> None:
     torch.set_num_threads(1)
     records = []
     print("milliseconds: scan, chunks, auto of forward, then of forward and backward; arrays; difference;")
-    print("loops: scan, one run of the pieces, all runs; how often the pieces ran")
+    print("loops: scan, all runs of the pieces; how often these ran")
     for name, state, options in (
         ("long memory, rate 0.99", 8, {"rate": 0.99, "init": "long_memory"}),
         ("long memory, rate 0.999", 16, {"rate": 0.999, "init": "long_memory"}),
@@ -134,7 +132,7 @@ def main() -> None:
                 records.append({"cell": name, "updates": updates, "time": steps, "h1": h1, **record})
                 times = [f"{record[f'{mode}_{what}_ms']:8.2f}" for what in ("forward", "both") for mode in MODES]
                 times += [f"{record['arrays_ms']:8.2f}  {record['difference']:.0e}"]
-                times += [f"{record[f'{name}_loop_ms']:8.2f}" for name in ("scan", "round", "chunks")]
+                times += [f"{record[f'{name}_loop_ms']:8.2f}" for name in ("scan", "chunks")]
                 times.append(f"{record['rounds']:6.1f}")
                 print(f"{name:26s}{updates:6d}{steps:7d}{h1:6.2f}{''.join(times)}")
     if given.output:

@@ -1,18 +1,19 @@
-"""A run over time in chunks side by side, for one long sequence: the loop of `row_kernels`, each chunk a sample.
+"""A run over time in chunks side by side, for one long sequence: the step of `row_kernels`, each chunk in SIMD lanes.
 
 Every chunk begins at zero but the first. A contracting cell forgets where it began, so the chunks are then run again
 from where those before them ended, block by block and only as long as the states still differ from those found before.
 Where a memory is longer than a chunk, what differs is handed on from chunk to chunk with the
 Jacobians of mean slopes: a Newton step whose error is what the slopes vary by. After as many rounds as there are
-chunks the run is exact whatever the cell. Backward the adjoint at each chunk's end is found in the same way, by a loop
-for it alone; gradients of arrays and inputs are then one pass.
+chunks the run is exact whatever the cell. Backward the adjoint at each chunk's end is found in the same way.
 """
 
 from __future__ import annotations
 
 import importlib
+import math
 import time
 from functools import cache
+from itertools import chain
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -27,8 +28,8 @@ from robust_policies.networks.linalg import full_precision
 from robust_policies.networks.program import transformed
 
 MODES = ("auto", "chunks", "picard", "scan")
-# Numbers of chunks that are tried, steps of a block, and calls after which costs are measured again.
-_COUNTS, _BLOCK, _AGAIN = (16, 32, 64), 16, 512
+# Numbers of chunks that are tried, and calls after which costs are measured again.
+_COUNTS, _AGAIN = (16, 32, 64), 512
 # Chunks are chosen where they take less than this share of the scan's time.
 _CLEARLY = 0.9
 Array = np.ndarray
@@ -104,7 +105,7 @@ def _fits(cell: Any, inputs: Tensor, state: Tensor) -> bool:
     if sizes is None or not sizes.fit() or len(inputs) < 2 * _COUNTS[0] or not fits(inputs):
         return False
     dtype = str(inputs.dtype).removeprefix("torch.")
-    return rows.works(cell.activation.name, dtype) and not transformed((inputs, state, *cell.parameters()))
+    return rows.works(cell.activation.name, dtype) and not transformed(chain((inputs, state), cell.parameters()))
 
 
 def _fastest(cell: Any, tolerance: float, inputs: Tensor, state: Tensor, starts: Tensor | None) -> int | None:
@@ -125,47 +126,30 @@ def _fastest(cell: Any, tolerance: float, inputs: Tensor, state: Tensor, starts:
     return best if found[best] < _CLEARLY * found[None] else None
 
 
-def _side_by_side(values: Array, chunks: int, to: Array | None = None) -> Array:
-    """Return (time, batch, n) as (time / chunks, chunks * batch, n), put `to` an array where there is one."""
-    time, batch, n = values.shape
-    split = values.reshape(chunks, time // chunks, batch, n).swapaxes(0, 1)
-    if to is None:
-        return np.ascontiguousarray(split).reshape(time // chunks, chunks * batch, n)
-    to.reshape(time // chunks, chunks, batch, -1)[..., :n] = split
-    return to
-
-
-def _in_a_row(values: Array, chunks: int) -> Array:
-    """Return (time / chunks, chunks * batch, n) as (time, batch, n)."""
-    steps, lanes, n = values.shape
-    split = values.reshape(steps, chunks, lanes // chunks, n).swapaxes(0, 1)
-    return np.ascontiguousarray(split).reshape(chunks * steps, lanes // chunks, n)
-
-
 @cache
 def _chunk_kernels() -> Any:
-    """Return the module of what is not a run, which loads numba."""
+    """Return the module of the loops, which loads numba."""
     return importlib.import_module("robust_policies.networks.chunk_kernels")
 
 
-def _limit(tolerance: float, dtype: np.dtype) -> float:
+def _limit(tolerance: float, dtype: np.dtype) -> Any:
     """Return what does not count of a state or an adjoint of size 1."""
-    return max(tolerance / 4, 8 * float(np.finfo(dtype).eps))
+    return dtype.type(max(tolerance / 4, 8 * float(np.finfo(dtype).eps)))
 
 
-def _largest(values: Array) -> float:
-    return max(float(values.max()), -float(values.min()))
-
-
-def _blocks(steps: int) -> list[tuple[int, int]]:
-    return [(begin, min(begin + _BLOCK, steps)) for begin in range(0, steps, _BLOCK)]
+def _aligned(dtype: np.dtype, *shape: int) -> Array:
+    """Return an array of a shape that begins with a line of the cache, which wide registers are loaded from."""
+    line, count = 64 // dtype.itemsize, math.prod(shape)
+    numbers = np.empty(count + line, dtype)
+    first = -(numbers.ctypes.data // dtype.itemsize) % line
+    return numbers[first : first + count].reshape(shape)
 
 
 class Chunks:
-    """The run of `rows` in chunks side by side: its `forward` and `backward`, with the same arguments.
+    """A run in chunks side by side: its `forward` and `backward`, with the arguments of those of `rows`.
 
     Args:
-        count: of chunks; steps beyond whole ones come first.
+        count: of chunks, a multiple of 16; steps beyond whole ones come first.
         tolerance: by how much states may differ from the scan's, relative to the largest; rounding is added.
 
     Attributes:
@@ -182,94 +166,50 @@ class Chunks:
 
         Inputs are (time, batch, nu), F (numbers,), keep (time, batch) or None.
         """
-        first, begun = len(inputs) % self.count, None
+        first, begun, before = len(inputs) % self.count, None, None
         if first:
             some = None if keep is None else keep[:first]
-            outputs, state, begun = rows.forward(kind, sizes, F, inputs[:first], state, some)
+            before, state, begun = rows.forward(kind, sizes, F, inputs[:first], state, some)
             inputs, keep = inputs[first:], None if keep is None else keep[first:]
-            more, final, kept = self._forward(kind, sizes, F, inputs, state, keep)
-            return np.concatenate((outputs, more)), final, (begun, kept)
-        outputs, final, kept = self._forward(kind, sizes, F, inputs, state, keep)
-        return outputs, final, (None, kept)
-
-    def _forward(
-        self, kind: int, sizes: rows.Sizes, F: Array, inputs: Array, state: Array, keep: Array | None
-    ) -> tuple[Array, Array, Any]:
-        run, chunks, (nu, nx, ny, widths, _) = rows.kernels_of().forward, self.count, sizes
-        dtype, (length, batch, _) = F.dtype, inputs.shape
-        steps, lanes = length // chunks, chunks * batch
-        S = np.empty((steps + 1, lanes, nu + nx + ny), dtype)
-        _side_by_side(inputs, chunks, S[:steps])
-        kept = np.empty(0, np.bool_) if keep is None else _side_by_side(keep[..., None], chunks)[..., 0]
-        x, H = S[..., nu : nu + nx], np.empty(steps * lanes * sum(widths), dtype)
-        x[0], x[0, :batch] = 0, state
-        beginning, ends = x[0].copy(), x[steps]
-        given = kind, kept.reshape(-1), steps, lanes, nu, nx, ny, np.array(widths), F, S.reshape(-1), H
-        run(*given, 0, steps)
-        done = steps
-        limit = _limit(self.tolerance, dtype) * max(1.0, _largest(x))
-        M = _chunk_kernels().jacobians(*given[:9], H)
-        for _ in range(chunks - 1):
-            missing = np.zeros_like(beginning)
-            missing[batch:] = ends[:-batch] - beginning[batch:]
-            _chunk_kernels().carried(M, missing, batch, False)
-            if _largest(missing) <= limit:
-                break
-            beginning += missing
-            x[0] = beginning
-            for begin, end in _blocks(steps):
-                following = x[end].copy()
-                run(*given, begin, end)
-                done += end - begin
-                if end < steps:
-                    # A reset there has touched what the next block began with before.
-                    reached = x[end] * kept[end][:, None] if len(kept) else x[end]
-                    if _largest(reached - following) <= limit:
-                        x[end] = following
-                        break
-        self.rounds = done / steps
-        return _in_a_row(S[1:, :, nu + nx :], chunks), ends[-batch:].copy(), (given, M, batch)
+        (nu, nx, ny, widths, _), (length, batch, _) = sizes, inputs.shape
+        steps, lanes, inner = length // self.count, self.count * batch, sum(widths[:-1])
+        Z = _aligned(F.dtype, steps + 1, inner + nu + nx + widths[-1], lanes)
+        self._split(Z[:steps, inner : inner + nu])[...] = inputs.reshape(self.count, steps, batch, nu)
+        x = Z[:, inner + nu : inner + nu + nx]
+        x[0], x[0, :, :batch] = 0, state.T
+        kept = np.empty(0, np.bool_) if keep is None else keep.reshape(self.count, steps, batch).swapaxes(0, 1).ravel()
+        given = kind, kept, steps, lanes, batch, nu, nx, ny, np.array(widths), F, Z.reshape(-1)
+        Y, M, self.rounds = _chunk_kernels().forward(*given, _limit(self.tolerance, F.dtype))
+        outputs = self._split(Y.reshape(steps, ny, lanes)).reshape(length, batch, ny)
+        if before is not None:
+            outputs = np.concatenate((before, outputs))
+        return outputs, x[-1, :, lanes - batch :].T.copy(), (begun, given, M)
 
     def backward(self, kept: Any, outputs: Array, final: Array, asked: bool) -> tuple[Array | None, Array, Array]:
         """Return the gradients of inputs (time, batch, nu) if `asked`, of the state and of F, as `rows.backward`.
 
         `outputs` (time, batch, ny) and `final` (batch, nx) are the gradients of what `forward` returned, with `kept`.
         """
-        begun, chunked = kept
+        begun, given, M = kept
+        _, _, steps, lanes, batch, nu, nx, ny, widths, F, _ = given
+        first, above = len(outputs) - self.count * steps, sum(widths[1:])
+        D = _aligned(F.dtype, steps + 1, above + nx + ny + widths[0], lanes)
+        slopes = self._split(D[1:, above + nx : above + nx + ny])
+        slopes[...] = outputs[first:].reshape(self.count, steps, batch, ny)
+        x = D[:, above : above + nx]
+        x[-1], x[-1, :, lanes - batch :] = 0, final.T
+        found, by_F = np.empty((steps, nu, lanes) if asked else (0, nu, lanes), F.dtype), np.zeros_like(F)
+        limit = _limit(self.tolerance, F.dtype)
+        _chunk_kernels().backward(*given, M, limit, D.reshape(-1), found.reshape(-1), by_F)
+        by_inputs = self._split(found).reshape(-1, batch, nu) if asked else None
+        by_state = x[0, :, :batch].T.copy()
         if begun is None:
-            return self._backward(chunked, outputs, final, asked)
-        first = begun[2]
-        by_inputs, by_state, by_F = self._backward(chunked, outputs[first:], final, asked)
+            return by_inputs, by_state, by_F
         before, by_state, also = rows.backward(begun, outputs[:first], by_state, asked)
         both = None if before is None or by_inputs is None else np.concatenate((before, by_inputs))
         return both, by_state, by_F + also
 
-    def _backward(self, kept: Any, outputs: Array, final: Array, asked: bool) -> tuple[Array | None, Array, Array]:
-        (given, M, batch), chunks = kept, self.count
-        adjoint, carried = _chunk_kernels().adjoint, _chunk_kernels().carried
-        steps, lanes, nu, F = given[2], given[3], given[4], given[8]
-        grad, none, rest = _side_by_side(outputs, chunks).reshape(-1), np.empty(0, F.dtype), (*given[:9], given[10])
-        found = np.zeros((lanes, final.shape[1]), F.dtype)
-        found[-batch:] = final
-        applied, before = found.copy(), 0.0
-        adjoint(*rest, grad, found.reshape(-1), 0, steps)
-        limit = _limit(self.tolerance, F.dtype) * max(_largest(found), _largest(applied))
-        for _ in range(chunks - 1):
-            x = np.zeros_like(found)
-            x[:-batch] = found[batch:] - applied[:-batch]
-            carried(M, x, batch, True)
-            size = _largest(x)
-            applied += x
-            # It is linear: the next is to this one as this one to the last, and less than that where M is near.
-            if size * (min(1.0, size / before) if before else 1.0) <= limit:
-                break
-            before = size
-            for begin, end in reversed(_blocks(steps)):
-                adjoint(*rest, none, x.reshape(-1), begin, end)
-                if begin and _largest(x) <= limit:
-                    x[:] = 0
-                    break
-            found += x
-        by_inputs, by_F = np.empty((steps, lanes, nu) if asked else (0, lanes, nu), F.dtype), np.zeros_like(F)
-        rows.kernels_of().backward(*given, grad, applied.reshape(-1), by_inputs.reshape(-1), by_F)
-        return _in_a_row(by_inputs, chunks) if asked else None, applied[:batch].copy(), by_F
+    def _split(self, values: Array) -> Array:
+        """Return a view (chunks, steps, batch, n) of values (steps, n, chunks * batch)."""
+        steps, n, lanes = values.shape
+        return values.reshape(steps, n, self.count, lanes // self.count).transpose(2, 0, 3, 1)

@@ -13,7 +13,7 @@ Only a call that may be differentiated runs so. Everything else (CUDA, other dty
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -124,7 +124,7 @@ def current(module: nn.Module, make: Callable[[], Any], what: str = "arrays") ->
     return known.program, parameters
 
 
-def transformed(tensors: Sequence[Tensor]) -> bool:
+def transformed(tensors: Iterable[Tensor]) -> bool:
     """Return whether tensors of any shape are in forward mode or in a transform of torch.func: no place for a node."""
     if torch._C._are_functorch_transforms_active():
         return True

@@ -44,26 +44,46 @@ def _forgotten(keep, at, batch, X, of, row, nx):
 
 
 @compiled
+def read(kind, W, at, x):
+    """Turn the drives x (n, batch) into neurons that read those before them, by W' (n, n) from `at` on."""
+    n, batch = x.shape
+    for i in range(n):
+        y, j = x[i], 0
+        while j + 4 <= i:
+            a, b, c, d = W[at + j * n + i], W[at + (j + 1) * n + i], W[at + (j + 2) * n + i], W[at + (j + 3) * n + i]
+            x0, x1, x2, x3 = x[j], x[j + 1], x[j + 2], x[j + 3]
+            for one in range(batch):
+                y[one] += a * x0[one] + b * x1[one] + c * x2[one] + d * x3[one]
+            j += 4
+        while j < i:
+            a, x0 = W[at + j * n + i], x[j]
+            for one in range(batch):
+                y[one] += a * x0[one]
+            j += 1
+        activated(kind, x[i : i + 1])
+
+
+@compiled
+def blamed(kind, W, at, values, slopes):
+    """Turn the slopes (n, batch) at neurons of given values into those at what drives them."""
+    n, batch = slopes.shape
+    for i in range(n - 1, -1, -1):
+        x = slopes[i]
+        times_slope(kind, values[i : i + 1], slopes[i : i + 1])
+        for j in range(i):
+            a, x0 = W[at + j * n + i], slopes[j]
+            for one in range(batch):
+                x0[one] += a * x[one]
+
+
+@compiled
 def _read(kind, W, at, H, h, batch, n, lanes):
-    """Turn the drives H (batch, n) from `h` on into neurons that read those before them; lanes (n, batch) is room."""
+    """Do `read` for the drives H (batch, n) from `h` on; lanes (n, batch) is room."""
     for i in range(n):
         x = lanes[i]
         for one in range(batch):
             x[one] = H[h + one * n + i]
-    for i in range(n):
-        x, j = lanes[i], 0
-        while j + 4 <= i:
-            a, b, c, d = W[at + j * n + i], W[at + (j + 1) * n + i], W[at + (j + 2) * n + i], W[at + (j + 3) * n + i]
-            x0, x1, x2, x3 = lanes[j], lanes[j + 1], lanes[j + 2], lanes[j + 3]
-            for one in range(batch):
-                x[one] += a * x0[one] + b * x1[one] + c * x2[one] + d * x3[one]
-            j += 4
-        while j < i:
-            a, x0 = W[at + j * n + i], lanes[j]
-            for one in range(batch):
-                x[one] += a * x0[one]
-            j += 1
-        activated(kind, lanes[i : i + 1])
+    read(kind, W, at, lanes)
     for i in range(n):
         x = lanes[i]
         for one in range(batch):
@@ -72,18 +92,12 @@ def _read(kind, W, at, H, h, batch, n, lanes):
 
 @compiled
 def _blamed(kind, W, at, H, h, batch, n, delta, lanes, values):
-    """Turn the slopes delta (batch, n) at neurons into those at what drives them; lanes, values (n, batch) are room."""
+    """Do `blamed` for slopes delta (batch, n) at neurons H; lanes, values (n, batch) are room."""
     for i in range(n):
         x, y = lanes[i], values[i]
         for one in range(batch):
             x[one], y[one] = delta[one * n + i], H[h + one * n + i]
-    for i in range(n - 1, -1, -1):
-        x = lanes[i]
-        times_slope(kind, values[i : i + 1], lanes[i : i + 1])
-        for j in range(i):
-            a, x0 = W[at + j * n + i], lanes[j]
-            for one in range(batch):
-                x0[one] += a * x[one]
+    blamed(kind, W, at, values, lanes)
     for i in range(n):
         x = lanes[i]
         for one in range(batch):
@@ -199,7 +213,9 @@ def turned_layers(F, widths, at):
     to = 0
     for k in range(1, len(widths)):
         m, n = widths[k - 1], widths[k]
-        found[to : to + m * n] = _turned(F, at + to, m, n, m)
+        for i in range(m):
+            for j in range(n):
+                found[to + j * m + i] = F[at + to + i * n + j]
         to += (m + 1) * n
     return found
 
@@ -227,6 +243,7 @@ def backward(kind, keep, time, batch, nu, nx, ny, widths, F, S, H, grad, state, 
     part = np.empty(max(driving * all_, xy * last, deepest, steps * batch * wide, first * first), kinds)
     none, ones, room = np.zeros(MOST, kinds), np.ones(1, kinds), np.empty((3, batch * first), kinds)
     serial = layers == 1 and len(F) > at_W
+    zero, one = np.int64(0), np.int64(1)  # of no literal type, so that one `_added` is compiled for all
     end = time
     while end > 0:
         begin = max(0, end - steps)
@@ -250,13 +267,13 @@ def backward(kind, keep, time, batch, nu, nx, ny, widths, F, S, H, grad, state, 
                 product(batch, nx, all_, state, 0, nx, G, g, all_, 1, by_state, 0, nx, none, 0, 0, 0)
                 if len(keep):
                     _forgotten(keep, t * batch, batch, state, 0, nx, nx)
-        _added(driving, all_, rows, S, begin * batch * row, row, G, 0, all_, none, part, gF, 0)
-        _added(1, all_, rows, ones, 0, 0, G, 0, all_, none, part, gF, at_c)
+        _added(driving, all_, rows, S, begin * batch * row, row, G, zero, all_, none, part, gF, zero)
+        _added(one, all_, rows, ones, zero, zero, G, zero, all_, none, part, gF, at_c)
         h, d, at = 0, 0, at_W
         for k in range(1, layers):
             m, n = widths[k - 1], widths[k]
             _added(m, n, rows, H, h + begin * batch * m, m, D, d, n, none, part, gF, at)
-            _added(1, n, rows, ones, 0, 0, D, d, n, none, part, gF, at + m * n)
+            _added(one, n, rows, ones, zero, zero, D, d, n, none, part, gF, at + m * n)
             h, d, at = h + time * batch * m, d + steps * batch * n, at + (m + 1) * n
         if serial:
             of = begin * batch * first
@@ -264,7 +281,7 @@ def backward(kind, keep, time, batch, nu, nx, ny, widths, F, S, H, grad, state, 
             for i in range(first):
                 for j in range(i + 1, first):
                     gF[at_W + i * first + j] += part[i * first + j]
-        _added(xy, last, rows, G, 0, all_, H, h + begin * batch * last, last, none, part, gF, at_B)
+        _added(xy, last, rows, G, zero, all_, H, h + begin * batch * last, last, none, part, gF, at_B)
         if len(found):
             product(rows, wide, all_, part, 0, wide, G, 0, all_, 1, by_input, 0, wide, none, 0, 0, 0)
             for n in range(rows):

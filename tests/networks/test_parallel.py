@@ -41,6 +41,26 @@ def test_chunks_equal_the_scan_with_gradients(name, resets, time, batch):
             assert float((one - other).abs().max()) <= 10 * tolerance * max(1.0, float(one.abs().max()))
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("r2dn", {"state_size": 9, "features": 11, "hidden_sizes": (16, 10), "rate": 0.95}),
+        # Powers of its Jacobians are below what float32 has.
+        ("r2dn", {"state_size": 8, "features": 3, "hidden_sizes": (4,), "rate": 0.3}),
+        ("ren", {"state_size": 10, "features": 12, "rate": 0.9}),
+    ],
+)
+@pytest.mark.parametrize("resets", [False, True])
+def test_wide_registers_of_float32_give_what_float64_gives(name, options, resets):
+    cell = made(name, **options)
+    inputs, state = torch.randn(1030, 2, 3).double(), torch.randn(2, options["state_size"]).double()
+    starts = torch.rand(1030, 2) < 0.01 if resets else None
+    scan = values(cell, inputs, state, starts)
+    found = values(cell.float(), inputs.float(), state.float(), starts, parallel="chunks", tolerance=1e-6)
+    for one, other in zip(scan, found, strict=True):
+        assert float((one - other).abs().max()) <= 5e-5 * max(1.0, float(one.abs().max()))
+
+
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
 def test_without_a_graph_chunks_equal_the_scan(context):
     cell, inputs = made("r2dn"), torch.randn(523, 2, 3).double()
