@@ -21,7 +21,7 @@ from robust_policies.certificates.peak_search import PeakWitness, peak_secants, 
 from robust_policies.errors import CorruptFileError, MissingFileError, NotCertifiableError, UserError
 from robust_policies.evaluation.model_loop import check_model_loop
 from robust_policies.evaluation.recomputed import SENTENCE, TOLERANCE, differs, same, same_words
-from robust_policies.evaluation.task_numbers import task_numbers
+from robust_policies.evaluation.task_numbers import may_hold_code, task_numbers
 from robust_policies.networks.once import unchanging
 from robust_policies.policies import DeployedPolicy, load_policy
 from robust_policies.policies.storage import certificate_is_of, running_arrays_agree
@@ -57,7 +57,7 @@ def certify_run(
 
 def _certified(run: RunFolder, steps: int, seed: int, weights: Sequence[float] | None) -> Certificate:
     policy = load_policy(run.path)
-    certificate = _proven(run, policy, weights)
+    certificate = _proven(run, policy, None, weights)
     searched = policy.searched()
     if searched is None:
         for path in (run.witness, run.tightness):
@@ -135,7 +135,7 @@ def _checked(run: RunFolder, policy: DeployedPolicy | None) -> list[str]:
         stored = run.read_certificate()
         policy = load_policy(run.path) if policy is None else policy
         agree = running_arrays_agree(run.path, policy)
-        expected = _proven(run, policy, stored.weights)
+        expected = _proven(run, policy, stored, stored.weights)
         searched = policy.searched()
         if searched is not None and (stored.witness is not None or stored.peak is not None):
             # Once for all witnesses.
@@ -156,21 +156,28 @@ def _checked(run: RunFolder, policy: DeployedPolicy | None) -> list[str]:
     return found + ([] if tightness is None else _tightness_differences(tightness, expected))
 
 
-def _proven(run: RunFolder, policy: DeployedPolicy, weights: Sequence[float] | None) -> Certificate:
-    """Return what is proven of a policy, with the names and units of the signals of the task it was trained in."""
+def _proven(
+    run: RunFolder, policy: DeployedPolicy, stored: Certificate | None, weights: Sequence[float] | None
+) -> Certificate:
+    """Return what is proven of a policy, with the names and units of the signals of the task it was trained in.
+
+    To check a `stored` certificate no code of the task is run: where it may have any, the names are the certificate's.
+    """
     try:
-        return policy.certificate(weights).named(*_names(run))
+        return policy.certificate(weights).named(*_names(run, stored))
     except NotCertifiableError as error:
         return not_certified(str(error), policy.running_arrays())
 
 
-def _names(run: RunFolder) -> tuple[list[str], list[str]]:
-    """Return the names of a folder's task's observations and actions, [] and [] where there is no such task."""
+def _names(run: RunFolder, stored: Certificate | None) -> tuple[Sequence[str], Sequence[str]]:
+    """Return the names of a folder's task's observations and actions, () and () where there is no such task."""
     if not run.recipe.is_file():
-        return [], []
+        return (), ()
     task = run.read_recipe().task
+    if stored is not None and may_hold_code(task.id, task.kwargs):
+        return ((), ()) if stored.signals is None else (stored.signals.sensors, stored.signals.actuators)
     known = task_numbers(task.id, task.kwargs)
-    return known.get("observations", []), known.get("actions", [])
+    return known.get("observations", ()), known.get("actions", ())
 
 
 def _peak_again(

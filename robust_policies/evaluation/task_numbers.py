@@ -13,6 +13,11 @@ from robust_policies.errors import UserError
 _SHOWN = 6
 
 
+def may_hold_code(task: str, options: Mapping[str, Any]) -> bool:
+    """Return whether making a task with options may run code: of a module or a folder that it names."""
+    return ":" in task or "task" in options
+
+
 def task_numbers(task: str, env_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return what is known of a task as JSON has it; of another package's environment only its length.
 

@@ -64,6 +64,18 @@ def checked(folder):
     return done.exit_code, done.output
 
 
+def test_a_check_runs_no_code_of_the_task(run):
+    task, trace = run / "task", run / "trace"
+    task.mkdir()
+    (task / "own.py").write_text(f"open({str(trace)!r}, 'w').close()\n")
+    (task / "task.yaml").write_text("schema: 1\nplant: own.py:Own\n")
+    recipe = load_recipe("pendulum_r2dn_gamma6", ["task.id=robust_policies/Linear-v0", f"task.kwargs.task={task}"])
+    (run / "recipe.yaml").write_text(recipe.to_yaml())
+    assert check_run(run) == [] and not trace.exists()
+    certify_run(run)
+    assert trace.exists()
+
+
 def test_an_untouched_folder_is_confirmed_and_left_alone(run):
     before = {path.name: path.read_bytes() for path in run.iterdir()}
     assert check_run(run) == []

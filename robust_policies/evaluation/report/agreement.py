@@ -18,7 +18,7 @@ from robust_policies.errors import UserError
 from robust_policies.evaluation.certify import check_certificate
 from robust_policies.evaluation.model_loop import check_model_loop
 from robust_policies.evaluation.recomputed import SENTENCE
-from robust_policies.evaluation.task_numbers import task_numbers
+from robust_policies.evaluation.task_numbers import may_hold_code, task_numbers
 from robust_policies.files.yaml_text import read_yaml
 from robust_policies.policies import DeployedPolicy, load_policy
 from robust_policies.policies.return_certificate import ReturnCertificate
@@ -220,8 +220,8 @@ def _tasks(evaluation: Mapping[str, Any]) -> list[str]:
     found = []
     for task, numbers in stated.items() if isinstance(stated, dict) else ():
         options = numbers.get("options") if isinstance(numbers, dict) else None
-        # A folder or module that a file names may hold code, and making a report runs none.
-        if ":" in task or not ours(task) or not isinstance(options, dict) or "task" in options:
+        # Making a report runs no code that a file names.
+        if not ours(task) or not isinstance(options, dict) or may_hold_code(task, options):
             continue
         now = task_numbers(task, options)
         changed = [key for key in now if numbers.get(key) != now[key]]

@@ -8,7 +8,7 @@ from typing import Any
 from robust_policies.evaluation.report.load import Run
 from robust_policies.evaluation.report.markup import details, escape, number, table
 from robust_policies.evaluation.report.methods import Method
-from robust_policies.evaluation.task_numbers import task_numbers
+from robust_policies.evaluation.task_numbers import may_hold_code, task_numbers
 
 _SHORT = 16
 CHECKED = (
@@ -82,8 +82,8 @@ def numbers_of(methods: Sequence[Method], task: str) -> Mapping[str, Any]:
         known = stated.get(task) if isinstance(stated, dict) else None
         if isinstance(known, dict):
             return known
-    # A module that a file names may hold code, and making a report runs none.
-    return {} if ":" in task else task_numbers(task, {})
+    # Making a report runs no code that a file names.
+    return {} if may_hold_code(task, {}) else task_numbers(task, {})
 
 
 def names_of(methods: Sequence[Method], task: str, signal: str) -> list[str]:
