@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from robust_policies.networks.kernels import _copied, _filled, _product, _turned, compiled, times_slope
+from robust_policies.networks.kernels import _copied, _filled, _product, compiled, times_slope, turned_blocks
 
 
 @compiled
@@ -36,11 +36,7 @@ def input_gradient(kind, nu, PT, BT, QT, RT, weights, blocks, H, gained, moved, 
     nx, m, kinds = PT.shape[0] - nu, moved.shape[1], H.dtype
     size, ny = PT.shape[0], gained.shape[1] - m
     driven, last = PT.shape[1] - nx, total - BT.shape[0]
-    turned = np.empty(len(weights), kinds)
-    for k in range(len(blocks)):
-        r0, r1, c0, c1, at = blocks[k]
-        end = at + (r1 - r0) * (c1 - c0)
-        turned[at:end] = _turned(weights[at:end].reshape(r1 - r0, c1 - c0)).ravel()
+    turned = turned_blocks(weights, blocks)
     found = np.empty((time, nu, batch), kinds)
     both, later = np.empty((m + ny, batch), kinds), np.zeros((m, batch), kinds)
     gz, gh, gs = np.empty((nx + driven, batch), kinds), np.empty((total, batch), kinds), np.empty((size, batch), kinds)

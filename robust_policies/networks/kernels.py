@@ -45,13 +45,15 @@ def kind_of(name: str, dtype: np.dtype) -> int:
 
 
 @compiled
-def _turned(W):
-    """Return W' for W (m, k)."""
-    m, k = W.shape
-    found = np.empty((k, m), W.dtype)
-    for i in range(m):
-        for j in range(k):
-            found[j, i] = W[i, j]
+def turned_blocks(weights, blocks):
+    """Return the flat weights of `forward` with those of each block of neurons (count, 5) turned."""
+    found = np.empty(len(weights), weights.dtype)
+    for k in range(len(blocks)):
+        r0, r1, c0, c1, at = blocks[k]
+        rows, columns = r1 - r0, c1 - c0
+        for i in range(rows):
+            for j in range(columns):
+                found[at + j * rows + i] = weights[at + i * columns + j]
     return found
 
 
@@ -294,11 +296,7 @@ def backward(kind, keep, nu, grad, state, PT, BT, QT, RT, weights, blocks, S, H)
     time, size, batch = S.shape
     nx, total, kinds = size - nu, H.shape[1], S.dtype
     driven, last = PT.shape[1] - nx, total - BT.shape[0]
-    turned = np.empty(len(weights), kinds)
-    for k in range(len(blocks)):
-        r0, r1, c0, c1, at = blocks[k]
-        end = at + (r1 - r0) * (c1 - c0)
-        turned[at:end] = _turned(weights[at:end].reshape(r1 - r0, c1 - c0)).ravel()
+    turned = turned_blocks(weights, blocks)
     gP, gc = np.zeros((nx + driven, size), kinds), np.zeros(nx + driven, kinds)
     gB, gQ = np.zeros((nx, total - last), kinds), np.zeros((QT.shape[1], size), kinds)
     gR, gd = np.zeros((QT.shape[1], total - last), kinds), np.zeros(QT.shape[1], kinds)
