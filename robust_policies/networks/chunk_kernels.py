@@ -16,37 +16,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from robust_policies.networks.chunk_jacobians import carried, jacobians, numbers, put, times
 from robust_policies.networks.kernels import activated, times_slope
 from robust_policies.networks.row_kernels import blamed, read
-from robust_policies.networks.tiles import MOST, compiled, composed, gram, product
+from robust_policies.networks.tiles import MOST, compiled, gram
 
 # Steps of a block, after each of which a chunk's further steps may turn out to be as before.
 _BLOCK = 16
-
-
-@compiled
-def _times(m, lanes, k, to, o, left, a, a_row, a_column, right, b, plus, c, c_row, c_column):
-    """Overwrite `to` (m, lanes) from `o` on with plus + left right (k, lanes), as `tiles.product`.
-
-    Whoever calls it has no literal zero and one, of each combination of which it would be compiled once more.
-    """
-    product(m, lanes, k, to, o, lanes, left, a, a_row, a_column, right, b, lanes, plus, c, c_row, c_column)
-
-
-@compiled
-def _put(X, at, Y):
-    """Overwrite X from `at` on with Y (n,)."""
-    for i in range(len(Y)):
-        X[at + i] = Y[i]
-
-
-@compiled
-def _numbers(widths):
-    """Return the numbers of all neurons but the last layer's, and but the first's."""
-    before, after = 0, 0
-    for k in range(1, len(widths)):
-        before, after = before + widths[k - 1], after + widths[k]
-    return before, after
 
 
 @compiled
@@ -67,7 +43,7 @@ def _ahead(kind, keep, lanes, nu, nx, ny, widths, F, E, c, Z, begin, end):
     layers, xy, driving = len(widths), nx + ny, nu + nx
     zero, one = np.int64(0), np.int64(1)
     first, last, all_ = widths[0], widths[-1], xy + widths[0]
-    inner = _numbers(widths)[0]
+    inner = numbers(widths)[0]
     size, read_, at_W = (inner + driving + last) * lanes, driving + last, (driving + 1) * all_ + xy * last
     serial = layers == 1 and len(F) > at_W
     for t in range(begin, end):
@@ -75,7 +51,7 @@ def _ahead(kind, keep, lanes, nu, nx, ny, widths, F, E, c, Z, begin, end):
         if len(keep):
             _forgotten(keep, t, lanes, Z, driven + nu * lanes, nx)
         to = t * size if layers > 1 else driven + driving * lanes
-        _times(first, lanes, driving, Z, to, F, xy, one, all_, Z, driven, c, xy * lanes, lanes, one)
+        times(first, lanes, driving, Z, to, F, xy, one, all_, Z, driven, c, xy * lanes, lanes, one)
         if serial:
             read(kind, F, at_W, Z[to : to + first * lanes].reshape(first, lanes))
         else:
@@ -84,11 +60,11 @@ def _ahead(kind, keep, lanes, nu, nx, ny, widths, F, E, c, Z, begin, end):
         for k in range(1, layers):
             m, n, h = widths[k - 1], widths[k], to
             to = h + m * lanes if k < layers - 1 else driven + driving * lanes
-            _times(n, lanes, m, Z, to, F, at, one, n, Z, h, c, bias * lanes, lanes, one)
+            times(n, lanes, m, Z, to, F, at, one, n, Z, h, c, bias * lanes, lanes, one)
             activated(kind, Z[to : to + n * lanes].reshape(1, n * lanes))
             at, bias = at + (m + 1) * n, bias + n
         to = (t + 1) * size + (inner + nu) * lanes
-        _times(nx, lanes, read_, Z, to, E, zero, read_, one, Z, driven, c, zero, lanes, one)
+        times(nx, lanes, read_, Z, to, E, zero, read_, one, Z, driven, c, zero, lanes, one)
 
 
 @compiled
@@ -97,7 +73,7 @@ def _back(kind, keep, lanes, nu, nx, ny, widths, F, Z, D, begin, end):
     layers, xy, driving = len(widths), nx + ny, nu + nx
     zero, one = np.int64(0), np.int64(1)
     first, last, all_ = widths[0], widths[-1], xy + widths[0]
-    inner, above = _numbers(widths)
+    inner, above = numbers(widths)
     size = (inner + driving + last) * lanes
     sizes, at_B = (above + all_) * lanes, (driving + 1) * all_
     at_W, none = at_B + xy * last, np.zeros(MOST, F.dtype)
@@ -105,7 +81,7 @@ def _back(kind, keep, lanes, nu, nx, ny, widths, F, Z, D, begin, end):
     for t in range(end - 1, begin - 1, -1):
         slopes = (t + 1) * sizes + above * lanes
         to = (t + 1) * sizes if layers > 1 else slopes + xy * lanes
-        _times(last, lanes, xy, D, to, F, at_B, one, last, D, slopes, none, zero, zero, zero)
+        times(last, lanes, xy, D, to, F, at_B, one, last, D, slopes, none, zero, zero, zero)
         h = t * size + (inner + driving) * lanes
         values, found = Z[h : h + last * lanes], D[to : to + last * lanes]
         if serial:
@@ -118,25 +94,25 @@ def _back(kind, keep, lanes, nu, nx, ny, widths, F, Z, D, begin, end):
             at -= (m + 1) * n
             h -= m * lanes
             source, to = to, to + n * lanes if k else slopes + xy * lanes
-            _times(m, lanes, n, D, to, F, at, n, one, D, source, none, zero, zero, zero)
+            times(m, lanes, n, D, to, F, at, n, one, D, source, none, zero, zero, zero)
             values, found = Z[h : h + m * lanes], D[to : to + m * lanes]
             times_slope(kind, values.reshape(1, m * lanes), found.reshape(1, m * lanes))
         to = t * sizes + above * lanes
-        _times(nx, lanes, all_, D, to, F, nu * all_, all_, one, D, slopes, none, zero, zero, zero)
+        times(nx, lanes, all_, D, to, F, nu * all_, all_, one, D, slopes, none, zero, zero, zero)
         if len(keep):
             _forgotten(keep, t, lanes, D, to, nx)
 
 
 @compiled
-def _largest(X, at, size, count, numbers):
-    """Return the largest size of `numbers` neighbours from `at` on, `count` times and `size` apart, NaN aside."""
-    found = np.zeros(numbers, X.dtype)
+def _largest(X, at, size, count, neighbours):
+    """Return the largest size of neighbouring numbers from `at` on, `count` times and `size` apart, NaN aside."""
+    found = np.zeros(neighbours, X.dtype)
     for t in range(count):
         here = at + t * size
-        for i in range(numbers):
+        for i in range(neighbours):
             found[i] = max(found[i], abs(X[here + i]))
     most = found[0]
-    for i in range(numbers):
+    for i in range(neighbours):
         most = max(most, found[i])
     return most
 
@@ -151,110 +127,9 @@ def _within(X, limit):
 
 
 @compiled
-def _scaled(X, at, by, of, count, lanes):
-    """Multiply each of `count` rows of lanes of X from `at` on by that of `by` from `of` on."""
-    for j in range(count):
-        for r in range(lanes):
-            X[at + j * lanes + r] *= by[of + r]
-
-
-@compiled
-def _cut(X):
-    """Zero what is below 1e-15, before further products of it are so small that they are slow."""
-    small = X.dtype.type(1e-15)
-    for i in range(len(X)):
-        X[i] = X[i] if abs(X[i]) > small else 0
-
-
-@compiled
-def _jacobians(kind, keep, steps, lanes, nu, nx, ny, widths, F, Z):
-    """Return each lane's Jacobian (nx nx lanes,), its end by its beginning, from mean slopes of every second step."""
-    layers, xy, dtype, driving = len(widths), nx + ny, F.dtype, nu + nx
-    zero, one = np.int64(0), np.int64(1)
-    first, last, all_ = widths[0], widths[-1], xy + widths[0]
-    inner = _numbers(widths)[0]
-    size, at_B = (inner + driving + last) * lanes, (driving + 1) * all_
-    at_W = at_B + xy * last
-    serial = layers == 1 and len(F) > at_W
-    row, none = nx * lanes, np.zeros(MOST, dtype)
-    means, at, h = np.zeros((inner + last) * lanes, dtype), 0, 0
-    for k in range(layers):
-        count = widths[k] * lanes
-        if k == layers - 1:
-            h = (inner + driving) * lanes
-        slope = np.empty((1, count), dtype)
-        for t in range(0, steps, 2):
-            for i in range(count):
-                slope[0, i] = 1
-            times_slope(kind, Z[t * size + h : t * size + h + count].reshape(1, count), slope)
-            for i in range(count):
-                means[at + i] += slope[0, i]
-        at, h = at + count, h + count
-    means *= dtype.type(1.0 / ((steps + 1) // 2))
-    R, Q = np.empty((inner + last) * row, dtype), np.empty((inner + last) * row, dtype)
-    J, K, found = np.empty(nx * row, dtype), np.empty(nx * row, dtype), np.empty(nx * row, dtype)
-    for j in range(nx):
-        for i in range(nx):
-            for r in range(lanes):
-                K[i * row + j * lanes + r] = F[(nu + j) * all_ + i]
-                found[i * row + j * lanes + r] = 1 if i == j else 0
-        for i in range(first):
-            for r in range(lanes):
-                R[i * row + j * lanes + r] = F[(nu + j) * all_ + xy + i]
-    for i in range(first):
-        for q in range(i if serial else 0):
-            a = F[at_W + q * first + i]
-            for n in range(row):
-                R[i * row + n] += a * R[q * row + n]
-        _scaled(R, i * row, means, i * lanes, nx, lanes)
-    at, of = first, at_W
-    for k in range(1, layers):
-        m, n = widths[k - 1], widths[k]
-        _times(n, row, m, Q, zero, F, of, one, n, R, zero, none, zero, zero, zero)
-        R, Q = Q, R
-        for i in range(n):
-            _scaled(R, i * row, means, (at + i) * lanes, nx, lanes)
-        at, of = at + n, of + (m + 1) * n
-    _times(nx, row, last, J, zero, F, at_B, last, one, R, zero, K, zero, row, one)
-    left = steps
-    while left:
-        if left % 2:
-            composed(nx, lanes, J, found, K)
-            found, K = K, found
-        left //= 2
-        if left:
-            composed(nx, lanes, J, J, K)
-            J, K = K, J
-            _cut(J)
-    for t in range(steps if len(keep) else 0):
-        for r in range(lanes):
-            if not keep[t * lanes + r]:
-                for i in range(nx * nx):
-                    found[i * lanes + r] = 0
-    return found
-
-
-@compiled
-def _carried(M, missing, samples, back):
-    """Hand on what is missing (nx, lanes) from chunk to chunk, in place: d_s += M_(s-1) d_(s-1), M (nx nx lanes,).
-
-    `back`: from the last to the first, d_s += M_(s+1)' d_(s+1). A chunk has `samples` lanes.
-    """
-    nx, lanes = missing.shape
-    for one in range(samples, lanes):
-        r = lanes - 1 - one if back else one
-        before = r + samples if back else r - samples
-        for i in range(nx):
-            total = missing[i, r]
-            for j in range(nx):
-                total += M[(j * nx + i if back else i * nx + j) * lanes + before] * missing[j, before]
-            missing[i, r] = total
-
-
-@compiled
 def _again(kind, keep, steps, lanes, samples, nu, nx, ny, widths, F, E, c, Z, D, M, limit, back):
     """Run the chunks again from where those beside them ended until they agree; return how often, in part by steps."""
-    inner, above = _numbers(widths)
+    inner, above = numbers(widths)
     X = D if back else Z
     size = len(X) // (steps + 1)
     of = (above if back else inner + nu) * lanes
@@ -270,12 +145,12 @@ def _again(kind, keep, steps, lanes, samples, nu, nx, ny, widths, F, E, c, Z, D,
                 neighbour = n + samples if back else n - samples
                 inside = 0 <= neighbour < lanes
                 missing[i, n] = X[end + at + neighbour] - beginning[at + n] if inside else 0
-        _carried(M, missing, samples, back)
+        carried(M, missing, samples, back)
         if _within(flat, limit):
             break
         for i in range(count):
             beginning[i] += flat[i]
-        _put(X, begin, beginning)
+        put(X, begin, beginning)
         for block in range(0, steps, _BLOCK):
             further = min(block + _BLOCK, steps)
             at = (steps - further if back else further) * size + of
@@ -294,7 +169,7 @@ def _again(kind, keep, steps, lanes, samples, nu, nx, ny, widths, F, E, c, Z, D,
                 # A reset there has touched what the next block began with before.
                 _forgotten(keep, further, lanes, flat, 0, nx)
             if _within(flat, limit):
-                _put(X, at, before)
+                put(X, at, before)
                 break
     return done / steps
 
@@ -320,7 +195,7 @@ def forward(kind, keep, steps, lanes, samples, nu, nx, ny, widths, F, Z, toleran
     layers, xy, driving = len(widths), nx + ny, nu + nx
     one = np.int64(1)
     last, all_ = widths[-1], xy + widths[0]
-    inner, above = _numbers(widths)
+    inner, above = numbers(widths)
     size, read_, at_c = (inner + driving + last) * lanes, driving + last, driving * all_
     E, c = np.empty(xy * read_, F.dtype), np.empty((all_ + above) * lanes, F.dtype)
     for i in range(xy):
@@ -341,13 +216,13 @@ def forward(kind, keep, steps, lanes, samples, nu, nx, ny, widths, F, Z, toleran
     _ahead(kind, keep, lanes, nu, nx, ny, widths, F, E, c, Z, 0, steps)
     of = (inner + nu) * lanes
     limit = tolerance * max(F.dtype.type(1), _largest(Z, of, size, steps + 1, nx * lanes))
-    M = _jacobians(kind, keep, steps, lanes, nu, nx, ny, widths, F, Z)
+    M = jacobians(kind, keep, steps, lanes, nu, nx, ny, widths, F, Z)
     more = _again(kind, keep, steps, lanes, samples, nu, nx, ny, widths, F, E, c, Z, Z, M, limit, False)
     Y = np.empty(steps * ny * lanes, F.dtype)
     for t in range(steps):
         driven = t * size + inner * lanes
         at, plus = t * ny * lanes, nx * lanes
-        _times(ny, lanes, read_, Y, at, E, nx * read_, read_, one, Z, driven, c, plus, lanes, one)
+        times(ny, lanes, read_, Y, at, E, nx * read_, read_, one, Z, driven, c, plus, lanes, one)
     return Y, M, 1 + more
 
 
@@ -370,7 +245,7 @@ def backward(kind, keep, steps, lanes, samples, nu, nx, ny, widths, F, Z, M, tol
     layers, xy, driving = len(widths), nx + ny, nu + nx
     zero, one = np.int64(0), np.int64(1)
     first, last, all_ = widths[0], widths[-1], xy + widths[0]
-    inner, above = _numbers(widths)
+    inner, above = numbers(widths)
     size, sizes = (inner + driving + last) * lanes, (above + all_) * lanes
     at_c = driving * all_
     at_B = at_c + all_
@@ -401,4 +276,4 @@ def backward(kind, keep, steps, lanes, samples, nu, nx, ny, widths, F, Z, M, tol
         h, at = h + m * lanes, at + (m + 1) * n
     for t in range(steps if len(found) else 0):
         here = slopes + t * sizes
-        _times(nu, lanes, all_, found, t * nu * lanes, F, zero, all_, one, D, here, none, zero, zero, zero)
+        times(nu, lanes, all_, found, t * nu * lanes, F, zero, all_, one, D, here, none, zero, zero, zero)

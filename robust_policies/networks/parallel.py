@@ -30,6 +30,8 @@ from robust_policies.networks.program import transformed
 MODES = ("auto", "chunks", "picard", "scan")
 # Numbers of chunks that are tried, and calls after which costs are measured again.
 _COUNTS, _AGAIN = (16, 32, 64), 512
+# Numbers of the Jacobians of all chunks above which "auto" does not try so many.
+_MOST = 2**22
 # Chunks are chosen where they take less than this share of the scan's time.
 _CLEARLY = 0.9
 Array = np.ndarray
@@ -112,7 +114,10 @@ def _fastest(cell: Any, tolerance: float, inputs: Tensor, state: Tensor, starts:
     """Return the number of chunks that is clearly faster than the scan, None if none is, the arrays' time included."""
     inputs = inputs.detach().requires_grad_(torch.is_grad_enabled())
     asked = [inputs, *(one for one in cell.parameters() if one.requires_grad)]
-    counts = [count for count in _COUNTS if len(inputs) >= 2 * count]
+    jacobians = inputs.shape[1] * state.shape[1] ** 2
+    counts = [count for count in _COUNTS if len(inputs) >= 2 * count and count * jacobians <= _MOST]
+    if not counts:
+        return None
     found: dict[int | None, float] = {}
     for _ in range(3):
         for count in (None, *counts):
