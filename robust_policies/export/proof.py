@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from robust_policies.certificates import positive
 from robust_policies.certificates.certificate import (
     Certificate,
     Factor,
@@ -19,7 +20,7 @@ from robust_policies.certificates.decay import least_decay
 from robust_policies.certificates.lmi import Array
 from robust_policies.certificates.neurons import METHOD, Neurons, least_by_neurons
 from robust_policies.certificates.search import Search
-from robust_policies.certificates.verify import running_neurons
+from robust_policies.certificates.verify import ROUNDING_OF_SEARCHES, running_neurons
 from robust_policies.errors import InvalidValueError, NotCertifiableError
 from robust_policies.export.loop import loop_certificate
 from robust_policies.export.neurons import neurons_of
@@ -27,6 +28,7 @@ from robust_policies.export.program import Program
 from robust_policies.export.rounding import rounding_of
 from robust_policies.export.window import window_certificate, window_rounding
 from robust_policies.policies.deployed import DeployedPolicy
+from robust_policies.policies.peak import metric_of
 from robust_policies.policies.window import WindowCell
 from robust_policies.policies.youla.policy import YoulaPolicy
 from robust_policies.runtime import RuntimePolicy
@@ -118,6 +120,10 @@ def units_of(policy: DeployedPolicy) -> tuple[Array, Array]:
 
 def _with_multipliers(neurons: Neurons, policy: DeployedPolicy) -> Neurons:
     """Return the system with the multipliers that its cell was made with, to start from."""
+    rows = _rows(neurons, policy)
+    hints = None if rows is None else rows.hints()
+    if hints is not None:
+        return neurons._replace(theta=hints[1])
     known = running_neurons(policy)
     fits = known is not None and known.theta.shape == neurons.theta.shape and bool(np.isfinite(known.theta).all())
     return neurons._replace(theta=known.theta) if known is not None and fits else neurons
@@ -125,8 +131,8 @@ def _with_multipliers(neurons: Neurons, policy: DeployedPolicy) -> Neurons:
 
 def _proven(program: Program, neurons: Neurons, policy: DeployedPolicy, source: Certificate) -> Certificate:
     """Return the gain and the rate that are proven of the exported constants."""
-    guarantee = getattr(policy.cell, "guarantee", None)
-    metric = policy.cell.metric().double().cpu().numpy() if guarantee is not None and program.states else None
+    rows = _rows(neurons, policy)
+    metric = metric_of(policy.cell, rows) if program.states else None
     # A policy whose gain has no meaning (choices of another space, gSDE) has none when it is exported either.
     if source.status != "PASS":
         raise NotCertifiableError(source.reason or "nothing is proven of the run's own arrays")
@@ -139,24 +145,51 @@ def _proven(program: Program, neurons: Neurons, policy: DeployedPolicy, source: 
         if gamma is None and start is not None:
             gamma = search.least(start, neurons.theta)
     decay = least_decay(search, neurons.theta, [] if metric is None else [metric]) if program.states else None
+    method, peak = METHOD, None
+    if gamma is None and metric is None and decay is not None:
+        gamma = least_by_neurons(neurons, decay.metric)
+    if rows is not None:
+        bound, slower = positive.gain(rows.system), positive.decay(rows.system)
+        if bound is not None and (gamma is None or bound < gamma * (1 - ROUNDING_OF_SEARCHES)):
+            gamma, method = bound, positive.METHOD
+        if slower is not None and (decay is None or slower.rate < decay.rate):
+            decay = slower
+        peak = _peak(rows.system, source)
     if gamma is None and decay is None:
         raise NotCertifiableError("no metric was found with which the exported constants are proven")
     found = replace(
         source,
+        **_UNPROVEN,
         gamma_core=None,
         gamma_raw=gamma,
         rate=None if decay is None else decay.rate,
         overshoot=None if decay is None else decay.overshoot,
         forgets=forgotten(None if decay is None else decay.steps),
         factors=() if gamma is None else (Factor("exported program", gamma, "its constants, in one inequality"),),
-        method=METHOD,
-        **_UNPROVEN,
+        method=method,
+        peak=peak,
     )
     return replace(found, claim=claim(found))
 
 
+def _rows(neurons: Neurons, policy: DeployedPolicy) -> positive.Rows | None:
+    """Return a program as rows that bound its increments, None of a cell that is not made of such."""
+    size = getattr(policy.cell, "block_size", None)
+    if size is None or len(neurons.model.A) != policy.cell.state_size:
+        return None
+    return positive.rows_of(neurons.model, size)
+
+
+def _peak(system: positive.Positive, source: Certificate) -> dict[str, Any] | None:
+    """Return how far each action moves at most at any step, for the units of the run's own certificate."""
+    bounds = None if source.peak is None else positive.peaks(system, np.asarray(source.peak["units"]))
+    if source.peak is None or bounds is None:
+        return None
+    return {"units": source.peak["units"], "gamma": bounds.tolist(), "method": positive.METHOD}
+
+
 _UNPROVEN: dict[str, Any] = dict.fromkeys(
-    ("empirical_lower", "ratio", "witness", "margin", "weights", "gamma_weighted", "peak")
+    ("empirical_lower", "ratio", "witness", "margin", "weights", "gamma_weighted")
 )
 
 

@@ -78,8 +78,8 @@ def export_policy(
     source = _certificate(folder, policy)
     try:
         running = load(folder)
-    except InvalidValueError:
-        # Saved without the arrays that run, which only the other formats need.
+    except (InvalidValueError, UnknownNameError):
+        # Saved without the arrays that run, or of a cell without a step in NumPy: only the other formats need them.
         if format != "safetensors":
             raise
     with output_folder(target), atomic_folder(target) as made:
@@ -87,8 +87,12 @@ def export_policy(
             save_policy(policy, made, _task(folder))
             source.to_json(made / "certificate.json")
             _copy_search(folder, made, source)
-            running = load(made) if running is None else running
-            _compare(made, format, None, policy, running, source.gamma_raw, env)
+            try:
+                running = load(made) if running is None else running
+            except UnknownNameError as error:
+                write_json(made / "parity.json", {"schema": SCHEMA, "format": format, "ran": f"not run: {error}"})
+            else:
+                _compare(made, format, None, policy, running, source.gamma_raw, env)
         else:
             assert running is not None
             program = record(running, dtype)

@@ -28,6 +28,7 @@ from .l2ru import L2RU as L2RU
 from .lbdn import LBDN as LBDN
 from .lbdn import LBDNCell as LBDNCell
 from .lipschitz_rnn import LipschitzRNN as LipschitzRNN
+from .lipschitz_rnn import published_growth as published_growth
 from .nemon import NemonCell as NemonCell
 from .neuron_cell import NeuronCell as NeuronCell
 from .neuron_cell import RENExplicit as RENExplicit

@@ -105,12 +105,13 @@ def _back(kind, keep, lanes, nu, nx, ny, widths, F, Z, D, begin, end):
 
 @compiled
 def _largest(X, at, size, count, neighbours):
-    """Return the largest size of neighbouring numbers from `at` on, `count` times and `size` apart, NaN aside."""
-    found = np.zeros(neighbours, X.dtype)
+    """Return the largest finite size of neighbouring numbers from `at` on, `count` times and `size` apart."""
+    found, end = np.zeros(neighbours, X.dtype), X.dtype.type(np.inf)
     for t in range(count):
         here = at + t * size
         for i in range(neighbours):
-            found[i] = max(found[i], abs(X[here + i]))
+            value = abs(X[here + i])
+            found[i] = max(found[i], value if value < end else found[i])
     most = found[0]
     for i in range(neighbours):
         most = max(most, found[i])
@@ -193,8 +194,7 @@ def forward(kind, keep, steps, lanes, samples, nu, nx, ny, widths, F, Z, toleran
         tolerance: what does not count of a state, relative to the largest.
     """
     layers, xy, driving = len(widths), nx + ny, nu + nx
-    one = np.int64(1)
-    last, all_ = widths[-1], xy + widths[0]
+    one, last, all_ = np.int64(1), widths[-1], xy + widths[0]
     inner, above = numbers(widths)
     size, read_, at_c = (inner + driving + last) * lanes, driving + last, driving * all_
     E, c = np.empty(xy * read_, F.dtype), np.empty((all_ + above) * lanes, F.dtype)
@@ -247,8 +247,7 @@ def backward(kind, keep, steps, lanes, samples, nu, nx, ny, widths, F, Z, M, tol
     first, last, all_ = widths[0], widths[-1], xy + widths[0]
     inner, above = numbers(widths)
     size, sizes = (inner + driving + last) * lanes, (above + all_) * lanes
-    at_c = driving * all_
-    at_B = at_c + all_
+    at_c, at_B = driving * all_, (driving + 1) * all_
     at_W, none = at_B + xy * last, np.zeros(MOST, F.dtype)
     _back(kind, keep, lanes, nu, nx, ny, widths, F, Z, D, 0, steps)
     of = above * lanes

@@ -99,7 +99,7 @@ def fits(inputs: Tensor) -> bool:
     """Return whether compiled loops are worth their loading for inputs (time, batch, nu)."""
     if inputs.device.type != "cpu" or inputs.dtype not in (torch.float32, torch.float64):
         return False
-    return inputs.shape[0] >= 2 and inputs.shape[0] * inputs.shape[1] >= _enough(inputs.dtype)
+    return inputs.shape[0] >= 2 and inputs.shape[0] * inputs.shape[1] >= enough(inputs.dtype)
 
 
 def run(
@@ -146,7 +146,7 @@ def plain_run(
     return torch.stack(outputs), state
 
 
-def _enough(dtype: torch.dtype) -> int:
+def enough(dtype: torch.dtype) -> int:
     """Return the number of steps below which the second in which numba is loaded is not worth it.
 
     What is differentiated in float32 is trained, and comes again some thousand times.

@@ -3,9 +3,10 @@
 dh/dt = A h + act(W h + U u + b),  y = C h + by,  with A = (1 - beta) (M + M') + beta (M - M') - shift I from a free M
 and W likewise from another, integrated over `step_size` by Euler's method or the midpoint rule (RK2) at every step.
 
-What is published is a condition of continuous time: where the symmetric part of A lies below -|W| the flow contracts.
-Nothing of it holds by construction here: `certificates.verify` looks for a proof of the arrays of the discrete map that
-runs, and refuses where it finds none.
+What is published is a Lipschitz constant of the right-hand side, |A| + |W|, which says something of a fixed horizon
+(`published_growth`), and a condition of continuous time: where the symmetric part of A lies below -|W| the flow
+contracts (`published_margin`). Nothing of the latter holds by construction here: `certificates.verify` looks for a
+proof of the arrays of the discrete map that runs, and refuses where it finds none.
 
 Source: N. B. Erichson, O. Azencot, A. Queiruga, L. Hodgkinson and M. W. Mahoney, "Lipschitz recurrent neural networks",
 ICLR 2021 (arXiv 2006.12070).
@@ -14,6 +15,7 @@ ICLR 2021 (arXiv 2006.12070).
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import torch
@@ -128,6 +130,19 @@ def published_margin(A: Tensor, W: Tensor) -> float:
     with torch.no_grad():
         A, W = A.double(), W.double()
         return -float(torch.linalg.eigvalsh(0.5 * (A + A.mT))[-1]) - float(torch.linalg.matrix_norm(W, 2))
+
+
+def published_growth(A: Tensor, W: Tensor, time: float) -> float:
+    """Return exp((|A| + |W|) time) for A, W (nx, nx): what distances of states are multiplied by at most in a time > 0.
+
+    The right-hand side has the Lipschitz constant |A| + |W|, so this is Gronwall's inequality for the flow under equal
+    inputs; it holds for Euler's method and the midpoint rule too, whose steps h multiply by at most
+    1 + (|A| + |W|) h and half its square more. It grows with the horizon without a limit.
+    """
+    time = checks.finite_float("time", time, above=0.0)
+    with torch.no_grad():
+        exponent = time * sum(float(torch.linalg.matrix_norm(part.double(), 2)) for part in (A, W))
+    return math.exp(exponent) if exponent < math.log(sys.float_info.max) else math.inf
 
 
 def _split(M: Tensor, beta: float, shift: float) -> Tensor:

@@ -14,6 +14,7 @@ import math
 import time
 from functools import cache
 from itertools import chain
+from numbers import Real
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from robust_policies.errors import InvalidValueError, UnknownNameError
 from robust_policies.networks import picard, rows
-from robust_policies.networks.compiled import fits
+from robust_policies.networks.compiled import enough, fits
 from robust_policies.networks.linalg import full_precision
 from robust_policies.networks.program import transformed
 
@@ -47,11 +48,11 @@ class _Choice:
 _CHOSEN: WeakKeyDictionary[nn.Module, dict[Any, _Choice]] = WeakKeyDictionary()
 
 
-def checked_mode(mode: Any, tolerance: float) -> str:
+def checked_mode(mode: Any, tolerance: Any) -> str:
     """Return `mode`, one of `MODES`; raises UnknownNameError, and InvalidValueError for a tolerance below rounding."""
     if mode not in MODES:
         raise UnknownNameError.among("parallel", str(mode), MODES)
-    if not 1e-15 <= tolerance < 1:
+    if not isinstance(tolerance, Real) or not 1e-15 <= float(tolerance) < 1:
         raise InvalidValueError(f"tolerance is {tolerance!r}; expected a number in [1e-15, 1), relative to the states.")
     return mode
 
@@ -74,10 +75,7 @@ def parallel_run(cell: Any, mode: str, tolerance: float, *given: Any) -> tuple[T
         return _picard(cell, tolerance, *given)
     possible = mode != "scan" and _fits(cell, *given[:2])
     if mode == "chunks" and not possible:
-        raise InvalidValueError(
-            "parallel='chunks' needs the extra `fast`, a cell of small widths on the CPU and at least "
-            f"{2 * _COUNTS[0]} steps; use parallel='auto', which takes the scan elsewhere."
-        )
+        raise InvalidValueError(_why_not(cell, given[0]))
     if not possible:
         return cell.run_now(*given)
     if mode == "chunks":
@@ -90,6 +88,17 @@ def parallel_run(cell: Any, mode: str, tolerance: float, *given: Any) -> tuple[T
         choice = kept[key] = _Choice(_fastest(cell, tolerance, *given))
     choice.used += 1
     return cell.run_now(*given, rows if choice.chunks is None else Chunks(choice.chunks, tolerance))
+
+
+def _why_not(cell: Any, inputs: Tensor) -> str:
+    """Return what chunks need that a cell with inputs (time, batch, nu) may lack."""
+    (time, batch, _), sizes = inputs.shape, cell.step_sizes()
+    what = "without such a run" if sizes is None else f"with {cell.activation.name}"
+    return (
+        f"parallel='chunks' was asked of a {cell.name!r} {what}, {time} steps of {batch} sequences; it needs an R2DN "
+        f"or a REN of small widths without elu or softplus, at least {2 * _COUNTS[0]} steps and {enough(inputs.dtype)} "
+        "of all sequences together, the CPU and the extra `fast`; use parallel='auto', which takes the scan elsewhere."
+    )
 
 
 def _picard(cell: Any, tolerance: float, *given: Any) -> tuple[Tensor, Tensor]:

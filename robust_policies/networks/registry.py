@@ -27,6 +27,7 @@ CELLS: dict[str, type[Cell]] = {
 ENTRY_POINTS = "robust_policies.cells"
 """The group of entry points in which other packages name their cells."""
 _OURS = frozenset(CELLS)
+_PROMISES = ("guarantee", "gamma")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 Own = TypeVar("Own", bound=type[Cell])
 
@@ -80,8 +81,9 @@ def make_cell(name: str, input_size: int, output_size: int, **kwargs: Any) -> Ce
     if colon:
         try:
             importlib.import_module(module)
-        except ImportError as error:
-            raise InvalidValueError(f"The module of the cell {name!r} cannot be imported: {error}.") from error
+        except (Exception, SystemExit) as error:  # whatever a module of another package raises
+            what = f"{type(error).__name__}: {error}"
+            raise InvalidValueError(f"The module of the cell {name!r} cannot be imported ({what}).") from error
     cell_type = _cell_type(plain if colon else name)
     options = dict(kwargs)
     known = set(inspect.signature(cell_type).parameters)
@@ -122,8 +124,9 @@ def _load(point: importlib.metadata.EntryPoint) -> None:
     """Register the cell of an entry point."""
     try:
         cell = point.load()
-    except (ImportError, AttributeError) as error:
-        raise InvalidValueError(f"The entry point {point.name!r} = {point.value!r} fails: {error}.") from error
+    except (Exception, SystemExit) as error:  # whatever a module of another package raises
+        what = f"{type(error).__name__}: {error}"
+        raise InvalidValueError(f"The entry point {point.name!r} = {point.value!r} fails ({what}).") from error
     register_cell(cell)
     if cell.name != point.name:
         raise InvalidValueError(
@@ -131,12 +134,20 @@ def _load(point: importlib.metadata.EntryPoint) -> None:
         )
 
 
+def _who_promises() -> str:
+    """Return which cells have a guarantee, or a gain alone."""
+    having = {key: sorted(n for n in _OURS if key in inspect.signature(CELLS[n]).parameters) for key in _PROMISES}
+    gain = ", ".join(repr(name) for name in having["gamma"] if name not in having["guarantee"])
+    return f"This cell has no guarantee; {', '.join(map(repr, having['guarantee']))} have one, {gain} has a gamma."
+
+
 def _build(cell_type: type[Cell], options: dict[str, Any]) -> Cell:
     parameters = inspect.signature(cell_type).parameters
     for option in options:
         if option not in parameters:
             shorthand = {"gamma"} if "guarantee" in parameters else set()
-            raise UnknownNameError.among(f"option of the cell {cell_type.name!r}", option, {*parameters, *shorthand})
+            error = UnknownNameError.among(f"option of the cell {cell_type.name!r}", option, {*parameters, *shorthand})
+            raise UnknownNameError(f"{error} {_who_promises()}") if option in _PROMISES else error
     missing = [key for key, p in parameters.items() if p.default is p.empty and key not in options]
     if missing:
         raise InvalidValueError(f"The cell {cell_type.name!r} needs {', '.join(missing)}; add it to the options.")

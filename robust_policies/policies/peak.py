@@ -60,7 +60,7 @@ def _least(cell: Cell, reach: np.ndarray, around: Callable[[Matrices], Matrices]
         found += [] if bounds is None else [(bounds, positive.METHOD)]
     neurons = running_neurons(cell)
     if neurons is not None:
-        bounds = peak_bounds(neurons.mapped(around), reach, _metric(cell, rows))
+        bounds = peak_bounds(neurons.mapped(around), reach, metric_of(cell, rows))
         found += [] if bounds is None else [(bounds, METHOD if neurons.model.A.size else METHOD_MEMORYLESS)]
     if not found:
         return None
@@ -73,7 +73,7 @@ def _least(cell: Cell, reach: np.ndarray, around: Callable[[Matrices], Matrices]
     return best, "; ".join(method for _, method in found if method in used)
 
 
-def _metric(cell: Cell, rows: Any) -> np.ndarray | None:
+def metric_of(cell: Cell, rows: Any) -> np.ndarray | None:
     """Return a metric (nx, nx) in which a cell contracts, None of one without."""
     if rows is not None:
         hints = rows.hints()

@@ -141,17 +141,18 @@ def _l2ru(config: Mapping[str, Any], e: Arrays) -> RunningCell:
         count, reads = 2 * len(unit["poles"]), _inward(layer)
         known = np.hstack((reads @ _wide(unit["C"]), reads @ _wide(unit["D"]))).T.astype(kind)
         onward = _outward(layer).T.astype(kind)
-        units.append((at, at + count, *unit["poles"].T.copy(), unit["B"].T.copy(), known, layer["b"], onward))
+        (c, s), other = unit["poles"].T, np.arange(count) ^ 1
+        turn = np.repeat(c, 2), np.stack((-s, s), axis=1).ravel(), other
+        units.append((at, at + count, *turn, unit["B"].T.copy(), known, layer["b"], onward))
         at += count
 
     def step(input: Array, state: Array) -> tuple[Array, Array]:
-        h, following = input.dot(inward) + entering, np.empty_like(state)
-        for begin, end, c, s, B, known, b, onward in units:
-            x, drive = state[:, begin:end], h.dot(B)
-            following[:, begin:end:2] = c * x[:, 0::2] - s * x[:, 1::2] + drive[:, 0::2]
-            following[:, begin + 1 : end : 2] = s * x[:, 0::2] + c * x[:, 1::2] + drive[:, 1::2]
+        h, following = input.dot(inward) + entering, []
+        for begin, end, c, s, other, B, known, b, onward in units:
+            x = state[:, begin:end]
+            following.append(c * x + s * x[:, other] + h.dot(B))
             h = act(np.concatenate((x, h), axis=1).dot(known) + b).dot(onward)
-        return h.dot(outward) + leaving, following
+        return h.dot(outward) + leaving, np.concatenate(following, axis=1)
 
     return RunningCell(at, step)
 

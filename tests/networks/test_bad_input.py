@@ -104,6 +104,9 @@ def test_names_are_suggested():
         make_cell("lstn", 2, 1, state_size=4)
     with pytest.raises(UnknownNameError, match="Did you mean 'features'"):
         make_cell("r2dn", 2, 1, state_size=4, feature=3, hidden_sizes=(4,))
+    for option in ({"gamma": 2.0}, {"guarantee": Lipschitz(2.0)}):
+        with pytest.raises(UnknownNameError, match=r"no guarantee; 'convex', .*, 'ren' have one, 'lbdn' has a gamma"):
+            make_cell("lstm", 2, 1, state_size=4, **option)
     with pytest.raises(InvalidValueError, match="hidden_sizes"):
         make_cell("r2dn", 2, 1, state_size=4, features=3)
     with pytest.raises(UnknownNameError):

@@ -6,7 +6,7 @@ import torch
 from robust_policies.certificates import empirical_gain, verify
 from robust_policies.errors import UserError
 from robust_policies.networks import LipschitzRNN, make_cell
-from robust_policies.networks.lipschitz_rnn import published_margin
+from robust_policies.networks.lipschitz_rnn import published_growth, published_margin
 
 
 def cell(seed=0, **options):
@@ -56,6 +56,29 @@ def test_a_flow_that_contracts_may_have_a_discrete_map_that_does_not():
     found = verify(made)
     assert found.status == "NOT_CERTIFIED" and found.reason
     assert verify(cell(shift_A=0.0, beta_A=0.5)).status == "NOT_CERTIFIED"
+
+
+@pytest.mark.parametrize("method", ["euler", "rk2"])
+def test_the_published_constant_of_a_horizon_holds_and_ours_is_below_it_where_there_is_one(method):
+    for shift, scale in ((3.0, 0.3), (0.0, 2.0)):
+        made = cell(method=method, shift_A=shift, beta_A=0.5)
+        with torch.no_grad():
+            made.MA.mul_(scale)
+            made.MW.mul_(scale)
+            inputs = torch.randn(60, 1, 2, dtype=torch.float64).expand(-1, 200, -1)
+            one, two = torch.randn(2, 200, 4, dtype=torch.float64)
+            apart = (made.trajectory(inputs, one)[1] - made.trajectory(inputs, two)[1]).norm(dim=-1)
+        found = (apart / (one - two).norm(dim=-1)).amax(1)
+        bounds = [published_growth(*made.flow(), made.step_size * (t + 1)) for t in range(60)]
+        assert all(ratio <= bound for ratio, bound in zip(found.tolist(), bounds, strict=True))
+        proven = verify(made)
+        assert (proven.status == "PASS") == (shift > 0)
+        if shift:
+            assert float(found[-1]) <= proven.overshoot * proven.rate**60 < 1 < 1000 < bounds[-1]
+        else:
+            # Over one step it is no empty bound.
+            assert float(found[0]) > 0.6 * bounds[0]
+    assert published_growth(*made.flow(), 1e6) == float("inf")
 
 
 @pytest.mark.parametrize(

@@ -143,8 +143,11 @@ def test_a_file_alone_imports_nothing(package, tmp_path):
     with pytest.raises(UnknownNameError, match="register_cell"):
         make_cell(config["type"], 2, 1, state_size=3)
     assert module not in sys.modules
-    with pytest.raises(InvalidValueError, match="cannot be imported"):
-        make_cell("no_such_module:filters", 2, 1)
+    (tmp_path / f"{module}_broken.py").write_text("def cell(:\n")
+    for name in ("no_such_module:filters", ":filters", ".filters:filters", f"{module}_broken:filters"):
+        with pytest.raises(InvalidValueError, match="cannot be imported") as error:
+            make_cell(name, 2, 1)
+        assert "\n" not in str(error.value)
 
 
 def test_without_a_certificate_it_is_said_so(package, tmp_path):

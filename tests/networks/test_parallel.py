@@ -96,6 +96,20 @@ def test_a_cell_that_forgets_soon_runs_a_part_of_its_pieces_again():
     assert 1 < rounds[0] < 2 < rounds[1] <= 16
 
 
+@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("step", [3, 500, 1099])
+def test_what_is_not_finite_stays_with_its_sequence_and_after_its_step(name, value, step):
+    cell, inputs = made(name), torch.randn(1100, 2, 3).double()
+    inputs[step, 1, 0] = value
+    with torch.no_grad():
+        scan, found = (cell(inputs, parallel=mode, tolerance=1e-12) for mode in ("scan", "chunks"))
+    for one, other in zip(scan, found, strict=True):
+        assert torch.equal(one.isfinite(), other.isfinite()) and not bool(other[..., 1, :].isfinite().all())
+        kept = one.isfinite()
+        torch.testing.assert_close(one[kept], other[kept], rtol=1e-10, atol=1e-10)
+
+
 def test_a_second_derivative_is_that_of_the_scan():
     cell, inputs = made("r2dn"), torch.randn(32, 32, 3).double()
 
@@ -131,5 +145,16 @@ def test_what_has_no_chunks_takes_the_scan_or_is_refused():
             cell(inputs, parallel="chunks")
     with pytest.raises(UnknownNameError, match="chunks"):
         cell(inputs, parallel="chunk")
-    with pytest.raises(InvalidValueError, match="tolerance is 0"):
-        cell(inputs, parallel="auto", tolerance=0.0)
+    for tolerance in (0.0, "tight"):
+        with pytest.raises(InvalidValueError, match=f"tolerance is {tolerance!r}"):
+            cell(inputs, parallel="auto", tolerance=tolerance)
+
+
+def test_what_chunks_lack_is_said():
+    for options, time, words in (
+        ({}, 31, "at least 32 steps"),
+        ({}, 300, "'r2dn' with tanh, 300 steps of 1 sequences.* and 1024 of all sequences"),
+        ({"activation": "elu"}, 2000, "with elu, .* without elu or softplus"),
+    ):
+        with pytest.raises(InvalidValueError, match=words):
+            made("r2dn", **options)(torch.randn(time, 1, 3).double(), parallel="chunks")

@@ -80,6 +80,14 @@ def test_a_cell_without_a_step_is_refused_in_one_line_that_says_what_to_do(folde
     assert not (folder / "out").exists()
 
 
+def test_safetensors_need_no_step(folder):
+    export_policy(folder / "run", "safetensors", folder / "out")
+    policies = [load_policy(folder / part) for part in ("run", "out")]
+    seen = np.random.default_rng(0).uniform(-1, 1, 3).astype(np.float32)
+    np.testing.assert_array_equal(*(policy.predict(seen)[0] for policy in policies))
+    assert "register_step('test_lags', make)" in json.loads((folder / "out" / "parity.json").read_text())["ran"]
+
+
 def test_a_cell_with_a_step_runs_as_in_torch_and_its_exported_constants_are_proven(folder):
     register_step("test_lags", lags)
     running, policy, state, other = load(folder / "run"), load_policy(folder / "run"), None, None
