@@ -1,6 +1,8 @@
 """What ends a run that should not go on: NaN, a reached return, no memory, no disk, another process."""
 
+import json
 import re
+import subprocess
 import sys
 
 import numpy as np
@@ -13,7 +15,7 @@ from tiny_recipe import TINY
 from robust_policies.envs import TorchVectorEnv
 from robust_policies.errors import DiskError, DivergedError, InvalidValueError, NotEnoughMemoryError
 from robust_policies.policies import load_policy
-from robust_policies.train import RunFolder, load_recipe, train
+from robust_policies.train import RunFolder, in_memory, load_recipe, train
 from robust_policies.train.ppo import run as ppo_run
 from robust_policies.train.run import fitting, resources
 from robust_policies.train.run.checkpoints import checkpoints_in
@@ -192,7 +194,7 @@ def test_what_does_not_fit_into_memory_is_said_with_the_setting_to_lower(algorit
 def test_how_many_environments_would_fit_is_measured(monkeypatch):
     recipe = recipe_of("tensor_ppo", f"task.num_envs={10**12}")
     free = 100_000_000
-    monkeypatch.setattr(fitting, "available", lambda: free)
+    monkeypatch.setattr(fitting, "available", lambda device: free)
     said = fitting.said_of_fitting(recipe, "cpu")
     found = re.fullmatch(
         r" About (\d+) environments would fit: 0\.0931 GiB are free and ([\d.]+) KiB each needs\.", said
@@ -203,9 +205,28 @@ def test_how_many_environments_would_fit_is_measured(monkeypatch):
     assert 100 * 4 * 11 < each < 100 * 4 * 11 * 20
     step = recipe.algorithm.batch_size // recipe.algorithm.n_steps
     assert count % step == 0 and 0.8 * free < count * each < 0.91 * free
-    assert not fitting.said_of_fitting(recipe, "cuda")
-    monkeypatch.setattr(fitting, "available", lambda: 0)
+    monkeypatch.setattr(fitting, "available", lambda device: 0)
     assert not fitting.said_of_fitting(recipe, "cpu")
+
+
+def test_on_a_gpu_its_own_memory_is_measured(monkeypatch):
+    told = []
+
+    def measured(command, *, input, **_):
+        told.append(json.loads(input))
+        return subprocess.CompletedProcess(command, 0, "[1000000, 4584000]\n")
+
+    monkeypatch.setattr(fitting.subprocess, "run", measured)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3_000_000, 9_000_000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 5_000_000)
+    said = fitting.said_of_fitting(recipe_of("recurrent_ppo", f"task.num_envs={10**6}"), "cuda:1")
+    # A thousand bytes each, of nine tenths of eight millions.
+    assert re.match(
+        r" About 7\d\d\d environments would fit: 0\.00745 GiB are free and 0\.977 KiB each needs\.", said
+    ), said
+    assert told[0]["device"] == "cuda:1"
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 7 * (device == "cuda:1"))
+    assert in_memory._largest("cuda:1") == 7 and in_memory._largest("cpu") > 10**7
 
 
 def test_a_rollout_that_does_not_fit_names_its_settings(tmp_path):
