@@ -17,6 +17,8 @@ _FEW, _MANY = 512, 4096
 _SECONDS = 300.0
 # Of the free memory: the rest is for what the small ones do not show.
 _SHARE = 0.9
+# Bytes of a step: one observation and action, the reward, value, log-probability, advantage and return.
+_LEAST = 7 * 4
 
 
 def said_of_fitting(recipe: Recipe, device: str) -> str:
@@ -50,6 +52,16 @@ def said_of_fitting(recipe: Recipe, device: str) -> str:
     return (
         f" About {fits} environments would fit: {free / 2**30:.3g} GiB are free and {each / 2**10:.3g} KiB each needs."
     )
+
+
+def refuse_what_cannot_fit(count: int, n_steps: int, device: str) -> None:
+    """Raise `MemoryError` where a rollout's numbers alone are more than there is.
+
+    Linux promises more memory than it has, and ends a process that uses it without a word.
+    """
+    least = count * n_steps * _LEAST
+    if device == "cpu" and sys.platform == "linux" and 0 < available(device) < least:
+        raise MemoryError(f"you tried to allocate {least} bytes")
 
 
 def available(device: str) -> int:

@@ -183,7 +183,7 @@ def test_what_does_not_fit_into_memory_is_said_with_the_setting_to_lower(algorit
     monkeypatch.setattr(resources, "said_of_fitting", lambda recipe, device: "")
     recipe = recipe_of(algorithm, f"task.num_envs={10**12}")
     with pytest.raises(
-        NotEnoughMemoryError, match=r"memory: [\d.]+ TiB more were asked for; lower task.num_envs \(now"
+        NotEnoughMemoryError, match=r"memory: [\d.]+ [TP]iB more were asked for; lower task.num_envs \(now"
     ):
         train(recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -207,6 +207,17 @@ def test_how_many_environments_would_fit_is_measured(monkeypatch):
     assert count % step == 0 and 0.8 * free < count * each < 0.91 * free
     monkeypatch.setattr(fitting, "available", lambda device: 0)
     assert not fitting.said_of_fitting(recipe, "cpu")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nobody promises more memory than there is")
+def test_what_linux_would_promise_and_not_have_is_refused_before_it_is_used(tmp_path, monkeypatch):
+    # 4 environments of 100 steps, 28 bytes each.
+    monkeypatch.setattr(fitting, "available", lambda device: 11_199)
+    with pytest.raises(NotEnoughMemoryError, match=r"memory: 10\.94 KiB more .* lower task.num_envs \(now 4\) or"):
+        train(recipe_of("tensor_ppo"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr(fitting, "available", lambda device: 11_200)
+    fitting.refuse_what_cannot_fit(4, 100, "cpu")
 
 
 def test_on_a_gpu_its_own_memory_is_measured(monkeypatch):
