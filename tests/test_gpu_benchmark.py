@@ -36,3 +36,21 @@ def test_every_part_runs_and_is_written(tmp_path):
     said = [value["skipped"] for part in PARTS for row in found[part]["rows"] for value in row.values()
             if isinstance(value, dict) and "skipped" in value]  # fmt: skip
     assert set(said) == {"a CUDA graph needs a CUDA device", "MuJoCo-Warp runs on a CUDA device"}
+
+
+LATE = """
+import json, time, torch, gpu
+gpu.LIMITS["attacks"], began = 1, time.monotonic()
+gpu.PARTS["attacks"] = lambda device, tiny: [gpu.tried(lambda: 1), *(gpu.tried(lambda: time.sleep(60)) for _ in "ab")]
+found = gpu.part("attacks", torch.device("cpu"), True), gpu.tried(lambda: 2), time.monotonic() - began
+print(json.dumps(found))
+"""
+
+
+def test_a_part_ends_with_its_time_and_keeps_what_it_has():
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "benchmarks")))}
+    done = subprocess.run([sys.executable, "-c", LATE], env=environment, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found, after, seconds = json.loads(done.stdout)
+    late = {"skipped": "its time was over"}
+    assert found["rows"] == [1, late, late] and after == 2 and seconds < 30

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -88,7 +88,7 @@ def restore(snapshot: Snapshot, **roots: Any) -> None:
         InvalidValueError: it was taken of other objects, or of another number of environments.
     """
     places = dict(numeric_places(roots))
-    parts: Any = ({_moved(path, places): value for path, value in part.items()} for part in snapshot)
+    parts: Any = ({place_now(path, places): value for path, value in part.items()} for part in snapshot)
     snapshot = Snapshot(*parts)
     _check(snapshot, places)
     count: dict[int, int] = {}
@@ -135,8 +135,8 @@ def numeric_places(roots: Mapping[str, Any]) -> Iterator[tuple[str, Place]]:
         yield from walk(name, root, root if isinstance(root, dict) else vars(root))
 
 
-def _moved(path: str, places: Mapping[str, Place]) -> str:
-    """Return where that stands now which an earlier version kept at a path."""
+def place_now(path: str, places: Container[str]) -> str:
+    """Return where that stands now which an earlier version kept at a path, of those where something stands."""
     parent, _, name = path.rpartition("/")
     return f"{parent}/{_MOVED[name]}" if name in _MOVED and f"{parent}/clock/elapsed" in places else path
 

@@ -17,17 +17,23 @@ from robust_policies.train.runner import train
 def main() -> None:
     """Print the largest memory of this process, in bytes, after one update each of the counts on standard input."""
     given = json.loads(sys.stdin.read())
+    device: str = given["device"]
     torch.set_num_threads(1)
     found = []
     for count in given["counts"]:
         with tempfile.TemporaryDirectory() as scratch:
-            train(one_update(parse_recipe(given["recipe"], "recipe"), count), Path(scratch) / "run")
-        found.append(_largest())
+            train(one_update(parse_recipe(given["recipe"], "recipe"), count), Path(scratch) / "run", device=device)
+        found.append(_largest(device))
     print(json.dumps(found))
 
 
-def _largest() -> int:
-    """Return the largest memory of this process in bytes; what getrusage says begins with that of its parent."""
+def _largest(device: str) -> int:
+    """Return the largest memory of this process in bytes, on a GPU what PyTorch took there.
+
+    What getrusage says begins with that of its parent.
+    """
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_reserved(device)
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 

@@ -1,19 +1,27 @@
 """Trainings on a CUDA device where there is none: the CPU's weights, and a fixed few waits an update."""
 
+from contextlib import ExitStack
+
 import numpy as np
 import pytest
 import torch
 from card_cases import actor_of, build_cell, name_of, ppo, there
-from cuda_without_one import cuda_without_one, moved
+from cuda_without_one import WAITS, cuda_without_one, moved
 
 from robust_policies.envs.task import load_plant
+from robust_policies.files.tensors import read_tensors
 from robust_policies.networks import compiled, perceptron
+from robust_policies.train import RunFolder, parse_recipe, train
 from robust_policies.train.apg.algorithm import AnalyticPolicyGradient
 from robust_policies.train.imitation.rollout import Stage
 from robust_policies.train.ppo import fused, losses
 from robust_policies.train.ppo.policy import RolloutPolicy
 from robust_policies.train.recipe.apg import ApgSection
 from robust_policies.train.recipe.sections import TaskSection
+from robust_policies.train.recurrent_sac.run import RecurrentSacRun
+from robust_policies.train.run.job import Job
+from robust_policies.train.run.progress import Silent
+from robust_policies.train.run.stop import StopRequest
 
 # An update asks once, for all minibatches, where episodes begin.
 CUT_WAITS = {"train/ppo/buffer.py:find_begins nonzero": 1, "train/ppo/buffer.py:find_begins tolist": 1}
@@ -24,6 +32,26 @@ UPDATE_WAITS = {
     "train/ppo/episodes.py:ended tolist": 2,
     "train/run/guard.py:in_rollout _local_scalar_dense": 1,
     "train/run/guard.py:in_update _local_scalar_dense": 1,
+}
+
+# Every step of environments and every gradient step goes on without an answer.
+SAC_WAITS = {
+    "train/recurrent_sac/algorithm.py:_look nonzero": 1,
+    "train/recurrent_sac/algorithm.py:_look tolist": 2,
+    "train/recurrent_sac/algorithm.py:update _local_scalar_dense": 1,
+    "train/recurrent_sac/algorithm.py:update tolist": 1,
+    "train/run/guard.py:in_rollout _local_scalar_dense": 1,
+    "train/run/guard.py:in_update _local_scalar_dense": 1,
+    "train/run/guard.py:in_weights _local_scalar_dense": 1,
+}
+SAC_TASK = {"id": "robust_policies/PendulumNoVelocity-v0", "num_envs": 3, "kwargs": {"max_episode_steps": 11}}
+SAC_POLICY = {
+    **{"cell": "r2dn", "state_size": 4, "features": 4, "hidden_sizes": [4], "gamma": 3.0},
+    "critic_kwargs": {"cell": "r2dn", "state_size": 5, "features": 4, "hidden_sizes": [4], "net_arch": [8]},
+}
+SAC = {
+    **{"name": "recurrent_sac", "total_steps": 240, "learning_starts": 30, "batch_size": 4, "train_freq": 10},
+    **{"sequence_length": 8, "burn_in": 5, "buffer_size": 150},
 }
 
 
@@ -124,6 +152,57 @@ def test_analytic_policy_gradients_wait_outside_their_steps(task):
         place = "train/apg/algorithm.py:rollout _local_scalar_dense"
         assert (few.pop(place), many.pop(place)) == (5, 9)
     assert few == many and max(few.values()) <= 4
+
+
+def test_recurrent_sac_has_the_cpus_gradients_and_waits_a_fixed_few_times_an_update():
+    def learnt(device, updates, gradient_steps=1):
+        algorithm = {**SAC, "gradient_steps": gradient_steps}
+        with ExitStack() as stack:
+            recipe = parse_recipe({"task": SAC_TASK, "policy": SAC_POLICY, "algorithm": algorithm}, "test")
+            job = Job(recipe, RunFolder("unused"), device, False, Silent(), StopRequest(), 7)
+            found = RecurrentSacRun(job, stack).algorithm
+            for _ in range(updates):
+                WAITS.taken()
+                scalars = found.update(0.5)
+            assert scalars and all(np.isfinite(value) for value in scalars.values())
+            return found
+
+    # The first gradients: Adam makes steps of those that are zero but for rounding.
+    expected = learnt("cpu", 2)
+    with cuda_without_one() as waits:
+        found = learnt("cuda", 2)
+        for one, other in zip(found.networks.parameters(), expected.networks.parameters(), strict=True):
+            assert (one.grad is None) == (other.grad is None)
+            assert other.grad is None or torch.allclose(there(one.grad), other.grad, atol=1e-6)
+        np.testing.assert_allclose(found.episodes, expected.episodes, rtol=1e-5)
+        for gradient_steps in (1, 3):
+            found = learnt("cuda", 4, gradient_steps)
+            assert waits.taken() == SAC_WAITS
+        found.load_tensors({name: value.cpu() for name, value in found.tensors().items()}, begun=True)
+        assert all(np.isfinite(value) for value in found.update(0.5).values())
+
+
+IMITATIONS = {
+    "imitation": {"rounds": 2, "updates": 3, "batch_size": 4, "segment": 8, "horizon": 16},
+    "gail": {"demonstrations": 4, "n_steps": 16, "batch_size": 32, "n_epochs": 1, "total_steps": 64, "graphs": "never"},
+}
+
+
+@pytest.mark.parametrize("name", IMITATIONS)
+def test_imitation_ends_with_the_cpus_policy(name, tmp_path):
+    recipe = {
+        "task": {"id": "robust_policies/DoubleIntegrator-v0", "num_envs": 4, "kwargs": {"max_episode_steps": 16}},
+        "policy": {"cell": "r2dn", "state_size": 4, "features": 4, "hidden_sizes": [4], "gamma": 3.0},
+        "algorithm": {"name": name, "teacher": "lqg", **IMITATIONS[name]},
+        "checkpoints": {"every": 64, "evaluate_every": 64, "evaluate_episodes": 2, "certify_every": 0},
+    }
+    train(parse_recipe(recipe, "test"), tmp_path / "cpu")
+    with cuda_without_one():
+        train(parse_recipe(recipe, "test"), tmp_path / "cuda", device="cuda")
+    expected, found = (read_tensors(tmp_path / one / "policy.safetensors") for one in ("cpu", "cuda"))
+    for part, value in expected.items():
+        # A gradient of zero but for rounding makes a step of Adam, of the rate.
+        torch.testing.assert_close(found[part], value, rtol=1e-3, atol=1e-2)
 
 
 def test_imitation_carries_its_choices_at_once():

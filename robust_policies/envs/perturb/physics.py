@@ -107,7 +107,7 @@ class Ledger:
         if not again and self.seen is not None and self.target.shared(self.name) is self.seen:
             return
         current = self.target.get(self.name)
-        same = (current[rows] == self.written[rows]).reshape(len(rows), -1).all(-1)
+        same = _flat(current[rows] == self.written[rows]).all(-1)
         if not again and bool(same.all()):
             return
         same = same.reshape(-1, *(1,) * (current.ndim - 1))
@@ -178,7 +178,7 @@ class Shift(Perturbation):
         """Return the values (m, ...) of `rows`, shifted."""
         factor, offset = (one[rows].reshape(-1, *self.shape) for one in (self.factor, self.offset))
         shifted = value * factor + offset
-        self.change[rows] = (shifted - value).reshape(len(rows), -1).norm(dim=-1)
+        self.change[rows] = _flat(shifted - value).norm(dim=-1)
         return shifted
 
     def more(self) -> dict[str, torch.Tensor]:
@@ -192,3 +192,8 @@ class Shift(Perturbation):
             self.ledger.refresh(self.everywhere, again=True)
             if not self.ledger.shifts:
                 del self.ledgers[self.spec.parameter]
+
+
+def _flat(rows: torch.Tensor) -> torch.Tensor:
+    """Return rows (n, ...) as (n, numbers of one); n may be 0, as where a GPU is not asked whether episodes ended."""
+    return rows.reshape(len(rows), math.prod(rows.shape[1:]))

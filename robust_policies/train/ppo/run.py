@@ -30,6 +30,7 @@ from robust_policies.train.ppo.shares import Shares
 from robust_policies.train.recipe.rates import schedule
 from robust_policies.train.recipe.recipe import Recipe
 from robust_policies.train.run.checkpoints import Progress
+from robust_policies.train.run.fitting import refuse_what_cannot_fit
 from robust_policies.train.run.folder import RunFolder
 from robust_policies.train.run.guard import LinAlgError, diverged, why_it_failed
 from robust_policies.train.run.job import Job, TrainResult
@@ -116,6 +117,7 @@ class PpoRun(Learner):
         self.ranks = ranks = job.ranks
         count = ranks.share(recipe.task.num_envs, "task.num_envs")
         seed = (recipe.seed + ranks.rank * count) % SEEDS
+        refuse_what_cannot_fit(count, recipe.algorithm.n_steps, job.device)
         with memory_of(recipe, "task.num_envs", device=job.device):
             env = make_env(recipe, count, seed, job.device, training=True)
             stack.callback(env.close)

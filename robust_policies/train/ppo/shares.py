@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from robust_policies.envs.bridges.sb3 import SB3VecEnv
-from robust_policies.envs.snapshot import Snapshot, capture
+from robust_policies.envs.snapshot import Snapshot, capture, place_now
 from robust_policies.errors import InvalidValueError
 from robust_policies.files.tensors import packed, unpacked
 from robust_policies.train.ppo.continuation import Moment
@@ -80,12 +80,12 @@ class Shares:
         return Moment(tensors, {**own.facts, "values": merged})
 
     def mine(self, moment: Moment) -> Moment:
-        """Return this rank's part of the moment of all environments."""
+        """Return this rank's part of the moment of all environments, which an earlier version may have written."""
         tensors: dict[str, Tensor] = {}
         for path, value in moment.tensors.items():
             axis = self._axis_of(path, value)
             tensors[path] = value if axis is None else self.ranks.mine(value, axis).clone()
-        values = dict(moment.facts["values"])
+        values = {place_now(path, self._axes): value for path, value in moment.facts["values"].items()}
         for path, value in values.items():
             if path in self._counts:
                 values[path] = value // self.ranks.size

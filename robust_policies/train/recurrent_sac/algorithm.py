@@ -69,6 +69,9 @@ class RecurrentSAC:
         self.generator = torch.Generator(stage.device).manual_seed(seed)
         self.steps = self.n_updates = 0
         self.episodes: deque[tuple[float, int]] = deque(maxlen=_EPISODES_SHOWN)
+        self._unseen: list[dict[str, Tensor]] = []
+        # Of what is on a GPU an answer is waited for.
+        self._looks_at_once = not stage.torch or stage.device.type == "cpu"
         self.now = self._beginning()
         shapes = {name: tuple(value.shape[1:]) for name, value in self.now.items() if name not in ("gained", "age")}
         shapes |= {"action": (stage.action_size,), "reward": (), "terminated": (), "ended": ()}
@@ -89,6 +92,10 @@ class RecurrentSAC:
         settings = self.settings
         for _ in range(settings.train_freq):
             self._step()
+            if self._looks_at_once:
+                self._look()
+        if not self._looks_at_once:
+            self._look()
         self.n_updates += 1
         if self.steps <= settings.learning_starts or self.replay.filled < settings.rows:
             return {}
@@ -161,14 +168,12 @@ class RecurrentSAC:
             action = self.actor.sample(outputs, self._normal(*size))[0]
         critic = self.critic.follow(now["observation"], now["previous"], now["critic"])
         observation, reward, terminated, ended = stage.step(action)
-        if found := in_rollout(action=action[None], observation=observation[None], reward=reward[None]):
-            raise self._diverged(found)
         kept = {name: value for name, value in now.items() if name not in ("gained", "age")}
         self.replay.add(**kept, action=action, reward=reward, terminated=terminated, ended=ended)
         self.steps += stage.count
         gained, age, over = now["gained"] + reward, now["age"] + 1, ended.unsqueeze(-1)
-        for i in ended.nonzero().flatten().tolist():
-            self.episodes.append((float(gained[i]), int(age[i])))
+        seen = {"action": action, "observation": observation, "reward": reward}
+        self._unseen.append({**seen, "ended": ended, "gained": gained, "age": age})
         # The initial state is zero.
         after = {"previous": action, "actor": actor, "critic": critic}
         self.now = {
@@ -179,11 +184,22 @@ class RecurrentSAC:
             "age": age.masked_fill(ended, 0),
         }
 
+    def _look(self) -> None:
+        """Note which episodes ended since the last look; raises `DivergedError` where something was not finite."""
+        steps = {name: torch.stack([step[name] for step in self._unseen]) for name in self._unseen[0]}
+        self._unseen.clear()
+        if found := in_rollout(**{name: steps[name] for name in ("action", "observation", "reward")}):
+            raise self._diverged(found)
+        ends = steps["ended"].nonzero(as_tuple=True)
+        totals, lengths = steps["gained"][ends].tolist(), steps["age"][ends].tolist()
+        self.episodes.extend(zip(totals, lengths, strict=True))
+
     def _gradient_step(self) -> tuple[Tensor, Tensor]:
         """Return (what `_MEASURED` names, the norm of the gradients) of one step of all networks."""
         settings, networks = self.settings, self.networks
         seen = self.replay.sample(settings.batch_size, settings.rows, self.generator)
-        starts = seen["start"] if bool(seen["start"].any()) else None
+        # To ask a device would be to wait for it.
+        starts = seen["start"] if self.stage.device.type != "cpu" or bool(seen["start"].any()) else None
         burnt = settings.burn_in
         states = self._burnt_in(seen, starts)
         observed, previous = seen["observation"][burnt:], seen["previous"][burnt:]

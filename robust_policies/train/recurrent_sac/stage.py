@@ -35,6 +35,9 @@ class Stage:
         self.device, self.count, self.seed = checks.device(device), count, seed
         self.env: Any = make_batch(task.id, count, task.kwargs, task.perturbations, device=self.device)
         self.torch = isinstance(self.env.unwrapped, TorchVectorEnv)
+        if self.torch:
+            # Whoever steps looks at the actions of many steps at once.
+            self.env.unwrapped.trusts_actions = True
         self.observation_space, self.action_space = self.env.single_observation_space, self.env.single_action_space
         try:
             if not isinstance(self.action_space, spaces.Box):

@@ -28,7 +28,7 @@ _SIZES = (
 def memory_of(recipe: Any, *settings: str, device: str = "") -> Iterator[None]:
     """Turn the want of memory in the block into a `NotEnoughMemoryError` that names `settings` of the recipe.
 
-    On the CPU it says how many environments of recurrent PPO would fit, given the device.
+    It says how many environments of recurrent PPO would fit, given the device.
     """
     try:
         yield

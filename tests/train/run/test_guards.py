@@ -1,6 +1,8 @@
 """What ends a run that should not go on: NaN, a reached return, no memory, no disk, another process."""
 
+import json
 import re
+import subprocess
 import sys
 
 import numpy as np
@@ -13,7 +15,7 @@ from tiny_recipe import TINY
 from robust_policies.envs import TorchVectorEnv
 from robust_policies.errors import DiskError, DivergedError, InvalidValueError, NotEnoughMemoryError
 from robust_policies.policies import load_policy
-from robust_policies.train import RunFolder, load_recipe, train
+from robust_policies.train import RunFolder, in_memory, load_recipe, train
 from robust_policies.train.ppo import run as ppo_run
 from robust_policies.train.run import fitting, resources
 from robust_policies.train.run.checkpoints import checkpoints_in
@@ -181,7 +183,7 @@ def test_what_does_not_fit_into_memory_is_said_with_the_setting_to_lower(algorit
     monkeypatch.setattr(resources, "said_of_fitting", lambda recipe, device: "")
     recipe = recipe_of(algorithm, f"task.num_envs={10**12}")
     with pytest.raises(
-        NotEnoughMemoryError, match=r"memory: [\d.]+ TiB more were asked for; lower task.num_envs \(now"
+        NotEnoughMemoryError, match=r"memory: [\d.]+ [TP]iB more were asked for; lower task.num_envs \(now"
     ):
         train(recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -192,7 +194,7 @@ def test_what_does_not_fit_into_memory_is_said_with_the_setting_to_lower(algorit
 def test_how_many_environments_would_fit_is_measured(monkeypatch):
     recipe = recipe_of("tensor_ppo", f"task.num_envs={10**12}")
     free = 100_000_000
-    monkeypatch.setattr(fitting, "available", lambda: free)
+    monkeypatch.setattr(fitting, "available", lambda device: free)
     said = fitting.said_of_fitting(recipe, "cpu")
     found = re.fullmatch(
         r" About (\d+) environments would fit: 0\.0931 GiB are free and ([\d.]+) KiB each needs\.", said
@@ -203,9 +205,39 @@ def test_how_many_environments_would_fit_is_measured(monkeypatch):
     assert 100 * 4 * 11 < each < 100 * 4 * 11 * 20
     step = recipe.algorithm.batch_size // recipe.algorithm.n_steps
     assert count % step == 0 and 0.8 * free < count * each < 0.91 * free
-    assert not fitting.said_of_fitting(recipe, "cuda")
-    monkeypatch.setattr(fitting, "available", lambda: 0)
+    monkeypatch.setattr(fitting, "available", lambda device: 0)
     assert not fitting.said_of_fitting(recipe, "cpu")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nobody promises more memory than there is")
+def test_what_linux_would_promise_and_not_have_is_refused_before_it_is_used(tmp_path, monkeypatch):
+    # 4 environments of 100 steps, 28 bytes each.
+    monkeypatch.setattr(fitting, "available", lambda device: 11_199)
+    with pytest.raises(NotEnoughMemoryError, match=r"memory: 10\.94 KiB more .* lower task.num_envs \(now 4\) or"):
+        train(recipe_of("tensor_ppo"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr(fitting, "available", lambda device: 11_200)
+    fitting.refuse_what_cannot_fit(4, 100, "cpu")
+
+
+def test_on_a_gpu_its_own_memory_is_measured(monkeypatch):
+    told = []
+
+    def measured(command, *, input, **_):
+        told.append(json.loads(input))
+        return subprocess.CompletedProcess(command, 0, "[1000000, 4584000]\n")
+
+    monkeypatch.setattr(fitting.subprocess, "run", measured)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3_000_000, 9_000_000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 5_000_000)
+    said = fitting.said_of_fitting(recipe_of("recurrent_ppo", f"task.num_envs={10**6}"), "cuda:1")
+    # A thousand bytes each, of nine tenths of eight millions.
+    assert re.match(
+        r" About 7\d\d\d environments would fit: 0\.00745 GiB are free and 0\.977 KiB each needs\.", said
+    ), said
+    assert told[0]["device"] == "cuda:1"
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 7 * (device == "cuda:1"))
+    assert in_memory._largest("cuda:1") == 7 and in_memory._largest("cpu") > 10**7
 
 
 def test_a_rollout_that_does_not_fit_names_its_settings(tmp_path):

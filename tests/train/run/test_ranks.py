@@ -12,11 +12,15 @@ from in_process import answer, one_line
 from tiny_recipe import TINY
 
 from robust_policies.cli.app import main
+from robust_policies.envs import SB3VecEnv, TorchVectorEnv
+from robust_policies.envs.snapshot import Snapshot, capture, restore
 from robust_policies.errors import DeviceError, InvalidValueError
 from robust_policies.files.tensors import read_tensors
 from robust_policies.train import StopRequest, TrainingInterruptedError, launched, load_recipe, train
 from robust_policies.train.ppo.buffer import TensorRolloutBuffer
 from robust_policies.train.ppo.callback import RunCallback
+from robust_policies.train.ppo.continuation import Moment
+from robust_policies.train.ppo.shares import Shares
 from robust_policies.train.run.checkpoints import checkpoints_in
 from robust_policies.train.run.progress import Silent
 from robust_policies.train.run.ranks import ALONE, Ranks
@@ -232,3 +236,22 @@ def test_ranks_share_the_minibatches_of_one(count):
         assert set.union(*(part[number][0] for part in parts)) == rows
         assert sum(len(part[number][0]) for part in parts) == len(rows)
         assert sum(part[number][1] for part in parts) == pytest.approx(1.0)
+
+
+def test_ranks_share_what_an_earlier_version_kept_elsewhere():
+    def made(count):
+        env = SB3VecEnv(TorchVectorEnv("pendulum", count, max_episode_steps=7))
+        env.seed(3)
+        env.reset()
+        return env
+
+    taken = capture(bridge=made(4))
+    old = {"clock/elapsed": "_elapsed", "clock/_surely_running": "_steps_surely_running", "_streams/seeds": "_seeds",
+           "clock/_limits_after": "_limits_after"}  # fmt: skip
+    old = {f"bridge/env/{now}": f"bridge/env/{then}" for now, then in old.items()}
+    assert old.keys() <= taken.tensors.keys() | taken.values.keys()
+    tensors, values = ({old.get(path, path): one for path, one in part.items()} for part in taken[:2])
+    found = Shares(made, Ranks(1, 2)).mine(Moment(tensors, {"values": values}))
+    env = made(2)
+    restore(Snapshot(dict(found.tensors), found.facts["values"], taken.same), bridge=env)
+    assert env.env.np_random_seed == (5, 6)
