@@ -36,6 +36,8 @@ app = typer.Typer(
     help="Recurrent control policies that are stable and robust by construction: train, certify, stress, report.",
     no_args_is_help=True,
     add_completion=False,
+    # Rich's own markup would take `[default: ...]` for a style and leave it out.
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     epilog="Exit status: 0 done, 1 failed or not certified, 2 wrong input. --debug anywhere shows tracebacks.",
 )

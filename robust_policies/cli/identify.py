@@ -10,9 +10,12 @@ import typer
 from robust_policies.cli.steps import Threads
 
 _PIECES = "NAME, NAME[START:STOP] or [START:STOP], separated by commas"
+# What does not belong to the settings of an identification.
+_OF_ANY_RUN = ("data", "device", "output", "resume", "threads", "report")
 
 
 def identify(
+    context: typer.Context,
     data: Annotated[
         list[Path] | None, typer.Argument(metavar="DATA...", help="CSV, NPZ, MAT or Parquet files, or folders of them")
     ] = None,
@@ -72,6 +75,7 @@ def identify(
         raise InvalidValueError("No data was given; name a file or a folder, or a run with --resume -o DIR.")
     folder = output or Path("results") / f"{(data or [Path('data')])[0].stem}_{cell}"
     if not data:
+        _refuse_changes(context, folder)
         settings = IdentificationFolder(folder).read_settings()
     else:
         content: dict[str, Any] = {
@@ -105,6 +109,19 @@ def identify(
 
     found = read_json(run.certificate, "certificate", 1)
     typer.echo(f"{found['status']}: {found['claim']}")
+
+
+def _refuse_changes(context: typer.Context, folder: Path) -> None:
+    """Raise InvalidValueError for an option that a run which goes on by its own settings would not follow."""
+    from robust_policies.errors import InvalidValueError
+
+    for option in context.command.params:
+        source = context.get_parameter_source(str(option.name))
+        if option.name not in _OF_ANY_RUN and source is not None and source.name == "COMMANDLINE":
+            raise InvalidValueError(
+                f"{option.opts[0]} was given with --resume and no DATA, which goes on with the settings of {folder}; "
+                "leave it out, or name DATA and all options as at first."
+            )
 
 
 def _names(text: str | None) -> list[str]:

@@ -111,33 +111,45 @@ def _raw_gains(
     """Return the least proven raw gain of all channels together and of each pair, None where there is none.
 
     u_raw = input_scale u, y_raw = output_scale y: the product gamma max(output_scale) / min(input_scale) always holds,
-    an inequality with the scales in it is at most that; of one pair it is scaled by two numbers alone.
+    an inequality with the scales in it is at most that; of one pair gamma too is scaled by two numbers alone.
     """
     product = None if found.gamma is None else found.gamma * output_scale.max() / input_scale.min() * _UP
     # `verify_chain` measures the cell's input u as |u / inputs|.
     joint = verify_chain(cell, inputs=1.0 / input_scale, outputs=output_scale, explicit=explicit)
     known = [gain for gain in (product, joint) if gain is not None and math.isfinite(gain)]
     whole = min(known, default=None)
-    if whole is None or not hasattr(explicit, "B2"):
-        return whole, None
+    if whole is None:
+        return None, None
     if len(input_scale) == len(output_scale) == 1:
         return whole, ((whole,),)
     rows = []
     for i, y_scale in enumerate(output_scale):
         row = []
         for j, u_scale in enumerate(input_scale):
-            alone = explicit._replace(
-                B2=explicit.B2[:, [j]],
-                D12=explicit.D12[:, [j]],
-                C2=explicit.C2[[i]],
-                D21=explicit.D21[[i]],
-                D22=explicit.D22[[i]][:, [j]],
-            )
-            one = verify_chain(cell, inputs=np.ones(1), outputs=np.ones(1), explicit=alone)
-            bounds = [whole] if one is None else [whole, one * y_scale / u_scale * _UP]
+            ratio = y_scale / u_scale * _UP
+            bounds = [whole] + [
+                gain * ratio for gain in (found.gamma, _alone(cell, explicit, i, j)) if gain is not None
+            ]
             row.append(float(min(bounds)))
         rows.append(tuple(row))
     return whole, tuple(rows)
+
+
+def _alone(cell: Cell, explicit: Any, i: int, j: int) -> float | None:
+    """Return the proven gain of the cell from input j alone to output i, None where no inequality has them as matrices.
+
+    Then that of all channels together holds for the pair too.
+    """
+    if not hasattr(explicit, "B2"):
+        return None
+    alone = explicit._replace(
+        B2=explicit.B2[:, [j]],
+        D12=explicit.D12[:, [j]],
+        C2=explicit.C2[[i]],
+        D21=explicit.D21[[i]],
+        D22=explicit.D22[[i]][:, [j]],
+    )
+    return verify_chain(cell, inputs=np.ones(1), outputs=np.ones(1), explicit=alone)
 
 
 def _nothing(names: tuple[tuple[str, ...], tuple[str, ...]], reason: str) -> ModelCertificate:

@@ -62,7 +62,7 @@ def read_data(paths: Sequence[str | Path], columns: Columns) -> Data:
         MissingFileError: a file is not there, or a folder has no data.
         CorruptFileError: a file cannot be read as what its name says.
         UnknownNameError: a column is not there; the message names the closest.
-        NonFiniteError: a column holds NaN or infinity.
+        NonFiniteError: a column or the time holds NaN or infinity.
         InvalidValueError: the time jumps, or there is no sample time.
     """
     if not columns.inputs or not columns.outputs:
@@ -192,9 +192,15 @@ def _sample_time(
     if column is None:
         return expected
     try:
-        steps = np.diff(table[column][rows].astype(np.float64))
+        times = table[column][rows].astype(np.float64)
     except (ValueError, TypeError) as error:
         raise CorruptFileError(f"{path}: the time column {column!r} does not hold numbers ({error}).") from error
+    gaps, steps = np.flatnonzero(~np.isfinite(times)), np.diff(times)
+    if len(gaps):
+        row = int(gaps[0]) + (rows.start or 0)
+        raise NonFiniteError(
+            f"{where}: the time column {column!r} holds NaN or infinity in row {row} (from 0); fill it."
+        )
     if not len(steps):
         return expected
     # Differences of rounded times: nine digits are what a clock shows.
@@ -226,6 +232,9 @@ def _csv(path: Path) -> dict[str, np.ndarray]:
         raise CorruptFileError(f"{path} cannot be read as CSV ({error}).") from error
     if not names or all(_is_number(name) for name in names):
         raise CorruptFileError(f"{path} has no line of column names; write one as its first line.")
+    twice = [name for place, name in enumerate(names) if name in names[:place]]
+    if twice:
+        raise CorruptFileError(f"{path} has two columns {twice[0]!r}; name them apart in its first line.")
     rows = [row for row in rows if row]
     for number, row in enumerate(rows, 2):
         if len(row) != len(names):

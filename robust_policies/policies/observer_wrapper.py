@@ -94,9 +94,10 @@ class _Estimates(Changing):
         """Return what a policy reads (count, size)."""
         assert self.observation is not None
         parts = {"observation": self.observation, "estimate": self.current()}
-        if self.bound is not None:
-            each = [torch.as_tensor(self.bound.each(int(age))) for age in self.ages]
-            parts["bound"] = torch.stack(each).to(self.estimate)
+        if self.bound is not None and "bound" in self.include:
+            ages, places = self.ages.unique(return_inverse=True)
+            each = np.stack([self.bound.each(age) for age in ages.tolist()])
+            parts["bound"] = torch.as_tensor(each).to(self.estimate)[places]
         return torch.cat([parts[name].to(self.numbers) for name in self.include], -1)
 
 

@@ -8,13 +8,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any, cast
 
 import pictures
 import pytest
+import typer
 from forked import Command
 from in_process import answer, one_line
 from safetensors.numpy import load_file, save_file
 
+from robust_policies.cli.app import app
 from robust_policies.policies import load_policy
 
 TINY_SUITE = Path(__file__).parents[1] / "tiny_suite.yaml"
@@ -240,6 +243,14 @@ def test_help_and_version_answer():
     assert "certify" in answer("--help").stdout
     assert answer("--version").stdout.startswith("robust-policies ")
     assert "--resume" in answer("train", "--help").stdout
+
+
+def test_help_leaves_no_word_of_an_option_out(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")
+    for name, command in cast(Any, typer.main.get_command(app)).commands.items():
+        shown = answer(name, "--help").stdout
+        for text in (option.help.replace("`", "") for option in command.params if getattr(option, "help", None)):
+            assert text in shown, (name, text)
 
 
 def test_the_package_is_the_command_too():

@@ -81,6 +81,12 @@ def test_a_finished_run_can_be_asked_again_without_its_data_being_named(command,
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == before and "Identified" in out
 
 
+@pytest.mark.parametrize("option", [("--set", "algorithm.total_steps=9"), ("--cell", "r2dn"), ("--inputs", "u")])
+def test_an_option_that_a_run_of_its_own_settings_would_not_follow_is_refused(command, tmp_path, option):
+    status, _, lines = command("--resume", *option, quick=())
+    assert status == 2 and len(lines) == 1 and lines[0].startswith(f"error: {option[0]} was given with --resume"), lines
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -98,7 +98,16 @@ def found_gain(made, source, target, seed):
     return np.linalg.norm(change[:, target]) / np.linalg.norm(other - inputs)
 
 
-@pytest.mark.parametrize("options", [{}, {"gamma": 2.0}, {"name": "ren", "features": 5}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"gamma": 2.0},
+        {"name": "ren", "features": 5},
+        {"name": "l2ru", "gamma": 2.0},
+        {"name": "lipschitz_rnn"},
+    ],
+)
 def test_the_proven_raw_gains_are_above_what_runs_show(model, options):
     made = model(**options)
     certificate = made.certificate()

@@ -81,6 +81,7 @@ def test_a_semicolon_separates_too(tmp_path):
         (lambda lines: [*lines[:9], *lines[12:]], InvalidValueError, r"jumps by 0.4 s after row 8 .*1 place"),
         (lambda lines: [*lines[:7], "0.7,high,1.0", *lines[8:]], CorruptFileError, "'u' does not hold numbers"),
         (lambda lines: [*lines[:7], "0.7,1.0", *lines[8:]], CorruptFileError, "line 9 has 2 entries"),
+        (lambda lines: [*lines[:7], "nan,1.0,1.0", *lines[8:]], NonFiniteError, "time column 'time' .* row 7"),
     ],
 )
 def test_a_fault_in_a_column_is_named_with_its_place(tmp_path, change, error, words):
@@ -106,6 +107,11 @@ def test_wrong_columns_are_refused(tmp_path, columns, error, words):
     write_csv(tmp_path / "a.csv")
     with pytest.raises(error, match=words):
         read_data([tmp_path / "a.csv"], columns)
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    with pytest.raises(CorruptFileError, match="two columns 'u'"):
+        read_data([write_csv(tmp_path / "a.csv", header="time,u,u")], COLUMNS)
 
 
 def test_files_that_are_none_are_refused(tmp_path):
