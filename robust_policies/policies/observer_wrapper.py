@@ -14,7 +14,7 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from robust_policies.control.observers.bound import ErrorBound
-from robust_policies.control.observers.injection import Observer
+from robust_policies.control.observers.injection import Observer, check_plant
 from robust_policies.envs.parameters import plain_tensors
 from robust_policies.envs.wrappers import Changing, TensorWrapper
 from robust_policies.errors import InvalidValueError, ShapeError, UnknownNameError
@@ -48,6 +48,10 @@ class _Estimates(Changing):
         if actions.shape[0] != observer.input_size:
             raise ShapeError(
                 f"The environment takes {actions.shape[0]} input(s); the observer has {observer.input_size}."
+            )
+        if observations.shape[0] < (reads := getattr(observer, "sizes", observer.output_size)):
+            raise ShapeError(
+                f"The environment has {observations.shape[0]} observation(s); the observer reads {reads} of its plant."
             )
         self.observer, self.count, self.include, self.bound = observer, count, tuple(include), bound
         self.low, self.high = (
@@ -129,6 +133,7 @@ class ObserverWrapper(gymnasium.Wrapper):
         super().__init__(env)
         spaces: tuple[Any, Any] = env.observation_space, env.action_space
         self._estimates = _Estimates(observer, 1, include, bound, *spaces, torch.device("cpu"))
+        check_plant(observer, env)
         self.observation_space = self._estimates.space
 
     def reset(
@@ -170,6 +175,7 @@ class ObserverVectorWrapper(TensorWrapper):
         super().__init__(env)
         spaces: tuple[Any, Any] = env.single_observation_space, env.single_action_space
         self._estimates = _Estimates(observer, self.num_envs, include, bound, *spaces, self.device)
+        check_plant(observer, env)
         self.single_observation_space = self._estimates.space
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self._ended: Tensor | None = None

@@ -198,6 +198,16 @@ def find_output_injection(
     return OutputInjection(plant, model, found, tuple(half.tolist()), defect, measure).with_design(found)
 
 
+def check_plant(observer: Any, env: Any) -> None:
+    """Raise InvalidValueError where an output-injection observer is of another kind of plant than an environment's."""
+    plant = getattr(env.unwrapped, "plant", None)
+    if isinstance(observer, OutputInjection) and plant is not None and plant.kind != observer.plant.kind:
+        raise InvalidValueError(
+            f"The observer is of a {observer.plant.kind} plant and the environment's is a {plant.kind} plant; find one "
+            "of that plant."
+        )
+
+
 def _measured(plant: Any) -> tuple[LinearModel, Callable[[Tensor], Tensor]]:
     """Return the linear model with the measured states as outputs, and what takes them out of an observation."""
     model = linearize_plant(plant)

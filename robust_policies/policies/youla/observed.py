@@ -9,6 +9,7 @@ from torch import Tensor
 
 from robust_policies.control.linear_model import LinearModel
 from robust_policies.control.lqg import LQGDesign
+from robust_policies.errors import ShapeError
 from robust_policies.policies.youla.base import BaseController, YoulaOptions
 
 
@@ -46,7 +47,12 @@ class ObserverController(BaseController):
 
     def measures(self, count: int) -> int:
         """Return how many signals are measured by an observation of `count` numbers without the reference."""
-        return self.observer.output_size if self.observer.sizes == count else count
+        if self.observer.sizes != count:
+            raise ShapeError(
+                f"The environment has {count} observation(s) without its reference; the observer reads "
+                f"{self.observer.sizes}."
+            )
+        return self.observer.output_size
 
     def initial_state(self, batch: int) -> Tensor:
         """Return the state (batch, state_size) at an episode's start: the observer's own, and idle inputs."""

@@ -24,7 +24,7 @@ from robust_policies.control.linear_model import LinearModel
 from robust_policies.control.linearize import linearize_plant
 from robust_policies.control.lqg import Estimator, LQGDesign
 from robust_policies.control.lqg import design as lqg_design
-from robust_policies.control.observers.injection import find_output_injection
+from robust_policies.control.observers.injection import OutputInjection, check_plant, find_output_injection
 from robust_policies.control.scope import scope_of
 from robust_policies.envs.parameters import plain_tensors
 from robust_policies.envs.perturb.wrapping import tensor_of
@@ -104,7 +104,7 @@ class YoulaWrapper(gymnasium.Wrapper, RecordConstructorArgs):
         observe: what the policy reads, of "innovation" and "reference".
         observer: "linear", of the model, or "injection": exact on a nonlinear plant of that form within `region`, which
             is needed then (`control.observers.find_output_injection`); model and estimator are the observer's own. Or
-            an observer itself, with start, innovation and follow: `identification.LearnedObserver`.
+            an observer itself, with start, innovation and follow: that of `find_output_injection`, `LearnedObserver`.
         weights: Q, R, W or V of the base controller's design, where no design is given; those left out are its own.
         **chosen: single options by their names, in place of those in `options`: `YoulaWrapper(env, reserve=0.2)`.
 
@@ -305,6 +305,7 @@ def _controller(
         )
     if not own and observer not in OBSERVERS:
         raise UnknownNameError.among("observer", observer, OBSERVERS)
+    check_plant(observer, env)
     plant = getattr(env.unwrapped, "plant", None)
     if observer == "injection":
         if plant is None or model is not None:
@@ -313,6 +314,11 @@ def _controller(
         return ObserverController(
             injection, injection.model, injection.design, observation_space, action_space, options
         )
+    if isinstance(observer, OutputInjection) and model is None:
+        model, found = observer.model, observer.design
+        if design is None:
+            design = lqg_design(model, **weights, estimator=estimator) if weights else found
+        observer = observer.with_design(design)
     options = replace(options, reference=_reference(plant, model, options.reference))
     if model is None:
         if design is not None:

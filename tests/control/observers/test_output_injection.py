@@ -4,6 +4,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Box
 
 from robust_policies.control.observers import boundedness, error_bound, find_output_injection
 from robust_policies.envs import load_plant
@@ -162,6 +163,14 @@ def test_in_float64_it_is_free_of_the_policy_to_rounding():
     assert int(saturations.sum()) > 0
 
 
+def test_an_observer_that_was_found_before_is_that_of_its_name(observer):
+    rows = []
+    for given in ({"observer": observer}, {"observer": "injection", "region": REGION}):
+        env = YoulaWrapper(gymnasium.make(PENDULUM), **given)
+        rows.append([env.reset(seed=0)[0], *(env.step(np.ones(1))[0] for _ in range(3))])
+    assert np.array_equal(*rows)
+
+
 def test_a_policy_with_this_observer_is_not_saved_as_another():
     env = YoulaWrapper(gymnasium.make(PENDULUM), observer="injection", region=REGION)
     with pytest.raises(InvalidValueError, match="inside the wrapper"):
@@ -220,5 +229,12 @@ def test_features_that_do_not_fit_are_refused(observer):
         ObserverWrapper(env, observer, include=("bound",))
     with pytest.raises(ShapeError, match="input"):
         ObserverWrapper(gymnasium.make("robust_policies/Quadrotor-v0"), observer)
+    # The levitation has as many observations and inputs as the pendulum.
+    other = gymnasium.make("robust_policies/MagLev-v0")
+    for wrap in (ObserverWrapper, lambda env, one: YoulaWrapper(env, observer=one)):
+        with pytest.raises(InvalidValueError, match="a pendulum plant and the environment's is a maglev plant"):
+            wrap(other, observer)
+        with pytest.raises(ShapeError, match="the observer reads 2"):
+            wrap(gymnasium.wrappers.TransformObservation(env, lambda seen: seen[:1], Box(-1, 1, (1,))), observer)
     with pytest.raises(InvalidValueError, match="before reset"):
         ObserverWrapper(env, observer).step(np.zeros(1))
