@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,8 @@ class Task:
         weights: of the outputs' and the inputs' squares in the true cost, in raw units, and the outputs' set point.
         plant: the class with the cost, where that is not a sum of squares.
         judged: samples of each piece that chooses or tests a model; None: whole episodes.
+        ensembles: of a name, the cell and how many models of it, from different seeds on the same records, an episode
+            is of one.
     """
 
     name: str
@@ -81,6 +83,7 @@ class Task:
     weights: tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]] | None = None
     plant: str = "robust_policies.identification.plant:IdentifiedPlant"
     judged: int | None = None
+    ensembles: Mapping[str, tuple[str, int]] = field(default_factory=dict)
 
 
 class SwingUp(IdentifiedPlant):
@@ -128,6 +131,8 @@ TASKS = {
         steps=400_000,
         plant="results.identification.transfer:SwingUp",
         judged=32,
+        # A policy finds what is wrong with one model and uses it; what serves with each of several is right more often.
+        ensembles={"gru_ensemble": ("gru", 3)},
     ),
 }
 
@@ -165,18 +170,16 @@ def measured(name: str, seed: int, runs: Path, models: Sequence[str] | None = No
     """Yield a row of each policy: what it was trained on, its mean return on the true plant, its certificate."""
     task = TASKS[name]
     files = records(task, seed, runs / "data" / f"seed={seed}")
-    for kind in ("plant", *(cell for cell in task.cells if models is None or cell in models)):
-        model = runs / "models" / kind / f"seed={seed}"
+    kinds = (*task.cells, *task.ensembles)
+    for kind in ("plant", *(one for one in kinds if models is None or one in models)):
         changes = [f"algorithm.total_steps={task.steps}", "target=null", "checkpoints.certify_every=0"]
         row: dict[str, Any] = {"task": name, "trained_on": kind, "seed": seed}
         if kind != "plant":
-            if not IdentificationFolder(model).result.is_file():
-                identify(settings_of(name, kind, files, seed), model, page=False, resume=model.is_dir())
-            found = IdentificationFolder(model).read_result()["records"]
-            fits = [one["scores"]["model"]["all"]["fit"] for one in found if one["part"] == "test"]
-            row["fit"] = float(np.median(fits))
-            row["model_status"] = read_json(IdentificationFolder(model).certificate, "certificate", 1)["status"]
-            folder = task_folder(task, model, runs / "tasks" / kind / f"seed={seed}")
+            members = identified(name, kind, files, seed, runs / "models")
+            found = [one for member in members for one in member.read_result()["records"] if one["part"] == "test"]
+            row["fit"] = float(np.median([one["scores"]["model"]["all"]["fit"] for one in found]))
+            row["model_status"] = read_json(members[0].certificate, "certificate", 1)["status"]
+            folder = task_folder(task, members, runs / "tasks" / kind / f"seed={seed}")
             changes += ["task.id=robust_policies/Identified-v0", f"task.kwargs.task={folder}"]
             changes += ["evaluation.tasks=[robust_policies/Identified-v0]"]
         policy = runs / "policies" / kind / f"seed={seed}"
@@ -186,6 +189,20 @@ def measured(name: str, seed: int, runs: Path, models: Sequence[str] | None = No
         played = run_episodes(deployed, task.env_id, "gaussian", [0.0], EPISODES, 1000 + seed)
         row |= {"status": certificate.status, "gain": certificate.gamma_raw, "rate": certificate.rate}
         yield {**row, "return": float(np.mean(played.returns[0])), "episodes": EPISODES}
+
+
+def identified(name: str, kind: str, files: list[str], seed: int, models: Path) -> list[IdentificationFolder]:
+    """Return the folders of a model, or of an ensemble's: the first is the cell's own of that seed."""
+    cell, count = TASKS[name].ensembles.get(kind, (kind, 1))
+    found = []
+    for k in range(count):
+        folder = IdentificationFolder(models / cell / (f"seed={seed}" + (f"_{k}" if k else "")))
+        if not folder.result.is_file():
+            identify(
+                settings_of(name, cell, files, seed + 100 * k), folder.path, page=False, resume=folder.path.is_dir()
+            )
+        found.append(folder)
+    return found
 
 
 def records(task: Task, seed: int, folder: Path) -> list[str]:
@@ -244,7 +261,7 @@ def settings_of(name: str, kind: str, files: list[str], seed: int) -> Any:
     )
 
 
-def task_folder(task: Task, model: Path, folder: Path) -> Path:
+def task_folder(task: Task, members: Sequence[IdentificationFolder], folder: Path) -> Path:
     """Return the folder of a task.yaml with the true cost, its weights in the model's scales."""
     space = gymnasium.make(task.env_id).action_space
     assert isinstance(space, gymnasium.spaces.Box)
@@ -252,13 +269,14 @@ def task_folder(task: Task, model: Path, folder: Path) -> Path:
     content: dict[str, Any] = {
         "schema": 1,
         "plant": task.plant,
-        "model": [str(model)],
+        "model": [str(member.path) for member in members],
+        "member": "each" if len(members) > 1 else "mean",
         "max_episode_steps": STEPS,
         "starts": "beginnings",
         "limits": {"action_low": [-end for end in high], "action_high": high},
     }
     if task.weights is not None:
-        signals, (q, r, setpoint) = load_model(model).signals, task.weights
+        signals, (q, r, setpoint) = load_model(members[0].path).signals, task.weights
         content["cost"] = {
             "outputs": [weight * scale**2 for weight, scale in zip(q, signals.output_scale, strict=True)],
             "actions": [weight * scale**2 for weight, scale in zip(r, signals.input_scale, strict=True)],
