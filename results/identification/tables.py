@@ -22,6 +22,9 @@ NAMES = {
     "ren": "REN, contracting",
     "l2ru": "L2RU, contracting",
     "lstm": "LSTM",
+    "gru_ensemble": "3 GRUs",
+    "gru_five": "5 GRUs",
+    "gru_again": "3 GRUs, recorded again",
 }
 WANTED = 95
 """Percent of the return of a policy that was trained on the true plant."""

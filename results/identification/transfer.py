@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ from robust_policies.policies import load_policy
 
 RESULTS = Path(__file__).resolve().parent
 EPISODES, STEPS = 100, 200
+# What gives an action at a step with an observation.
+Act = Callable[[int, Any], Any]
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,23 @@ class Recording:
 
     feedback: tuple[float, ...]
     start: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Models of one cell from different seeds on the same records; an episode of a policy's training is of one.
+
+    Attributes:
+        cell: of the models.
+        count: of the models.
+        after: the models whose policy plays further episodes, which are recorded too; None: no further ones.
+        episodes: of that policy.
+    """
+
+    cell: str
+    count: int
+    after: str | None = None
+    episodes: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,6 +83,7 @@ class Task:
         weights: of the outputs' and the inputs' squares in the true cost, in raw units, and the outputs' set point.
         plant: the class with the cost, where that is not a sum of squares.
         judged: samples of each piece that chooses or tests a model; None: whole episodes.
+        ensembles: by name.
     """
 
     name: str
@@ -81,6 +101,7 @@ class Task:
     weights: tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]] | None = None
     plant: str = "robust_policies.identification.plant:IdentifiedPlant"
     judged: int | None = None
+    ensembles: Mapping[str, Ensemble] = field(default_factory=dict)
 
 
 class SwingUp(IdentifiedPlant):
@@ -128,6 +149,13 @@ TASKS = {
         steps=400_000,
         plant="results.identification.transfer:SwingUp",
         judged=32,
+        # A policy finds what is wrong with one model and uses it; what serves with each of several is right more often,
+        # and what its own episodes show more often still.
+        ensembles={
+            "gru_ensemble": Ensemble("gru", 3),
+            "gru_five": Ensemble("gru", 5),
+            "gru_again": Ensemble("gru", 3, after="gru_ensemble", episodes=60),
+        },
     ),
 }
 
@@ -165,18 +193,18 @@ def measured(name: str, seed: int, runs: Path, models: Sequence[str] | None = No
     """Yield a row of each policy: what it was trained on, its mean return on the true plant, its certificate."""
     task = TASKS[name]
     files = records(task, seed, runs / "data" / f"seed={seed}")
-    for kind in ("plant", *(cell for cell in task.cells if models is None or cell in models)):
-        model = runs / "models" / kind / f"seed={seed}"
+    kinds = (*task.cells, *task.ensembles)
+    for kind in ("plant", *(one for one in kinds if models is None or one in models)):
         changes = [f"algorithm.total_steps={task.steps}", "target=null", "checkpoints.certify_every=0"]
         row: dict[str, Any] = {"task": name, "trained_on": kind, "seed": seed}
         if kind != "plant":
-            if not IdentificationFolder(model).result.is_file():
-                identify(settings_of(name, kind, files, seed), model, page=False, resume=model.is_dir())
-            found = IdentificationFolder(model).read_result()["records"]
-            fits = [one["scores"]["model"]["all"]["fit"] for one in found if one["part"] == "test"]
-            row["fit"] = float(np.median(fits))
-            row["model_status"] = read_json(IdentificationFolder(model).certificate, "certificate", 1)["status"]
-            folder = task_folder(task, model, runs / "tasks" / kind / f"seed={seed}")
+            members = identified(name, kind, [files, *further(task, kind, seed, runs)], seed, runs / "models")
+            found = [one for member in members for one in member.read_result()["records"] if one["part"] == "test"]
+            fits = [one["scores"]["model"]["all"]["fit"] for one in found]
+            # A piece in which nothing moves has none.
+            row["fit"] = float(np.median([fit for fit in fits if fit is not None]))
+            row["model_status"] = read_json(members[0].certificate, "certificate", 1)["status"]
+            folder = task_folder(task, members, runs / "tasks" / kind / f"seed={seed}")
             changes += ["task.id=robust_policies/Identified-v0", f"task.kwargs.task={folder}"]
             changes += ["evaluation.tasks=[robust_policies/Identified-v0]"]
         policy = runs / "policies" / kind / f"seed={seed}"
@@ -188,27 +216,87 @@ def measured(name: str, seed: int, runs: Path, models: Sequence[str] | None = No
         yield {**row, "return": float(np.mean(played.returns[0])), "episodes": EPISODES}
 
 
+def identified(name: str, kind: str, files: list[list[str]], seed: int, models: Path) -> list[IdentificationFolder]:
+    """Return the folders of a model, or of an ensemble's; on the same records the first is the cell's own model."""
+    ensemble = TASKS[name].ensembles.get(kind, Ensemble(kind, 1))
+    found = []
+    for k in range(ensemble.count):
+        place = ensemble.cell if ensemble.after is None else kind
+        folder = IdentificationFolder(models / place / (f"seed={seed}" + (f"_{k}" if k else "")))
+        if not folder.result.is_file():
+            settings = settings_of(name, ensemble.cell, files, seed + 100 * k)
+            identify(settings, folder.path, page=False, resume=folder.path.is_dir())
+        found.append(folder)
+    return found
+
+
 def records(task: Task, seed: int, folder: Path) -> list[str]:
-    """Return the files of the recorded episodes, one each."""
+    """Return the files of the recorded episodes with random inputs, one each."""
+    rng = np.random.default_rng(seed)
+
+    def feedback(how: Recording) -> Act:
+        drive = 0.0
+
+        def act(t: int, observation: Any) -> Any:
+            nonlocal drive
+            drive = rng.uniform(-task.excitation, task.excitation) if t % task.held == 0 else drive
+            return drive - np.dot(how.feedback, observation)
+
+        return act
+
+    def begun(k: int) -> tuple[Act, dict[str, Any] | None]:
+        how = task.recordings[k % len(task.recordings)]
+        start = None if how.start is None else {"state": rng.uniform(-1.0, 1.0, len(how.start)) * how.start}
+        return feedback(how), start
+
     paths = [folder / f"episode{k}.npz" for k in range(task.episodes)]
+    return recorded(task, paths, 10_000 * seed, begun)
+
+
+def further(task: Task, kind: str, seed: int, runs: Path) -> list[list[str]]:
+    """Return the files of episodes that the policy of other models played on the plant, with random inputs added."""
+    ensemble = task.ensembles.get(kind)
+    if ensemble is None or ensemble.after is None:
+        return []
+    policy = load_policy(runs / "policies" / ensemble.after / f"seed={seed}")
+    rng = np.random.default_rng(5_000 + seed)
+
+    def begun(k: int) -> tuple[Act, None]:
+        # From none of it to a quarter of what the first records have.
+        share, drive, memory = 0.25 * (k % 3) / 2, 0.0, None
+
+        def act(t: int, observation: Any) -> Any:
+            nonlocal drive, memory
+            drive = share * rng.uniform(-task.excitation, task.excitation) if t % task.held == 0 else drive
+            action, memory = policy.predict(observation, memory)
+            return action + drive
+
+        return act, None
+
+    paths = [runs / "data" / f"seed={seed}" / f"{kind}{k}.npz" for k in range(ensemble.episodes)]
+    return [recorded(task, paths, 10_000 * seed + 5_000, begun)]
+
+
+def recorded(
+    task: Task, paths: list[Path], seed: int, begun: Callable[[int], tuple[Act, dict[str, Any] | None]]
+) -> list[str]:
+    """Return the files of recorded episodes, one each: of `begun(k)`, what acts and the options of the reset."""
     if all(path.is_file() for path in paths):
         return [str(path) for path in paths]
-    env, rng = gymnasium.make(task.env_id), np.random.default_rng(seed)
+    env = gymnasium.make(task.env_id)
     space = env.action_space
     assert isinstance(space, gymnasium.spaces.Box)
     for k, path in enumerate(paths):
-        how = task.recordings[k % len(task.recordings)]
-        options = None if how.start is None else {"state": rng.uniform(-1.0, 1.0, len(how.start)) * how.start}
-        observation, _ = env.reset(seed=10_000 * seed + k, options=options)
-        inputs, outputs, ended, t, drive = [], [], False, 0, 0.0
+        act, options = begun(k)
+        observation, _ = env.reset(seed=seed + k, options=options)
+        inputs, outputs, ended = [], [], False
         while not ended:
-            drive = rng.uniform(-task.excitation, task.excitation) if t % task.held == 0 else drive
-            action = np.clip(drive - np.dot(how.feedback, observation), space.low, space.high).astype(np.float32)
+            action = np.clip(act(len(inputs), observation), space.low, space.high).astype(np.float32)
             # A model's output at a time is of its inputs until then: what is seen before the action acts.
             inputs.append(action)
             outputs.append(observation)
             observation, _, terminated, truncated, _ = env.step(action)
-            ended, t = terminated or truncated, t + 1
+            ended = terminated or truncated
         u, y = np.asarray(inputs, float), np.asarray(outputs, float)
         columns: dict[str, Any] = {n: u[:, i] for i, n in enumerate(task.inputs)} | {
             n: y[:, i] for i, n in enumerate(task.outputs)
@@ -217,21 +305,22 @@ def records(task: Task, seed: int, folder: Path) -> list[str]:
     return [str(path) for path in paths]
 
 
-def settings_of(name: str, kind: str, files: list[str], seed: int) -> Any:
-    """Return the settings of an identification."""
+def settings_of(name: str, kind: str, files: list[list[str]], seed: int) -> Any:
+    """Return the settings of an identification, with files of several sorts."""
     task, parts = TASKS[name], {}
     if task.judged is not None:
-        names = [Path(path).stem for path in files]
-        first, second = round(0.7 * len(names)), round(0.85 * len(names))
         pieces = [f"[{k}:{k + task.judged}]" for k in range(0, STEPS - task.judged + 1, task.judged)]
-        judged = {"validation": names[first:second], "test": names[second:]}
-        parts = {part: [name + piece for name in own for piece in pieces] for part, own in judged.items()}
-        parts["train"] = names[:first]
+        parts = {"train": [], "validation": [], "test": []}
+        for names in ([Path(path).stem for path in some] for some in files):
+            first, second = round(0.7 * len(names)), round(0.85 * len(names))
+            parts["train"] += names[:first]
+            parts["validation"] += [name + piece for name in names[first:second] for piece in pieces]
+            parts["test"] += [name + piece for name in names[second:] for piece in pieces]
     return parse_settings(
         {
             "seed": seed,
             "data": {
-                "files": files,
+                "files": [path for some in files for path in some],
                 "inputs": list(task.inputs),
                 "outputs": list(task.outputs),
                 "sample_time": load_plant(name).time_step,
@@ -244,7 +333,7 @@ def settings_of(name: str, kind: str, files: list[str], seed: int) -> Any:
     )
 
 
-def task_folder(task: Task, model: Path, folder: Path) -> Path:
+def task_folder(task: Task, members: Sequence[IdentificationFolder], folder: Path) -> Path:
     """Return the folder of a task.yaml with the true cost, its weights in the model's scales."""
     space = gymnasium.make(task.env_id).action_space
     assert isinstance(space, gymnasium.spaces.Box)
@@ -252,13 +341,14 @@ def task_folder(task: Task, model: Path, folder: Path) -> Path:
     content: dict[str, Any] = {
         "schema": 1,
         "plant": task.plant,
-        "model": [str(model)],
+        "model": [str(member.path) for member in members],
+        "member": "each" if len(members) > 1 else "mean",
         "max_episode_steps": STEPS,
         "starts": "beginnings",
         "limits": {"action_low": [-end for end in high], "action_high": high},
     }
     if task.weights is not None:
-        signals, (q, r, setpoint) = load_model(model).signals, task.weights
+        signals, (q, r, setpoint) = load_model(members[0].path).signals, task.weights
         content["cost"] = {
             "outputs": [weight * scale**2 for weight, scale in zip(q, signals.output_scale, strict=True)],
             "actions": [weight * scale**2 for weight, scale in zip(r, signals.input_scale, strict=True)],
