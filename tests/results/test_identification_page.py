@@ -11,7 +11,7 @@ from results.identification import make, tables, transfer
 from results.identification.benchmarks import BENCHMARKS, files_of
 from robust_policies.envs import load_plant
 from robust_policies.errors import MissingFileError
-from robust_policies.identification import IdentifiedModel, Signals
+from robust_policies.identification import IdentificationFolder, IdentifiedModel, Signals
 from robust_policies.identification.records import Experiment, split
 from robust_policies.networks import make_cell
 
@@ -98,21 +98,27 @@ def test_the_table_of_policies_has_the_share_of_the_true_plants_return():
 
 def test_pieces_that_judge_a_pendulum_are_no_part_of_what_it_learns_from():
     files = [f"episode{k}.npz" for k in range(20)]
-    data = transfer.settings_of("pendulum", "gru", files, 0).data
+    data = transfer.settings_of("pendulum", "gru", [files], 0).data
     records = [
         Experiment(f"episode{k}", np.zeros((transfer.STEPS, 1)), np.zeros((transfer.STEPS, 3))) for k in range(20)
     ]
     parts = split(records, {"train": data.train, "validation": data.validation, "test": data.test})
     assert [len(part) for part in parts.parts().values()] == [14, 18, 18]
     assert {len(one) for one in (*parts.validation, *parts.test)} == {32}
-    assert not transfer.settings_of("dc_motor", "r2dn", files, 0).data.train
+    # Each sort of files is divided: of 20 more, 14 are learned from too.
+    more = [f"again{k}.npz" for k in range(20)]
+    data = transfer.settings_of("pendulum", "gru", [files, more], 0).data
+    assert sum(name.startswith("again") for name in data.train) == 14 and len(data.train) == 28
+    assert len(data.test) == len(data.validation) == 36
+    assert not transfer.settings_of("dc_motor", "r2dn", [files], 0).data.train
 
 
 def test_the_pendulums_cost_on_a_model_is_the_true_one(tmp_path):
     torch.manual_seed(0)
     signals = Signals(("torque",), ("cos", "sin", "speed"), 0.05, (0.1,), (1.2,), (0.0, 0.0, 0.5), (0.7, 0.7, 3.0))
     IdentifiedModel(make_cell("gru", 1, 3, state_size=4), signals).save(tmp_path / "model")
-    plant = load_plant(transfer.task_folder(transfer.TASKS["pendulum"], tmp_path / "model", tmp_path / "task"))
+    members = [IdentificationFolder(tmp_path / "model")]
+    plant = load_plant(transfer.task_folder(transfer.TASKS["pendulum"], members, tmp_path / "task"))
     state = plant.advance(torch.zeros(5, plant.state_size, dtype=torch.float64), torch.ones(5, 1).double(), {})
     action = torch.tensor([-5.0, -1.0, 0.0, 1.0, 9.0]).double()[:, None]
     cos, sin, speed = plant.observe(state, {}).T
