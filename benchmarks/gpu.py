@@ -1,13 +1,14 @@
 """Everything that a GPU is for, timed on one, beside what a user would take otherwise on the same machine.
 
-    python benchmarks/gpu.py [--output benchmarks/gpu.json] [--parts envs mujoco cells training jax attacks]
+    python benchmarks/gpu.py [--output benchmarks/gpu.json] [--parts envs mujoco cells training jax jax_cells attacks]
 
 `envs`: steps per second of pendulum and cart-pole with 4,096 to 1,048,576 environments: call by call, compiled
 (`compile=True`), and the plant's step alone replayed as a CUDA graph. `mujoco`: the MuJoCo tasks by MuJoCo-Warp in
 8,192 worlds, against MuJoCo's C on this machine's cores. `cells`: forward and backward of R2DN and REN against
 torch.nn.LSTM (cuDNN's) of as many parameters, milliseconds. `training`: TensorRecurrentPPO with 4,096 and 65,536
 environments, with rollout and update as a CUDA graph each and call by call. `jax`: the loop of
-benchmarks/peers/jax_ppo.py with as many. `attacks`: attacked and smoothed steps per second.
+benchmarks/peers/jax_ppo.py with as many. `jax_cells`: forward and backward of the contracting R2DN against that of
+benchmarks/peers/jax_r2dn.py, at the sizes of `cells`. `attacks`: attacked and smoothed steps per second.
 
 Every part has a limit of time, 370 seconds together, and stands in the file with `seconds` and the most GPU memory that
 PyTorch held; one that cannot run says why (`skipped`), and the others go on. `--device cpu --tiny` runs all of it on
@@ -38,6 +39,7 @@ import torch
 from cells import Size, recurrent_of_equal_size
 from cells import count as parameters_of
 from gymnasium import spaces
+from r2dn_beside_jax import Peer, beside
 from sides import on_device, rounded, timed
 from torch import Tensor, nn
 
@@ -52,7 +54,7 @@ from robust_policies.policies import DeployedPolicy, smoothed_return
 from robust_policies.policies.actor import Actor, MeanHead, ScaledCell, Scaling
 
 PENDULUM = "robust_policies/Pendulum-v0"
-LIMITS = {"envs": 70, "mujoco": 70, "cells": 50, "training": 90, "jax": 50, "attacks": 40}
+LIMITS = {"envs": 70, "mujoco": 60, "cells": 50, "training": 80, "jax": 45, "jax_cells": 30, "attacks": 35}
 """Seconds a part may take."""
 _over = {"at": math.inf}
 """When the time of the present part is over."""
@@ -176,9 +178,13 @@ def mujoco(device: torch.device, tiny: bool) -> list[dict[str, Any]]:
     return rows
 
 
+def cell_sizes(tiny: bool) -> tuple[Size, ...]:
+    return (Size("tiny", 2, 3, (3,), 4, 2),) if tiny else CELLS
+
+
 def cells(device: torch.device, tiny: bool) -> list[dict[str, Any]]:
     rows = []
-    for size in (Size("tiny", 2, 3, (3,), 4, 2),) if tiny else CELLS:
+    for size in cell_sizes(tiny):
         guarantee = Lipschitz(5.0)
         shape = (size.inputs, size.state, size.outputs, size.features)
         r2dn = R2DN(*shape, size.hidden, guarantee=guarantee)
@@ -248,6 +254,14 @@ def peer(device: torch.device, size: int) -> dict[str, Any]:
     return {"compiled": compiled, "updates": said}
 
 
+def jax_cells(device: torch.device, tiny: bool) -> list[dict[str, Any]]:
+    with Peer(device) as process:
+        return [
+            {"name": size.name, **tried(lambda: beside(process, size, device, 0.01 if tiny else 1))}  # noqa: B023
+            for size in cell_sizes(tiny)
+        ]
+
+
 def policy_on(device: torch.device) -> DeployedPolicy:
     torch.manual_seed(0)
     space = gymnasium.spec(PENDULUM).make().observation_space
@@ -280,7 +294,8 @@ def attacks(device: torch.device, tiny: bool) -> list[dict[str, Any]]:
 
 
 PARTS: dict[str, Callable[[torch.device, bool], list[dict[str, Any]]]] = {
-    "envs": envs, "mujoco": mujoco, "cells": cells, "training": training, "jax": jax, "attacks": attacks,
+    "envs": envs, "mujoco": mujoco, "cells": cells, "training": training, "jax": jax, "jax_cells": jax_cells,
+    "attacks": attacks,
 }  # fmt: skip
 
 

@@ -1,17 +1,21 @@
 """benchmarks/gpu.py runs through, at sizes that measure nothing."""
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 PARTS = ("envs", "mujoco", "cells", "training", "attacks")
 
 
 def ran(*arguments):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", ""))))
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), *arguments]
     return subprocess.run(command, env=environment, text=True, capture_output=True, check=False)
 
@@ -36,6 +40,29 @@ def test_every_part_runs_and_is_written(tmp_path):
     said = [value["skipped"] for part in PARTS for row in found[part]["rows"] for value in row.values()
             if isinstance(value, dict) and "skipped" in value]  # fmt: skip
     assert set(said) == {"a CUDA graph needs a CUDA device", "MuJoCo-Warp runs on a CUDA device"}
+
+
+def beside_jax(path):
+    """Return what stands in the file of the part that compares cells with JAX's."""
+    done = ran("--device", "cpu", "--tiny", "--output", str(path / "gpu.json"), "--parts", "jax_cells")
+    assert done.returncode == 0, done.stderr
+    return json.loads((path / "gpu.json").read_text())["jax_cells"]
+
+
+JAX_MISSING = importlib.util.find_spec("jax") is None
+
+
+@pytest.mark.skipif(JAX_MISSING, reason="jax is not installed (the extra `peers`)")
+def test_cells_are_timed_beside_jax(tmp_path):
+    (row,) = beside_jax(tmp_path)["rows"]
+    assert all(row[key] > 0 for key in ("r2dn_ms", "jax_ms", "jax_ratio_to_r2dn", "jax_compile_seconds"))
+    assert (row["name"], row["time"], row["batch"], row["platform"]) == ("tiny", 4, 2, "cpu")
+
+
+@pytest.mark.skipif(not JAX_MISSING, reason="jax is installed")
+def test_without_jax_the_part_says_so(tmp_path):
+    found = beside_jax(tmp_path)
+    assert found["skipped"] == "jax is not installed (the extra `peers`)" and "rows" not in found
 
 
 LATE = """
