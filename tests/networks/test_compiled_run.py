@@ -35,7 +35,7 @@ def both(module, inputs, state, starts, monkeypatch):
     """Return outputs, final state and gradients by the compiled run and without it."""
     found = []
     for enough in (1, 10**9):
-        monkeypatch.setattr(compiled, "_enough", lambda dtype, found=enough: found)
+        monkeypatch.setattr(compiled, "enough", lambda dtype, found=enough: found)
         inputs.grad = state.grad = None
         module.zero_grad()
         given, first = inputs.clone().requires_grad_(), state.clone().requires_grad_()
@@ -92,7 +92,7 @@ def test_nan_stays_nan(activation, dtype):
 
 
 def test_a_sample_that_is_not_finite_leaves_the_others_alone_and_ends_at_its_reset(monkeypatch):
-    monkeypatch.setattr(compiled, "_enough", lambda dtype: 1)
+    monkeypatch.setattr(compiled, "enough", lambda dtype: 1)
     module, (inputs, state, starts) = cell(), data()
     starts[:] = False
     starts[20, 3] = True
@@ -142,7 +142,7 @@ def test_without_a_working_numba_pytorch_runs(lack, monkeypatch):
 
 
 def test_gradients_of_one_result_alone(monkeypatch):
-    monkeypatch.setattr(compiled, "_enough", lambda dtype: 1)
+    monkeypatch.setattr(compiled, "enough", lambda dtype: 1)
     module, (inputs, state, starts) = cell(dtype=torch.float64), data(torch.float64)
     for index in (0, 1):
         fast = torch.autograd.grad(module(inputs, state, starts)[index].sum(), module.B2)

@@ -28,7 +28,7 @@ def unrolled(module, step, inputs, state):
 @pytest.mark.parametrize("kind", ["r2dn", "ren"])
 def test_a_loop_has_pytorchs_values_and_gradients(kind, monkeypatch):
     pytest.importorskip("numba")
-    monkeypatch.setattr(compiled, "_enough", lambda dtype: 1)
+    monkeypatch.setattr(compiled, "enough", lambda dtype: 1)
     module, generator = cell(kind).double(), torch.Generator().manual_seed(1)
     inputs = torch.randn(HORIZON, BATCH, 3, generator=generator, dtype=torch.float64)
     state, found = torch.randn(BATCH, 4, generator=generator, dtype=torch.float64), []

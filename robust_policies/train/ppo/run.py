@@ -117,7 +117,7 @@ class PpoRun(Learner):
         self.ranks = ranks = job.ranks
         count = ranks.share(recipe.task.num_envs, "task.num_envs")
         seed = (recipe.seed + ranks.rank * count) % SEEDS
-        refuse_what_cannot_fit(count, recipe.algorithm.n_steps, job.device)
+        refuse_what_cannot_fit(recipe, count, job.device)
         with memory_of(recipe, "task.num_envs", device=job.device):
             env = make_env(recipe, count, seed, job.device, training=True)
             stack.callback(env.close)

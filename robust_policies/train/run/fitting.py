@@ -54,12 +54,14 @@ def said_of_fitting(recipe: Recipe, device: str) -> str:
     )
 
 
-def refuse_what_cannot_fit(count: int, n_steps: int, device: str) -> None:
-    """Raise `MemoryError` where a rollout's numbers alone are more than there is.
+def refuse_what_cannot_fit(recipe: Recipe, count: int, device: str) -> None:
+    """Raise `MemoryError` where a rollout's numbers alone, of `count` environments, are more than there is.
+
+    Without rollouts they are those of one step.
 
     Linux promises more memory than it has, and ends a process that uses it without a word.
     """
-    least = count * n_steps * _LEAST
+    least = count * getattr(recipe.algorithm, "n_steps", 1) * _LEAST
     if device == "cpu" and sys.platform == "linux" and 0 < available(device) < least:
         raise MemoryError(f"you tried to allocate {least} bytes")
 

@@ -16,7 +16,7 @@ pytest.importorskip("numba")
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """Let the kernels run however few samples there are."""
-    monkeypatch.setattr(compiled, "_enough", lambda dtype: 1)
+    monkeypatch.setattr(compiled, "enough", lambda dtype: 1)
     monkeypatch.setattr(perceptron, "_ENOUGH", 1)
     monkeypatch.setattr(gated, "_ENOUGH", 1)
 

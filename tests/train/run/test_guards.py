@@ -217,7 +217,11 @@ def test_what_linux_would_promise_and_not_have_is_refused_before_it_is_used(tmp_
         train(recipe_of("tensor_ppo"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     monkeypatch.setattr(fitting, "available", lambda device: 11_200)
-    fitting.refuse_what_cannot_fit(4, 100, "cpu")
+    fitting.refuse_what_cannot_fit(recipe_of("tensor_ppo"), 4, "cpu")
+    # SAC has no rollout: one step.
+    fitting.refuse_what_cannot_fit(load_recipe("pendulum_sac_r2dn"), 400, "cpu")
+    with pytest.raises(MemoryError):
+        fitting.refuse_what_cannot_fit(load_recipe("pendulum_sac_r2dn"), 401, "cpu")
 
 
 def test_on_a_gpu_its_own_memory_is_measured(monkeypatch):
