@@ -28,6 +28,7 @@ RESULTS = Path(__file__).resolve().parent
 STEPS, TEST_STEPS, CHUNKS = 100_000, 2001, 200
 # The paper's own training; in the others one thing is changed.
 PUBLISHED: dict[str, Any] = {"decay": "plateau", "norm": "plain", "order": "consecutive"}
+RANDOM: dict[str, Any] = {**PUBLISHED, "decay": "cosine", "order": "random"}
 SHAPES: dict[str, dict[str, Any]] = {
     "r2dn": {"features": 50, "hidden_sizes": (96,) * 4, "activation": "relu"},
     "ren": {"features": 200, "activation": "relu"},
@@ -37,6 +38,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "ren": {"cell": "ren", "rate": 1.0, "epochs": 200, "training": PUBLISHED},
     "r2dn_cosine": {"cell": "r2dn", "rate": 1.0, "epochs": 100, "training": {**PUBLISHED, "decay": "cosine"}},
     "ren_cosine": {"cell": "ren", "rate": 1.0, "epochs": 100, "training": {**PUBLISHED, "decay": "cosine"}},
+    "r2dn_random": {"cell": "r2dn", "rate": 1.0, "epochs": 100, "training": RANDOM},
+    "ren_random": {"cell": "ren", "rate": 1.0, "epochs": 100, "training": RANDOM},
     "r2dn_rate": {"cell": "r2dn", "rate": 0.98, "epochs": 15, "training": {**PUBLISHED, "decay": "cosine"}},
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from results.youla.tables import shown, table
@@ -16,6 +17,8 @@ NAMES = {
     "ren": "REN, published training",
     "r2dn_cosine": "R2DN, cosine",
     "ren_cosine": "REN, cosine",
+    "r2dn_random": "R2DN, cosine, random order",
+    "ren_random": "REN, cosine, random order",
     "r2dn_rate": "R2DN of rate 0.98, cosine",
 }
 # Training losses of the paper, means of ten seeds, read off the vector paths of its figure.
@@ -110,12 +113,10 @@ def picture(runs: Runs) -> Any:
     """Return the figure: training loss and free-run error by epoch, beside the paper's curves."""
     losses, errors = [], []
     for k, (method, name) in enumerate(NAMES.items()):
-        for run in of(runs, method):
-            epochs = [row["epoch"] for row in run["rows"]]
-            losses.append(Series(name, Look.of(k), epochs, [row["loss"] for row in run["rows"]]))
-            known = [row for row in run["rows"] if "nrmse" in row]
-            errors.append(Series(name, Look.of(k), [row["epoch"] for row in known], [row["nrmse"] for row in known]))
-        if method in PUBLISHED and of(runs, method):
+        if own := of(runs, method):
+            losses.append(_over_seeds(name, Look.of(k), own, "loss"))
+            errors.append(_over_seeds(name, Look.of(k), own, "nrmse"))
+        if method in PUBLISHED and own:
             curve = PUBLISHED[method]
             paper = f"{name.split(',')[0]}, the paper's"
             losses.append(Series(paper, Look.of(k), list(curve), list(curve.values()), line=False))
@@ -124,3 +125,12 @@ def picture(runs: Runs) -> Any:
         Panel("free run from zero", "epoch", "NRMSE (log)", errors, log_y=True),
     ]
     return draw(Chart("observers", "Reaction-diffusion observers", "", panels, columns=2))
+
+
+def _over_seeds(name: str, look: Look, runs: Runs, key: str) -> Series:
+    """Return the median over runs by epoch, of those epochs in which all have it, with the least and the largest."""
+    values = [{row["epoch"]: row[key] for row in run["rows"] if "nrmse" in row} for run in runs]
+    epochs = sorted(set.intersection(*(set(one) for one in values)))
+    sorts = [sorted(one[epoch] for one in values) for epoch in epochs]
+    ends = ([one[0] for one in sorts], [one[-1] for one in sorts]) if len(runs) > 1 else (None, None)
+    return Series(name, look, epochs, [median(one) for one in sorts], *ends)
