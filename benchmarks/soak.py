@@ -119,12 +119,14 @@ def killed(folder: Path, assignments: list[str], kills: int, steps: int, seed: i
     done: list[int] = json.loads(notes.read_text()) if notes.is_file() else []
     if RunFolder(folder).trained:
         return done
-    seen = {"steps": -1, "since": time.monotonic(), "gap": 1.0, "wait": 0.0}
+    seen = {"steps": -1, "since": time.monotonic(), "gap": 0.0, "wait": 0.0}
 
     def watch(process: BaseProcess) -> bool:
         now, at = time.monotonic(), steps_of(folder)
         if at != seen["steps"]:
-            seen.update(steps=at, gap=now - seen["since"], since=now, wait=draw.random() * (now - seen["since"]))
+            # What passes before the first checkpoint is mostly the loading of libraries.
+            gap = now - seen["since"] if seen["steps"] > 0 else 0.0
+            seen.update(steps=at, gap=gap, since=now, wait=draw.random() * gap)
         if len(done) == kills or at < places[len(done)] or now - seen["since"] < seen["wait"]:
             return False
         process.kill()
@@ -137,7 +139,7 @@ def killed(folder: Path, assignments: list[str], kills: int, steps: int, seed: i
 
     while not carried_on(folder, assignments, watch):
         # The next one comes a while after the process has begun.
-        seen.update(since=time.monotonic(), wait=draw.random() * max(seen["gap"], 1.0))
+        seen.update(since=time.monotonic(), wait=draw.random() * seen["gap"])
     return done
 
 
