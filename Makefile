@@ -100,7 +100,7 @@ bench: setup ## every benchmark; writes benchmarks/*.json, results/ and docs/ima
 # No `setup`: a machine with a GPU may have no network, and gets its environment carried in. Tests that fail, or take more
 # than 90 seconds, leave the 370 of the benchmark alone.
 gpu: ## what needs a CUDA device: its tests, then benchmarks/gpu.json (at most eight minutes)
-	@status=0; timeout --signal=INT 90 $(BIN)/python -m pytest -n 0 -m gpu $$(grep -rl "mark\.gpu" tests) || status=$$?; \
+	@status=0; timeout --signal=INT 90 $(BIN)/python -m pytest -n 0 -m gpu $$(grep -rl --include="*.py" "mark\.gpu" tests) || status=$$?; \
 	$(BIN)/python benchmarks/gpu.py --output benchmarks/gpu.json && exit $$status
 
 clean: ## remove the virtual environment and build products
